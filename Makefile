@@ -1,0 +1,45 @@
+# All set-up is here: every target makes what it needs and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint data compare tensorboard clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv and install newllm with all that it needs
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+train: $(READY)  ## train the default experiment; ARGS="key=value ..." changes it
+	$(BIN)/python -m newllm.train $(ARGS)
+
+test: $(READY) lint  ## lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: $(READY)  ## print a card for each corpus
+	$(BIN)/python -m newllm.data
+
+compare: $(READY)  ## the published final experiment beside the modern recipe
+	$(BIN)/python -m newllm.train hydra.run.dir=$(COMPARED)/original
+	$(BIN)/python -m newllm.train experiment=modern hydra.run.dir=$(COMPARED)/modern
+	$(BIN)/python -m newllm.report $(COMPARED)/original $(COMPARED)/modern --figure $(COMPARED)/curves.png
+
+tensorboard: $(READY)  ## look at all runs in a browser
+	$(BIN)/tensorboard --logdir outputs
+
+clean:  ## remove the environment and caches; never outputs/ or data/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find newllm tests -name __pycache__ -type d -prune -exec rm -rf {} +

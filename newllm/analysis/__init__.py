@@ -1,0 +1,1 @@
+"""What runs are compared with, what they show, and what follows from it."""

@@ -1,0 +1,111 @@
+"""Figures of one run. Each function returns a matplotlib Figure; nothing here writes a file.
+
+Colours are those of Okabe & Ito (2008), which the colour-blind can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], references: Mapping[str, float], title: str
+) -> Figure:
+    """Loss and perplexity by epoch, train and validation, references as horizontal lines.
+
+    Args:
+        rows: one mapping an epoch with `epoch`, `train/loss` and `val/loss`, in nats per token.
+        references: name and loss on the validation split, in nats per token.
+        title: what the run is.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    loss_axes, perplexity_axes = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    for key, label, colour in (("train/loss", "train", BLUE), ("val/loss", "validation", ORANGE)):
+        losses = np.array([row.get(key, math.nan) for row in rows], float)
+        marker = "o" if len(rows) < 3 else None
+        loss_axes.plot(epochs, losses, color=colour, label=label, marker=marker)
+        perplexity_axes.plot(epochs, np.exp(losses), color=colour, label=label, marker=marker)
+    for axes, transform in ((loss_axes, float), (perplexity_axes, math.exp)):
+        _reference_lines(axes, references, transform)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss_axes.set_ylabel("loss (nats per token)")
+    perplexity_axes.set_ylabel("perplexity")
+    perplexity_axes.set_yscale("log")
+    loss_axes.legend(frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _reference_lines(axes: Axes, references: Mapping[str, float], transform: Any) -> None:
+    for name, loss in references.items():
+        style = "-" if name == "oracle" else "--"
+        colour = GREEN if name == "oracle" else GREY
+        axes.axhline(transform(loss), color=colour, linestyle=style, linewidth=1)
+        axes.annotate(
+            name,
+            (1, transform(loss)),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 2),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=colour,
+        )
+
+
+def context_over_time(contexts_TC: np.ndarray, words: Sequence[str]) -> Figure:
+    """The context after each word of a sentence: time to the right, elements downwards.
+
+    Elements are sorted by their value at the end, so that what was kept shows as bands.
+    """
+    order = np.argsort(contexts_TC[-1])
+    limit = float(np.abs(contexts_TC).max()) or 1.0
+    figure = Figure(figsize=(max(6, 0.55 * len(words)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        contexts_TC[:, order].T,
+        aspect="auto",
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        interpolation="nearest",
+    )
+    axes.set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel("context element (sorted by final value)")
+    figure.colorbar(image, ax=axes, label="value")
+    return figure
+
+
+def comparison(runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Validation loss of several runs by epoch; references of the first run as lines.
+
+    Args:
+        runs: for each run its result and its rows by epoch, as `newllm.report.read_run` gives.
+    """
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for result, rows in runs:
+        losses = [row.get("val/loss", math.nan) for row in rows]
+        axes.plot([row["epoch"] for row in rows], losses, label=result["name"])
+    first = runs[0][0]
+    oracle = first["oracle_loss"]
+    references = first["references"] | ({} if oracle is None else {"oracle": oracle})
+    _reference_lines(axes, references, float)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure

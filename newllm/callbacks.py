@@ -1,0 +1,196 @@
+"""What a user watches during a run: progress, curves, samples, and the context itself.
+
+Shapes: B batch, T time (tokens), C context.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from newllm.analysis import figures
+from newllm.data.module import CorpusDataModule
+from newllm.data.tokenizer import PAD
+from newllm.generate import sample_sentences
+from newllm.models.context import ContextModel, Trace
+from newllm.models.language_model import LanguageModel
+from newllm.recording import History
+
+
+def _writer(trainer: Trainer) -> Any | None:
+    """TensorBoard's writer, if the run logs there."""
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return boards[0].experiment if boards else None
+
+
+def _history(trainer: Trainer) -> History:
+    callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009  (untyped in Lightning)
+    return next(callback for callback in callbacks if isinstance(callback, History))
+
+
+def _model(module: LightningModule) -> LanguageModel:
+    model = module.model
+    assert isinstance(model, LanguageModel)
+    return model
+
+
+def _data(trainer: Trainer) -> CorpusDataModule:
+    data = getattr(trainer, "datamodule")  # noqa: B009  (untyped in Lightning)
+    assert isinstance(data, CorpusDataModule)
+    return data
+
+
+def _due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Whether an epoch's end is one to look at: the first, every n-th, and the last."""
+    epoch = trainer.current_epoch + 1
+    return epoch in (1, trainer.max_epochs) or epoch % every_n_epochs == 0
+
+
+class ProgressLine(Callback):
+    """One bar for the whole run; where the output is no terminal, a line every tenth of the way."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._started = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._started = time.monotonic()
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f} %"),
+                TextColumn("{task.fields[losses]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=self._console,
+                refresh_per_second=4,
+            )
+            total = int(trainer.estimated_stepping_batches)
+            self._task = self._progress.add_task("", total=total, epoch=1, losses="")
+            self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._progress:
+            epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._progress.update(self._task, completed=trainer.global_step, epoch=epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        losses = f"train {metrics['train/loss']:.3f}  val {metrics.get('val/loss', math.nan):.3f}"
+        if self._progress:
+            self._progress.update(self._task, losses=losses)
+        elif _due(trainer, max(1, (trainer.max_epochs or 10) // 10)):
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            seconds = time.monotonic() - self._started
+            self._console.print(f"{epoch}  {losses}  {seconds:.0f} s", highlight=False)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+
+class Curves(Callback):
+    """`curves.png`: loss and perplexity by epoch, beside the references of the same split.
+
+    `references` (name and validation loss) and `title` are filled in before the run starts.
+    """
+
+    def __init__(self) -> None:
+        self.references: dict[str, float] = {}
+        self.title = ""
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        figure = figures.curves(_history(trainer).epochs, self.references, self.title)
+        figure.savefig(Path(trainer.default_root_dir) / "curves.png", dpi=120)
+        if writer := _writer(trainer):
+            writer.add_figure("curves", figure, trainer.global_step)
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        if _history(trainer).epochs:
+            self.on_train_end(trainer, module)
+
+
+class SampleSentences(Callback):
+    """Sentences that the model makes up, as text in TensorBoard."""
+
+    def __init__(self, num_sentences: int = 8, every_n_epochs: int = 5) -> None:
+        self.num_sentences = num_sentences
+        self.every_n_epochs = every_n_epochs
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        writer, model = _writer(trainer), _model(module)
+        if writer is None or not _due(trainer, self.every_n_epochs):
+            return
+        if model.sees_the_future:
+            return  # The future is not there yet when one writes.
+        data = _data(trainer)
+        sentences = sample_sentences(
+            model, data.tokenizer, self.num_sentences, max_tokens=data.max_length
+        )
+        text = "\n".join(f"- {sentence}" for sentence in sentences)
+        writer.add_text("samples", text, trainer.global_step)
+
+
+class ContextInspector(Callback):
+    """The context of a context model: its size by epoch, a picture over time, its gates.
+
+    Logs `context/norm` (Euclidean, mean over tokens) and `context/std` (over elements) on the
+    first validation sentences, and draws the longest of these. Other models have no context.
+    """
+
+    NUM_SENTENCES = 64
+
+    def __init__(self, every_n_epochs: int = 5) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        model = _model(module)
+        if not isinstance(model, ContextModel):
+            return
+        validation = _data(trainer).split("validation")
+        batch = validation.batch(torch.arange(min(len(validation), self.NUM_SENTENCES)))
+        trace = model.trace(batch.tokens_BT)
+        real_BT = batch.tokens_BT != PAD
+        contexts_NC = trace.contexts_BTC[real_BT]
+        module.log("context/norm", contexts_NC.norm(dim=-1).mean())
+        module.log("context/std", contexts_NC.std(dim=-1).mean())
+        writer = _writer(trainer)
+        if writer is not None and _due(trainer, self.every_n_epochs):
+            for name, gate_BTC in trace.gates.items():
+                writer.add_histogram(f"gates/{name}", gate_BTC[real_BT], trainer.global_step)
+            self._draw(trainer, writer, batch.tokens_BT, trace)
+
+    @staticmethod
+    def _draw(trainer: Trainer, writer: Any, tokens_BT: Tensor, trace: Trace) -> None:
+        length_B = (tokens_BT != PAD).sum(1)
+        row, length = int(length_B.argmax()), int(length_B.max())
+        tokenizer = _data(trainer).tokenizer
+        words = ["<BOS>", *(tokenizer.decode([i]) for i in tokens_BT[row, 1:length].tolist())]
+        contexts_TC = trace.contexts_BTC[row, :length].float().numpy(force=True)
+        figure = figures.context_over_time(contexts_TC, words)
+        writer.add_figure("context/over_time", figure, trainer.global_step)

@@ -1,0 +1,98 @@
+"""Where the configuration lies, and how an object is built from a node of it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+TRUSTED_PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
+
+
+class ConfigFault(ValueError):
+    """Faults of a configuration, one line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+
+
+def conf_directory() -> Path:
+    """The folder of configuration files: beside the code in a wheel, above it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    candidates = (package / "conf", package.parent / "conf")
+    return next(path for path in candidates if (path / "config.yaml").is_file())
+
+
+def instantiate(node: DictConfig, trusted_packages: Sequence[str] = (), **arguments: Any) -> Any:
+    """Build what a node's `_target_` names, `arguments` added to those of the node.
+
+    Raises:
+        ConfigFault: a target outside the trusted packages, or an argument that it does not take.
+        ValueError: the constructor refuses its arguments.
+    """
+    if faults := list(target_faults(node, "", trusted_packages)):
+        raise ConfigFault(faults)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | TypeError):
+            raise ValueError(str(error.__cause__)) from error
+        raise
+
+
+def target_faults(node: Any, name: str, trusted_packages: Sequence[str] = ()) -> Iterator[str]:
+    """Targets below `node` that are not trusted, and arguments that a target does not take."""
+    if isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from target_faults(item, f"{name}[{index}]", trusted_packages)
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        yield from _call_faults(node, name, trusted_packages)
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            place = ".".join(filter(None, (name, str(key))))
+            yield from target_faults(node[key], place, trusted_packages)
+
+
+def _call_faults(node: DictConfig, name: str, trusted_packages: Sequence[str]) -> Iterator[str]:
+    path = str(node["_target_"])
+    place = f"{name}._target_={path}".lstrip(".")
+    # The name is checked before it is imported: an import runs code.
+    trusted = (*TRUSTED_PACKAGES, *trusted_packages)
+    if path.partition(".")[0] not in trusted:
+        yield f"{place}: not from {', '.join(trusted)}; if it is safe: trusted_packages=[PACKAGE]"
+        return
+    try:
+        target = hydra.utils.get_object(path)
+    except (ImportError, ValueError):
+        yield f"{place}: no such class or function"
+        return
+    # A trusted module may hold something foreign: torch.os.system is os.system.
+    home = str(getattr(target, "__module__", None)).partition(".")[0]
+    if home not in trusted or not (
+        inspect.isclass(target) or home in ("newllm", *trusted_packages)
+    ):
+        yield f"{place}: not a class of {', '.join(trusted)}"
+        return
+    yield from _argument_faults(node, name, target)
+
+
+def _argument_faults(node: DictConfig, name: str, target: Any) -> Iterator[str]:
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [key for key in parameters if key not in ("self", "args")]
+    for key in node:
+        if key not in known and not str(key).startswith("_"):
+            taker = str(node["_target_"]).rpartition(".")[2]
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            place = ".".join(filter(None, (name, str(key))))
+            yield f"{place}: {taker} takes no {key!s}{hint}"

@@ -1,0 +1,166 @@
+"""All faults of a command line at once, before Hydra (which stops at the first) sees it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from newllm.config.build import conf_directory
+from newllm.config.composed import composed_faults
+
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+def command_line_faults(arguments: Sequence[str]) -> list[str]:
+    """One line for each fault of a command line; empty if it can be composed and built.
+
+    Of a sweep (`seed=1,2`) every value is checked on its own and the first ones together.
+    """
+    parsed, unknown = get_args_parser().parse_known_args(list(arguments))
+    faults = [f"{word}: unknown flag, or it stands amid the overrides" for word in unknown]
+    if parsed.config_dir and not Path(parsed.config_dir).is_dir():
+        return [*faults, f"--config-dir {parsed.config_dir}: no such folder"]
+    overrides, unparsed = _parse(parsed.overrides)
+    faults += unparsed
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        if parsed.config_dir:
+            folder = Path(parsed.config_dir).resolve()
+            # Hydra wants its source of schemas to stay the last one.
+            loader.get_search_path().prepend("command line", f"file://{folder}", "schema")
+            loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
+        chosen = [item for item in overrides if loader.get_group_options(item.key_or_group)]
+        faults += [fault for item in chosen for fault in _option_faults(item)]
+        good = [item for item in chosen if not list(_option_faults(item))]
+        try:
+            config = compose("config", overrides=_single(good))
+        except COMPOSE_ERRORS as error:
+            return [*faults, _one_line(error)]
+        values = [item for item in overrides if item not in chosen]
+        faults += [fault for item in values for fault in _value_faults(config, item)]
+        good += [item for item in values if not list(_value_faults(config, item))]
+        try:
+            config = compose("config", overrides=_single(good))
+        except COMPOSE_ERRORS as error:
+            return [*faults, _one_line(error)]
+        return faults + composed_faults(config, _single(good))
+
+
+def _parse(words: Sequence[str]) -> tuple[list[Override], list[str]]:
+    parser = OverridesParser.create()
+    overrides, faults = [], []
+    for word in words:
+        try:
+            overrides += parser.parse_overrides([word])
+        except HydraException:
+            faults.append(f"{word}: not an override; write KEY=VALUE, quoting special characters")
+    return overrides, faults
+
+
+def _values(item: Override) -> list[Any]:
+    """The values of an override: its one value, or all those of a sweep over a list or range."""
+    if not item.is_sweep_override():
+        return [item.value()]
+    return list(item.sweep_iterator()) if item.is_discrete_sweep() else []
+
+
+def _single(overrides: Sequence[Override]) -> list[str]:
+    """The overrides as a single run would have them: the first value of every sweep."""
+    lines = []
+    for item in overrides:
+        if not item.is_sweep_override():
+            lines.append(str(item.input_line))
+        elif item.is_discrete_sweep():
+            lines.append(f"{item.key_or_group}={next(item.sweep_string_iterator())}")
+    return lines
+
+
+def _option_faults(item: Override) -> Iterator[str]:
+    group = item.key_or_group
+    options = sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+    for choice in _values(item):
+        names = choice if isinstance(choice, list) else [choice]
+        if isinstance(choice, list) and group != "countermeasure":
+            yield f"{group}={_shown(choice)}: takes one option, not a list"
+        elif "none" in names and len(names) > 1:
+            yield f"{group}={_shown(choice)}: none stands alone; drop it or the others"
+        for name in names:
+            if str(name) not in options:
+                yield f"{group}={_shown(name)}: no such option; there are {', '.join(options)}"
+
+
+def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
+    key = item.key_or_group
+    if key.split(".")[0].split("/")[0] == "hydra":
+        return
+    if item.is_add():
+        if key.partition(".")[0] not in config:
+            yield f"+{key}: nothing reads it; drop it"
+        return
+    parent, _, leaf = key.rpartition(".")
+    holder = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(holder, DictConfig):
+        yield f"{key}: unknown key; {parent} holds no keys"
+    elif leaf not in holder.keys():  # noqa: SIM118  (`in` is false for a key whose value is ???)
+        yield f"{key}: unknown key{_suggestion(holder, parent, leaf)}"
+    elif not item.is_delete():
+        default = holder[leaf]
+        for value in _values(item):
+            if not _has_type_of(default, value):
+                wanted = f"{_type_name(default)}, like the default {_shown(default)}"
+                yield f"{key}={_shown(value)}: must be {wanted}"
+
+
+def _suggestion(holder: DictConfig, parent: str, leaf: str) -> str:
+    keys = [str(name) for name in holder if not str(name).startswith("_")]
+    if close := difflib.get_close_matches(leaf, keys, n=1):
+        return f"; did you mean {f'{parent}.{close[0]}'.lstrip('.')}?"
+    return f"; {parent or 'the configuration'} has {', '.join(keys)}"
+
+
+def _has_type_of(default: Any, value: Any) -> bool:
+    """Whether a value has the type of the default it replaces; a default of null takes anything."""
+    if default is None or (isinstance(value, str) and value.startswith("${")):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int if isinstance(default, int) else int | float)
+    if isinstance(default, str):
+        return not isinstance(value, list | dict | None)
+    if isinstance(default, ListConfig):
+        return isinstance(value, list)
+    return isinstance(value, dict | None)
+
+
+def _type_name(default: Any) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+             ListConfig: "a list", DictConfig: "a mapping"}  # fmt: skip
+    return next(name for kind, name in kinds.items() if isinstance(default, kind))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | ListConfig):
+        return f"[{','.join(_shown(item) for item in value)}]"
+    if isinstance(value, DictConfig):
+        return f"{{{','.join(str(key) for key in value)}}}"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _one_line(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return re.sub(r"^In '[^']*': ", "", text)

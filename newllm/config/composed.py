@@ -1,0 +1,125 @@
+"""Faults that show only in the composed configuration: contradictions and unread choices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from newllm.config.build import target_faults
+
+# What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
+# it acts only where one of these refers to it as ${part}.
+BUILT = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks")
+READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
+SETTINGS = ("seed", "name", "threads", "plan", "keep_last", "trusted_packages", "hydra")
+# Groups that bundle other choices; what they set is checked instead of their name.
+BUNDLES = ("experiment", "recipe", "countermeasure")
+
+
+def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """One line for each fault of a composed configuration.
+
+    Needs Hydra to be initialised, since it looks into the chosen experiment's own file.
+
+    Args:
+        config: as composed, interpolations unresolved.
+        overrides: what was explicitly chosen on the command line.
+    """
+    faults = [*_corpus_contradictions(config), *_unread_choices(config, overrides)]
+    for name in BUILT:
+        try:
+            node = OmegaConf.select(config, name)
+            OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else None
+        except OmegaConfBaseException as error:
+            faults.append(str(error).partition("\n")[0])
+            continue
+        faults += target_faults(node, name, config.trusted_packages or ())
+    return faults
+
+
+def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
+    wanted = {
+        name: node.corpus for name, node in config.countermeasures.items() if "corpus" in node
+    }
+    if len(set(wanted.values())) > 1:
+        wishes = " and ".join(f"{name} wants data={corpus}" for name, corpus in wanted.items())
+        yield f"countermeasure=[{','.join(wanted)}]: {wishes}; keep one of them"
+        return
+    for name, corpus in wanted.items():
+        if config.data.corpus != corpus:
+            yield (
+                f"countermeasure={name} wants data={corpus}, "
+                f"but data={config.data.corpus} was chosen; drop one of the two"
+            )
+
+
+def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    read = _read_nodes(config)
+    model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
+    for key, source in _explicit_choices(overrides):
+        if key.split(".")[0] in (*SETTINGS, *BUILT) or key in BUNDLES:
+            continue
+        if not any(_overlap(key, name) for name in read):
+            chosen = source if source.startswith(key) else f"{key} (from {source})"
+            yield f"{chosen}: {model} does not read it; drop it"
+
+
+def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of a chosen key and where it was chosen: an override, or an experiment's file."""
+    for line in overrides:
+        key, _, value = line.lstrip("+~").partition("=")
+        yield key.partition("@")[0].replace("/", "."), line
+        if key == "experiment" and value not in ("null", ""):
+            loader = GlobalHydra.instance().config_loader()
+            file = loader.repository.load_config(f"experiment/{value}")  # type: ignore[attr-defined]
+            assert file is not None
+            for default in file.defaults_list:
+                if default.is_override():
+                    yield default.group.strip("/"), line
+            for leaf in _leaves(OmegaConf.to_container(file.config)):
+                yield leaf, line
+
+
+def _leaves(content: Any, name: str = "") -> Iterator[str]:
+    if not isinstance(content, dict) or not content:
+        yield name
+        return
+    for key, value in content.items():
+        if key != "defaults":
+            yield from _leaves(value, f"{name}.{key}".lstrip("."))
+
+
+def _overlap(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.")
+
+
+def _read_nodes(config: DictConfig) -> set[str]:
+    """Dotted names of the nodes that are read, directly or by a chain of ${...}."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    read: set[str] = set()
+    waiting = list(READ)
+    while waiting:
+        name = waiting.pop()
+        if name not in read:
+            read.add(name)
+            waiting += _references(_descend(raw, name))
+    return read
+
+
+def _descend(content: Any, name: str) -> Any:
+    for key in name.split("."):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _references(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield from re.findall(r"\$\{([A-Za-z_][\w.]*)\}", content)
+    elif isinstance(content, dict | list):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from _references(item)

@@ -1,0 +1,1 @@
+"""Corpora, the grammar behind them, tokenizers and batches."""

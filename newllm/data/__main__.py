@@ -1,0 +1,35 @@
+"""Prints a card for each corpus: ``python -m newllm.data``."""
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from newllm.data.corpora import NAMES
+from newllm.data.module import CorpusDataModule
+
+
+def main() -> None:
+    """Writes the corpora of this package into a directory and prints what they are like."""
+    parser = argparse.ArgumentParser(prog="python -m newllm.data", description=main.__doc__)
+    parser.add_argument("--directory", default="data", help="where to write (default: data)")
+    directory = parser.parse_args().directory
+    console = Console()
+    for name in NAMES:
+        if name == "text":
+            continue
+        data = CorpusDataModule(name, order_seed=0, directory=directory)
+        try:
+            data.setup()
+        except ValueError as error:
+            parser.exit(1, f"{error}\n")
+        table = Table(title=name, title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
+        for label, value in data.card().rows().items():
+            table.add_row(label, value)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

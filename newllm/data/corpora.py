@@ -1,0 +1,258 @@
+"""The corpora: where their sentences come from and how they are split.
+
+``tiny30`` and ``augmented124`` are written by hand, ``quality500`` and ``quality12500`` are drawn
+from the grammar in ``quality.toml``, and any text file can be read with a sentence on each line.
+``augmented124`` is a stand-in: only the size and vocabulary of the original corpus are known.
+
+Every corpus is a pure function of its arguments. The files that `Corpus.write` leaves behind are
+there to be looked at; they are never read back.
+"""
+
+import hashlib
+import math
+import os
+import random
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+from newllm.data.grammar import Grammar
+
+NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
+SPLITS = ("train", "validation", "test")
+
+SPLIT_SEED = 42
+TRAIN_FRACTION = 0.8
+NUM_TEST_SENTENCES = 10_000
+
+# Of the draws 0, 1, 2, ... of quality500 the first with 4,986 words, 252 of them distinct.
+# quality12500 has no figures to meet.
+DRAW_SEEDS = {"quality500": 12, "quality12500": 0}
+NUM_SENTENCES = {"quality500": 500, "quality12500": 12_500}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences, words separated by single blanks, in three splits of fixed order.
+
+    Attributes:
+        seed: what was drawn and split with, None for the default draw.
+        grammar: the distribution the sentences were drawn from, None where there is none.
+        path: the file that was read, None for the corpora of this package.
+        line_numbers: for a file, the line of each sentence of each split, counted from 1.
+        num_blank_lines: lines of the file that hold no sentence.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    seed: int | None = None
+    grammar: Grammar | None = None
+    path: Path | None = None
+    line_numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    num_blank_lines: int = 0
+
+    def split(self, name: str) -> tuple[str, ...]:
+        """The sentences of ``train``, ``validation`` or ``test``."""
+        assert name in SPLITS, name
+        sentences: tuple[str, ...] = getattr(self, name)
+        return sentences
+
+    def location(self, split: str, index: int) -> str:
+        """Where to find a sentence, as ``FILE:LINE``."""
+        if self.path is not None:
+            return f"{self.path}:{self.line_numbers[split][index]}"
+        return f"{self._file_name(split)}:{index + 1}"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all three splits, in hexadecimal."""
+        return hashlib.sha256("\f".join(map(self._text, SPLITS)).encode()).hexdigest()
+
+    @cached_property
+    def test_shift(self) -> float:
+        """How much likelier a test sentence is than the grammar says, in nats a sentence.
+
+        The test sentences are drawn on condition that they are neither in train nor in validation.
+        With S the set of those sentences this makes every other one likelier by 1 / (1 - P(S)).
+        0.0 where there is no grammar.
+        """
+        if self.grammar is None:
+            return 0.0
+        seen = {*self.train, *self.validation}
+        mass = math.fsum(math.exp(self.grammar.log_probability(s.split())) for s in sorted(seen))
+        return -math.log1p(-mass)
+
+    def write(self, directory: Path) -> None:
+        """Writes a file a split into ``directory``, unless it is there already. Atomic.
+
+        Raises:
+            ValueError: the directory cannot be written to.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for split in SPLITS:
+                path, content = directory / self._file_name(split), self._text(split).encode()
+                if not path.exists() or path.read_bytes() != content:
+                    partial = path.with_name(f".{path.name}.{os.getpid()}")
+                    partial.write_bytes(content)
+                    partial.replace(path)
+        except OSError as error:
+            raise ValueError(
+                f"data.directory={directory} cannot be written: {error.strerror}"
+            ) from error
+
+    def _file_name(self, split: str) -> str:
+        seed = "" if self.seed is None else f".seed{self.seed}"
+        return f"{self.name}{seed}.{split}.txt"
+
+    def _text(self, split: str) -> str:
+        return "".join(f"{sentence}\n" for sentence in self.split(split))
+
+
+def build_corpus(name: str, seed: int | None = None) -> Corpus:
+    """One of the corpora of this package.
+
+    Args:
+        name: ``tiny30``, ``augmented124``, ``quality500`` or ``quality12500``.
+        seed: redraws the sentences of a grammar corpus and splits any corpus anew; None gives the
+            corpus with the published figures.
+    """
+    if name in NUM_SENTENCES:
+        return _from_grammar(name, seed)
+    assert name in ("tiny30", "augmented124"), name
+    sentences = _resource("tiny30.txt").splitlines()
+    if name == "augmented124":
+        sentences += _resource("augmented94.txt").splitlines()
+    train, validation = _shuffle_and_split(sentences, seed)
+    return Corpus(name, train, validation, seed=seed)
+
+
+def quality_grammar() -> Grammar:
+    """The grammar that quality500 and quality12500 are drawn from."""
+    return Grammar(tomllib.loads(_resource("quality.toml")), start="sentence")
+
+
+def _from_grammar(name: str, seed: int | None) -> Corpus:
+    grammar = quality_grammar()
+    draw_seed = DRAW_SEEDS[name] if seed is None else seed
+    sentences = _draw(grammar, NUM_SENTENCES[name], random.Random(f"{name} {draw_seed}"))
+    train, validation = _shuffle_and_split(sentences, seed)
+    rng = random.Random(f"{name} test {draw_seed}")
+    seen = set(sentences)
+    test: list[str] = []
+    while len(test) < NUM_TEST_SENTENCES:
+        sentence = " ".join(grammar.sample(rng))
+        if sentence not in seen:
+            test.append(sentence)
+    return Corpus(name, train, validation, tuple(test), seed, grammar)
+
+
+def _draw(grammar: Grammar, num_sentences: int, rng: random.Random) -> list[str]:
+    """Sentences of each type in exactly the grammar's proportions, repetitions allowed."""
+    weights: dict[str, int] = tomllib.loads(_resource("quality.toml"))["sentence"]
+    quotas = {symbol.strip("<>"): weight for symbol, weight in weights.items()}
+    scale, remainder = divmod(num_sentences, sum(quotas.values()))
+    assert remainder == 0, "the types' proportions must give whole numbers of sentences"
+    return [
+        " ".join(grammar.sample(rng, symbol))
+        for symbol, quota in quotas.items()
+        for _ in range(quota * scale)
+    ]
+
+
+def _shuffle_and_split(
+    sentences: list[str], seed: int | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    shuffled = list(sentences)
+    random.Random(SPLIT_SEED if seed is None else seed).shuffle(shuffled)
+    num_train = int(TRAIN_FRACTION * len(shuffled))
+    return tuple(shuffled[:num_train]), tuple(shuffled[num_train:])
+
+
+def read_text_corpus(
+    path: Path,
+    *,
+    seed: int | None = None,
+    lowercase: bool = True,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+) -> Corpus:
+    """Any UTF-8 file with a sentence on each line; lines without a word are left out.
+
+    Raises:
+        ValueError: fractions that leave nothing to train on, or a file that is missing, a
+            directory, not UTF-8 text, empty, or too short to be split.
+    """
+    _check_fractions(validation_fraction, test_fraction)
+    lines = _read_lines(path)
+    numbered = [
+        (number, " ".join((line.lower() if lowercase else line).split()))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    num_blank_lines = len(lines) - len(numbered)
+    num_validation = max(1, round(validation_fraction * len(numbered)))
+    num_test = max(1, round(test_fraction * len(numbered))) if test_fraction else 0
+    num_train = len(numbered) - num_validation - num_test
+    if num_train < 1:
+        raise ValueError(
+            f"data.path={path} holds too few sentences to be split ({len(numbered)}):"
+            " put one on each line, at least one for each split"
+        )
+    random.Random(SPLIT_SEED if seed is None else seed).shuffle(numbered)
+    train_end, validation_end = num_train, num_train + num_validation
+    line_numbers, sentences = zip(*numbered, strict=True)
+    return Corpus(
+        "text",
+        train=sentences[:train_end],
+        validation=sentences[train_end:validation_end],
+        test=sentences[validation_end:],
+        seed=seed,
+        path=path,
+        line_numbers={
+            "train": line_numbers[:train_end],
+            "validation": line_numbers[train_end:validation_end],
+            "test": line_numbers[validation_end:],
+        },
+        num_blank_lines=num_blank_lines,
+    )
+
+
+def _check_fractions(validation: float, test: float) -> None:
+    if not 0 < validation < 1:
+        raise ValueError(f"data.validation_fraction={validation} must lie between 0 and 1")
+    if not 0 <= test < 1:
+        raise ValueError(f"data.test_fraction={test} must be 0 or lie between 0 and 1")
+    if validation + test >= 1:
+        raise ValueError(
+            f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing"
+            " to train on: their sum must be below 1"
+        )
+
+
+def _read_lines(path: Path) -> list[str]:
+    if not path.exists():
+        raise ValueError(f"data.path={path} does not exist")
+    if path.is_dir():
+        raise ValueError(f"data.path={path} is a directory: name a text file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.path={path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        raise ValueError(f"data.path={path} is a binary file, not text: it holds zero bytes")
+    if not text.strip():
+        raise ValueError(f"data.path={path} is empty: it needs a sentence on each line")
+    # Only real line ends count, as in an editor: str.splitlines would also cut at form feeds.
+    return text.removesuffix("\n").split("\n")
+
+
+def _resource(name: str) -> str:
+    return files("newllm.data").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,217 @@
+"""A non-recursive probabilistic grammar whose probabilities are known exactly.
+
+Rules are written as in BNF: ``{"sentence": ["<who> sings"], "who": ["a bird", "a child"]}``.
+A list is a uniform choice, a table ``{alternative: weight}`` a weighted one, and an empty
+alternative stands for nothing at all.
+
+What may still follow a prefix is a *belief*: the posterior over the stacks of symbols that are yet
+to be expanded, one stack for each derivation the prefix allows. Reading a word turns a belief into
+the next one. As no rule is recursive, the beliefs are finitely many, and they are the states of a
+deterministic acyclic weighted automaton (the subset construction of Mohri, "Finite-State
+Transducers in Language and Speech Processing", 1997), built here as far as it is visited. Their
+probabilities are fractions, so that equal beliefs are recognised as equal and nothing is rounded
+before the logarithm. All logarithms are natural.
+"""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from itertools import accumulate
+from typing import NamedTuple
+
+END = "<EOS>"
+"""The token that ends a sentence, as it appears in distributions over the next token."""
+
+Rules = Mapping[str, Sequence[str] | Mapping[str, float]]
+Stack = tuple[str, ...]  # the items still to be expanded, the next one first
+
+
+class Grammar:
+    """A probability distribution over sentences.
+
+    Args:
+        rules: for each symbol its alternatives, a list (uniform) or a table of positive weights.
+        start: the symbol that stands for a whole sentence.
+
+    Raises:
+        ValueError: a symbol without a rule, a rule without alternatives, a weight that is not
+            positive and finite, or a symbol that contains itself.
+    """
+
+    def __init__(self, rules: Rules, start: str) -> None:
+        self.start = start
+        self._alternatives = {symbol: _normalised(symbol, rules[symbol]) for symbol in rules}
+        self._check_symbols()
+        self._cumulative = {
+            symbol: list(accumulate(float(probability) for probability, _ in alternatives))
+            for symbol, alternatives in self._alternatives.items()
+        }
+        self._first_words: dict[Stack, dict[tuple[str, Stack], Fraction]] = {}
+        self._states: dict[frozenset[tuple[Stack, Fraction]], _State] = {}
+        self._initial = self._state({(_symbol(start),): Fraction(1)})
+
+    def sample(self, rng: random.Random, symbol: str | None = None) -> list[str]:
+        """The words of one sentence, or of one expansion of ``symbol``."""
+        words: list[str] = []
+        stack = [_symbol(symbol or self.start)]
+        while stack:
+            item = stack.pop()
+            if not _is_symbol(item):
+                words.append(item)
+                continue
+            alternatives = self._alternatives[_name(item)]
+            weights = self._cumulative[_name(item)]
+            _, items = rng.choices(alternatives, cum_weights=weights)[0]
+            stack.extend(reversed(items))
+        return words
+
+    def token_log_probabilities(self, words: Sequence[str]) -> list[float]:
+        """Log-probability of each word given those before it and, last, of the sentence's end.
+
+        From the first impossible word on all are minus infinity.
+        """
+        log_probabilities = []
+        state: _State | None = self._initial
+        for word in [*words, END]:
+            step = state.steps.get(word) if state else None
+            log_probabilities.append(step.log_probability if step else -math.inf)
+            state = step.state if step else None
+        return log_probabilities
+
+    def log_probability(self, words: Sequence[str]) -> float:
+        """Log-probability of a whole sentence, its end included, over all its derivations."""
+        return math.fsum(self.token_log_probabilities(words))
+
+    def next_token_distribution(self, prefix: Sequence[str]) -> dict[str, float]:
+        """Probability of each token, `END` among them, that can follow ``prefix``.
+
+        Raises:
+            ValueError: no sentence starts with ``prefix``.
+        """
+        state: _State | None = self._initial
+        for word in prefix:
+            step = state.steps.get(word) if state else None
+            state = step.state if step else None
+        if state is None:
+            raise ValueError(f"no sentence of the grammar starts with {' '.join(prefix)!r}")
+        return {word: step.probability for word, step in state.steps.items()}
+
+    def entropy(self) -> float:
+        """Entropy of a sentence in nats."""
+        return self._initial.entropy
+
+    def expected_length(self) -> float:
+        """Expected number of words in a sentence, its end not counted."""
+        return self._initial.expected_tokens - 1.0
+
+    def entropy_per_token(self) -> float:
+        """Entropy of a sentence over its expected number of tokens, the end counted: nats."""
+        return self.entropy() / self._initial.expected_tokens
+
+    def _check_symbols(self) -> None:
+        used = {
+            symbol: {_name(item) for _, items in alternatives for item in items if _is_symbol(item)}
+            for symbol, alternatives in self._alternatives.items()
+        }
+        for user, names in {"the start": {self.start}, **used}.items():
+            for name in sorted(names - used.keys()):
+                raise ValueError(f"grammar: {user} uses <{name}>, which has no rule")
+        try:
+            TopologicalSorter(used).prepare()
+        except CycleError as error:
+            cycle = " -> ".join(f"<{name}>" for name in error.args[1])
+            raise ValueError(f"grammar: a rule must not contain itself: {cycle}") from None
+
+    def _expand(self, stack: Stack) -> dict[tuple[str, Stack], Fraction]:
+        """Probability of each first word of ``stack`` together with the stack it leaves."""
+        if stack not in self._first_words:
+            first_words: dict[tuple[str, Stack], Fraction] = defaultdict(Fraction)
+            if not stack:
+                first_words[END, ()] = Fraction(1)
+            elif not _is_symbol(stack[0]):
+                first_words[stack[0], stack[1:]] = Fraction(1)
+            else:
+                for probability, items in self._alternatives[_name(stack[0])]:
+                    for step, conditional in self._expand(items + stack[1:]).items():
+                        first_words[step] += probability * conditional
+            self._first_words[stack] = first_words
+        return self._first_words[stack]
+
+    def _state(self, belief: Mapping[Stack, Fraction]) -> "_State":
+        key = frozenset(belief.items())
+        if key not in self._states:
+            self._states[key] = _State(self, belief)
+        return self._states[key]
+
+
+class _Step(NamedTuple):
+    probability: float
+    log_probability: float
+    state: "_State | None"  # None after the end
+
+
+class _State:
+    """A belief about what is left of the sentence: one state of the automaton."""
+
+    def __init__(self, grammar: Grammar, belief: Mapping[Stack, Fraction]) -> None:
+        self._grammar = grammar
+        self._belief = belief
+
+    @cached_property
+    def steps(self) -> dict[str, _Step]:
+        joint: dict[str, dict[Stack, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
+        for stack, weight in self._belief.items():
+            for (word, rest), probability in self._grammar._expand(stack).items():
+                joint[word][rest] += weight * probability
+        steps = {}
+        for word, rests in joint.items():
+            total = sum(rests.values(), Fraction(0))
+            posterior = {rest: weight / total for rest, weight in rests.items()}
+            following = None if word == END else self._grammar._state(posterior)
+            # The logarithms of two integers survive where the quotient as a float is zero.
+            log_probability = math.log(total.numerator) - math.log(total.denominator)
+            steps[word] = _Step(float(total), log_probability, following)
+        return steps
+
+    @cached_property
+    def entropy(self) -> float:
+        return math.fsum(
+            step.probability * ((step.state.entropy if step.state else 0.0) - step.log_probability)
+            for step in self.steps.values()
+        )
+
+    @cached_property
+    def expected_tokens(self) -> float:
+        return math.fsum(
+            step.probability * (1.0 + (step.state.expected_tokens if step.state else 0.0))
+            for step in self.steps.values()
+        )
+
+
+def _normalised(
+    symbol: str, rule: Sequence[str] | Mapping[str, float]
+) -> list[tuple[Fraction, Stack]]:
+    weighted = rule.items() if isinstance(rule, Mapping) else [(text, 1) for text in rule]
+    if not weighted:
+        raise ValueError(f"grammar: <{symbol}> has no alternatives")
+    for text, weight in weighted:
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"grammar: <{symbol}>: weight {weight} of {text!r} must be positive")
+    total = sum(Fraction(weight) for _, weight in weighted)
+    return [(Fraction(weight) / total, tuple(text.split())) for text, weight in weighted]
+
+
+def _is_symbol(item: str) -> bool:
+    return item.startswith("<") and item.endswith(">")
+
+
+def _symbol(name: str) -> str:
+    return f"<{name}>"
+
+
+def _name(symbol: str) -> str:
+    return symbol[1:-1]

@@ -1,0 +1,226 @@
+"""The data module: from a corpus's name to batches, the oracle and the data card."""
+
+import math
+from pathlib import Path
+
+from lightning import LightningDataModule
+
+from newllm.data.batching import BATCHINGS, EncodedSplit, EvaluationBatches, TrainingBatches
+from newllm.data.card import Card
+from newllm.data.corpora import NAMES, SPLITS, Corpus, build_corpus, read_text_corpus
+from newllm.data.tokenizer import UNK, Tokenizer, check_kind_and_size
+
+TOO_LONG = ("error", "truncate", "drop")
+
+
+class CorpusDataModule(LightningDataModule):
+    """A corpus, tokenized with what its training part teaches, in batches.
+
+    Args:
+        corpus: one of `newllm.data.corpora.NAMES`.
+        order_seed: decides the order of the training batches and nothing else.
+        batch_size: sentences in a training batch.
+        batching: ``shuffled`` or ``bucketed`` (sentences of like length together).
+        seed: redraws and splits the corpus anew; None gives the published corpus.
+        directory: where the corpus's files are written for reading; ``text`` writes none.
+        tokenizer: ``words`` or ``bpe``.
+        vocabulary_size: the largest vocabulary, the four specials counted; None keeps all words.
+        max_length: positions, that is ``<BOS>`` and the tokens after it but not ``<EOS>``, that
+            a sentence may take.
+        too_long: what happens to a longer one. ``truncate`` cuts it, so that it has no ``<EOS>``.
+        path: the file of ``text``, and of no other corpus.
+        lowercase: whether text and prompts are lower-cased.
+        validation_fraction: share of the sentences of ``text`` to validate on.
+        test_fraction: share of the sentences of ``text`` to test on.
+
+    Raises:
+        ValueError: here, or in `setup` where only the text itself can tell.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        order_seed: int,
+        batch_size: int = 16,
+        batching: str = "shuffled",
+        seed: int | None = None,
+        directory: str = "data",
+        tokenizer: str = "words",
+        vocabulary_size: int | None = None,
+        max_length: int = 32,
+        too_long: str = "error",
+        path: str | None = None,
+        lowercase: bool = True,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for key, value, options in (
+            ("corpus", corpus, NAMES),
+            ("batching", batching, BATCHINGS),
+            ("too_long", too_long, TOO_LONG),
+        ):
+            if value not in options:
+                raise ValueError(f"data.{key}={value} is unknown: choose one of {list(options)}")
+        for key, number, smallest in (
+            ("data.seed", seed or 0, 0),
+            ("seed", order_seed, 0),
+            ("data.batch_size", batch_size, 1),
+            ("data.max_length", max_length, 1),
+        ):
+            if number < smallest:
+                raise ValueError(f"{key}={number} must be at least {smallest}")
+        check_kind_and_size(tokenizer, vocabulary_size)
+        if corpus == "text" and not path:
+            raise ValueError("data=text needs data.path=FILE")
+        if corpus != "text" and path:
+            raise ValueError(f"data.path={path} is read by data=text only, not by data={corpus}")
+
+        self.max_length = max_length
+        self.steps_per_epoch = 0
+        self._name, self._seed, self._path = corpus, seed, path
+        self._fractions = {
+            "validation_fraction": validation_fraction,
+            "test_fraction": test_fraction,
+        }
+        self._directory = Path(directory)
+        self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
+        self._lowercase, self._too_long = lowercase, too_long
+        self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
+        self._kept: dict[str, list[int]] = {}
+        self._splits: dict[str, EncodedSplit] = {}
+        self._oracle_losses: dict[str, float | None] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the corpus, trains the tokenizer on its training part and encodes every split.
+
+        A second call does nothing; ``stage`` makes no difference.
+        """
+        if self._splits:
+            return
+        self.corpus = self._read_corpus()
+        self.tokenizer = Tokenizer.train(
+            self.corpus.train, self._tokenizer_kind, self._vocabulary_size, self._lowercase
+        )
+        self.num_too_long: dict[str, int] = {}
+        splits = {split: self._encode(split) for split in SPLITS}
+        for split in ("train", "validation"):
+            if not len(splits[split]):
+                raise ValueError(
+                    f"data.max_length={self.max_length} with data.too_long=drop leaves no"
+                    f" sentence in the {split} split"
+                )
+        self._splits = splits
+        self.steps_per_epoch = -(-len(splits["train"]) // self._batch_size)
+
+    def _read_corpus(self) -> Corpus:
+        if self._path:
+            return read_text_corpus(
+                Path(self._path), seed=self._seed, lowercase=self._lowercase, **self._fractions
+            )
+        corpus = build_corpus(self._name, self._seed)
+        corpus.write(self._directory)
+        return corpus
+
+    def _encode(self, split: str) -> EncodedSplit:
+        encoded = self.tokenizer.encode_all(self.corpus.split(split))
+        too_long = [i for i, ids in enumerate(encoded) if len(ids) - 1 > self.max_length]
+        self.num_too_long[split] = len(too_long)
+        if too_long and self._too_long == "error":
+            raise ValueError(
+                f"{self.corpus.location(split, too_long[0])} takes"
+                f" {len(encoded[too_long[0]]) - 1} positions, more than data.max_length="
+                f"{self.max_length} ({len(too_long)} such in the {split} split): raise it, or set"
+                " data.too_long=truncate or data.too_long=drop"
+            )
+        dropped = set(too_long) if self._too_long == "drop" else set()
+        self._kept[split] = [i for i in range(len(encoded)) if i not in dropped]
+        return EncodedSplit([encoded[i][: self.max_length + 1] for i in self._kept[split]])
+
+    def split(self, name: str) -> EncodedSplit:
+        """The encoded sentences of ``train``, ``validation`` or ``test``, without dropped ones."""
+        return self._splits[name]
+
+    def sentences(self, name: str) -> list[str]:
+        """The same sentences as text; a truncated one appears in full."""
+        whole = self.corpus.split(name)
+        return [whole[i] for i in self._kept[name]]
+
+    def oracle_loss(self, name: str) -> float | None:
+        """The grammar's own mean -log p over a split's targets, in nats.
+
+        It is what a model that knows the grammar scores; on a finite split it scatters around
+        `entropy_floor`. The grammar is taken as it is: on the test split it could gain
+        `Corpus.test_shift` nats a sentence by knowing what the split leaves out. None without a
+        grammar, for an empty split, and for one with truncated sentences.
+        """
+        if name not in self._oracle_losses:
+            self._oracle_losses[name] = self._compute_oracle_loss(name)
+        return self._oracle_losses[name]
+
+    def _compute_oracle_loss(self, name: str) -> float | None:
+        grammar, split = self.corpus.grammar, self._splits[name]
+        is_cut = self._too_long == "truncate" and self.num_too_long[name] > 0
+        if grammar is None or not len(split) or is_cut:
+            return None
+        log_probabilities = [grammar.log_probability(s.split()) for s in self.sentences(name)]
+        return -math.fsum(log_probabilities) / split.num_targets
+
+    @property
+    def entropy_floor(self) -> float | None:
+        """The expectation of `oracle_loss`: the grammar's entropy in nats a token.
+
+        None without a grammar, or where tokens are not words.
+        """
+        if self.corpus.grammar is None or self._tokenizer_kind != "words":
+            return None
+        return self.corpus.grammar.entropy_per_token()
+
+    @property
+    def data_sha256(self) -> str:
+        """Digest of the corpus's splits."""
+        return self.corpus.sha256
+
+    def card(self) -> Card:
+        """What there is to know about the data at a glance."""
+        corpus, targets = self.corpus, self.split("validation").targets
+        dropped_or_truncated = "dropped" if self._too_long == "drop" else "truncated"
+        return Card(
+            corpus=corpus,
+            vocabulary=self.tokenizer.size,
+            num_unknown=int((targets == UNK).sum()),
+            num_validation_targets=len(targets),
+            num_too_long=self.num_too_long,
+            too_long_fate=dropped_or_truncated,
+            entropy_floor=self.entropy_floor,
+            oracle_loss=self.oracle_loss("validation"),
+            test_oracle_loss=self.oracle_loss("test"),
+            num_test_targets=self.split("test").num_targets,
+        )
+
+    def summary(self) -> str:
+        """The card in one line."""
+        return self.card().summary()
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Batches in an order that changes with each epoch.
+
+        Raises:
+            ValueError: more than one process: each of them would see all the data.
+        """
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise ValueError(
+                f"trainer.devices={self.trainer.world_size}: the data feeds one process, set"
+                " trainer.devices=1"
+            )
+        return TrainingBatches(
+            self.split("train"), self._batch_size, self._batching, self._order_seed
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """The validation split in fixed order."""
+        return EvaluationBatches(self.split("validation"))
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """The test split in fixed order; it has no batches for a hand-written corpus."""
+        return EvaluationBatches(self.split("test"))

@@ -1,0 +1,134 @@
+"""From sentences to token ids and back: whole words, or byte-level byte-pair encoding."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+PAD, UNK, BOS, EOS = range(4)
+NUM_SPECIALS = 4
+
+# The library's names of the specials hold a blank, which neither a word nor a byte-level token
+# can: a literal `<PAD>` in a text is a word like any other, never the padding.
+_SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
+_NUM_BYTES = 256
+
+KINDS = ("words", "bpe")
+
+
+class Tokenizer:
+    """A trained tokenizer; `Tokenizer.train` and `Tokenizer.load` make one."""
+
+    def __init__(self, model: tokenizers.Tokenizer) -> None:
+        # The library keeps this setting out of its files. Without it, it looks for the specials'
+        # names in the text itself.
+        model.encode_special_tokens = True
+        self._model = model
+        self.size: int = model.get_vocab_size()
+
+    @classmethod
+    def train(
+        cls,
+        sentences: Iterable[str],
+        kind: str = "words",
+        vocabulary_size: int | None = None,
+        lowercase: bool = True,
+    ) -> Self:
+        """Learns a vocabulary: the most frequent tokens first, ties in alphabetical order.
+
+        Args:
+            sentences: the training sentences, and only those.
+            kind: ``words`` (split at white space) or ``bpe`` (byte level, knows no unknowns).
+            vocabulary_size: the largest number of tokens, the four specials counted. None keeps
+                every word; BPE needs a number.
+            lowercase: whether sentences and prompts are lower-cased first.
+
+        Raises:
+            ValueError: an unknown kind, or a vocabulary size that is missing or too small.
+        """
+        check_kind_and_size(kind, vocabulary_size)
+        model, trainer = (
+            _word_level(vocabulary_size) if kind == "words" else _byte_level(vocabulary_size)
+        )
+        if lowercase:
+            model.normalizer = normalizers.Lowercase()
+        model.train_from_iterator(sentences, trainer)
+        return cls(model)
+
+    def encode(self, sentence: str) -> list[int]:
+        """``<BOS>``, the tokens of the sentence, ``<EOS>``."""
+        return [*self.encode_prompt(sentence), EOS]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """``<BOS>`` and the tokens of a sentence that is still to be continued."""
+        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
+        return [BOS, *ids]
+
+    def encode_all(self, sentences: Sequence[str]) -> list[list[int]]:
+        """`encode` for many sentences at once."""
+        encodings = self._model.encode_batch(list(sentences), add_special_tokens=False)
+        return [[BOS, *encoding.ids, EOS] for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some tokens: ``<PAD>``, ``<BOS>`` and ``<EOS>`` left out, ``<UNK>`` shown.
+
+        An id past the vocabulary, which an output layer wider than it can produce, reads
+        ``<UNK>``.
+        """
+        known = [i if i < self.size else UNK for i in ids if i not in (PAD, BOS, EOS)]
+        return " ".join(self._model.decode(known, skip_special_tokens=False).split())
+
+    def save(self, path: Path) -> None:
+        """Writes the tokenizer as JSON, in the format of the `tokenizers` library."""
+        path.write_text(self._model.to_str(pretty=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote."""
+        return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+
+
+def _word_level(
+    vocabulary_size: int | None,
+) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+    model = tokenizers.Tokenizer(models.WordLevel({}, unk_token=_SPECIALS[UNK]))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        # The library has no "unlimited"; no text has this many distinct words.
+        vocab_size=vocabulary_size or 2**32,
+        special_tokens=_SPECIALS,
+        show_progress=False,
+    )
+    return model, trainer
+
+
+def _byte_level(
+    vocabulary_size: int | None,
+) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+    assert vocabulary_size is not None, "check_kind_and_size asks for it"
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=_SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    return model, trainer
+
+
+def check_kind_and_size(kind: str, vocabulary_size: int | None) -> None:
+    """Raises the faults of `Tokenizer.train` that show without any text."""
+    if kind not in KINDS:
+        raise ValueError(f"data.tokenizer={kind} is unknown: choose {' or '.join(KINDS)}")
+    if kind == "bpe" and vocabulary_size is None:
+        raise ValueError("data.tokenizer=bpe needs data.vocabulary_size, for example 1000")
+    smallest = NUM_SPECIALS + (_NUM_BYTES if kind == "bpe" else 1)
+    if vocabulary_size is not None and vocabulary_size < smallest:
+        raise ValueError(
+            f"data.vocabulary_size={vocabulary_size} must be at least {smallest}"
+            f" for data.tokenizer={kind}"
+        )

@@ -1,0 +1,194 @@
+"""One experiment, built from its configuration and checked before its first step."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from newllm.analysis.references import NGram
+from newllm.callbacks import Curves
+from newllm.config.build import ConfigFault, instantiate
+from newllm.data.module import CorpusDataModule
+from newllm.models.language_model import LanguageModel
+from newllm.module import GradientClip, LanguageModule
+from newllm.recording import Checkpoints, History, StopOnDivergence
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a run needs. `references` are losses on the validation split, by name."""
+
+    config: DictConfig
+    name: str
+    data: CorpusDataModule
+    module: LanguageModule
+    trainer: Trainer
+    history: History
+    references: dict[str, float]
+
+    @property
+    def model(self) -> LanguageModel:
+        return self.module.model
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps, if nothing stops the run early."""
+        limit = self.trainer.limit_train_batches
+        in_epoch = self.data.steps_per_epoch
+        in_epoch = int(in_epoch * limit) if isinstance(limit, float) else min(in_epoch, limit)
+        planned = in_epoch * (self.trainer.max_epochs or 0)
+        return planned if self.trainer.max_steps < 0 else min(planned, self.trainer.max_steps)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What decides the run, flat, for TensorBoard's HParams tab."""
+        resolved = OmegaConf.to_container(self.config, resolve=True)
+        assert isinstance(resolved, dict)
+        flat = {
+            f"{part}/{key}": value
+            for part in ("model", "data", "optimizer", "recipe")
+            for key, value in resolved[part].items()
+            if isinstance(value, int | float | str) and not key.startswith("_")
+        }
+        countermeasures = ",".join(self.config.countermeasures) or "none"
+        own = {"name": self.name, "seed": self.config.seed, "countermeasures": countermeasures}
+        return own | flat
+
+    def estimated_seconds(self, num_samples: int = 3) -> float:
+        """Time of the planned steps, from a few steps of a copy on the first training batches."""
+        module = copy.deepcopy(self.module).train()
+        optimizer = module.make_optimizer(module.model.parameters())
+        batches = list(self.data.train_dataloader())[: num_samples + 1]
+        times = []
+        for batch in batches:
+            started = time.perf_counter()
+            module.loss(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:] or times) * self.planned_steps
+
+
+def build_experiment(config: DictConfig, folder: Path, name: str | None) -> Experiment:
+    """Build everything; the vocabulary's size is filled into a copy of the configuration.
+
+    Args:
+        config: as composed.
+        folder: where the run will write; nothing is written yet.
+        name: the run's name; None takes the model's description.
+
+    Raises:
+        ConfigFault: with all faults that were found on the way.
+    """
+    config = config.copy()
+    faults = _Faults()
+    data = faults.collect(lambda: _build_data(config))
+    with open_dict(config):
+        if config.model.vocabulary_size is None:
+            config.model.vocabulary_size = data.tokenizer.size if data else 1
+    model = faults.collect(lambda: _build_model(config, data))
+    clip = faults.collect(lambda: GradientClip(list(config.recipe.gradient_clip)))
+    schedule = faults.collect(lambda: _build(config, config.schedule))
+    callbacks = faults.collect(lambda: _build_all(config, config.callbacks))
+    history = History(folder)
+    recorders = [history, Checkpoints(folder / "checkpoints", config.keep_last), StopOnDivergence()]
+    trainer = faults.collect(
+        lambda: _build_trainer(config, folder, [*recorders, *(callbacks or [])])
+    )
+    optimizer = faults.collect(lambda: _build(config, config.optimizer))
+    module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip))
+    faults.raise_if_any()
+    references = reference_losses(data)
+    name = name or model.description
+    for callback in callbacks:
+        if isinstance(callback, Curves):
+            callback.references, callback.title = references, name
+    return Experiment(config, name, data, module, trainer, history, references)
+
+
+class _Faults:
+    """Lets building go on past a fault, to find the others as well."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def collect(self, build: Callable[[], Any]) -> Any:
+        """What `build` returns; None if it finds a fault."""
+        try:
+            return build()
+        except (ValueError, MisconfigurationException) as error:
+            self._lines += str(error).splitlines()
+            return None
+
+    def raise_if_any(self) -> None:
+        if self._lines:
+            raise ConfigFault(list(dict.fromkeys(self._lines)))
+
+
+def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
+    return node and instantiate(node, config.trusted_packages, **arguments)
+
+
+def _build_all(config: DictConfig, nodes: DictConfig, **arguments: Any) -> list[Any]:
+    return [_build(config, node, **arguments) for node in nodes.values()]
+
+
+def _build_data(config: DictConfig) -> CorpusDataModule:
+    data = _build(config, config.data)
+    data.setup()
+    return data
+
+
+def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageModel:
+    model = _build(config, config.model)
+    if data and data.tokenizer.size > model.vocabulary_size:
+        raise ValueError(
+            f"model.vocabulary_size={model.vocabulary_size}: the vocabulary has "
+            f"{data.tokenizer.size} tokens; set data.vocabulary_size={model.vocabulary_size}"
+        )
+    return model
+
+
+def _build_module(model: Any, optimizer: Any, schedule: Any, clip: Any) -> LanguageModule | None:
+    if model is None or optimizer is None or clip is None:
+        return None
+    optimizer(model.parameters())  # An optimizer's faults show only when it is built.
+    return LanguageModule(model, optimizer, schedule, clip)
+
+
+def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+    return _build(
+        config,
+        config.trainer,
+        default_root_dir=str(folder),
+        callbacks=callbacks,
+        logger=_build_all(config, config.logger, save_dir=str(folder)),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
+def reference_losses(data: CorpusDataModule) -> dict[str, float]:
+    """Losses of n-gram models and of the grammar itself on the validation split, in nats."""
+    train, validation = (
+        [split[i].tolist() for i in range(len(split))]
+        for split in (data.split("train"), data.split("validation"))
+    )
+    losses = {
+        name: NGram(train, order, data.tokenizer.size).loss(validation)
+        for name, order in (("unigram", 1), ("bigram", 2))
+    }
+    oracle = data.oracle_loss("validation")
+    return losses if oracle is None else losses | {"oracle": oracle}

@@ -1,0 +1,97 @@
+"""Sample sentences from a language model: `python -m newllm.generate RUN --prompt "the nurse"`.
+
+Shapes: B sentences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from torch import Tensor
+
+from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from newllm.models.language_model import LanguageModel
+from newllm.runs import load_run
+
+
+@torch.no_grad()
+def sample_sentences(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    num_sentences: int,
+    prompt: str = "",
+    max_tokens: int = 32,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Continue a prompt, each sentence up to `<EOS>` or `max_tokens` tokens, prompt included.
+
+    The model reads each token once and carries its state on; tokens that are no words (`<PAD>`,
+    `<UNK>`, `<BOS>`, classes without a word) are never drawn.
+
+    Raises:
+        ValueError: if the temperature is not positive or the prompt fills `max_tokens`.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    prompt_tokens = tokenizer.encode_prompt(prompt)
+    if len(prompt_tokens) > max_tokens:
+        raise ValueError(f"the prompt has {len(prompt_tokens)} tokens, of at most {max_tokens}")
+    never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
+    never_V[: tokenizer.size] = False
+    never_V[[PAD, UNK, BOS]] = True
+    generator = torch.Generator().manual_seed(seed)
+    sentences: list[list[int]] = [list(prompt_tokens) for _ in range(num_sentences)]
+    done_B = torch.zeros(num_sentences, dtype=torch.bool)
+    logits_BTV, state = model(torch.tensor(sentences))
+    for _ in range(max_tokens - len(prompt_tokens)):
+        token_B = _draw(logits_BTV[:, -1], never_V, temperature, generator)
+        done_B |= token_B == EOS
+        if done_B.all():
+            break
+        token_B = token_B.masked_fill(done_B, PAD)
+        for sentence, token in zip(sentences, token_B.tolist(), strict=True):
+            sentence.append(token)
+        logits_BTV, state = model(token_B[:, None], state)
+    return [tokenizer.decode(sentence) for sentence in sentences]
+
+
+def _draw(
+    logits_BV: Tensor, never_V: Tensor, temperature: float, generator: torch.Generator
+) -> Tensor:
+    probabilities_BV = (logits_BV.masked_fill(never_V, -torch.inf) / temperature).softmax(-1)
+    return torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m newllm.generate", description="Sample sentences from a trained run."
+    )
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("--prompt", default="", help="words to start from")
+    parser.add_argument("--num", type=int, default=5, help="how many sentences (5)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: safer words (1)")
+    parser.add_argument("--max-tokens", type=int, default=32, help="of a sentence (32)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    options = parser.parse_args()
+    try:
+        run = load_run(options.run)
+        sentences = sample_sentences(
+            run.model,
+            run.tokenizer,
+            options.num,
+            options.prompt,
+            options.max_tokens,
+            options.temperature,
+            options.seed,
+        )
+    except ValueError as error:
+        sys.exit(str(error))
+    print("\n".join(sentences))
+
+
+if __name__ == "__main__":
+    main()

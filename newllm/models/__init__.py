@@ -1,0 +1,1 @@
+"""The language models: the context-vector model and its baselines, behind one contract."""

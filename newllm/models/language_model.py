@@ -1,0 +1,94 @@
+"""What every language model here promises, and the faults of their settings in one wording.
+
+Shapes: B batch, T time (tokens), V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+
+from torch import Tensor, nn
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class LanguageModel(nn.Module, ABC):
+    """A next-token model that reads tokens in chunks of any size.
+
+    Reading token by token, chunk by chunk or all at once gives the same logits, and no future
+    token changes an earlier logit. `<PAD>`, wherever it stands, leaves its row's state as it was.
+    """
+
+    vocabulary_size: int
+    sees_the_future: bool = False
+    embedding: nn.Embedding
+    output: nn.Linear
+
+    @abstractmethod
+    def forward(
+        self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
+        """Read a chunk and predict the token after each of its tokens.
+
+        Args:
+            tokens: token ids [B, T], with T >= 1.
+            state: what an earlier call returned; None starts afresh.
+            reset: bool [B, T]; where true, the row forgets everything before it reads that token.
+
+        Returns:
+            Logits [B, T, V] (those at `<PAD>` mean nothing) and the state after the chunk: a tensor
+            or a tuple of tensors, B first.
+        """
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """The model's name, made of what it is rather than of what was asked for."""
+
+    @abstractmethod
+    def state_bytes(self, num_tokens: int) -> int:
+        """Bytes of one sequence's state after `num_tokens` tokens."""
+
+    def flops_per_token(self, num_tokens: int) -> int:
+        """Forward operations to read the last of `num_tokens` tokens of one sequence.
+
+        A multiply-add counts as two. Counted are products with weight matrices (and, in a
+        Transformer, with the cached keys and values); table look-ups, biases, normalizations and
+        activations are not.
+        """
+        matrices = sum(weight.numel() for weight in self.parameters() if weight.dim() == 2)
+        tables = sum(
+            module.weight.numel() for module in self.modules() if isinstance(module, nn.Embedding)
+        )
+        return 2 * (matrices - tables)
+
+
+def padding_only_trails(real_BT: Tensor) -> bool:
+    """Whether no row has a real token after a `<PAD>`."""
+    return bool((real_BT[:, 1:] <= real_BT[:, :-1]).all())
+
+
+def size_faults(**sizes: int) -> list[str]:
+    """One line for each size below 1."""
+    return [
+        f"model.{key}={size} must be at least 1" for key, size in sizes.items() if not size >= 1
+    ]
+
+
+def dropout_faults(dropout: float) -> list[str]:
+    """One line if the probability is outside [0, 1)."""
+    if 0 <= dropout < 1:
+        return []
+    return [f"model.dropout={dropout} must be at least 0 and below 1"]
+
+
+def option_faults(key: str, value: str, options: Collection[str]) -> list[str]:
+    """One line if the value is none of those that exist."""
+    if value in options:
+        return []
+    return [f"model.{key}={value} does not exist; choose one of: {', '.join(options)}"]
+
+
+def raise_faults(faults: Iterable[str]) -> None:
+    """Raise one ValueError that holds all faults, a line each, if there are any."""
+    if lines := list(faults):
+        raise ValueError("\n".join(lines))

@@ -1,0 +1,188 @@
+"""The training module: loss, metrics and optimizer of any language model of this package.
+
+Shapes: B batch, T time (tokens), V vocabulary, N sentences of a split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from newllm.data.batching import Batch
+from newllm.data.tokenizer import PAD, UNK
+from newllm.models.language_model import LanguageModel
+
+# The published validation loss is a mean over batches of this many sentences, in split order.
+PUBLISHED_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning-rate schedule: `scheduler(optimizer)`, advanced at every `interval`.
+
+    One that advances by steps is called with `total_steps`, the steps that the run plans.
+    """
+
+    interval: str
+    scheduler: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        if self.interval not in ("step", "epoch"):
+            raise ValueError(f"schedule.interval={self.interval}: must be step or epoch")
+
+
+class GradientClip:
+    """The largest allowed gradient norm by epoch, as pairs [from this epoch on, norm].
+
+    Epochs count from 0 here. No pairs: no clipping.
+
+    Raises:
+        ValueError: if the pairs do not start at epoch 0, do not ascend, or a norm is not positive.
+    """
+
+    def __init__(self, pairs: Sequence[Sequence[float]]) -> None:
+        epochs = [pair[0] for pair in pairs if len(pair) == 2]
+        if len(epochs) < len(pairs) or (pairs and epochs[0] != 0) or epochs != sorted(set(epochs)):
+            raise ValueError(
+                f"recipe.gradient_clip={pairs}: must be [[0,NORM],[EPOCH,NORM],...], ascending"
+            )
+        if any(norm <= 0 for _, norm in pairs):
+            raise ValueError(f"recipe.gradient_clip={pairs}: every norm must be above 0")
+        self.pairs = pairs
+
+    def __call__(self, epoch: int) -> float:
+        """The largest norm in this epoch; infinite where there is no limit."""
+        return next((norm for start, norm in reversed(self.pairs) if epoch >= start), math.inf)
+
+
+class SentenceScores:
+    """Sums over the tokens of each sentence of a split, gathered batch by batch in any order."""
+
+    COLUMNS = ("loss", "tokens", "loss_known", "tokens_known", "correct")
+
+    def __init__(self) -> None:
+        self._sentences: list[Tensor] = []
+        self._sums: list[Tensor] = []
+
+    def add(self, logits_BTV: Tensor, batch: Batch) -> None:
+        """Score one batch; padding counts nothing."""
+        targets_BT = batch.targets_BT
+        real_BT = targets_BT != PAD
+        known_BT = real_BT & (targets_BT != UNK)
+        loss_BT = token_losses(logits_BTV, targets_BT)
+        correct_BT = (logits_BTV.argmax(-1) == targets_BT) & real_BT
+        columns = (loss_BT, real_BT, loss_BT * known_BT, known_BT, correct_BT)
+        self._sums.append(torch.stack([column.sum(1).double() for column in columns], dim=1))
+        self._sentences.append(batch.sentence_B)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of a split, by their names without the split's prefix."""
+        order_N = torch.cat(self._sentences).argsort()
+        sums_N5 = torch.cat(self._sums)[order_N]
+        loss, tokens, loss_known, tokens_known, correct = sums_N5.sum(0).tolist()
+        group_means = [
+            (group[:, 0].sum() / group[:, 1].sum()).item()
+            for group in sums_N5.split(PUBLISHED_BATCH_SIZE)
+        ]
+        return {
+            "loss": loss / tokens,
+            "loss_batch_mean": sum(group_means) / len(group_means),
+            "loss_known": loss_known / max(tokens_known, 1),
+            "perplexity": _perplexity(loss / tokens),
+            "accuracy": correct / tokens,
+        }
+
+
+def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Cross-entropy of every token in nats [B, T]; 0 where the target is padding."""
+    losses = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=PAD, reduction="none"
+    )
+    return losses.view_as(targets_BT)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class LanguageModule(LightningModule):
+    """Trains a language model to predict the next token.
+
+    Logs under `train/`, `val/` and `test/`; a mean is over real tokens unless its name says
+    otherwise. `gradient_norm` holds the norm of the last step's gradient before clipping.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: Callable[..., Optimizer],
+        schedule: Schedule | None,
+        gradient_clip: GradientClip,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.gradient_clip = gradient_clip
+        self.gradient_norm = torch.tensor(math.nan)
+        self._scores = SentenceScores()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the real tokens of a batch, in nats."""
+        logits_BTV, _ = self.model(batch.tokens_BT)
+        return F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten(), ignore_index=PAD
+        )
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        loss = self.loss(batch)
+        num_tokens = int((batch.targets_BT != PAD).sum())
+        # Weighted by tokens, so that the epoch's value is a mean over tokens.
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=num_tokens)
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        limit = self.gradient_clip(self.current_epoch)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+    def on_validation_epoch_start(self) -> None:
+        self._scores = SentenceScores()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self._scores.add(self.model(batch.tokens_BT)[0], batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in self._scores.metrics().items()})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.model.parameters())
+        if self.schedule is None:
+            return optimizer
+        steps = {"total_steps": int(self.trainer.estimated_stepping_batches)}
+        scheduler = self.schedule.scheduler(
+            optimizer, **(steps if self.schedule.interval == "step" else {})
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": self.schedule.interval}]

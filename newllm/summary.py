@@ -1,0 +1,82 @@
+"""What a run says of itself: the banner before its first step and the table after its last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from newllm.experiment import Experiment
+
+LEAK_WARNING = (
+    "sees the future: it has no causal mask (the published baseline's fault); "
+    "its losses are no language-model losses"
+)
+
+
+def print_banner(experiment: Experiment) -> None:
+    """What is about to run, in a few lines."""
+    model, data, config = experiment.model, experiment.data, experiment.config
+    parameters = sum(weight.numel() for weight in model.parameters())
+    lines = {
+        "run": experiment.name,
+        "model": f"{model.description}: {parameters:,} parameters, {_state(experiment)}",
+        "recipe": f"{config.recipe.name}: {experiment.planned_steps:,} steps planned",
+        "countermeasures": ", ".join(config.countermeasures) or "none",
+        "data": data.summary(),
+    }
+    console = _console()
+    for label, text in lines.items():
+        console.print(f"[bold]{label:<16}[/]{text}")
+    if model.sees_the_future:
+        console.print(f"[bold red]warning:[/] {LEAK_WARNING}")
+
+
+def _state(experiment: Experiment) -> str:
+    """How much one sequence makes the model remember."""
+    model, num_tokens = experiment.model, experiment.data.max_length
+    one, full = model.state_bytes(1), model.state_bytes(num_tokens)
+    growing = "" if one == full else f" after {num_tokens} tokens, and growing"
+    return f"{full:,} bytes of state{growing}"
+
+
+def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
+    """The result beside its references, all on the validation split, and what to do next."""
+    references = experiment.references
+    best = result["best_val_loss"]
+    losses = references | {f"this run (epoch {result['best_epoch']})": best}
+    table = Table(box=None)
+    for heading in ("validation", "loss (nats per token)", "perplexity"):
+        table.add_column(heading, justify="left" if heading == "validation" else "right")
+    for name, loss in sorted(losses.items(), key=lambda pair: -pair[1]):
+        style = None if name in references else "bold"
+        table.add_row(name, f"{loss:.4f}", f"{math.exp(min(loss, 700)):.2f}", style=style)
+    console = _console()
+    console.print(table)
+    console.print(f"as the series counted it: {result['best_val_loss_batch_mean']:.4f}")
+    if result["test_loss"] is not None:
+        oracle = result["test_oracle_loss"]
+        beside = "" if oracle is None else f" (oracle {oracle:.4f})"
+        console.print(f"test, at the best epoch: {result['test_loss']:.4f}{beside}")
+    if result["sees_the_future"]:
+        console.print(f"[bold red]void:[/] {LEAK_WARNING}")
+    elif best > references["bigram"]:
+        console.print(
+            "[yellow]worse than counting pairs of words (bigram)[/]; " + _next(experiment)
+        )
+    console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
+    console.print("look at its curves: tensorboard --logdir outputs")
+
+
+def _next(experiment: Experiment) -> str:
+    if experiment.config.recipe.name == "modern":
+        return "try a longer run: trainer.max_epochs=40"
+    return "try: python -m newllm.train experiment=modern"
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)

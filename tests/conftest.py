@@ -1,0 +1,42 @@
+"""What several tests share: composed configurations, and commands run as a user would."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from newllm.config.build import conf_directory
+
+# A model so small that every command takes seconds.
+TINY = ("embedding_dim=8", "context_dim=8", "hidden_dim=8", "num_layers=2")
+TINY_CONTEXT = tuple(f"model.{size}" for size in TINY)
+
+Compose = Callable[..., DictConfig]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def compose_config() -> Iterator[Compose]:
+    """Compose the configuration with some overrides."""
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run `python -m MODULE ARGUMENTS` in an empty folder; warnings are errors there too."""
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

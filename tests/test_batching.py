@@ -1,0 +1,199 @@
+"""Batches: what they hold, their order, and resuming under a real Trainer."""
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from newllm.data.batching import Batch, EncodedSplit, EvaluationBatches, TrainingBatches
+from newllm.data.tokenizer import BOS, EOS, PAD
+
+# Lightning 2.6 asks torch 2.13 in a way that is deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec:FutureWarning")
+
+LENGTHS = [3, 1, 7, 2, 2, 5, 1, 4, 6, 3, 9, 2, 8]
+SENTENCES = [[BOS, *range(10, 10 + n), EOS] for n in LENGTHS]
+
+
+def training_batches(batching: str = "shuffled", seed: int = 0) -> TrainingBatches:
+    return TrainingBatches(EncodedSplit(SENTENCES), batch_size=4, batching=batching, seed=seed)
+
+
+def order(loader: TrainingBatches | EvaluationBatches) -> list[list[int]]:
+    return [batch.sentence_B.tolist() for batch in loader]
+
+
+def test_a_split_keeps_its_sentences() -> None:
+    split = EncodedSplit(SENTENCES)
+    assert len(split) == 13
+    assert [split[i].tolist() for i in range(13)] == SENTENCES
+    assert split.num_targets == sum(LENGTHS) + 13
+    assert split.targets.tolist() == [token for ids in SENTENCES for token in ids[1:]]
+
+
+def test_an_empty_split() -> None:
+    split = EncodedSplit([])
+    assert (len(split), split.num_targets, len(split.targets)) == (0, 0, 0)
+    assert len(EvaluationBatches(split)) == 0
+    assert list(EvaluationBatches(split)) == []
+
+
+def test_a_batch_is_shifted_and_padded_to_its_longest() -> None:
+    batch = EncodedSplit(SENTENCES).batch(torch.tensor([3, 12, 1]))
+    assert batch.tokens_BT.shape == batch.targets_BT.shape == (3, 9)
+    assert batch.tokens_BT.dtype == batch.targets_BT.dtype == torch.int64
+    for row, index in enumerate([3, 12, 1]):
+        ids, padding = SENTENCES[index], [PAD] * (8 - LENGTHS[index])
+        assert batch.tokens_BT[row].tolist() == ids[:-1] + padding
+        assert batch.targets_BT[row].tolist() == ids[1:] + padding
+    assert batch.sentence_B.tolist() == [3, 12, 1]
+
+
+@pytest.mark.parametrize("batching", ["shuffled", "bucketed"])
+def test_an_epoch_holds_every_sentence_once(batching: str) -> None:
+    loader = training_batches(batching)
+    batches = order(loader)
+    assert len(batches) == len(loader) == 4
+    assert sorted(map(len, batches)) == [1, 4, 4, 4]
+    assert sorted(chain(*batches)) == list(range(13))
+
+
+@pytest.mark.parametrize("batching", ["shuffled", "bucketed"])
+def test_the_order_depends_on_seed_and_epoch_alone(batching: str) -> None:
+    first, second = training_batches(batching), training_batches(batching)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    epoch_0 = order(first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert order(first) == epoch_0
+    second.set_epoch(1)
+    epoch_1 = order(second)
+    assert epoch_1 != epoch_0
+    first.set_epoch(1)
+    assert order(first) == epoch_1
+    assert order(training_batches(batching, seed=1)) != epoch_0
+
+
+def test_buckets_hold_like_lengths_and_are_shuffled() -> None:
+    loader = training_batches("bucketed")
+    contents: set[frozenset[int]] = set()
+    positions: set[int] = set()
+    for epoch in range(20):
+        loader.set_epoch(epoch)
+        batches = order(loader)
+        lengths = [sorted(LENGTHS[i] for i in batch) for batch in batches]
+        assert sorted(lengths) == [[1, 1, 2, 2], [2, 3, 3, 4], [5, 6, 7, 8], [9]]
+        positions.add(lengths.index([9]))
+        contents.update(frozenset(batch) for batch in batches)
+    assert positions == {0, 1, 2, 3}
+    assert len(contents) > 4  # which of the sentences of two words come first is drawn
+
+
+def test_evaluation_is_ordered_by_length_and_complete() -> None:
+    batches = order(EvaluationBatches(EncodedSplit(SENTENCES), batch_size=5))
+    indices = list(chain(*batches))
+    assert [len(batch) for batch in batches] == [5, 5, 3]
+    assert sorted(indices) == list(range(13))
+    assert [LENGTHS[i] for i in indices] == sorted(LENGTHS)
+
+
+def test_a_pass_resumes_where_it_was_broken_off() -> None:
+    loader = training_batches()
+    loader.set_epoch(3)
+    whole = order(loader)
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    resumed = training_batches()
+    resumed.load_state_dict(loader.state_dict())
+    resumed.set_epoch(3)
+    assert len(resumed) == 4
+    assert order(resumed) == whole[2:]
+    assert order(resumed) == whole
+
+
+def test_a_state_says_nothing_about_another_epoch() -> None:
+    loader = training_batches()
+    loader.load_state_dict({"epoch": 3, "num_consumed": 2})
+    loader.set_epoch(4)
+    assert len(order(loader)) == 4
+
+
+class Recorder(LightningModule):
+    """Notes every training batch; saves a checkpoint in the chosen hook and step and stops."""
+
+    def __init__(self, hook: str = "", step: int = 0, checkpoint: Path = Path()) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.stop_in, self.checkpoint = (hook, step), checkpoint
+        self.seen: list[tuple[int, list[int]]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seen.append((self.current_epoch, batch.sentence_B.tolist()))
+        return self.weight.sum()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.maybe_stop("on_train_batch_end")
+
+    def on_validation_end(self) -> None:
+        self.maybe_stop("on_validation_end")
+
+    def on_train_epoch_end(self) -> None:
+        self.maybe_stop("on_train_epoch_end")
+
+    def maybe_stop(self, hook: str) -> None:
+        if (hook, self.global_step) == self.stop_in:
+            self.trainer.save_checkpoint(self.checkpoint)
+            raise InterruptedError
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        assert batch.tokens_BT.shape == batch.targets_BT.shape
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(module: Recorder, checkpoint: Path | None = None) -> None:
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        module,
+        training_batches(),
+        EvaluationBatches(EncodedSplit(SENTENCES)),
+        ckpt_path=checkpoint,
+        weights_only=True,
+    )
+
+
+def test_a_trainer_walks_through_the_epochs() -> None:
+    module, loader = Recorder(), training_batches()
+    fit(module)
+    expected = [(epoch, batch.tolist()) for epoch in range(3) for batch in loader.order(epoch)]
+    assert module.seen == expected
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        *(("on_train_batch_end", step) for step in (1, 2, 4, 5, 8)),
+        *(("on_validation_end", step) for step in (4, 8)),
+        *(("on_train_epoch_end", step) for step in (4, 8)),
+    ],
+)
+def test_a_trainer_resumes_with_the_next_batch(hook: str, step: int, tmp_path: Path) -> None:
+    whole, broken, resumed = Recorder(), Recorder(hook, step, tmp_path / "last.ckpt"), Recorder()
+    fit(whole)
+    with pytest.raises(InterruptedError):
+        fit(broken)
+    fit(resumed, broken.checkpoint)
+    assert len(broken.seen) == step
+    assert broken.seen + resumed.seen == whole.seen

@@ -1,0 +1,149 @@
+"""Every fault of a command line: one line each, all at once, exit code 1, nothing written."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Command
+
+from newllm.config.command_line import command_line_faults
+
+FAULTY = {
+    "model=transformer gating=lstm": ["gating=lstm: Transformer does not read it; drop it"],
+    "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
+    "model=gatd": [
+        "model=gatd: no such option; there are "
+        "context, gated, gru, lstm, transformer, transformer_leaky"
+    ],
+    "trainer.max_epochs=abc seed=abc": [
+        "trainer.max_epochs=abc: must be a whole number, like the default 50",
+        "seed=abc: must be a whole number, like the default 1",
+    ],
+    "model=gatd model.hiden_dim=3 seed=1.5": [
+        "model=gatd: no such option; there are "
+        "context, gated, gru, lstm, transformer, transformer_leaky",
+        "model.hiden_dim: unknown key; did you mean model.hidden_dim?",
+        "seed=1.5: must be a whole number, like the default 1",
+    ],
+    "countermeasure=null": [
+        "countermeasure=null: no such option; there are context_clipping, cosine_annealing, "
+        "data_augmentation, early_stopping, none, quality_data, weight_decay"
+    ],
+    "countermeasure=data_augmentation data=tiny30": [
+        "countermeasure=data_augmentation wants data=augmented124, but data=tiny30 was chosen; "
+        "drop one of the two"
+    ],
+    "countermeasure=[data_augmentation,quality_data]": [
+        "countermeasure=[data_augmentation,quality_data]: data_augmentation wants "
+        "data=augmented124 and quality_data wants data=quality500; keep one of them"
+    ],
+    "countermeasure=[none,weight_decay]": [
+        "countermeasure=[none,weight_decay]: none stands alone; drop it or the others"
+    ],
+    "model=[gated,lstm]": ["model=[gated,lstm]: takes one option, not a list"],
+    "model=transformer countermeasure=context_clipping": [
+        "model.context_clip: Transformer takes no context_clip"
+    ],
+    "model=lstm recipe.fnn=residual": [
+        "recipe.fnn=residual: LSTMModel does not read it; drop it"
+    ],
+    "experiment=modern model=transformer": [
+        "model.context_dim: Transformer takes no context_dim",
+        "model.hidden_dim: Transformer takes no hidden_dim; did you mean embedding_dim?",
+    ],
+    "+foo=1": ["+foo: nothing reads it; drop it"],
+    "foo": ["foo: not an override; write KEY=VALUE, quoting special characters"],
+    "trainer.max_epochs=true": [
+        "trainer.max_epochs=true: must be a whole number, like the default 50"
+    ],
+    "plan=1": ["plan=1: must be true or false, like the default false"],
+    "recipe.gradient_clip=1.0": [
+        "recipe.gradient_clip=1.0: must be a list, like the default [[0,0.5],[10,1.0],[30,2.0]]"
+    ],
+    "+callbacks.x._target_=os.system": [
+        "callbacks.x._target_=os.system: not from newllm, torch, torchmetrics, lightning; "
+        "if it is safe: trusted_packages=[PACKAGE]"
+    ],
+    "+callbacks.x._target_=torch.os.system": [
+        "callbacks.x._target_=torch.os.system: not a class of "
+        "newllm, torch, torchmetrics, lightning"
+    ],
+    "+callbacks.x._target_=newllm.runs.subprocess.Popen": [
+        "callbacks.x._target_=newllm.runs.subprocess.Popen: not a class of "
+        "newllm, torch, torchmetrics, lightning"
+    ],
+    "-m model=gatd,lstm seed=1,x": [
+        "model=gatd: no such option; there are "
+        "context, gated, gru, lstm, transformer, transformer_leaky",
+        "seed=x: must be a whole number, like the default 1",
+    ],
+    "--config-dir nowhere": ["--config-dir nowhere: no such folder"],
+}
+
+
+@pytest.mark.parametrize("line", FAULTY)
+def test_faults_are_one_line_each(line: str) -> None:
+    assert command_line_faults(line.split()) == FAULTY[line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "experiment=modern",
+        "model=gated gating=none",
+        "model=gated gating=lstm",
+        "recipe=modern countermeasure=weight_decay",
+        "countermeasure=[cosine_annealing,weight_decay]",
+        "countermeasure=none optimizer.lr=1",
+        "data.seed=3 data.vocabulary_size=100",
+        "-m seed=1,2 model=context,lstm",
+        "-m seed=range(1,4)",
+        "recipe.gradient_clip=[]",
+        "name=2026",
+    ],
+)
+def test_good_command_lines_have_no_faults(line: str) -> None:
+    assert command_line_faults(line.split()) == []
+
+
+def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "gating").mkdir()
+    (tmp_path / "gating" / "mine.yaml").write_text(
+        "_target_: newllm.models.gating.Additive\n_partial_: true\n"
+    )
+    given = ["--config-dir", str(tmp_path)]
+    assert command_line_faults([*given, "gating=mine"]) == []
+    assert command_line_faults([*given, "gating=yours"]) == [
+        "gating=yours: no such option; there are lstm, mine, none"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trainer.max_epochs=abc seed=abc", "trainer.max_epochs=abc"),
+        ("model=transformer model.num_heads=3", "model.num_heads=3"),
+        ("recipe=modern countermeasure=weight_decay model.dropout=2", "model.dropout=2"),
+        ("data=text", "data=text needs data.path=FILE"),
+        ("data=text data.path=empty.txt", "empty.txt"),
+        ("data=text data.path=binary.txt", "binary.txt"),
+        ("data=text data.path=one.txt", "one.txt"),
+        ("data=text data.path=missing.txt", "missing.txt"),
+        ("model.dropout=2 optimizer.lr=-1.0 recipe.gradient_clip=[[1,1]]", "model.dropout=2"),
+        ("trainer.precision=17", "17"),
+        ("data.vocabulary_size=2000", "model.vocabulary_size=1000"),
+    ],
+)
+def test_a_faulty_run_ends_with_lines_and_code_1(
+    command: Command, tmp_path: Path, line: str, message: str
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "one.txt").write_text("a single sentence\n")
+    done = command("newllm.train", *line.split())
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr
+    # A line may be one of several faults, never a continuation of another.
+    assert len(done.stderr.splitlines()) == (3 if "gradient_clip" in line else line.count("abc") or 1)
+    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").rglob("*.*"))

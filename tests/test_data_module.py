@@ -1,0 +1,209 @@
+"""The data module: splits, faults, oracle and card."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from newllm.data.corpora import quality_grammar
+from newllm.data.module import CorpusDataModule
+from newllm.data.tokenizer import BOS, EOS, UNK
+
+BuildData = Callable[..., CorpusDataModule]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> BuildData:
+    """Builds and sets up a data module that writes into an empty directory."""
+
+    def build_data(corpus: str, **settings: Any) -> CorpusDataModule:
+        data = CorpusDataModule(corpus, order_seed=0, directory=str(tmp_path), **settings)
+        data.setup()
+        return data
+
+    return build_data
+
+
+@pytest.fixture
+def long_lines(tmp_path: Path) -> str:
+    """A file whose line n holds n words."""
+    path = tmp_path / "long.txt"
+    path.write_text("".join(" ".join(["word"] * n) + "\n" for n in range(1, 31)))
+    return str(path)
+
+
+def test_setup_encodes_all_splits_once(build: BuildData, tmp_path: Path) -> None:
+    data = build("quality500")
+    assert [len(data.split(name)) for name in ("train", "validation", "test")] == [400, 100, 10_000]
+    assert data.tokenizer.size == 256
+    assert data.data_sha256 == data.corpus.sha256
+    assert (tmp_path / "quality500.test.txt").exists()
+    for name in ("train", "validation"):
+        sentences = data.sentences(name)
+        assert data.split(name)[7].tolist() == data.tokenizer.encode(sentences[7])
+        assert data.split(name).num_targets == sum(len(s.split()) + 1 for s in sentences)
+    tokenizer = data.tokenizer
+    data.setup("fit")
+    assert data.tokenizer is tokenizer
+
+
+def test_the_vocabulary_comes_from_train_alone(build: BuildData) -> None:
+    data = build("tiny30")
+    assert data.tokenizer.size == 91
+    targets = data.split("validation").targets
+    assert len(targets) == 35
+    assert int((targets == UNK).sum()) == 16
+    assert int((targets == EOS).sum()) == 6
+    assert not (data.split("train").targets == UNK).any()
+
+
+def test_a_smaller_vocabulary_leaves_unknowns(build: BuildData) -> None:
+    data = build("quality500", vocabulary_size=50)
+    assert data.tokenizer.size == 50
+    assert (data.split("train").targets == UNK).any()
+
+
+def test_byte_level_tokens(build: BuildData) -> None:
+    data = build("tiny30", tokenizer="bpe", vocabulary_size=300)
+    ids = data.split("validation")[0].tolist()
+    assert data.tokenizer.decode(ids) == data.sentences("validation")[0]
+    assert data.entropy_floor is None
+
+
+def test_too_long_is_an_error_that_names_the_line(build: BuildData, long_lines: str) -> None:
+    # 21 words and <BOS> take 22 positions.
+    with pytest.raises(ValueError, match=r"data\.max_length=21 \(\d+ such in the train") as fault:
+        build("text", path=long_lines, max_length=21)
+    found = re.match(rf"{re.escape(long_lines)}:(\d+) takes (\d+) positions", str(fault.value))
+    assert found
+    line, positions = map(int, found.groups())
+    assert line == positions - 1 > 20
+    assert build("text", path=long_lines, max_length=31).num_too_long["train"] == 0
+
+
+def test_too_long_names_the_line_of_a_written_corpus(build: BuildData, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes") as fault:
+        build("tiny30", max_length=6)
+    file, line = str(fault.value).split(" takes")[0].split(":")
+    assert len((tmp_path / file).read_text().splitlines()[int(line) - 1].split()) == 6
+
+
+def test_truncate_cuts_before_the_end(build: BuildData, long_lines: str) -> None:
+    data = build("text", path=long_lines, max_length=10, too_long="truncate")
+    assert sum(data.num_too_long.values()) == 21  # lines of 10 to 30 words
+    for index, sentence in enumerate(data.sentences("train")):
+        whole = data.tokenizer.encode(sentence)
+        assert data.split("train")[index].tolist() == whole[:11]
+    assert "truncated in train" in data.summary()
+
+
+def test_drop_leaves_the_rest_and_counts(build: BuildData, long_lines: str) -> None:
+    data = build("text", path=long_lines, max_length=20, too_long="drop")
+    whole = data.corpus.train
+    assert data.sentences("train") == [s for s in whole if len(s.split()) < 20]
+    assert len(data.split("train")) == len(whole) - data.num_too_long["train"] < len(whole)
+    assert f"too long: {data.num_too_long['train']} dropped in train" in data.summary()
+    with pytest.raises(ValueError, match="leaves no sentence in the train split"):
+        build("text", path=long_lines, max_length=1, too_long="drop")
+
+
+def test_the_oracle_is_the_mean_over_targets(build: BuildData) -> None:
+    data = build("quality500")
+    grammar = quality_grammar()
+    log_probabilities = [
+        log_probability
+        for sentence in data.corpus.validation
+        for log_probability in grammar.token_log_probabilities(sentence.split())
+    ]
+    assert len(log_probabilities) == data.split("validation").num_targets
+    expected = -sum(log_probabilities) / len(log_probabilities)
+    assert data.oracle_loss("validation") == pytest.approx(expected)
+    assert data.entropy_floor == grammar.entropy_per_token()
+    assert data.oracle_loss("test") == pytest.approx(data.entropy_floor, abs=0.01)
+
+
+def test_the_oracle_follows_what_was_kept(build: BuildData) -> None:
+    dropped = build("quality500", max_length=12, too_long="drop")
+    kept = [s for s in dropped.corpus.validation if len(s.split()) < 12]
+    total = sum(quality_grammar().log_probability(s.split()) for s in kept)
+    num_targets = sum(len(s.split()) + 1 for s in kept)
+    assert dropped.oracle_loss("validation") == pytest.approx(-total / num_targets)
+    assert build("quality500", max_length=12, too_long="truncate").oracle_loss("test") is None
+
+
+def test_without_a_grammar_there_is_no_oracle(build: BuildData) -> None:
+    data = build("tiny30")
+    assert data.oracle_loss("validation") is None
+    assert data.entropy_floor is None
+
+
+def test_lower_case_reaches_the_prompt(build: BuildData, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("The Cat\n" * 10)
+    folded, exact = (build("text", path=str(path), lowercase=flag) for flag in (True, False))
+    assert UNK not in folded.tokenizer.encode_prompt("THE cat")
+    assert exact.tokenizer.encode_prompt("THE cat") == [BOS, UNK, UNK]
+
+
+def test_the_card_counts(build: BuildData, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("a b\n\na b\n\nc c c\na b\n")
+    data = build("text", path=str(path), validation_fraction=0.25, test_fraction=0.25)
+    card = data.card()
+    assert card.num_sentences == {"train": 2, "validation": 1, "test": 1}
+    seen = data.corpus.train + data.corpus.validation
+    assert card.num_words == sum(len(s.split()) for s in seen)
+    assert card.num_unique_words == len({word for s in seen for word in s.split()})
+    assert card.overlap == int(data.corpus.validation[0] in data.corpus.train)
+    assert "2 blank lines" in card.summary()
+    assert "\n" not in card.summary()
+
+
+def test_the_card_of_tiny30_shows_its_unknowns(build: BuildData) -> None:
+    rows = build("tiny30").card().rows()
+    assert rows["<UNK> in validation"] == "16 of 35 targets (45.7%)"
+    assert "entropy" not in rows
+
+
+def test_the_command_prints_a_card_a_corpus(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "newllm.data", "--directory", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    for shown in ("tiny30", "augmented124", "quality12500", "4,986", "1.5084 a token"):
+        assert shown in run.stdout
+    assert (tmp_path / "quality12500.test.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corpus": "tiny31"}, "data.corpus=tiny31 is unknown: choose one of"),
+        ({"batching": "sorted"}, "data.batching=sorted is unknown: choose one of"),
+        ({"too_long": "wrap"}, "data.too_long=wrap is unknown: choose one of"),
+        ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
+        ({"max_length": 0}, "data.max_length=0 must be at least 1"),
+        ({"seed": -1}, "data.seed=-1 must be at least 0"),
+        ({"order_seed": -1}, "seed=-1 must be at least 0"),
+        ({"tokenizer": "bpe"}, "data.tokenizer=bpe needs data.vocabulary_size"),
+        ({"tokenizer": "chars"}, "data.tokenizer=chars is unknown"),
+        ({"corpus": "text"}, "data=text needs data.path=FILE"),
+        ({"path": "file.txt"}, "data.path=file.txt is read by data=text only"),
+    ],
+)
+def test_faulty_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    defaults: dict[str, Any] = {"corpus": "tiny30", "order_seed": 0}
+    with pytest.raises(ValueError, match=re.escape(message)) as fault:
+        CorpusDataModule(**(defaults | settings))
+    assert "\n" not in str(fault.value)
+
+
+def test_several_processes_are_refused(build: BuildData) -> None:
+    data = build("tiny30")
+    data.trainer = Mock(world_size=2)
+    with pytest.raises(ValueError, match=r"trainer\.devices=2: the data feeds one process"):
+        data.train_dataloader()

@@ -1,0 +1,97 @@
+"""Every option of every group builds and takes a step; so does every experiment."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, Compose
+
+from newllm.config.build import conf_directory
+from newllm.config.composed import BUILT
+from newllm.experiment import build_experiment
+
+GROUPS = sorted(path.name for path in conf_directory().iterdir() if path.is_dir())
+OPTIONS = [
+    (group, path.stem) for group in GROUPS for path in sorted((conf_directory() / group).iterdir())
+]
+
+
+def shrink(compose_config: Compose, *overrides: str) -> list[str]:
+    """Overrides that make whatever model these choose tiny."""
+    sizes = compose_config(*overrides).model
+    return [f"model.{size}" for size in TINY if size.partition("=")[0] in sizes]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_builds_and_takes_a_step(
+    compose_config: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    option: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some.txt").write_text("\n".join(f"a line of words {i % 7}" for i in range(40)))
+    overrides = [f"{group}={option}"]
+    if option == "text":
+        overrides.append("data.path=some.txt")
+    if option == "quality12500":
+        overrides.append("data=quality500")  # Drawing it is tested with the corpora.
+        overrides.pop(0)
+    overrides += shrink(compose_config, *overrides)
+    config = compose_config(*overrides)
+    experiment = build_experiment(config, tmp_path, None)
+    batch = next(iter(experiment.data.train_dataloader()))
+    optimizer = experiment.module.make_optimizer(experiment.model.parameters())
+    before = torch.cat([weight.detach().flatten() for weight in experiment.model.parameters()])
+    loss = experiment.module.train().loss(batch)
+    loss.backward()
+    optimizer.step()
+    after = torch.cat([weight.detach().flatten() for weight in experiment.model.parameters()])
+    assert torch.isfinite(loss)
+    assert not torch.equal(before, after)
+
+
+def test_every_group_of_the_design_exists() -> None:
+    assert set(GROUPS) >= {
+        "model", "normalization", "gating", "recurrence", "countermeasure", "data", "recipe",
+        "experiment", "trainer", "logger", "callbacks",
+    }  # fmt: skip
+    assert set(BUILT) >= {"model", "data", "trainer"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "description"),
+    [
+        ((), "gated layernorm C512 H512 L9"),
+        (("gating=none",), "additive layernorm C512 H512 L9"),
+        (("model=context", "normalization=none"), "additive C512 H512 L9"),
+        (("model=transformer",), "transformer E256 heads4 L6"),
+        (("model=lstm",), "lstm E128 H256 L3"),
+    ],
+)
+def test_runs_are_named_for_what_was_resolved(
+    compose_config: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    description: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = build_experiment(compose_config(*overrides, "logger=none"), tmp_path, None)
+    assert experiment.name == experiment.model.description == description
+
+
+def test_countermeasures_act_by_their_own_keys(compose_config: Compose) -> None:
+    config = compose_config("countermeasure=[cosine_annealing,weight_decay,context_clipping]")
+    assert list(config.countermeasures) == ["cosine_annealing", "weight_decay", "context_clipping"]
+    assert config.optimizer.weight_decay == 0.01
+    assert config.schedule.scheduler.T_max == 50
+    assert config.model.context_clip == 10
+    assert "early_stopping" not in config.callbacks
+
+
+def test_a_countermeasure_replaces_the_schedule_of_the_recipe(compose_config: Compose) -> None:
+    scheduler = compose_config("recipe=modern", "countermeasure=cosine_annealing").schedule.scheduler
+    assert scheduler._target_.endswith("CosineAnnealingLR")
+    assert "max_lr" not in scheduler

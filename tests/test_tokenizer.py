@@ -1,0 +1,106 @@
+"""Words and bytes to ids and back."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+
+SENTENCES = ["b a c", "a d c", "a"]
+
+
+def test_specials_come_first_then_words_by_frequency() -> None:
+    tokenizer = Tokenizer.train(SENTENCES)
+    assert (PAD, UNK, BOS, EOS) == (0, 1, 2, 3)
+    # a three times, c twice, b and d once: a tie, in alphabetical order.
+    assert tokenizer.encode("a c b d") == [BOS, 4, 5, 6, 7, EOS]
+    assert tokenizer.size == 8
+
+
+def test_unknown_words_and_prompts() -> None:
+    tokenizer = Tokenizer.train(SENTENCES)
+    assert tokenizer.encode("a zebra") == [BOS, 4, UNK, EOS]
+    assert tokenizer.encode_prompt("c") == [BOS, 5]
+    assert tokenizer.encode_prompt("") == [BOS]
+
+
+def test_vocabulary_size_counts_the_specials() -> None:
+    tokenizer = Tokenizer.train(SENTENCES, vocabulary_size=6)
+    assert tokenizer.size == 6
+    assert tokenizer.encode("a b c") == [BOS, 4, UNK, 5, EOS]
+    assert Tokenizer.train(SENTENCES, vocabulary_size=1000).size == 8
+
+
+def test_encode_all_is_encode_of_each() -> None:
+    for tokenizer in (Tokenizer.train(SENTENCES), Tokenizer.train(SENTENCES, "bpe", 262)):
+        assert tokenizer.encode_all(SENTENCES) == [tokenizer.encode(s) for s in SENTENCES]
+
+
+def test_decode_shows_only_the_unknown() -> None:
+    tokenizer = Tokenizer.train(SENTENCES)
+    assert tokenizer.decode([BOS, 4, UNK, 5, EOS, PAD, PAD]) == "a <UNK> c"
+    assert tokenizer.decode([4, 999]) == "a <UNK>"  # an output layer may be wider
+    byte_level = Tokenizer.train(SENTENCES, "bpe", 260)
+    assert byte_level.decode([*byte_level.encode("a b"), UNK, 999]) == "a b <UNK> <UNK>"
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+def test_words_that_look_like_specials_are_words(kind: str) -> None:
+    text = "a <PAD> <UNK> <BOS> <EOS> <pad>"
+    tokenizer = Tokenizer.train([text], kind, 300, lowercase=False)
+    ids = tokenizer.encode(text)
+    assert not {PAD, UNK, BOS, EOS} & set(ids[1:-1])
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_literal_special_that_was_never_trained_on_is_unknown() -> None:
+    tokenizer = Tokenizer.train(SENTENCES, lowercase=False)
+    assert tokenizer.encode("a <PAD> <EOS>") == [BOS, 4, UNK, UNK, EOS]
+
+
+def test_lower_case_is_optional() -> None:
+    assert Tokenizer.train(SENTENCES).encode("A") == [BOS, 4, EOS]
+    assert Tokenizer.train(SENTENCES, lowercase=False).encode("A") == [BOS, UNK, EOS]
+
+
+BYTE_LEVEL = Tokenizer.train(["the cat", "the dog"] * 3, "bpe", 300, lowercase=False)
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1))
+def test_byte_level_tokens_hold_any_word(word: str) -> None:
+    ids = BYTE_LEVEL.encode(word)
+    assert UNK not in ids
+    assert BYTE_LEVEL.decode(ids) == word
+
+
+def test_byte_pairs_shorten_what_is_frequent() -> None:
+    assert len(BYTE_LEVEL.encode("the")) == 3
+    assert BYTE_LEVEL.encode("dog the")[-2] == BYTE_LEVEL.encode("the")[1]  # wherever it stands
+
+
+@pytest.mark.parametrize(("kind", "size"), [("words", None), ("bpe", 280)])
+def test_save_and_load(kind: str, size: int | None, tmp_path: Path) -> None:
+    text = "a <PAD> b zebra"
+    tokenizer = Tokenizer.train([*SENTENCES, "<PAD>"], kind, size, lowercase=False)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.size == tokenizer.size
+    assert loaded.encode(text) == tokenizer.encode(text)
+    assert loaded.decode(loaded.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "message"),
+    [
+        ("bpe", None, "data.tokenizer=bpe needs data.vocabulary_size"),
+        ("bpe", 259, "data.vocabulary_size=259 must be at least 260 for data.tokenizer=bpe"),
+        ("words", 4, "data.vocabulary_size=4 must be at least 5 for data.tokenizer=words"),
+        ("chars", None, "data.tokenizer=chars is unknown: choose words or bpe"),
+    ],
+)
+def test_impossible_vocabularies_are_refused(kind: str, size: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.train(SENTENCES, kind, size)
