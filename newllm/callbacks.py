@@ -142,7 +142,7 @@ class SampleSentences(Callback):
         self.num_sentences = num_sentences
         self.every_n_epochs = every_n_epochs
 
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         writer, model = _writer(trainer), _model(module)
         if writer is None or not _due(trainer, self.every_n_epochs):
             return
@@ -167,6 +167,7 @@ class ContextInspector(Callback):
 
     def __init__(self, every_n_epochs: int = 5) -> None:
         self.every_n_epochs = every_n_epochs
+        self._seen: tuple[Tensor, Trace] | None = None
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         model = _model(module)
@@ -175,15 +176,19 @@ class ContextInspector(Callback):
         validation = _data(trainer).split("validation")
         batch = validation.batch(torch.arange(min(len(validation), self.NUM_SENTENCES)))
         trace = model.trace(batch.tokens_BT)
-        real_BT = batch.tokens_BT != PAD
-        contexts_NC = trace.contexts_BTC[real_BT]
+        contexts_NC = trace.contexts_BTC[batch.tokens_BT != PAD]
         module.log("context/norm", contexts_NC.norm(dim=-1).mean())
         module.log("context/std", contexts_NC.std(dim=-1).mean())
+        self._seen = batch.tokens_BT, trace
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         writer = _writer(trainer)
-        if writer is not None and _due(trainer, self.every_n_epochs):
-            for name, gate_BTC in trace.gates.items():
-                writer.add_histogram(f"gates/{name}", gate_BTC[real_BT], trainer.global_step)
-            self._draw(trainer, writer, batch.tokens_BT, trace)
+        if self._seen is None or writer is None or not _due(trainer, self.every_n_epochs):
+            return
+        tokens_BT, trace = self._seen
+        for name, gate_BTC in trace.gates.items():
+            writer.add_histogram(f"gates/{name}", gate_BTC[tokens_BT != PAD], trainer.global_step)
+        self._draw(trainer, writer, tokens_BT, trace)
 
     @staticmethod
     def _draw(trainer: Trainer, writer: Any, tokens_BT: Tensor, trace: Trace) -> None:

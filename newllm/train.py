@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import warnings
@@ -27,6 +26,7 @@ from newllm.summary import print_banner, print_result
 # What Lightning says at every start although no user of this program can act on it.
 LIGHTNING_CHATTER = (".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*")
 
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 # Flags that Hydra answers by itself: help, or the configuration instead of a run.
 HYDRA_QUESTIONS = (
     "-h",
@@ -51,7 +51,8 @@ def train(config: DictConfig, folder: Path, experiment_name: str | None = None) 
         ConfigFault: the configuration cannot be built; nothing was written.
         Diverged: the loss is no longer finite; the run's result says so.
     """
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     seed_everything(config.seed, verbose=False)
     experiment = build_experiment(config, folder, config.name or experiment_name)
     print_banner(experiment)
@@ -71,6 +72,9 @@ def train(config: DictConfig, folder: Path, experiment_name: str | None = None) 
     except Diverged as error:
         run.record(status="diverged", error=str(error), **measured(experiment))
         raise
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        print(f"interrupted; what was done lies in {folder}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         run.record(status="failed", error=f"{type(error).__name__}: {error}")
         raise

@@ -12,9 +12,6 @@ from torch import Tensor
 from newllm.data.batching import Batch, EncodedSplit, EvaluationBatches, TrainingBatches
 from newllm.data.tokenizer import BOS, EOS, PAD
 
-# Lightning 2.6 asks torch 2.13 in a way that is deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec:FutureWarning")
-
 LENGTHS = [3, 1, 7, 2, 2, 5, 1, 4, 6, 3, 9, 2, 8]
 SENTENCES = [[BOS, *range(10, 10 + n), EOS] for n in LENGTHS]
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import Command
 
 from newllm.config.command_line import command_line_faults
+from newllm.train import main
 
 FAULTY = {
     "model=transformer gating=lstm": ["gating=lstm: Transformer does not read it; drop it"],
@@ -43,9 +44,7 @@ FAULTY = {
     "model=transformer countermeasure=context_clipping": [
         "model.context_clip: Transformer takes no context_clip"
     ],
-    "model=lstm recipe.fnn=residual": [
-        "recipe.fnn=residual: LSTMModel does not read it; drop it"
-    ],
+    "model=lstm recipe.fnn=residual": ["recipe.fnn=residual: LSTMModel does not read it; drop it"],
     "experiment=modern model=transformer": [
         "model.context_dim: Transformer takes no context_dim",
         "model.hidden_dim: Transformer takes no hidden_dim; did you mean embedding_dim?",
@@ -129,21 +128,36 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         ("data=text data.path=binary.txt", "binary.txt"),
         ("data=text data.path=one.txt", "one.txt"),
         ("data=text data.path=missing.txt", "missing.txt"),
-        ("model.dropout=2 optimizer.lr=-1.0 recipe.gradient_clip=[[1,1]]", "model.dropout=2"),
+        ("model.dropout=2 recipe.gradient_clip=[[1,1]]", "model.dropout=2"),
+        ("optimizer.lr=-1.0", "learning rate: -1.0"),
         ("trainer.precision=17", "17"),
-        ("data.vocabulary_size=2000", "model.vocabulary_size=1000"),
+        ("model.vocabulary_size=100", "data.vocabulary_size=100"),
     ],
 )
 def test_a_faulty_run_ends_with_lines_and_code_1(
-    command: Command, tmp_path: Path, line: str, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    message: str,
 ) -> None:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     (tmp_path / "one.txt").write_text("a single sentence\n")
-    done = command("newllm.train", *line.split())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["newllm.train", *line.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[0]
+    num_faults = 2 if line.count("=abc") == 2 or "gradient_clip" in line else 1
+    assert len(lines) == num_faults, lines
+    assert not [path for path in tmp_path.rglob("outputs/*/*/*") if path.is_file()]
+
+
+def test_the_command_line_itself_ends_so(command: Command) -> None:
+    done = command("newllm.train", "trainer.max_epochs=abc", "seed=abc")
     assert done.returncode == 1
-    assert message in done.stderr.splitlines()[0]
-    assert "Traceback" not in done.stderr
-    # A line may be one of several faults, never a continuation of another.
-    assert len(done.stderr.splitlines()) == (3 if "gradient_clip" in line else line.count("abc") or 1)
-    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").rglob("*.*"))
+    assert len(done.stderr.splitlines()) == 2
+    assert done.stdout == ""

@@ -11,15 +11,17 @@ from statistics import mean, stdev
 
 import pytest
 
+from newllm.analysis.references import NGram
 from newllm.data.corpora import Corpus, build_corpus, quality_grammar, read_text_corpus
 from newllm.data.grammar import Grammar
+from newllm.data.tokenizer import Tokenizer
 
 # Python's `random` promises the same numbers everywhere; these digests hold it to that.
 DIGESTS = {
     "tiny30": "5770a421e8f7e67b",
     "augmented124": "4e77c8b587f13833",
-    "quality500": "b2b03c824ddf6021",
-    "quality12500": "b2dc8afefbb2fdd2",
+    "quality500": "f0c404313241fe82",
+    "quality12500": "4085945f643c256b",
 }
 
 
@@ -110,6 +112,15 @@ def test_quality12500_is_split_four_to_one() -> None:
 def test_the_entropy_is_near_the_original() -> None:
     assert quality_grammar().entropy_per_token() == pytest.approx(1.506, abs=0.01)
     assert quality_grammar().entropy() == pytest.approx(16.45, abs=0.2)
+
+
+@pytest.mark.parametrize(("order", "original"), [(1, 4.97), (2, 2.34)])
+def test_word_frequencies_are_like_the_original(order: int, original: float) -> None:
+    quality = corpus("quality500")
+    tokenizer = Tokenizer.train(quality.train)
+    train, validation = map(tokenizer.encode_all, (quality.train, quality.validation))
+    loss = NGram(train, order, tokenizer.size).loss(validation)
+    assert loss == pytest.approx(original, abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["quality500", "quality12500"])

@@ -92,6 +92,8 @@ def test_countermeasures_act_by_their_own_keys(compose_config: Compose) -> None:
 
 
 def test_a_countermeasure_replaces_the_schedule_of_the_recipe(compose_config: Compose) -> None:
-    scheduler = compose_config("recipe=modern", "countermeasure=cosine_annealing").schedule.scheduler
+    scheduler = compose_config(
+        "recipe=modern", "countermeasure=cosine_annealing"
+    ).schedule.scheduler
     assert scheduler._target_.endswith("CosineAnnealingLR")
     assert "max_lr" not in scheduler

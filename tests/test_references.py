@@ -1,6 +1,7 @@
 """N-gram models: proper distributions, and the formula against a second, slower way."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_bigram_is_the_formula_of_the_docstring() -> None:
     num_tokens = sum(len(sentence) - 1 for sentence in TRAIN)
     count_5 = sum(sentence.count(5) for sentence in TRAIN)
     count_4 = sum(sentence.count(4) for sentence in TRAIN)
-    count_45 = sum((a, b) == (4, 5) for s in TRAIN for a, b in zip(s, s[1:], strict=False))
+    count_45 = sum((a, b) == (4, 5) for s in TRAIN for a, b in pairwise(s))
     unigram = (count_5 + low / (VOCABULARY - 2)) / (num_tokens + low)
     bigram = (count_45 + high * unigram) / (count_4 + high)
     assert math.exp(model.log_probabilities([BOS, 4, 5])[1]) == pytest.approx(bigram, rel=1e-12)

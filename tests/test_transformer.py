@@ -107,6 +107,13 @@ def test_fast_path_equals_the_masked_one() -> None:
     assert not model._view(real_BT, real_BT[:, :0], no_reset).is_causal
 
 
+def test_every_query_sees_something() -> None:
+    real_BT = torch.tensor([[False, True, False], [False, False, False]])
+    mask_B1TS, _, _ = make()._view(real_BT, torch.zeros(2, 2, dtype=torch.bool), None)
+    assert mask_B1TS is not None
+    assert mask_B1TS.any(dim=-1).all()
+
+
 def test_gradients() -> None:
     model = make()
     tokens = torch.tensor([[2, 5, 0, 3], [2, 0, 6, 0]])

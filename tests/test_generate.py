@@ -1,0 +1,64 @@
+"""Sampling from a model, and its faults."""
+
+import pytest
+import torch
+
+from newllm.data.tokenizer import Tokenizer
+from newllm.generate import sample_sentences
+from newllm.models.context import ContextModel
+
+SENTENCES = ["the cat sleeps", "the dog barks", "a dog sleeps"]
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(SENTENCES)
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> ContextModel:
+    torch.manual_seed(0)
+    # Wider than the vocabulary, as the original recipe has it.
+    return ContextModel(
+        tokenizer.size + 20, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=2
+    ).eval()
+
+
+def test_samples_are_words_after_the_prompt(model: ContextModel, tokenizer: Tokenizer) -> None:
+    words = {word for sentence in SENTENCES for word in sentence.split()}
+    sentences = sample_sentences(model, tokenizer, 50, prompt="the dog", max_tokens=12)
+    assert len(sentences) == 50
+    for sentence in sentences:
+        assert sentence.startswith("the dog")
+        assert set(sentence.split()) <= words
+        assert len(sentence.split()) <= 11
+    assert len(set(sentences)) > 10
+
+
+def test_the_seed_decides_the_samples(model: ContextModel, tokenizer: Tokenizer) -> None:
+    first, again, other = (sample_sentences(model, tokenizer, 5, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_frequencies_are_the_model_s_probabilities(
+    model: ContextModel, tokenizer: Tokenizer
+) -> None:
+    with torch.no_grad():
+        logits_V = model(torch.tensor([tokenizer.encode_prompt("the")]))[0][0, -1] / 0.5
+    allowed = torch.arange(4, tokenizer.size)
+    words = [tokenizer.decode([i]) for i in allowed.tolist()]
+    # One token past the prompt; a sentence that ends there shows no word.
+    expected = torch.cat([logits_V[3:4], logits_V[allowed]]).softmax(0)
+    sentences = sample_sentences(
+        model, tokenizer, 20_000, prompt="the", max_tokens=3, temperature=0.5
+    )
+    drawn = [sentence.removeprefix("the").strip() for sentence in sentences]
+    counts = torch.tensor([drawn.count(word) for word in ["", *words]]) / len(drawn)
+    torch.testing.assert_close(counts, expected, atol=0.015, rtol=0)
+
+
+def test_faults(model: ContextModel, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="temperature=0"):
+        sample_sentences(model, tokenizer, 1, temperature=0)
+    with pytest.raises(ValueError, match="the prompt has 3 tokens"):
+        sample_sentences(model, tokenizer, 1, prompt="the dog", max_tokens=2)

@@ -1,0 +1,75 @@
+"""The commands of the README, run as they stand but at a tiny size."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Command
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = [
+    line.partition(" # ")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+TRAIN = [
+    line.removeprefix(".venv/bin/python -m newllm.train ")
+    for line in COMMANDS
+    if line.startswith(".venv/bin/python -m newllm.train ")
+]
+SMALL = ["trainer=smoke", "logger=none", "callbacks=none", "threads=1"]
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    assert len(TRAIN) >= 6
+    assert all(word in README for word in ("make train", "make test", "make compare"))
+
+
+def test_make_knows_every_target_of_the_readme() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for target in {match for line in COMMANDS for match in re.findall(r"^make (\w+)", line)}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("line", [line for line in TRAIN if "my_conf" not in line])
+def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None:
+    (tmp_path / "corpus.txt").write_text("\n".join(f"line {i} of a text" for i in range(50)))
+    if line.startswith("-m"):
+        line = "-m model=context,lstm seed=1"
+        small = [*SMALL, "model.embedding_dim=8"]
+    else:
+        small = [*SMALL, *(f"model.{size}" for size in TINY)]
+    line = line.replace("data=quality12500", "data=tiny30")
+    done = command("newllm.train", *shlex.split(line), *small)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_variant_of_the_user_runs(command: Command, tmp_path: Path) -> None:
+    (yaml,) = re.findall(r"```yaml\n# my_conf/(\S+)\n(.*?)```", README, re.DOTALL)
+    variant = tmp_path / "my_conf" / yaml[0]
+    variant.parent.mkdir(parents=True)
+    variant.write_text(yaml[1])
+    (python,) = re.findall(r"```python\n# my_package.py\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my_package.py").write_text(python)
+    (line,) = [line for line in TRAIN if "my_conf" in line]
+    small = [*SMALL, *(f"model.{size}" for size in TINY)]
+    done = command("newllm.train", *shlex.split(line), *small)
+    assert done.returncode == 0, done.stderr
+    assert "coupled layernorm C8" in done.stdout
+
+
+def test_help_names_every_group(command: Command) -> None:
+    done = command("newllm.train", "--help")
+    assert done.returncode == 0
+    for group in ("model", "gating", "countermeasure", "recipe", "experiment", "data"):
+        assert re.search(rf"^\s*{group}: ", done.stdout, re.MULTILINE), group
+
+
+def test_make_help_lists_targets() -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True)
+    for target in ("setup", "train", "test", "lint", "data", "compare", "tensorboard", "clean"):
+        assert target in done.stdout
