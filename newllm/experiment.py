@@ -57,7 +57,9 @@ class Experiment:
             f"{part}/{key}": value
             for part in ("model", "data", "optimizer", "recipe")
             for key, value in resolved[part].items()
-            if isinstance(value, int | float | str) and not key.startswith("_")
+            if isinstance(value, int | float | str)
+            and not key.startswith("_")
+            and key not in ("directory", "order_seed")
         }
         countermeasures = ",".join(self.config.countermeasures) or "none"
         own = {"name": self.name, "seed": self.config.seed, "countermeasures": countermeasures}

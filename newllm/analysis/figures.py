@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from newllm.analysis.timing import Timing
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 
@@ -42,6 +45,9 @@ def curves(
     loss_axes.set_ylabel("loss (nats per token)")
     perplexity_axes.set_ylabel("perplexity")
     perplexity_axes.set_yscale("log")
+    perplexity_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    perplexity_axes.yaxis.set_major_formatter("{x:g}")
+    perplexity_axes.yaxis.set_minor_formatter(NullFormatter())
     loss_axes.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -108,4 +114,25 @@ def comparison(runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return figure
+
+
+def speed(rows: Mapping[str, Timing]) -> Figure:
+    """Ratios of a benchmark, a panel for each kind of row (the first word of its name)."""
+    kinds = list(dict.fromkeys(name.partition(" ")[0] for name in rows))
+    figure = Figure(figsize=(11, 1.2 + 0.22 * len(rows)), layout="constrained")
+    heights = [sum(name.startswith(f"{kind} ") for name in rows) + 1 for kind in kinds]
+    panels = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        own = {name: row.ratio for name, row in rows.items() if name.startswith(f"{kind} ")}
+        labels = [name.removeprefix(f"{kind} ") for name in own]
+        bars = axes.barh(labels, list(own.values()), color=BLUE)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7)
+        axes.axvline(1, color=GREY, linewidth=1)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=7)
+        axes.margins(x=0.1)
+        axes.set_title(kind, loc="left", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("ratio to the first row of each group (roofline: share reached)", fontsize=8)
     return figure
