@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import newllm
 from newllm.analysis import figures
 from newllm.analysis.timing import Timing, changes, read_timings, side_by_side, write_timings
+from newllm.clipping import clip_gradients
 from newllm.data.batching import Batch
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import PAD
@@ -101,7 +102,7 @@ class Trainee:
         )
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
+        clip_gradients(self.optimizer, GRADIENT_CLIP)
         self.optimizer.step()
 
     def epoch(self, batches: list[Batch]) -> None:

@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.analysis.references import NGram
 from newllm.callbacks import Curves
+from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.module import CorpusDataModule
 from newllm.models.language_model import LanguageModel
-from newllm.module import GradientClip, LanguageModule
+from newllm.module import LanguageModule
 from newllm.recording import Checkpoints, History, StopOnDivergence
 
 

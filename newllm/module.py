@@ -6,7 +6,7 @@ Shapes: B batch, T time (tokens), V vocabulary, N sentences of a split.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from newllm.clipping import GradientClip, clip_gradients
 from newllm.data.batching import Batch
 from newllm.data.tokenizer import PAD, UNK
 from newllm.models.language_model import LanguageModel
@@ -37,30 +38,6 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.interval not in ("step", "epoch"):
             raise ValueError(f"schedule.interval={self.interval}: must be step or epoch")
-
-
-class GradientClip:
-    """The largest allowed gradient norm by epoch, as pairs [from this epoch on, norm].
-
-    Epochs count from 0 here. No pairs: no clipping.
-
-    Raises:
-        ValueError: if the pairs do not start at epoch 0, do not ascend, or a norm is not positive.
-    """
-
-    def __init__(self, pairs: Sequence[Sequence[float]]) -> None:
-        epochs = [pair[0] for pair in pairs if len(pair) == 2]
-        if len(epochs) < len(pairs) or (pairs and epochs[0] != 0) or epochs != sorted(set(epochs)):
-            raise ValueError(
-                f"recipe.gradient_clip={pairs}: must be [[0,NORM],[EPOCH,NORM],...], ascending"
-            )
-        if any(norm <= 0 for _, norm in pairs):
-            raise ValueError(f"recipe.gradient_clip={pairs}: every norm must be above 0")
-        self.pairs = pairs
-
-    def __call__(self, epoch: int) -> float:
-        """The largest norm in this epoch; infinite where there is no limit."""
-        return next((norm for start, norm in reversed(self.pairs) if epoch >= start), math.inf)
 
 
 class SentenceScores:
@@ -156,7 +133,7 @@ class LanguageModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         limit = self.gradient_clip(self.current_epoch)
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.gradient_norm = clip_gradients(optimizer, limit)
 
     def on_validation_epoch_start(self) -> None:
         self._scores = SentenceScores()

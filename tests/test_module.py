@@ -8,7 +8,7 @@ from torch import Tensor
 
 from newllm.data.batching import Batch, EncodedSplit
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK
-from newllm.module import GradientClip, Schedule, SentenceScores, token_losses
+from newllm.module import Schedule, SentenceScores, token_losses
 
 V = 7
 
@@ -62,18 +62,6 @@ def test_token_losses_are_zero_at_padding() -> None:
     losses_BT = token_losses(torch.randn(2, 2, V), targets_BT)
     assert losses_BT[0, 1] == 0
     assert (losses_BT[targets_BT != PAD] > 0).all()
-
-
-def test_gradient_clip_follows_the_epochs() -> None:
-    clip = GradientClip([[0, 0.5], [10, 1.0], [30, 2.0]])
-    assert [clip(epoch) for epoch in (0, 9, 10, 29, 30, 149)] == [0.5, 0.5, 1.0, 1.0, 2.0, 2.0]
-    assert GradientClip([])(5) == math.inf
-
-
-@pytest.mark.parametrize("pairs", [[[1, 1.0]], [[0, 1.0], [0, 2.0]], [[0]], [[0, 0.0]]])
-def test_gradient_clip_refuses_nonsense(pairs: list[list[float]]) -> None:
-    with pytest.raises(ValueError, match=r"recipe\.gradient_clip="):
-        GradientClip(pairs)
 
 
 def test_schedule_refuses_an_unknown_interval() -> None:
