@@ -16,7 +16,9 @@ TINY_RUN = (*TINY_CONTEXT, "data=tiny30", "logger=none", "callbacks=none", "trai
 
 
 @pytest.fixture
-def experiment(compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:  # fmt: skip
+def experiment(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Experiment:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     # A rate so high that the best epoch is not the last one.

@@ -1,0 +1,71 @@
+"""The published series by name: sizes, data and training as the series had them."""
+
+import pytest
+from conftest import Compose
+from omegaconf import OmegaConf
+
+from newllm.config.build import conf_directory, instantiate
+
+# Name: parameters, corpus, epochs, largest gradient norm in the first epoch.
+PUBLISHED = {
+    "transformer_leaky": (5_260_264, "tiny30", 50, 1.0),
+    "transformer": (5_260_264, "tiny30", 50, 1.0),
+    "phase1_baseline": (3_009_768, "tiny30", 50, 1.0),
+    "phase1_context512": (3_272_168, "tiny30", 50, 1.0),
+    "phase1_wide": (12_047_848, "tiny30", 50, 1.0),
+    "phase1_wide_long": (12_047_848, "tiny30", 150, 1.0),
+    "phase2_layernorm": (3_273_192, "tiny30", 50, 1.0),
+    "phase2_layernorm_wide": (12_048_872, "tiny30", 50, 1.0),
+    "phase2_layernorm_wide_long": (12_048_872, "tiny30", 150, 1.0),
+    "phase3_gating": (4_061_160, "tiny30", 50, 0.5),
+    "phase3_gating_wide": (14_148_072, "tiny30", 50, 0.5),
+    "phase3_gating_wide_long": (14_148_072, "tiny30", 150, 0.5),
+} | {
+    f"phase5_{what}_exp{number}": (parameters, corpus, 50, 0.5)
+    for number, parameters in ((1, 4_052_968), (2, 14_139_880))
+    for what, corpus in (
+        ("baseline", "tiny30"),
+        ("cosine_annealing", "tiny30"),
+        ("early_stopping", "tiny30"),
+        ("context_clipping", "tiny30"),
+        ("data_augmentation", "augmented124"),
+        ("weight_decay", "tiny30"),
+        ("final", "quality500"),
+    )
+}
+# Their published figures name no number of parameters, or none of these is published.
+OTHERS = {"lstm", "modern"}
+
+
+def test_the_series_is_complete() -> None:
+    names = {path.stem for path in (conf_directory() / "experiment").iterdir()}
+    assert names == set(PUBLISHED) | OTHERS
+    assert len(names - {"modern"}) == 27
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_experiment_is_the_published_one(compose_config: Compose, name: str) -> None:
+    config = compose_config(f"experiment={name}")
+    parameters, corpus, epochs, largest_norm = PUBLISHED[name]
+    model = instantiate(config.model)
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert config.data.corpus == corpus
+    assert config.trainer.max_epochs == epochs
+    assert config.recipe.gradient_clip[0][1] == largest_norm
+    assert config.optimizer.lr == 1e-4
+    assert config.data.batch_size == 16
+    countermeasure = name.removeprefix("phase5_").rpartition("_")[0]
+    expected = {"final": ["quality_data", "early_stopping"], "baseline": []}.get(
+        countermeasure, [countermeasure] if name.startswith("phase5") else []
+    )
+    assert list(config.countermeasures) == expected
+
+
+def test_the_default_is_the_final_experiment(compose_config: Compose) -> None:
+    default, final = compose_config(), compose_config("experiment=phase5_final_exp1")
+    for part in ("model", "data", "optimizer", "schedule", "recipe", "trainer"):
+        expected, found = (
+            OmegaConf.to_container(OmegaConf.create(config[part] or {}), resolve=True)
+            for config in (final, default)
+        )
+        assert found == expected, part
