@@ -50,7 +50,7 @@ def _data(trainer: Trainer) -> CorpusDataModule:
 
 
 def _due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Whether an epoch's end is one to look at: the first, every n-th, and the last."""
+    """Whether an epoch's end is one to look at: the first, every n-th, the last one planned."""
     epoch = trainer.current_epoch + 1
     return epoch in (1, trainer.max_epochs) or epoch % every_n_epochs == 0
 

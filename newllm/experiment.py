@@ -43,10 +43,7 @@ class Experiment:
     @property
     def planned_steps(self) -> int:
         """Optimizer steps, if nothing stops the run early."""
-        limit = self.trainer.limit_train_batches
-        in_epoch = self.data.steps_per_epoch
-        in_epoch = int(in_epoch * limit) if isinstance(limit, float) else min(in_epoch, limit)
-        planned = in_epoch * (self.trainer.max_epochs or 0)
+        planned = _steps_per_epoch(self.trainer, self.data) * (self.trainer.max_epochs or 0)
         return planned if self.trainer.max_steps < 0 else min(planned, self.trainer.max_steps)
 
     @property
@@ -81,13 +78,12 @@ class Experiment:
         return statistics.median(times[1:] or times) * self.planned_steps
 
 
-def build_experiment(config: DictConfig, folder: Path, name: str | None) -> Experiment:
+def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     """Build everything; the vocabulary's size is filled into a copy of the configuration.
 
     Args:
         config: as composed.
         folder: where the run will write; nothing is written yet.
-        name: the run's name; None takes the model's description.
 
     Raises:
         ConfigFault: with all faults that were found on the way.
@@ -107,11 +103,13 @@ def build_experiment(config: DictConfig, folder: Path, name: str | None) -> Expe
     trainer = faults.collect(
         lambda: _build_trainer(config, folder, [*recorders, *(callbacks or [])])
     )
+    faults.collect(lambda: _check_steps(trainer, data))
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip))
     faults.raise_if_any()
     references = reference_losses(data)
-    name = name or model.description
+    # What was resolved names a run, not what was typed.
+    name = str(config.name or model.description)
     for callback in callbacks:
         if isinstance(callback, Curves):
             callback.references, callback.title = references, name
@@ -164,12 +162,15 @@ def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageM
 def _build_module(model: Any, optimizer: Any, schedule: Any, clip: Any) -> LanguageModule | None:
     if model is None or optimizer is None or clip is None:
         return None
-    optimizer(model.parameters())  # An optimizer's faults show only when it is built.
+    # The faults of an optimizer and a scheduler show only when they are built.
+    built = optimizer(model.parameters())
+    if schedule is not None:
+        schedule.build(built, total_steps=100)
     return LanguageModule(model, optimizer, schedule, clip)
 
 
 def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
-    return _build(
+    trainer: Trainer = _build(
         config,
         config.trainer,
         default_root_dir=str(folder),
@@ -181,6 +182,28 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
+    if (trainer.max_epochs or 0) < 1:
+        raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
+    for split in ("train", "val"):
+        if getattr(trainer, f"limit_{split}_batches") == 0:
+            raise ValueError(f"trainer.limit_{split}_batches=0: a run needs some of both")
+    return trainer
+
+
+def _check_steps(trainer: Trainer | None, data: CorpusDataModule | None) -> None:
+    """Whatever is best is best on validation, which comes at an epoch's end."""
+    if trainer and data and 0 <= trainer.max_steps < (steps := _steps_per_epoch(trainer, data)):
+        raise ValueError(
+            f"trainer.max_steps={trainer.max_steps} ends before the first validation, after "
+            f"{steps} steps; limit the epoch as well: trainer.limit_train_batches=N"
+        )
+
+
+def _steps_per_epoch(trainer: Trainer, data: CorpusDataModule) -> int:
+    limit = trainer.limit_train_batches
+    if isinstance(limit, float):
+        return int(data.steps_per_epoch * limit)
+    return min(data.steps_per_epoch, limit)
 
 
 def reference_losses(data: CorpusDataModule) -> dict[str, float]:

@@ -32,8 +32,13 @@ def sample_sentences(
     `<UNK>`, `<BOS>`, classes without a word) are never drawn.
 
     Raises:
-        ValueError: if the temperature is not positive or the prompt fills `max_tokens`.
+        ValueError: if the model sees the future, the temperature or the number of sentences is not
+            positive, or the prompt fills `max_tokens`.
     """
+    if model.sees_the_future:
+        raise ValueError("the model was trained to see the future, so it cannot write it")
+    if num_sentences < 1:
+        raise ValueError(f"num={num_sentences}: must be at least 1")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
     prompt_tokens = tokenizer.encode_prompt(prompt)
@@ -75,10 +80,12 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=5, help="how many sentences (5)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: safer words (1)")
     parser.add_argument("--max-tokens", type=int, default=32, help="of a sentence (32)")
+    parser.add_argument("--trust", metavar="PACKAGE", action="append", default=[],
+                        help="a package of yours that the model's parts come from")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     options = parser.parse_args()
     try:
-        run = load_run(options.run)
+        run = load_run(options.run, options.trust)
         sentences = sample_sentences(
             run.model,
             run.tokenizer,

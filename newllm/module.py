@@ -35,6 +35,11 @@ class Schedule:
     interval: str
     scheduler: Callable[..., Any]
 
+    def build(self, optimizer: Optimizer, total_steps: int) -> Any:
+        """The scheduler of an optimizer."""
+        arguments = {"total_steps": total_steps} if self.interval == "step" else {}
+        return self.scheduler(optimizer, **arguments)
+
     def __post_init__(self) -> None:
         if self.interval not in ("step", "epoch"):
             raise ValueError(f"schedule.interval={self.interval}: must be step or epoch")
@@ -73,7 +78,7 @@ class SentenceScores:
             "loss": loss / tokens,
             "loss_batch_mean": sum(group_means) / len(group_means),
             "loss_known": loss_known / max(tokens_known, 1),
-            "perplexity": _perplexity(loss / tokens),
+            "perplexity": perplexity(loss / tokens),
             "accuracy": correct / tokens,
         }
 
@@ -86,15 +91,16 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return losses.view_as(targets_BT)
 
 
-def _perplexity(loss: float) -> float:
+def perplexity(loss: float) -> float:
+    """e to the loss in nats; infinite where that is too large for a number."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 class LanguageModule(LightningModule):
     """Trains a language model to predict the next token.
 
-    Logs under `train/`, `val/` and `test/`; a mean is over real tokens unless its name says
-    otherwise. `gradient_norm` holds the norm of the last step's gradient before clipping.
+    Logs under `val/` and `test/`; a mean is over real tokens unless its name says otherwise.
+    `gradient_norm` holds the norm of the last step's gradient before clipping.
     """
 
     def __init__(
@@ -120,11 +126,7 @@ class LanguageModule(LightningModule):
         )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        loss = self.loss(batch)
-        num_tokens = int((batch.targets_BT != PAD).sum())
-        # Weighted by tokens, so that the epoch's value is a mean over tokens.
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=num_tokens)
-        return loss
+        return self.loss(batch)
 
     def configure_gradient_clipping(
         self,
@@ -158,8 +160,6 @@ class LanguageModule(LightningModule):
         optimizer = self.make_optimizer(self.model.parameters())
         if self.schedule is None:
             return optimizer
-        steps = {"total_steps": int(self.trainer.estimated_stepping_batches)}
-        scheduler = self.schedule.scheduler(
-            optimizer, **(steps if self.schedule.interval == "step" else {})
-        )
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.schedule.build(optimizer, total_steps)
         return [optimizer], [{"scheduler": scheduler, "interval": self.schedule.interval}]

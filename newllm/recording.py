@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import operator
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from newllm.data.tokenizer import PAD
+from newllm.module import perplexity
 from newllm.runs import write_text
 
 
@@ -21,18 +25,29 @@ class Diverged(ArithmeticError):
     """The loss is no longer a finite number."""
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What is known of a step at once; tensors, so that nothing waits for them."""
+
+    step: int
+    loss: Tensor
+    num_tokens: Tensor
+    gradient_norm: Tensor
+
+
 class History(Callback):
     """The run's metrics: one row an epoch in `metrics.csv`, one a step in `steps.csv`.
 
-    Epochs count from 1. Losses of steps stay tensors until the epoch ends, so that reading them
-    never makes the training wait.
+    Epochs count from 1. Logs `train/loss` (mean over the epoch's tokens), `grad/norm` (mean over
+    its steps) and both by step. It is part of a checkpoint, so a resumed run has one history.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.epochs: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []
-        self._pending: list[tuple[int, Tensor, Tensor]] = []
+        self._pending: list[_Step] = []
+        self._is_validated = False
 
     def best(self, metric: str) -> tuple[float | None, int | None]:
         """The lowest value of a metric over the epochs, and its epoch; None without a value."""
@@ -45,35 +60,69 @@ class History(Callback):
     ) -> None:
         norm = module.gradient_norm
         assert isinstance(norm, Tensor)
-        self._pending.append((trainer.global_step, outputs["loss"].detach(), norm))
+        num_tokens = (batch.targets_BT != PAD).sum()
+        step = _Step(trainer.global_step, outputs["loss"].detach(), num_tokens, norm)
+        self._pending.append(step)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._is_validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        first = len(self.steps)
-        for step, loss, norm in self._pending:
-            row = {"step": step, "train/loss": loss.item(), "grad/norm": norm.item()}
-            self.steps.append(row)
-        self._pending.clear()
-        new = self.steps[first:]
-        norms = [row["grad/norm"] for row in new if math.isfinite(row["grad/norm"])]
-        module.log("grad/norm", sum(norms) / len(norms) if norms else math.nan)
-        for row in new:
-            by_step = {f"{name}_by_step": row[name] for name in ("train/loss", "grad/norm")}
-            for logger in trainer.loggers:
-                logger.log_metrics(by_step, step=int(row["step"]))
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        metrics["train/perplexity"] = math.exp(min(metrics["train/loss"], 700))
-        position = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        self.epochs.append(position | metrics)
-        _write_table(self.folder / "metrics.csv", self.epochs)
+        means = self._close_steps(trainer)
+        module.log_dict(means)
+        self._close_epoch(trainer, means)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         _write_table(self.folder / "steps.csv", self.steps)
 
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what led to the end of a run that fails, diverges or is interrupted."""
+        if self._pending:
+            self._close_epoch(trainer, self._close_steps(trainer))
+        _write_table(self.folder / "steps.csv", self.steps)
+
+    def _close_steps(self, trainer: Trainer) -> dict[str, float]:
+        """Turn the pending steps into rows; return their means."""
+        pending, self._pending = self._pending, []
+        losses, norms, weights = [], [], []
+        for step in pending:
+            losses.append(step.loss.item())
+            norms.append(step.gradient_norm.item())
+            weights.append(step.num_tokens.item())
+            row = {"step": step.step, "train/loss": losses[-1], "grad/norm": norms[-1]}
+            self.steps.append(row)
+            by_step = {f"{name}_by_step": row[name] for name in ("train/loss", "grad/norm")}
+            for logger in trainer.loggers:
+                logger.log_metrics(by_step, step=step.step)
+        loss = sum(map(operator.mul, losses, weights)) / max(sum(weights), 1)
+        return {
+            "train/loss": loss,
+            "train/perplexity": perplexity(loss),
+            "grad/norm": sum(norms) / max(len(norms), 1),
+        }
+
+    def _close_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
+        validated = {
+            name: value.item()
+            for name, value in trainer.callback_metrics.items()
+            if name not in means and self._is_validated
+        }
+        self._is_validated = False
+        position = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        self.epochs.append(position | means | validated)
+        _write_table(self.folder / "metrics.csv", self.epochs)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "steps": self.steps}
+        pending = [
+            (step.step, step.loss, step.num_tokens, step.gradient_norm) for step in self._pending
+        ]
+        return {"epochs": list(self.epochs), "steps": list(self.steps), "pending": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.steps = state["epochs"], state["steps"]
+        self._pending = [_Step(*fields) for fields in state["pending"]]
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -98,6 +147,7 @@ class Checkpoints(Callback):
         self.interval = interval
         self._best_loss = math.inf
         self._best: dict[str, Any] | None = None
+        self._random_state: Tensor | None = None
         self._written_at = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -110,7 +160,8 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() - self._written_at > self.interval:
+        # Not after an epoch's last batch: a resumed run would miss the validation that follows.
+        if not trainer.is_last_batch and time.monotonic() - self._written_at > self.interval:
             self._write_best()
             self._write_last(trainer)
             self._written_at = time.monotonic()
@@ -128,6 +179,14 @@ class Checkpoints(Callback):
     ) -> None:
         self._write_best()
 
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not earlier: Lightning itself draws numbers between loading and the first batch.
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+            self._random_state = None
+
     def _write_best(self) -> None:
         if self._best is None:
             return
@@ -144,10 +203,10 @@ class Checkpoints(Callback):
         partial.replace(self.folder / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self._best_loss}
+        return {"best_loss": self._best_loss, "random_state": torch.get_rng_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best_loss = state["best_loss"]
+        self._best_loss, self._random_state = state["best_loss"], state["random_state"]
 
 
 def _weights(module: LightningModule) -> dict[str, Tensor]:

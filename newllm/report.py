@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from newllm.analysis import figures
+from newllm.runs import read_result
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
@@ -21,9 +21,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     Raises:
         ValueError: if the folder holds no run.
     """
-    if not (path / "result.json").is_file():
-        raise ValueError(f"{path}: not a run directory; it lacks result.json")
-    result = json.loads((path / "result.json").read_text())
+    result = read_result(path)
     metrics = path / "metrics.csv"
     if not metrics.is_file():
         return result, []
@@ -38,10 +36,12 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 def comparison_table(results: list[dict[str, Any]]) -> Table:
     """One row a run; losses are means over tokens, in nats."""
     table = Table(box=None)
-    headings = ("run", "parameters", "best val loss", "epoch", "above oracle", "bigram",
+    headings = ("run", "data", "parameters", "best val loss", "epoch", "above oracle", "bigram",
                 "test loss", "accuracy", "seconds", "status")  # fmt: skip
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("run", "status") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("run", "data", "status") else "right"
+        )
     for result in results:
         best, oracle = result["best_val_loss"], result["oracle_loss"]
         gap = None if best is None or oracle is None else best - oracle
@@ -49,6 +49,7 @@ def comparison_table(results: list[dict[str, Any]]) -> Table:
         accuracy = result["val_accuracy"]
         table.add_row(
             result["name"],
+            result["corpus"],
             f"{result['parameters']:,}",
             _number(best),
             str(result["best_epoch"] or "-"),
@@ -74,12 +75,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories")
     parser.add_argument("--figure", type=Path, help="where to draw the curves, as .png or .svg")
     options = parser.parse_args()
+    if options.figure and options.figure.suffix not in (".png", ".svg", ".pdf"):
+        sys.exit(f"--figure {options.figure}: must end in .png, .svg or .pdf")
     try:
         runs = [read_run(path) for path in options.runs]
     except ValueError as error:
         sys.exit(str(error))
     Console(highlight=False, soft_wrap=True).print(comparison_table([result for result, _ in runs]))
     if options.figure:
+        options.figure.parent.mkdir(parents=True, exist_ok=True)
         figures.comparison(runs).savefig(options.figure, dpi=120)
         print(f"curves: {options.figure}")
 

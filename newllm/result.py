@@ -20,6 +20,7 @@ def record_start(run: RunDirectory, experiment: Experiment, experiment_name: str
         experiment=experiment_name,
         name=experiment.name,
         seed=config.seed,
+        corpus=config.data.corpus,
         parameters=sum(weight.numel() for weight in model.parameters()),
         state_bytes=model.state_bytes(data.max_length),
         sees_the_future=model.sees_the_future,

@@ -12,12 +12,14 @@ import fcntl
 import hashlib
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from newllm.config.build import instantiate
 from newllm.data.tokenizer import Tokenizer
@@ -27,6 +29,10 @@ from newllm.models.language_model import LanguageModel
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
 
 
+class RunConflict(ValueError):
+    """The folder belongs to another run."""
+
+
 class RunDirectory:
     """A run's folder, owned by this process until `release`.
 
@@ -34,22 +40,28 @@ class RunDirectory:
         path: the folder; made if it is missing.
 
     Raises:
-        ValueError: if another process owns it, or it holds a finished run.
+        RunConflict: if another process owns it, or it holds a run already.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._result: dict[str, Any] = {}
+        self._refuse_if_used()
         path.mkdir(parents=True, exist_ok=True)
         self._lock: IO[str] = (path / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{path}: another run is writing here; choose another folder"
-            ) from error
+            self._refuse_if_used()  # by a run that ended just before
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunConflict(f"{path}: another run is writing here; choose another") from error
+        except RunConflict:
+            self._lock.close()
+            raise
+
+    def _refuse_if_used(self) -> None:
         if self.result_file.exists():
-            raise ValueError(f"{path}: holds a run already; choose another folder or remove it")
-        self._result: dict[str, Any] = {}
+            raise RunConflict(f"{self.path}: holds a run already; choose another or remove it")
 
     @property
     def result_file(self) -> Path:
@@ -69,11 +81,8 @@ class RunDirectory:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
     def release(self) -> None:
-        """Give up ownership; an empty folder is removed."""
+        """Give up ownership. The lock's file stays: removing it could rob the next owner."""
         self._lock.close()
-        (self.path / ".lock").unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
 
 
 @dataclass(frozen=True)
@@ -87,25 +96,63 @@ class LoadedRun:
     tokenizer: Tokenizer
 
 
-def load_run(path: str | Path) -> LoadedRun:
+def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRun:
     """Load a run directory with the weights of its best epoch.
 
-    Nothing in the directory is executed: objects are built from trusted packages only, and
+    Nothing in the directory is executed: objects are built from trusted modules only, and
     checkpoints are read as plain tensors.
 
+    Args:
+        path: the run directory.
+        trusted_packages: of the user's own, where the model has parts from there.
+
     Raises:
-        ValueError: if it is no run directory, or its run has no checkpoint yet.
+        ValueError: if it is no run directory, its run has no checkpoint yet, or a file is broken.
     """
     path = Path(path)
     needed = ("config.yaml", "result.json", "tokenizer.json", "checkpoints/best.ckpt")
     if missing := [name for name in needed if not (path / name).is_file()]:
         raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {missing[0]}")
-    config = OmegaConf.load(path / "config.yaml")
-    assert isinstance(config, DictConfig)
-    model = instantiate(config.model)
-    load_weights(model, path / "checkpoints" / "best.ckpt")
-    result = json.loads((path / "result.json").read_text())
-    return LoadedRun(path, config, result, model.eval(), Tokenizer.load(path / "tokenizer.json"))
+    result = read_result(path)
+    config = _read_config(path / "config.yaml")
+    model = instantiate(config.model, trusted_packages)
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"{path}: config.yaml names no language model")
+    try:
+        load_weights(model, path / "checkpoints" / "best.ckpt")
+        tokenizer = Tokenizer.load(path / "tokenizer.json")
+    except Exception as error:  # torch and tokenizers raise a dozen kinds for a broken file
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path}: cannot be loaded; {reason}") from error
+    return LoadedRun(path, config, result, model.eval(), tokenizer)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a run says of itself.
+
+    Raises:
+        ValueError: if the folder holds no run, or its result is broken.
+    """
+    try:
+        result = json.loads((path / "result.json").read_text())
+        if not isinstance(result, dict) or "status" not in result:
+            raise ValueError("it holds no status")
+    except OSError as error:
+        raise ValueError(f"{path}: not a run directory; lacks result.json") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: result.json is broken; {error}") from error
+    return result
+
+
+def _read_config(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: cannot be read; {reason}") from error
+    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
+        raise ValueError(f"{path}: describes no model")
+    return config
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
@@ -131,11 +178,18 @@ def config_hash(config: DictConfig) -> str:
 
 def git_revision() -> str | None:
     """The revision of the code, `-dirty` where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    own = Path(__file__)
+    # An installed package may lie inside a checkout of something else.
+    if _git("-C", str(own.parent), "ls-files", own.name) is None:
+        return None
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _git("-C", str(own.parent), *describe)
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None without git, or if it fails or has nothing to say."""
     try:
-        done = subprocess.run(
-            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None

@@ -69,13 +69,16 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
             "[yellow]worse than counting pairs of words (bigram)[/]; " + _next(experiment)
         )
     console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
-    console.print("look at its curves: tensorboard --logdir outputs")
+    if experiment.trainer.loggers:
+        console.print(f"look at its curves: tensorboard --logdir {folder}")
 
 
 def _next(experiment: Experiment) -> str:
     if experiment.config.recipe.name == "modern":
-        return "try a longer run: trainer.max_epochs=40"
-    return "try: python -m newllm.train experiment=modern"
+        return "try a longer run, with trainer.max_epochs=40"
+    data = experiment.config.data
+    path = f" data.path={data.path}" if "path" in data else ""
+    return f"try: python -m newllm.train experiment=modern data={data.corpus}{path}"
 
 
 def _console() -> Console:

@@ -62,13 +62,13 @@ FAULTY = {
         "callbacks.x._target_=os.system: not from newllm, torch, torchmetrics, lightning; "
         "if it is safe: trusted_packages=[PACKAGE]"
     ],
-    "+callbacks.x._target_=torch.os.system": [
-        "callbacks.x._target_=torch.os.system: not a class of "
-        "newllm, torch, torchmetrics, lightning"
+    "callbacks.early_stopping.patience=3": [
+        "callbacks.early_stopping.patience: stands at countermeasures.early_stopping.patience; "
+        "set it there"
     ],
-    "+callbacks.x._target_=newllm.runs.subprocess.Popen": [
-        "callbacks.x._target_=newllm.runs.subprocess.Popen: not a class of "
-        "newllm, torch, torchmetrics, lightning"
+    "data.seed=abc model.context_clip=true": [
+        "model.context_clip=True: must be a number",
+        "data.seed=abc: must be a whole number",
     ],
     "-m model=gatd,lstm seed=1,x": [
         "model=gatd: no such option; there are "
@@ -85,9 +85,32 @@ def test_faults_are_one_line_each(line: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "target",
+    [
+        "torch.os.system",
+        "newllm.runs.subprocess.Popen",
+        "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
+        "torch.hub.load",
+        "lightning.pytorch.callbacks.lambda_function.Callable",
+    ],
+)
+def test_targets_that_could_execute_anything_are_refused(target: str) -> None:
+    (fault,) = command_line_faults([f"+callbacks.x._target_={target}"])
+    assert fault.startswith(f"callbacks.x._target_={target}: n")
+
+
+def test_positional_arguments_do_not_pass_unseen() -> None:
+    (fault,) = command_line_faults(["+callbacks.curves._args_=[1]"])
+    assert "not among what may be built" in fault
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "",
+        "experiment=none",
+        "countermeasures.early_stopping.patience=3",
+        "data.seed=3 model.context_clip=5",
         "experiment=modern",
         "model=gated gating=none",
         "model=gated gating=lstm",
@@ -131,6 +154,12 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         ("model.dropout=2 recipe.gradient_clip=[[1,1]]", "model.dropout=2"),
         ("optimizer.lr=-1.0", "learning rate: -1.0"),
         ("trainer.precision=17", "17"),
+        ("seed=-1 threads=abc", "seed=-1: must be a whole number of at least 0"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0"),
+        ("trainer.max_steps=1", "ends before the first validation, after 25 steps"),
+        ("recipe=modern schedule.scheduler.pct_start=2", "pct_start"),
+        ("hydra.run.dir=taken", "taken: holds a run already"),
         ("model.vocabulary_size=100", "data.vocabulary_size=100"),
     ],
 )
@@ -144,14 +173,17 @@ def test_a_faulty_run_ends_with_lines_and_code_1(
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     (tmp_path / "one.txt").write_text("a single sentence\n")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "result.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("newllm.train.failed_jobs", [])
     monkeypatch.setattr("sys.argv", ["newllm.train", *line.split()])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert message in lines[0]
-    num_faults = 2 if line.count("=abc") == 2 or "gradient_clip" in line else 1
+    num_faults = 2 if "=abc" in line or "gradient_clip" in line else 1
     assert len(lines) == num_faults, lines
     assert not [path for path in tmp_path.rglob("outputs/*/*/*") if path.is_file()]
 

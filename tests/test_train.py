@@ -73,6 +73,10 @@ def test_the_best_model_is_loaded_again(command: Command, tmp_path: Path) -> Non
     assert [line[:7] for line in done.stdout.splitlines()] == ["the old"] * 3
     done = command("newllm.generate", "nowhere")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    done = command("newllm.report", "run", "run", "--figure", "both.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "both.png").is_file()
+    assert done.stdout.count("gated layernorm C8 H8 L2 E8 residual") == 2
 
 
 def test_tensorboard_has_curves_samples_pictures_and_hyperparameters(
@@ -118,6 +122,22 @@ def test_divergence_is_a_status_with_a_reason(command: Command, tmp_path: Path) 
     assert "loss is" in result["error"]
     assert result["error"] in done.stderr
     assert "Traceback" not in done.stderr
+    # What led there is kept.
+    assert result["seconds"] > 0
+    assert read_rows(tmp_path / "run" / "steps.csv")
+    assert "nan" in {row["val/loss"] for row in read_rows(tmp_path / "run" / "metrics.csv")}
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_the_jobs_of_a_sweep_go_on_after_one_that_fails(command: Command, tmp_path: Path) -> None:
+    done = command(
+        "newllm.train", "-m", "data=tiny30", "optimizer.lr=1e30,1e-4", "hydra.sweep.dir=sweep",
+        "logger=none", "callbacks=none", *TINY_CONTEXT, "recipe.gradient_clip=[]",
+        "trainer.max_epochs=3",
+    )  # fmt: skip
+    assert done.returncode == 1
+    statuses = [read_result(path)["status"] for path in sorted((tmp_path / "sweep").iterdir())]
+    assert statuses == ["diverged", "done"]
 
 
 def test_plan_writes_nothing(command: Command, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def context_over_time(contexts_TC: np.ndarray, words: Sequence[str]) -> Figure:
 
 
 def comparison(runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Validation loss of several runs by epoch; references of the first run as lines.
+    """Validation loss of several runs by epoch; references as lines, if all share their data.
 
     Args:
         runs: for each run its result and its rows by epoch, as `newllm.report.read_run` gives.
@@ -105,10 +105,9 @@ def comparison(runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any
     for result, rows in runs:
         losses = [row.get("val/loss", math.nan) for row in rows]
         axes.plot([row["epoch"] for row in rows], losses, label=result["name"])
-    first = runs[0][0]
-    oracle = first["oracle_loss"]
-    references = first["references"] | ({} if oracle is None else {"oracle": oracle})
-    _reference_lines(axes, references, float)
+    # References belong to a validation split; runs on different ones have none in common.
+    if len({result["data_sha256"] for result, _ in runs}) == 1:
+        _reference_lines(axes, runs[0][0]["references"], float)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation loss (nats per token)")
     axes.grid(alpha=0.25)

@@ -6,13 +6,29 @@ import difflib
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+# Where a target may come from. Whole packages would be too much: torch holds classes that start
+# processes, and a run directory from a stranger must not execute anything.
+TRUSTED_MODULES = (
+    "newllm.models",
+    "newllm.data.module",
+    "newllm.callbacks",
+    "newllm.module",
+    "torch.nn",
+    "torch.optim",
+    "torchmetrics",
+    "lightning.pytorch.trainer",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+)
 TRUSTED_PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 class ConfigFault(ValueError):
@@ -65,9 +81,9 @@ def _call_faults(node: DictConfig, name: str, trusted_packages: Sequence[str]) -
     path = str(node["_target_"])
     place = f"{name}._target_={path}".lstrip(".")
     # The name is checked before it is imported: an import runs code.
-    trusted = (*TRUSTED_PACKAGES, *trusted_packages)
-    if path.partition(".")[0] not in trusted:
-        yield f"{place}: not from {', '.join(trusted)}; if it is safe: trusted_packages=[PACKAGE]"
+    packages = (*TRUSTED_PACKAGES, *trusted_packages)
+    if path.partition(".")[0] not in packages:
+        yield f"{place}: not from {', '.join(packages)}; if it is safe: trusted_packages=[PACKAGE]"
         return
     try:
         target = hydra.utils.get_object(path)
@@ -75,11 +91,10 @@ def _call_faults(node: DictConfig, name: str, trusted_packages: Sequence[str]) -
         yield f"{place}: no such class or function"
         return
     # A trusted module may hold something foreign: torch.os.system is os.system.
-    home = str(getattr(target, "__module__", None)).partition(".")[0]
-    if home not in trusted or not (
-        inspect.isclass(target) or home in ("newllm", *trusted_packages)
-    ):
-        yield f"{place}: not a class of {', '.join(trusted)}"
+    home = f"{getattr(target, '__module__', None)}."
+    trusted = (*TRUSTED_MODULES, *trusted_packages)
+    if "_args_" in node or not home.startswith(tuple(f"{module}." for module in trusted)):
+        yield f"{place}: not among what may be built ({', '.join(trusted)})"
         return
     yield from _argument_faults(node, name, target)
 
@@ -89,10 +104,33 @@ def _argument_faults(node: DictConfig, name: str, target: Any) -> Iterator[str]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = [key for key in parameters if key not in ("self", "args")]
+    constructor = target.__init__ if inspect.isclass(target) else target
+    own = str(target.__module__).startswith("newllm.")
+    hints = get_type_hints(constructor) if own else {}
     for key in node:
+        place = ".".join(filter(None, (name, str(key))))
         if key not in known and not str(key).startswith("_"):
             taker = str(node["_target_"]).rpartition(".")[2]
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            place = ".".join(filter(None, (name, str(key))))
             yield f"{place}: {taker} takes no {key!s}{hint}"
+        elif key in hints and not _fits(node[key], hints[key]):
+            kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
+            yield f"{place}={node[key]}: must be {kinds}"
+
+
+def _kinds(hint: Any) -> list[type]:
+    """The types of a union of plain ones, without None; nothing for any other annotation."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [part for part in parts if part is not NoneType]
+    return kinds if all(kind in TYPE_NAMES for kind in kinds) else []
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has a plain type that was annotated; null is left to the constructor."""
+    kinds = _kinds(hint)
+    if not kinds or value is None:
+        return True
+    if isinstance(value, bool) or bool in kinds:
+        return isinstance(value, bool) == (bool in kinds)
+    return isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))

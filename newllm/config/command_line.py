@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import conf_directory
+from newllm.config.build import TYPE_NAMES, conf_directory
 from newllm.config.composed import composed_faults
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
@@ -109,6 +109,9 @@ def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
         if key.partition(".")[0] not in config:
             yield f"+{key}: nothing reads it; drop it"
         return
+    if source := _borrowed_from(config, key):
+        yield f"{key}: stands at {source}; set it there"
+        return
     parent, _, leaf = key.rpartition(".")
     holder = OmegaConf.select(config, parent) if parent else config
     if not isinstance(holder, DictConfig):
@@ -121,6 +124,17 @@ def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
             if not _has_type_of(default, value):
                 wanted = f"{_type_name(default)}, like the default {_shown(default)}"
                 yield f"{key}={_shown(value)}: must be {wanted}"
+
+
+def _borrowed_from(config: DictConfig, key: str) -> str | None:
+    """Where a key really stands, if a node above it is a ${...}: Hydra cannot set it here."""
+    names = key.split(".")
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for depth, name in enumerate(names[:-1]):
+        node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, str) and node.startswith("${"):
+            return ".".join((node[2:-1], *names[depth + 1 :]))
+    return None
 
 
 def _suggestion(holder: DictConfig, parent: str, leaf: str) -> str:
@@ -146,8 +160,7 @@ def _has_type_of(default: Any, value: Any) -> bool:
 
 
 def _type_name(default: Any) -> str:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
-             ListConfig: "a list", DictConfig: "a mapping"}  # fmt: skip
+    kinds = {**TYPE_NAMES, ListConfig: "a list", DictConfig: "a mapping"}
     return next(name for kind, name in kinds.items() if isinstance(default, kind))
 
 

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import target_faults
+from newllm.config.build import ConfigFault, target_faults
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
@@ -74,7 +74,7 @@ def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     for line in overrides:
         key, _, value = line.lstrip("+~").partition("=")
         yield key.partition("@")[0].replace("/", "."), line
-        if key == "experiment" and value not in ("null", ""):
+        if key == "experiment":
             loader = GlobalHydra.instance().config_loader()
             file = loader.repository.load_config(f"experiment/{value}")  # type: ignore[attr-defined]
             assert file is not None
@@ -86,7 +86,7 @@ def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(content: Any, name: str = "") -> Iterator[str]:
-    if not isinstance(content, dict) or not content:
+    if name and not (isinstance(content, dict) and content):
         yield name
         return
     for key, value in content.items():
@@ -123,3 +123,19 @@ def _references(content: Any) -> Iterator[str]:
     elif isinstance(content, dict | list):
         for item in content.values() if isinstance(content, dict) else content:
             yield from _references(item)
+
+
+def check_settings(config: DictConfig) -> None:
+    """Check the settings that belong to no object.
+
+    Raises:
+        ConfigFault: if one of them is impossible.
+    """
+    faults = []
+    for key, smallest in (("seed", 0), ("threads", 1)):
+        value = config[key]
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not (is_number and value >= smallest) and not (key == "threads" and value is None):
+            faults.append(f"{key}={value}: must be a whole number of at least {smallest}")
+    if faults:
+        raise ConfigFault(faults)

@@ -4,10 +4,12 @@ import math
 from pathlib import Path
 
 from lightning import LightningDataModule
+from torch import Tensor
 
 from newllm.data.batching import BATCHINGS, EncodedSplit, EvaluationBatches, TrainingBatches
 from newllm.data.card import Card
 from newllm.data.corpora import NAMES, SPLITS, Corpus, build_corpus, read_text_corpus
+from newllm.data.grammar import END, Grammar
 from newllm.data.tokenizer import UNK, Tokenizer, check_kind_and_size
 
 TOO_LONG = ("error", "truncate", "drop")
@@ -151,7 +153,8 @@ class CorpusDataModule(LightningDataModule):
 
         It is what a model that knows the grammar scores; on a finite split it scatters around
         `entropy_floor`. The grammar is taken as it is: on the test split it could gain
-        `Corpus.test_shift` nats a sentence by knowing what the split leaves out. None without a
+        `Corpus.test_shift` nats a sentence by knowing what the split leaves out. A target that the
+        vocabulary does not hold counts as `<UNK>`: any of the words that read so. None without a
         grammar, for an empty split, and for one with truncated sentences.
         """
         if name not in self._oracle_losses:
@@ -163,16 +166,39 @@ class CorpusDataModule(LightningDataModule):
         is_cut = self._too_long == "truncate" and self.num_too_long[name] > 0
         if grammar is None or not len(split) or is_cut:
             return None
-        log_probabilities = [grammar.log_probability(s.split()) for s in self.sentences(name)]
+        log_probabilities = [
+            self._log_probability(grammar, sentence.split(), split[i])
+            for i, sentence in enumerate(self.sentences(name))
+        ]
         return -math.fsum(log_probabilities) / split.num_targets
+
+    def _log_probability(self, grammar: Grammar, words: list[str], ids: Tensor) -> float:
+        log_probabilities = grammar.token_log_probabilities(words)
+        unknown = (ids[1:] == UNK).nonzero()[:, 0].tolist() if self._reads_words else []
+        for position in unknown:
+            following = grammar.next_token_distribution(words[:position])
+            merged = sum(p for word, p in following.items() if self._reads_unknown(word))
+            log_probabilities[position] = math.log(merged)
+        return math.fsum(log_probabilities)
+
+    @property
+    def _reads_words(self) -> bool:
+        return self._tokenizer_kind == "words"
+
+    def _reads_unknown(self, word: str) -> bool:
+        return word != END and self.tokenizer.encode(word)[1] == UNK
 
     @property
     def entropy_floor(self) -> float | None:
         """The expectation of `oracle_loss`: the grammar's entropy in nats a token.
 
-        None without a grammar, or where tokens are not words.
+        None without a grammar, and where the splits hold something else than what it makes: parts
+        of words, `<UNK>`, or no long sentences.
         """
-        if self.corpus.grammar is None or self._tokenizer_kind != "words":
+        is_changed = any(self.num_too_long.values()) or any(
+            bool((split.targets == UNK).any()) for split in self._splits.values()
+        )
+        if self.corpus.grammar is None or not self._reads_words or is_changed:
             return None
         return self.corpus.grammar.entropy_per_token()
 

@@ -26,11 +26,11 @@ def variance_preserving(
 ) -> None:
     """Weights that keep the scale of the signal at any depth, biases 0.
 
-    A Linear that reads ReLUs gets N(0, 2 / fan_in), since ReLU halves the second moment (He et al.
-    2015), and in a residual network 1 / blocks of that variance, so that all blocks together add
-    as much as the projection brings. Any other Linear gets N(0, 1 / fan_in). Embeddings get the
-    scale of a normalized context, to which they are joined. Modules of other kinds keep torch's
-    defaults.
+    A Linear of the FNN that reads ReLUs gets N(0, 2 / fan_in), since ReLU halves the second moment
+    (He et al. 2015), and in a residual network 1 / blocks of that variance, so that all blocks
+    together add as much as the projection brings. Any other Linear gets N(0, 1 / fan_in).
+    Embeddings get the scale of a normalized context, to which they are joined. Modules of other
+    kinds keep torch's defaults.
 
     Args:
         model: changed in place.

@@ -1,0 +1,125 @@
+"""The run directory: ownership, and loading what may be broken or hostile."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from newllm.config.build import ConfigFault
+from newllm.data.tokenizer import Tokenizer
+from newllm.models.context import ContextModel
+from newllm.runs import RunConflict, RunDirectory, load_run
+
+MODEL = """model:
+  _target_: newllm.models.context.ContextModel
+  vocabulary_size: 6
+  embedding_dim: 4
+  context_dim: 4
+  hidden_dim: 4
+  num_layers: 1
+"""
+TAKE = """
+import sys, time
+from pathlib import Path
+from newllm.runs import RunDirectory
+owned = RunDirectory(Path(sys.argv[1]))
+print("mine", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small run directory that can be loaded."""
+    tokenizer = Tokenizer.train(["a b"])
+    model = ContextModel(6, embedding_dim=4, context_dim=4, hidden_dim=4, num_layers=1)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"model": model.state_dict()}, tmp_path / "checkpoints" / "best.ckpt")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "config.yaml").write_text(MODEL)
+    (tmp_path / "result.json").write_text(json.dumps({"status": "done"}))
+    return tmp_path
+
+
+def test_a_run_loads(folder: Path) -> None:
+    run = load_run(folder)
+    assert run.tokenizer.size == run.model.vocabulary_size == 6
+    assert run.result == {"status": "done"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", None, "lacks result.json"),
+        ("result.json", "{", "result.json is broken"),
+        ("result.json", "[]", "holds no status"),
+        ("checkpoints/best.ckpt", None, "lacks checkpoints/best.ckpt"),
+        ("checkpoints/best.ckpt", "garbage", "cannot be loaded"),
+        ("tokenizer.json", "garbage", "cannot be loaded"),
+        ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "a: 1", "describes no model"),
+        ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: 5"), "cannot be loaded"),
+        ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: x"), "hidden_dim=x"),
+        ("config.yaml", "model: {_target_: torch.nn.Identity}", "no language model"),
+    ],
+)
+def test_a_broken_run_is_one_line(
+    folder: Path, name: str, content: str | None, message: str
+) -> None:
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as fault:
+        load_run(folder)
+    assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "{_target_: os.system, command: touch pwned}",
+        "{_target_: torch.os.system, command: touch pwned}",
+        "{_target_: torch.distributed.elastic.multiprocessing.subprocess_handler"
+        ".SubprocessHandler, _args_: [/usr/bin/touch, [pwned], {}, null, null, 0, null]}",
+        "{_target_: newllm.runs.subprocess.Popen, args: [touch, pwned]}",
+        "{_target_: newllm.models.context.ContextModel, vocabulary_size: 6,"
+        " initialization: {_target_: os.system, command: touch pwned}}",
+    ],
+)
+def test_a_hostile_run_executes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "config.yaml").write_text(f"model: {node}\n")
+    with pytest.raises(ConfigFault):
+        load_run(folder)
+    assert not (folder / "pwned").exists()
+
+
+def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TAKE, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "mine\n"
+        with pytest.raises(RunConflict, match="another run is writing here"):
+            RunDirectory(tmp_path)
+        owner.kill()
+    # The system frees the lock of a process that was killed.
+    run = RunDirectory(tmp_path)
+    run.record(status="running")
+    run.release()
+    with pytest.raises(RunConflict, match="holds a run already"):
+        RunDirectory(tmp_path)
+
+
+def test_a_result_gathers_its_fields(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.record(status="running", seed=1)
+    assert run.record(status="done") == {"status": "done", "seed": 1}
+    assert json.loads((tmp_path / "result.json").read_text()) == {"status": "done", "seed": 1}
+    run.release()
