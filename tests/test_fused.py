@@ -3,7 +3,10 @@
 Shapes: B batch, T time (tokens), E embedding, C context, H hidden, V vocabulary.
 """
 
+import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import product
 
 import pytest
@@ -11,17 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from newllm.models import fused, recurrence
+from newllm.models.buffers import Buffers, Memory
 from newllm.models.cell import ContextCell
 from newllm.models.context import ContextModel
-from newllm.models.deferred import DeferredGradients
 from newllm.models.fnn import FNNS
 from newllm.models.fused import FEW_STEPS, Fused
 from newllm.models.gating import Additive, Gating, LSTMGating
-from newllm.models.recurrence import MASK_BLOCK, Recurrence, Reference
+from newllm.models.initialization import variance_preserving
+from newllm.models.recurrence import Recurrence, Reference
 from newllm.models.segment import has_kernels
 
 B, E, C, H = 3, 5, 4, 6
-MANY_STEPS = MASK_BLOCK + 6  # more than one segment
+BLOCK = 4  # steps of a segment here
+MANY_STEPS = 2 * BLOCK + 1
 
 
 class CoupledGating(Gating):
@@ -46,6 +52,12 @@ NORMALIZATIONS: dict[str, Callable[[], nn.Module]] = {
     "layernorm_without_weights": lambda: nn.LayerNorm(C, elementwise_affine=False),
     "layernorm_without_bias": lambda: nn.LayerNorm(C, bias=False),
 }
+
+
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fused, recurrence):
+        monkeypatch.setattr(module, "MASK_BLOCK", BLOCK)
 
 
 def make_cell(
@@ -76,7 +88,7 @@ def make_flags(num_steps: int) -> tuple[Tensor, Tensor]:
 
 
 def results(
-    recurrence: Recurrence,
+    carry: Recurrence,
     cell: ContextCell,
     num_steps: int,
     pad_BT: Tensor | None = None,
@@ -85,7 +97,7 @@ def results(
     """Hidden vectors, contexts, and the gradients of a loss that weighs every element otherwise."""
     embedded_BTE, context_BC = make_input(num_steps)
     torch.manual_seed(3)
-    rollout = recurrence(cell, embedded_BTE, context_BC, pad_BT, reset_BT)
+    rollout = carry(cell, embedded_BTE, context_BC, pad_BT, reset_BT)
     torch.manual_seed(4)
     loss = sum((x * torch.randn_like(x)).sum() for x in (rollout.hidden_BTH, rollout.contexts_BTC))
     assert isinstance(loss, Tensor)
@@ -100,11 +112,9 @@ def results(
 @pytest.mark.parametrize("flags", ["", "pad", "reset", "pad reset"])
 @pytest.mark.parametrize("fnn", FNNS)
 @pytest.mark.parametrize("gating", GATINGS)
-def test_equals_the_reference(
-    gating: type[Gating], fnn: str, flags: str, recompute: bool
-) -> None:
+def test_equals_the_reference(gating: type[Gating], fnn: str, flags: str, recompute: bool) -> None:
     for normalization, clip, dropout, num_steps in product(
-        NORMALIZATIONS, (None, 0.5), (0.0, 0.3), (1, FEW_STEPS, MANY_STEPS)
+        NORMALIZATIONS, (None, 0.5), (0.0, 0.3), (1, MANY_STEPS)
     ):
         cell = make_cell(gating, normalization, fnn, clip, dropout)
         pad_BT, reset_BT = make_flags(num_steps)
@@ -113,3 +123,181 @@ def test_equals_the_reference(
         torch.testing.assert_close(
             results(Fused(recompute), cell, num_steps, *chosen), expected, rtol=1e-9, atol=1e-11
         )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("fnn", FNNS)
+@pytest.mark.parametrize("gating", GATINGS)
+def test_gradients_against_finite_differences(
+    gating: type[Gating], fnn: str, recompute: bool
+) -> None:
+    cell = make_cell(gating, fnn=fnn, clip=1.5)
+    pad_BT, reset_BT = make_flags(FEW_STEPS)
+    names = [name for name, _ in cell.named_parameters()]
+
+    class Carried(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, embedded_BTE: Tensor, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(5)
+            rollout = Fused(recompute)(self.cell, embedded_BTE, context_BC, pad_BT, reset_BT)
+            return rollout.hidden_BTH, rollout.contexts_BTC
+
+    def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        weights = {f"cell.{name}": tensor for name, tensor in zip(names, tensors[2:], strict=True)}
+        hidden_BTH, contexts_BTC = torch.func.functional_call(Carried(), weights, tensors[:2])
+        return hidden_BTH, contexts_BTC
+
+    inputs = (*make_input(FEW_STEPS), *cell.parameters())
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_equals_the_reference_in_float32_at_real_sizes(recompute: bool) -> None:
+    def gradients(carry: Recurrence) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = ContextModel(
+            100, num_layers=9, gating=LSTMGating, normalization=nn.LayerNorm, recurrence=carry
+        )
+        tokens_BT = torch.randint(4, 100, (4, 9))
+        model(tokens_BT)[0].logsumexp(-1).sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    for grad, expected in zip(gradients(Fused(recompute)), gradients(Reference()), strict=True):
+        assert float((grad - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+def test_which_cells_have_kernels() -> None:
+    """Else the tests above would compare less than they say."""
+    assert all(has_kernels(make_cell(gating)) for gating in (Additive, LSTMGating))
+    assert not has_kernels(make_cell(CoupledGating))
+
+
+def test_only_wanted_gradients_are_made() -> None:
+    embedded_BTE, context_BC = make_input(FEW_STEPS)
+    for gating in GATINGS:
+        cell = make_cell(gating, dropout=0)
+        rollout = Fused()(cell, embedded_BTE, context_BC)
+        loss = rollout.hidden_BTH.sum()
+        for _ in range(2):
+            (once,) = torch.autograd.grad(loss, context_BC, retain_graph=True)
+        loss.backward()
+        grads = [p.grad for p in cell.parameters()]
+        cell.zero_grad()
+        Reference()(cell, embedded_BTE, context_BC).hidden_BTH.sum().backward()
+        expected = [p.grad for p in cell.parameters()]
+        torch.testing.assert_close(grads, expected)
+        assert once.shape == context_BC.shape
+
+
+def test_a_frozen_cell_still_passes_gradients_to_its_inputs() -> None:
+    for gating in GATINGS:
+        cell = make_cell(gating, dropout=0).requires_grad_(False)
+        embedded_BTE, context_BC = make_input(FEW_STEPS)
+        grads = [
+            torch.autograd.grad(
+                carry(cell, embedded_BTE, context_BC).hidden_BTH.sum(),
+                (embedded_BTE, context_BC),
+            )
+            for carry in (Reference(), Fused())
+        ]
+        torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("gating", GATINGS)
+def test_a_weight_changed_before_backward_is_an_error(gating: type[Gating]) -> None:
+    cell = make_cell(gating)
+    rollout = Fused()(cell, *make_input(FEW_STEPS))
+    with torch.no_grad():
+        cell.input.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        rollout.hidden_BTH.sum().backward()
+
+
+def test_two_graphs_alive_at_once_do_not_share_buffers() -> None:
+    cell, carry = make_cell(), Fused()
+    embedded_BTE, context_BC = make_input(FEW_STEPS)
+
+    def gradient(hidden_BTH: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad((hidden_BTH * hidden_BTH).sum(), cell.input.weight)
+        return grad
+
+    torch.manual_seed(3)
+    first = carry(cell, embedded_BTE, context_BC)
+    kept = first.hidden_BTH.clone()
+    second = carry(cell, 2 * embedded_BTE, context_BC)
+    gradient(second.hidden_BTH)
+    torch.manual_seed(3)
+    expected = Reference()(cell, embedded_BTE, context_BC)
+    torch.testing.assert_close(gradient(first.hidden_BTH), gradient(expected.hidden_BTH))
+    assert torch.equal(first.hidden_BTH, kept)
+
+
+def test_memory_is_used_again() -> None:
+    memory = Memory()
+    rows = (buffers := Buffers(memory, 3, 2, torch.zeros(1))).rows(5)
+    assert [tuple(step.shape) for step in rows] == [(2, 5)] * 3 + [(6, 5)]
+    place = rows[0].data_ptr()
+    assert Buffers(memory, 3, 2, torch.zeros(1)).rows(5)[0].data_ptr() != place
+    del buffers, rows
+    assert place in {Buffers(memory, 3, 2, torch.zeros(1)).rows(5)[0].data_ptr() for _ in range(2)}
+
+
+@pytest.mark.parametrize("gating", [LSTMGating, CoupledGating])
+def test_recompute_holds_a_fraction_of_the_memory(gating: type[Gating]) -> None:
+    def bytes_held(carry: Recurrence) -> int:
+        cell = make_cell(gating)
+        inputs = make_input(40 * BLOCK)
+        gc.collect()
+        before = {id(tensor) for tensor in _live_tensors()}
+        rollout = carry(cell, *inputs)
+        assert rollout.hidden_BTH.requires_grad
+        storages = [t.untyped_storage() for t in _live_tensors() if id(t) not in before]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    assert bytes_held(Fused(recompute=True)) < bytes_held(Fused()) / 2
+
+
+def _live_tensors() -> list[Tensor]:
+    return [thing for thing in gc.get_objects() if type(thing) is Tensor]
+
+
+def train(precision: Callable[[], AbstractContextManager[object]], carry: Recurrence) -> float:
+    """Learn to repeat the token before, for a few steps; the loss at the end in nats."""
+    torch.manual_seed(0)
+    model = ContextModel(
+        8,
+        16,
+        16,
+        16,
+        2,
+        gating=LSTMGating,
+        normalization=nn.LayerNorm,
+        recurrence=carry,
+        initialization=variance_preserving,
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        tokens_BT = torch.randint(1, 8, (16, 9))
+        with precision():
+            logits_BTV = model(tokens_BT)[0][:, 1:].float()
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, :-1].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_trains_in_bfloat16(recompute: bool) -> None:
+    bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16)
+    assert train(bfloat16, Fused(recompute)) < 1
+    assert train(nullcontext, Fused(recompute)) < 1
+
+
+def test_the_loop_leaves_the_linears_as_they_were() -> None:
+    cell = make_cell(CoupledGating)
+    Fused()(cell, *make_input(FEW_STEPS))
+    assert all("forward" not in vars(module) for module in cell.modules())

@@ -75,7 +75,7 @@ class SaveAt(Callback):
 def test_resumed_equals_uninterrupted(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Go on from the start of an epoch (of 5 steps) or near its end; all that follows is the same."""
+    """Go on from the start of an epoch (of 5 steps) or near its end: what follows is the same."""
     monkeypatch.chdir(tmp_path)
     config = compose_config(*TINY_RUN, "data.batch_size=5", "trainer.max_epochs=6")
     experiments = []

@@ -75,11 +75,11 @@ def test_masks_are_replayed_by_the_seed(fnn: str) -> None:
     embedded_BTE, _ = make_input(num_steps)
     masks = DropoutMasks.draw(cell, embedded_BTE)
     assert masks is not None
-    in_order = torch.stack([torch.stack(step) for step in masks.steps(num_steps)])
+    in_order = torch.stack([torch.stack(step) for step in masks.steps(num_steps)], dim=1)
     last, first = masks.block(MASK_BLOCK, 3), masks.block(0, MASK_BLOCK)
-    assert torch.equal(in_order, torch.cat((first, last)))
-    assert not torch.equal(first[:3], last)
-    assert in_order.shape == (num_steps, cell.fnn.num_masks, B, H)
+    assert torch.equal(in_order, torch.cat((first, last), dim=1))
+    assert not torch.equal(first[:, :3], last)
+    assert in_order.shape == (cell.fnn.num_masks, num_steps, B, H)
     torch.testing.assert_close(in_order.unique(), torch.tensor([0, 1 / 0.6]).double())
     assert float(in_order.mean()) == pytest.approx(1, abs=0.15)
 

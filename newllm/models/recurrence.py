@@ -3,7 +3,8 @@
 Shapes: B batch, T time (tokens), E embedding, C context, H hidden, N dropout masks of a step.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple, Protocol
@@ -80,17 +81,23 @@ class DropoutMasks:
         )
 
     def block(self, first_step: int, num_steps: int) -> Tensor:
-        """The masks [num_steps, N, B, H] of the block that starts at a step."""
+        """The masks [N, num_steps, B, H] of the block that starts at a step."""
         generator = torch.Generator(self.device).manual_seed(self.seed + first_step)
-        masks = torch.empty(num_steps, *self.step_shape, dtype=self.dtype, device=self.device)
-        keep = 1 - self.probability
-        return masks.bernoulli_(keep, generator=generator).div_(keep)
+        num_masks, batch_size, hidden_dim = self.step_shape
+        shape = (num_masks, num_steps, batch_size, hidden_dim)
+        # Four draws of 16 bits from each random word: several times faster than bernoulli_.
+        words = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64, device=self.device)
+        draws = words.random_(-(2**63), None, generator=generator).view(torch.int16)
+        dropped = min(round(self.probability * 2**16), 2**16 - 1) - 2**15
+        masks = torch.empty(shape, dtype=self.dtype, device=self.device)
+        torch.ge(draws[: masks.numel()].view(shape), dropped, out=masks)
+        return masks.div_(1 - self.probability)
 
     def steps(self, num_steps: int) -> Iterator[tuple[Tensor, ...]]:
         """The N masks [B, H] of each step, in order."""
         for first_step in range(0, num_steps, MASK_BLOCK):
-            block_TNBH = self.block(first_step, min(MASK_BLOCK, num_steps - first_step))
-            yield from (masks_NBH.unbind() for masks_NBH in block_TNBH)
+            block_NTBH = self.block(first_step, min(MASK_BLOCK, num_steps - first_step))
+            yield from (masks_NBH.unbind() for masks_NBH in block_NTBH.unbind(1))
 
 
 class Reference:
@@ -109,22 +116,35 @@ class Reference:
 
         `intervene(t, context_BC)` returns what the context after token t shall be instead.
         """
-        num_steps = embedded_BTE.shape[1]
         masks = DropoutMasks.draw(cell, embedded_BTE)
-        masks_of_step = repeat(None, num_steps) if masks is None else masks.steps(num_steps)
-        hiddens, contexts, gates = [], [], []
-        for t, step_masks in enumerate(masks_of_step):
-            if reset_BT is not None:
-                context_BC = context_BC.masked_fill(reset_BT[:, t, None], 0)
-            hidden_BH, next_BC, step_gates = cell(embedded_BTE[:, t], context_BC, step_masks)
-            if pad_BT is not None:
-                next_BC = torch.where(pad_BT[:, t, None], context_BC, next_BC)
-            context_BC = next_BC if intervene is None else intervene(t, next_BC)
-            hiddens.append(hidden_BH)
-            contexts.append(context_BC)
-            gates.append(step_gates)
-        return Rollout(
-            hidden_BTH=torch.stack(hiddens, dim=1),
-            contexts_BTC=torch.stack(contexts, dim=1),
-            gates={name: torch.stack([step[name] for step in gates], dim=1) for name in gates[0]},
-        )
+        step_masks = None if masks is None else masks.steps(embedded_BTE.shape[1])
+        return roll(cell, embedded_BTE, context_BC, pad_BT, reset_BT, step_masks, intervene)
+
+
+def roll(
+    cell: ContextCell,
+    embedded_BTE: Tensor,
+    context_BC: Tensor,
+    pad_BT: Tensor | None,
+    reset_BT: Tensor | None,
+    step_masks: Iterable[Sequence[Tensor]] | None,
+    intervene: Intervene | None = None,
+) -> Rollout:
+    """Call the cell once a token, each time with that step's dropout masks."""
+    hiddens, contexts, gates = [], [], []
+    masks_of_step: Iterable[Sequence[Tensor] | None] = step_masks or repeat(None)
+    for t, masks in zip(range(embedded_BTE.shape[1]), masks_of_step, strict=False):
+        if reset_BT is not None:
+            context_BC = context_BC.masked_fill(reset_BT[:, t, None], 0)
+        hidden_BH, next_BC, step_gates = cell(embedded_BTE[:, t], context_BC, masks)
+        if pad_BT is not None:
+            next_BC = torch.where(pad_BT[:, t, None], context_BC, next_BC)
+        context_BC = next_BC if intervene is None else intervene(t, next_BC)
+        hiddens.append(hidden_BH)
+        contexts.append(context_BC)
+        gates.append(step_gates)
+    return Rollout(
+        hidden_BTH=torch.stack(hiddens, dim=1),
+        contexts_BTC=torch.stack(contexts, dim=1),
+        gates={name: torch.stack([step[name] for step in gates], dim=1) for name in gates[0]},
+    )

@@ -1,0 +1,99 @@
+"""Carrying a cell over time at speed.
+
+Shapes: B batch, T time (tokens), K steps of a segment, E embedding, C context, H hidden.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import repeat
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from newllm.models.buffers import Memory
+from newllm.models.cell import ContextCell
+from newllm.models.deferred import deferred_gradients
+from newllm.models.recurrence import MASK_BLOCK, DropoutMasks, Rollout, roll
+from newllm.models.segment import Inputs, Weights, has_kernels, read_segment
+
+FEW_STEPS = 4  # for fewer, transposing the weights costs more than it saves
+
+
+class Fused:
+    """The fast recurrence: what `Reference` gives and its gradients, but no gates.
+
+    Every cell gets transposed weights, and their gradients in one product a Linear
+    (`newllm.models.deferred`). A cell made of parts that `newllm.models.kernels` knows also has its
+    backward pass written by hand, no autograd within the loop, and its embeddings read before it.
+
+    Args:
+        recompute: keep little more than the contexts for the backward pass and compute everything
+            else again, a segment at a time: less memory for long sequences, for more time.
+    """
+
+    def __init__(self, recompute: bool = False) -> None:
+        self.recompute = recompute
+        self._memory = Memory()
+
+    def __call__(
+        self,
+        cell: ContextCell,
+        embedded_BTE: Tensor,
+        context_BC: Tensor,
+        pad_BT: Tensor | None = None,
+        reset_BT: Tensor | None = None,
+    ) -> Rollout:
+        """Read a chunk, as `Recurrence` says."""
+        num_steps = embedded_BTE.shape[1]
+        masks = DropoutMasks.draw(cell, embedded_BTE)
+        if num_steps < FEW_STEPS:
+            step_masks = None if masks is None else masks.steps(num_steps)
+            return roll(cell, embedded_BTE, context_BC, pad_BT, reset_BT, step_masks)
+        read = self._reader(cell, embedded_BTE.device)
+        hiddens, contexts = [], []
+        for inputs in _segments(embedded_BTE, pad_BT, reset_BT, masks):
+            hidden_BKH, contexts_BKC = read(inputs, context_BC)
+            context_BC = contexts_BKC[:, -1]
+            hiddens.append(hidden_BKH)
+            contexts.append(contexts_BKC)
+        return Rollout(torch.cat(hiddens, dim=1), torch.cat(contexts, dim=1), {})
+
+    def _reader(
+        self, cell: ContextCell, device: torch.device
+    ) -> Callable[[Inputs, Tensor], tuple[Tensor, Tensor]]:
+        if has_kernels(cell) and not torch.is_autocast_enabled(device.type):
+            return partial(read_segment, Weights(cell, self._memory), self.recompute)
+        read = partial(_read_deferred, cell)
+        if not self.recompute:
+            return read
+        return partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
+
+
+def _segments(
+    embedded_BTE: Tensor,
+    pad_BT: Tensor | None,
+    reset_BT: Tensor | None,
+    masks: DropoutMasks | None,
+) -> Iterator[Inputs]:
+    """Cut a chunk where the blocks of its dropout masks end."""
+    pads, resets = (
+        repeat(None) if flags_BT is None else flags_BT.split(MASK_BLOCK, dim=1)
+        for flags_BT in (pad_BT, reset_BT)
+    )
+    parts = zip(embedded_BTE.split(MASK_BLOCK, dim=1), pads, resets, strict=False)
+    for index, (embedded_BKE, pad_BK, reset_BK) in enumerate(parts):
+        draw_masks = None
+        if masks is not None:
+            draw_masks = partial(masks.block, index * MASK_BLOCK, embedded_BKE.shape[1])
+        yield Inputs(embedded_BKE, pad_BK, reset_BK, draw_masks)
+
+
+def _read_deferred(cell: ContextCell, inputs: Inputs, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+    masks = None if inputs.draw_masks is None else inputs.draw_masks().unbind(1)
+    step_masks = None if masks is None else [masks_NBH.unbind() for masks_NBH in masks]
+    with deferred_gradients(cell):
+        rollout = roll(
+            cell, inputs.embedded_BKE, context_BC, inputs.pad_BK, inputs.reset_BK, step_masks
+        )
+    return rollout.hidden_BTH, rollout.contexts_BTC
