@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -184,6 +185,11 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
     )
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
+    if trainer.num_devices != 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise ValueError(
+            f"trainer.devices={config.trainer.devices} trainer.strategy={config.trainer.strategy}: "
+            "a run is one process on one device; leave them at 1 and auto"
+        )
     for split in ("train", "val"):
         if getattr(trainer, f"limit_{split}_batches") == 0:
             raise ValueError(f"trainer.limit_{split}_batches=0: a run needs some of both")

@@ -6,6 +6,7 @@ Shapes: B sentences, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
 import torch
@@ -33,15 +34,20 @@ def sample_sentences(
 
     Raises:
         ValueError: if the model sees the future, the temperature or the number of sentences is not
-            positive, or the prompt fills `max_tokens`.
+            positive, or the prompt fills `max_tokens` or holds unknown words.
     """
     if model.sees_the_future:
         raise ValueError("the model was trained to see the future, so it cannot write it")
     if num_sentences < 1:
         raise ValueError(f"num={num_sentences}: must be at least 1")
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature}: must be above 0")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed}: must be from 0 to 2**63 - 1")
     prompt_tokens = tokenizer.encode_prompt(prompt)
+    if UNK in prompt_tokens:
+        known = tokenizer.decode(prompt_tokens)
+        raise ValueError(f"the prompt holds words that the model does not know: {known}")
     if len(prompt_tokens) > max_tokens:
         raise ValueError(f"the prompt has {len(prompt_tokens)} tokens, of at most {max_tokens}")
     never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)

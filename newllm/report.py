@@ -81,7 +81,10 @@ def main() -> None:
         runs = [read_run(path) for path in options.runs]
     except ValueError as error:
         sys.exit(str(error))
-    Console(highlight=False, soft_wrap=True).print(comparison_table([result for result, _ in runs]))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 250  # a file or a pipe has no edge to break lines at
+    console.print(comparison_table([result for result, _ in runs]))
     if options.figure:
         options.figure.parent.mkdir(parents=True, exist_ok=True)
         figures.comparison(runs).savefig(options.figure, dpi=120)

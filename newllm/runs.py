@@ -128,7 +128,7 @@ def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRu
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a run says of itself.
+    """What a run says of itself; a `running` one that nobody owns is `interrupted`.
 
     Raises:
         ValueError: if the folder holds no run, or its result is broken.
@@ -141,7 +141,21 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a run directory; lacks result.json") from error
     except ValueError as error:
         raise ValueError(f"{path}: result.json is broken; {error}") from error
+    if result["status"] == "running" and not _is_owned(path):
+        result["status"] = "interrupted"
     return result
+
+
+def _is_owned(path: Path) -> bool:
+    """Whether a living process owns the run."""
+    try:
+        with (path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _read_config(path: Path) -> DictConfig:

@@ -57,7 +57,9 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         table.add_row(name, f"{loss:.4f}", f"{math.exp(min(loss, 700)):.2f}", style=style)
     console = _console()
     console.print(table)
-    console.print(f"as the series counted it: {result['best_val_loss_batch_mean']:.4f}")
+    console.print(
+        f"as the series counted it (val/loss_batch_mean): {result['best_val_loss_batch_mean']:.4f}"
+    )
     if result["test_loss"] is not None:
         oracle = result["test_oracle_loss"]
         beside = "" if oracle is None else f" (oracle {oracle:.4f})"

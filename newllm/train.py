@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -99,12 +100,22 @@ def run_job(config: DictConfig) -> float:
         result = train(config, folder, None if name == "none" else name)
         return float(result.get("best_val_loss", math.nan))
     except (ConfigFault, Diverged, RunConflict) as error:
-        print(error, file=sys.stderr)
-        failed_jobs.append(folder)
-        return math.inf
+        return fail(folder, str(error))
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        return fail(folder, f"{type(error).__name__}: {reason} (HYDRA_FULL_ERROR=1 shows where)")
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def fail(folder: Path, reason: str) -> float:
+    """Say why a job failed and remember that it did; its loss is infinite."""
+    print(reason, file=sys.stderr)
+    failed_jobs.append(folder)
+    return math.inf
 
 
 def main() -> None:
@@ -119,8 +130,8 @@ def main() -> None:
         sys.exit(1)
     try:
         run_job()
-    except Interrupted as error:
-        print(error, file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted before the training started", file=sys.stderr)
         sys.exit(INTERRUPTED)
     sys.exit(1 if failed_jobs else 0)
 

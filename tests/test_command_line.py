@@ -40,6 +40,9 @@ FAULTY = {
     "countermeasure=[none,weight_decay]": [
         "countermeasure=[none,weight_decay]: none stands alone; drop it or the others"
     ],
+    "countermeasure=[weight_decay,weight_decay]": [
+        "countermeasure=[weight_decay,weight_decay]: names one twice"
+    ],
     "model=[gated,lstm]": ["model=[gated,lstm]: takes one option, not a list"],
     "model=transformer countermeasure=context_clipping": [
         "model.context_clip: Transformer takes no context_clip"
@@ -154,7 +157,12 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         ("model.dropout=2 recipe.gradient_clip=[[1,1]]", "model.dropout=2"),
         ("optimizer.lr=-1.0", "learning rate: -1.0"),
         ("trainer.precision=17", "17"),
-        ("seed=-1 threads=abc", "seed=-1: must be a whole number of at least 0"),
+        ("seed=-1 threads=abc", "seed=-1: must be a whole number from 0"),
+        ("trainer.devices=2", "trainer.devices=2"),
+        ("trainer.strategy=ddp", "trainer.strategy"),
+        ("optimizer.betas=[0.9]", "IndexError"),
+        ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: a file is in the way"),
+        ("data.too_long=foo data.batching=zz", "data.batching=zz"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0"),
         ("trainer.max_steps=1", "ends before the first validation, after 25 steps"),
@@ -183,7 +191,7 @@ def test_a_faulty_run_ends_with_lines_and_code_1(
     assert end.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert message in lines[0]
-    num_faults = 2 if "=abc" in line or "gradient_clip" in line else 1
+    num_faults = 2 if any(part in line for part in ("=abc", "gradient_clip", "=zz")) else 1
     assert len(lines) == num_faults, lines
     assert not [path for path in tmp_path.rglob("outputs/*/*/*") if path.is_file()]
 

@@ -136,7 +136,7 @@ def test_the_jobs_of_a_sweep_go_on_after_one_that_fails(command: Command, tmp_pa
         "trainer.max_epochs=3",
     )  # fmt: skip
     assert done.returncode == 1
-    statuses = [read_result(path)["status"] for path in sorted((tmp_path / "sweep").iterdir())]
+    statuses = [read_result(path)["status"] for path in sorted((tmp_path / "sweep").glob("*/"))]
     assert statuses == ["diverged", "done"]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from newllm.data.tokenizer import BOS, PAD
 
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 NUM_FOLDS = 5
 
 Sentence = Sequence[int]

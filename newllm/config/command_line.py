@@ -96,6 +96,8 @@ def _option_faults(item: Override) -> Iterator[str]:
             yield f"{group}={_shown(choice)}: takes one option, not a list"
         elif "none" in names and len(names) > 1:
             yield f"{group}={_shown(choice)}: none stands alone; drop it or the others"
+        elif len(set(names)) < len(names):
+            yield f"{group}={_shown(choice)}: names one twice"
         for name in names:
             if str(name) not in options:
                 yield f"{group}={_shown(name)}: no such option; there are {', '.join(options)}"
@@ -103,6 +105,11 @@ def _option_faults(item: Override) -> Iterator[str]:
 
 def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
     key = item.key_or_group
+    if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        for value in _values(item):
+            path = Path(str(value))
+            if any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
+                yield f"{key}={value}: a file is in the way"
     if key.split(".")[0].split("/")[0] == "hydra":
         return
     if item.is_add():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -132,10 +133,10 @@ def check_settings(config: DictConfig) -> None:
         ConfigFault: if one of them is impossible.
     """
     faults = []
-    for key, smallest in (("seed", 0), ("threads", 1)):
+    for key, smallest, largest in (("seed", 0, 2**32 - 1), ("threads", 1, os.cpu_count() or 1)):
         value = config[key]
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        if not (is_number and value >= smallest) and not (key == "threads" and value is None):
-            faults.append(f"{key}={value}: must be a whole number of at least {smallest}")
+        if not (is_number and smallest <= value <= largest) and (key, value) != ("threads", None):
+            faults.append(f"{key}={value}: must be a whole number from {smallest} to {largest}")
     if faults:
         raise ConfigFault(faults)

@@ -10,7 +10,7 @@ from newllm.data.batching import BATCHINGS, EncodedSplit, EvaluationBatches, Tra
 from newllm.data.card import Card
 from newllm.data.corpora import NAMES, SPLITS, Corpus, build_corpus, read_text_corpus
 from newllm.data.grammar import END, Grammar
-from newllm.data.tokenizer import UNK, Tokenizer, check_kind_and_size
+from newllm.data.tokenizer import UNK, Tokenizer, kind_and_size_faults
 
 TOO_LONG = ("error", "truncate", "drop")
 
@@ -57,26 +57,32 @@ class CorpusDataModule(LightningDataModule):
         test_fraction: float = 0.1,
     ) -> None:
         super().__init__()
-        for key, value, options in (
-            ("corpus", corpus, NAMES),
-            ("batching", batching, BATCHINGS),
-            ("too_long", too_long, TOO_LONG),
-        ):
-            if value not in options:
-                raise ValueError(f"data.{key}={value} is unknown: choose one of {list(options)}")
-        for key, number, smallest in (
-            ("data.seed", seed or 0, 0),
-            ("seed", order_seed, 0),
-            ("data.batch_size", batch_size, 1),
-            ("data.max_length", max_length, 1),
-        ):
-            if number < smallest:
-                raise ValueError(f"{key}={number} must be at least {smallest}")
-        check_kind_and_size(tokenizer, vocabulary_size)
+        faults = [
+            f"data.{key}={value} is unknown: choose one of {list(options)}"
+            for key, value, options in (
+                ("corpus", corpus, NAMES),
+                ("batching", batching, BATCHINGS),
+                ("too_long", too_long, TOO_LONG),
+            )
+            if value not in options
+        ]
+        faults += [
+            f"{key}={number} must be at least {smallest}"
+            for key, number, smallest in (
+                ("data.seed", seed or 0, 0),
+                ("seed", order_seed, 0),
+                ("data.batch_size", batch_size, 1),
+                ("data.max_length", max_length, 1),
+            )
+            if number < smallest
+        ]
+        faults += kind_and_size_faults(tokenizer, vocabulary_size)
         if corpus == "text" and not path:
-            raise ValueError("data=text needs data.path=FILE")
+            faults.append("data=text needs data.path=FILE")
         if corpus != "text" and path:
-            raise ValueError(f"data.path={path} is read by data=text only, not by data={corpus}")
+            faults.append(f"data.path={path} is read by data=text only, not by data={corpus}")
+        if faults:
+            raise ValueError("\n".join(faults))
 
         self.max_length = max_length
         self.steps_per_epoch = 0

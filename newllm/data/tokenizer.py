@@ -48,7 +48,8 @@ class Tokenizer:
         Raises:
             ValueError: an unknown kind, or a vocabulary size that is missing or too small.
         """
-        check_kind_and_size(kind, vocabulary_size)
+        if faults := kind_and_size_faults(kind, vocabulary_size):
+            raise ValueError(faults[0])
         model, trainer = (
             _word_level(vocabulary_size) if kind == "words" else _byte_level(vocabulary_size)
         )
@@ -107,7 +108,7 @@ def _word_level(
 def _byte_level(
     vocabulary_size: int | None,
 ) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    assert vocabulary_size is not None, "check_kind_and_size asks for it"
+    assert vocabulary_size is not None, "kind_and_size_faults asks for it"
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     model.decoder = decoders.ByteLevel()
@@ -120,15 +121,16 @@ def _byte_level(
     return model, trainer
 
 
-def check_kind_and_size(kind: str, vocabulary_size: int | None) -> None:
-    """Raises the faults of `Tokenizer.train` that show without any text."""
+def kind_and_size_faults(kind: str, vocabulary_size: int | None) -> list[str]:
+    """The faults of `Tokenizer.train` that show without any text, a line each."""
     if kind not in KINDS:
-        raise ValueError(f"data.tokenizer={kind} is unknown: choose {' or '.join(KINDS)}")
+        return [f"data.tokenizer={kind} is unknown: choose {' or '.join(KINDS)}"]
     if kind == "bpe" and vocabulary_size is None:
-        raise ValueError("data.tokenizer=bpe needs data.vocabulary_size, for example 1000")
+        return ["data.tokenizer=bpe needs data.vocabulary_size, for example 1000"]
     smallest = NUM_SPECIALS + (_NUM_BYTES if kind == "bpe" else 1)
     if vocabulary_size is not None and vocabulary_size < smallest:
-        raise ValueError(
+        return [
             f"data.vocabulary_size={vocabulary_size} must be at least {smallest}"
             f" for data.tokenizer={kind}"
-        )
+        ]
+    return []
