@@ -242,7 +242,7 @@ def measure_recompute(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
     recomputed = Trainee(size.build(Fused(recompute=True)))
     for length in plan.long_lengths:
         steps = {"kept": step_of(kept, 4, length), "recomputed": step_of(recomputed, 4, length)}
-        num_rounds = 3 if length > 1000 else plan.num_rounds
+        num_rounds = 2 if length > 1000 else plan.num_rounds
         yield f"long {size.name} B4 T{length}", side_by_side(steps, num_rounds, num_warmup=1)
 
 
