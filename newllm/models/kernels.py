@@ -23,6 +23,7 @@ from newllm.models.buffers import ALL, Buffers, Rows
 Gradients = Iterator[tuple[Tensor, Tensor]]  # a parameter, and its gradient
 
 LARGE = 2**20  # elements; from here on a matrix waits for its memory, in whatever order it lies
+PADDING = 16
 
 aten = torch.ops.aten
 
@@ -41,7 +42,10 @@ class Dense:
         self.bias = (biases[0] if len(linears) == 1 else torch.cat(biases)).detach()
         self.transposed = self.weight.t()
         if self.weight.numel() < LARGE:
-            self.transposed = self.transposed.contiguous()
+            # Rows a power of two apart share a few lines of the cache: the odd length keeps them
+            # apart, which makes the copy itself nearly twice as fast.
+            rows = self.weight.new_empty(self.weight.shape[1], self.weight.shape[0] + PADDING)
+            self.transposed = rows[:, :-PADDING].copy_(self.transposed)
 
     def gradients(self, inputs: Tensor, grads: Tensor) -> Gradients:
         sizes = [len(bias) for _, bias in self.parameters]
