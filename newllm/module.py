@@ -54,19 +54,28 @@ class SentenceScores:
         self._sentences: list[Tensor] = []
         self._sums: list[Tensor] = []
 
-    def add(self, logits_BTV: Tensor, batch: Batch) -> None:
-        """Score one batch; padding counts nothing."""
+    @torch.no_grad()
+    def add(self, logits_BTV: Tensor, loss_BT: Tensor, batch: Batch) -> None:
+        """Score one batch, given its `token_losses`; padding counts nothing."""
         targets_BT = batch.targets_BT
         real_BT = targets_BT != PAD
         known_BT = real_BT & (targets_BT != UNK)
-        loss_BT = token_losses(logits_BTV, targets_BT)
         correct_BT = (logits_BTV.argmax(-1) == targets_BT) & real_BT
         columns = (loss_BT, real_BT, loss_BT * known_BT, known_BT, correct_BT)
         self._sums.append(torch.stack([column.sum(1).double() for column in columns], dim=1))
         self._sentences.append(batch.sentence_B)
 
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """What was gathered so far."""
+        return {"sentences": list(self._sentences), "sums": list(self._sums)}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        self._sentences, self._sums = list(state["sentences"]), list(state["sums"])
+
     def metrics(self) -> dict[str, float]:
-        """The metrics of a split, by their names without the split's prefix."""
+        """The metrics of a split, by their names without the split's prefix; none before `add`."""
+        if not self._sums:
+            return {}
         order_N = torch.cat(self._sentences).argsort()
         sums_N5 = torch.cat(self._sums)[order_N]
         loss, tokens, loss_known, tokens_known, correct = sums_N5.sum(0).tolist()
@@ -100,6 +109,7 @@ class LanguageModule(LightningModule):
     """Trains a language model to predict the next token.
 
     Logs under `val/` and `test/`; a mean is over real tokens unless its name says otherwise.
+    `train_scores` gathers what the epoch's training batches scored before their steps, and
     `gradient_norm` holds the norm of the last step's gradient before clipping.
     """
 
@@ -116,17 +126,21 @@ class LanguageModule(LightningModule):
         self.schedule = schedule
         self.gradient_clip = gradient_clip
         self.gradient_norm = torch.tensor(math.nan)
+        self.train_scores = SentenceScores()
         self._scores = SentenceScores()
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the real tokens of a batch, in nats."""
+        return self._score(batch, SentenceScores())
+
+    def _score(self, batch: Batch, scores: SentenceScores) -> Tensor:
         logits_BTV, _ = self.model(batch.tokens_BT)
-        return F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), batch.targets_BT.flatten(), ignore_index=PAD
-        )
+        loss_BT = token_losses(logits_BTV, batch.targets_BT)
+        scores.add(logits_BTV, loss_BT, batch)
+        return loss_BT.sum() / (batch.targets_BT != PAD).sum()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        return self.loss(batch)
+        return self._score(batch, self.train_scores)
 
     def configure_gradient_clipping(
         self,
@@ -143,7 +157,7 @@ class LanguageModule(LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._scores.add(self.model(batch.tokens_BT)[0], batch)
+        self._score(batch, self._scores)
 
     test_step = validation_step
 

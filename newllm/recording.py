@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from newllm.data.tokenizer import PAD
-from newllm.module import perplexity
+from newllm.module import LanguageModule, SentenceScores, perplexity
 from newllm.runs import write_text
 
 
@@ -38,8 +38,9 @@ class _Step:
 class History(Callback):
     """The run's metrics: one row an epoch in `metrics.csv`, one a step in `steps.csv`.
 
-    Epochs count from 1. Logs `train/loss` (mean over the epoch's tokens), `grad/norm` (mean over
-    its steps) and both by step. It is part of a checkpoint, so a resumed run has one history.
+    Epochs count from 1. Logs the metrics of training (means over the epoch's tokens), `grad/norm`
+    (mean over its steps), and `train/loss` and `grad/norm` by step. It is part of a checkpoint, so
+    a resumed run has one history.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,6 +49,11 @@ class History(Callback):
         self.steps: list[dict[str, float]] = []
         self._pending: list[_Step] = []
         self._is_validated = False
+        self._module: LanguageModule | None = None
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        assert isinstance(module, LanguageModule)
+        self._module = module
 
     def best(self, metric: str) -> tuple[float | None, int | None]:
         """The lowest value of a metric over the epochs, and its epoch; None without a value."""
@@ -68,7 +74,7 @@ class History(Callback):
         self._is_validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        means = self._close_steps(trainer)
+        means = self._close_steps(trainer) | self._close_scores()
         module.log_dict(means)
         self._close_epoch(trainer, means)
 
@@ -80,7 +86,7 @@ class History(Callback):
     ) -> None:
         """Keep what led to the end of a run that fails, diverges or is interrupted."""
         if self._pending:
-            self._close_epoch(trainer, self._close_steps(trainer))
+            self._close_epoch(trainer, self._close_steps(trainer) | self._close_scores())
         _write_table(self.folder / "steps.csv", self.steps)
 
     def _close_steps(self, trainer: Trainer) -> dict[str, float]:
@@ -103,6 +109,17 @@ class History(Callback):
             "grad/norm": sum(norms) / max(len(norms), 1),
         }
 
+    def _close_scores(self) -> dict[str, float]:
+        """The metrics of the epoch's training batches, but for those that the steps give."""
+        assert self._module is not None
+        metrics = self._module.train_scores.metrics()
+        self._module.train_scores = SentenceScores()
+        return {
+            f"train/{name}": metrics[name]
+            for name in ("loss_batch_mean", "loss_known", "accuracy")
+            if name in metrics
+        }
+
     def _close_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
         validated = {
             name: value.item()
@@ -118,11 +135,19 @@ class History(Callback):
         pending = [
             (step.step, step.loss, step.num_tokens, step.gradient_norm) for step in self._pending
         ]
-        return {"epochs": list(self.epochs), "steps": list(self.steps), "pending": pending}
+        assert self._module is not None
+        return {
+            "epochs": list(self.epochs),
+            "steps": list(self.steps),
+            "pending": pending,
+            "scores": self._module.train_scores.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.steps = state["epochs"], state["steps"]
         self._pending = [_Step(*fields) for fields in state["pending"]]
+        assert self._module is not None
+        self._module.train_scores.load_state_dict(state["scores"])
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:

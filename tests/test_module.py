@@ -47,7 +47,8 @@ def test_metrics_are_their_definitions_whatever_the_batching() -> None:
     scores = SentenceScores()
     for sentence_B in torch.randperm(35, generator=torch.Generator().manual_seed(2)).split(6):
         batch = split.batch(sentence_B)
-        scores.add(logits_of(batch), batch)
+        logits_BTV = logits_of(batch)
+        scores.add(logits_BTV, token_losses(logits_BTV, batch.targets_BT), batch)
     metrics = scores.metrics()
     assert metrics["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert metrics["loss_known"] == pytest.approx(sum(known) / len(known), rel=1e-6)

@@ -9,7 +9,7 @@ from conftest import TINY_CONTEXT, Compose
 from lightning.pytorch import Callback, Trainer
 
 from newllm.experiment import Experiment, build_experiment
-from newllm.module import SentenceScores
+from newllm.module import SentenceScores, token_losses
 from newllm.result import measured
 from newllm.runs import load_weights
 
@@ -31,7 +31,8 @@ def validation_loss(experiment: Experiment) -> float:
     scores = SentenceScores()
     with torch.no_grad():
         for batch in experiment.data.val_dataloader():
-            scores.add(experiment.model.eval()(batch.tokens_BT)[0], batch)
+            logits_BTV, _ = experiment.model.eval()(batch.tokens_BT)
+            scores.add(logits_BTV, token_losses(logits_BTV, batch.targets_BT), batch)
     return scores.metrics()["loss"]
 
 

@@ -48,7 +48,8 @@ def test_a_run_leaves_a_whole_run_directory(command: Command, tmp_path: Path) ->
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert result["best_val_loss"] == min(float(row["val/loss"]) for row in rows)
     assert {
-        "train/loss", "train/perplexity", "val/loss", "val/loss_batch_mean", "val/loss_known",
+        "train/loss", "train/loss_batch_mean", "train/loss_known", "train/perplexity",
+        "train/accuracy", "val/loss", "val/loss_batch_mean", "val/loss_known",
         "val/perplexity", "val/accuracy", "grad/norm", "context/norm", "context/std",
     } <= set(rows[0])  # fmt: skip
     for name in ("config.yaml", "tokenizer.json", "curves.png", "checkpoints/best.ckpt"):
