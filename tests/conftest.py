@@ -28,7 +28,7 @@ def compose_config() -> Iterator[Compose]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Run `python -m MODULE ARGUMENTS` in an empty folder; warnings are errors there too."""
+    """Run `python -m MODULE ARGUMENTS` in an empty folder of its own."""
 
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
