@@ -66,7 +66,8 @@ def run(plan: Plan, thread_counts: list[int], console: Console) -> dict[str, Tim
 def format_timing(timing: Timing) -> str:
     """Milliseconds, ratio and spread for a person."""
     spread = f"+-{100 * timing.spread:.0f} %"
-    return f"{1000 * timing.seconds:.2f} ms {spread}, {timing.ratio:.2f}x"
+    memory = "" if timing.megabytes is None else f", {timing.megabytes:.0f} MB"
+    return f"{1000 * timing.seconds:.2f} ms {spread}, {timing.ratio:.2f}x{memory}"
 
 
 def main() -> None:
@@ -109,9 +110,11 @@ def thread_counts(text: str | None) -> list[int]:
 
 def markdown(rows: dict[str, Timing]) -> str:
     """The rows as a document."""
-    lines = [f"Measured on {machine()}.", "", "| row | ms | spread | ratio |", "|---|---|---|---|"]
+    lines = [f"Measured on {machine()}.", "", "| row | ms | spread | ratio | MB |"]
+    lines.append("|---|---:|---:|---:|---:|")
     lines += [
-        f"| {name} | {1000 * row.seconds:.2f} | {100 * row.spread:.0f} % | {row.ratio:.2f} |"
+        f"| {name} | {1000 * row.seconds:.2f} | {100 * row.spread:.0f} % | {row.ratio:.2f} | "
+        f"{'' if row.megabytes is None else format(row.megabytes, '.0f')} |"
         for name, row in rows.items()
     ]
     lines += ["", "On a GPU: not measured.", ""]

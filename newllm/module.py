@@ -1,6 +1,6 @@
 """The training module: loss, metrics and optimizer of any language model of this package.
 
-Shapes: B batch, T time (tokens), V vocabulary, N sentences of a split.
+Shapes: B batch, T time (tokens), N sentences of a split.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -55,13 +54,12 @@ class SentenceScores:
         self._sums: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, logits_BTV: Tensor, loss_BT: Tensor, batch: Batch) -> None:
-        """Score one batch, given its `token_losses`; padding counts nothing."""
+    def add(self, loss_BT: Tensor, correct_BT: Tensor, batch: Batch) -> None:
+        """Add what `LanguageModel.score` says of a batch; padding counts nothing."""
         targets_BT = batch.targets_BT
         real_BT = targets_BT != PAD
         known_BT = real_BT & (targets_BT != UNK)
-        correct_BT = (logits_BTV.argmax(-1) == targets_BT) & real_BT
-        columns = (loss_BT, real_BT, loss_BT * known_BT, known_BT, correct_BT)
+        columns = (loss_BT, real_BT, loss_BT * known_BT, known_BT, correct_BT & real_BT)
         self._sums.append(torch.stack([column.sum(1).double() for column in columns], dim=1))
         self._sentences.append(batch.sentence_B)
 
@@ -90,14 +88,6 @@ class SentenceScores:
             "perplexity": perplexity(loss / tokens),
             "accuracy": correct / tokens,
         }
-
-
-def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross-entropy of every token in nats [B, T]; 0 where the target is padding."""
-    losses = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=PAD, reduction="none"
-    )
-    return losses.view_as(targets_BT)
 
 
 def perplexity(loss: float) -> float:
@@ -134,9 +124,8 @@ class LanguageModule(LightningModule):
         return self._score(batch, SentenceScores())
 
     def _score(self, batch: Batch, scores: SentenceScores) -> Tensor:
-        logits_BTV, _ = self.model(batch.tokens_BT)
-        loss_BT = token_losses(logits_BTV, batch.targets_BT)
-        scores.add(logits_BTV, loss_BT, batch)
+        loss_BT, correct_BT = self.model.score(batch.tokens_BT, batch.targets_BT)
+        scores.add(loss_BT, correct_BT, batch)
         return loss_BT.sum() / (batch.targets_BT != PAD).sum()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

@@ -7,14 +7,18 @@ Shapes: B batch, T time (tokens), H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from newllm.analysis.memory import peak_bytes
 from newllm.analysis.timing import Timing, side_by_side
 from newllm.clipping import clip_gradients
 from newllm.data.batching import Batch
@@ -25,7 +29,7 @@ from newllm.models.fused import Fused
 from newllm.models.gating import LSTMGating
 from newllm.models.language_model import LanguageModel
 from newllm.models.lstm import LSTMModel
-from newllm.models.recurrence import Recurrence, Reference
+from newllm.models.recurrence import MASK_BLOCK, Recurrence, Reference
 from newllm.models.transformer import Transformer
 
 VOCABULARY = 1000
@@ -72,7 +76,7 @@ class Plan:
     long_lengths: tuple[int, ...]
 
 
-FULL = Plan(9, (MODERN, EXP1, EXP2), (16, 64), (13, 31), (256, 1024, 4096, 8192))
+FULL = Plan(9, (MODERN, EXP1, EXP2), (4, 16, 64), (13, 31), (256, 1024, 4096, 8192))
 QUICK = Plan(3, (MODERN,), (16,), (13,), (256,))
 
 
@@ -84,10 +88,8 @@ class Trainee:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused_optimizer)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
-        logits_BTV, _ = self.model(tokens_BT)
-        loss = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=PAD
-        )
+        loss_BT, _ = self.model.score(tokens_BT, targets_BT)
+        loss = loss_BT.sum() / (targets_BT != PAD).sum()
         self.optimizer.zero_grad()
         loss.backward()
         clip_gradients(self.optimizer, GRADIENT_CLIP)
@@ -137,13 +139,15 @@ def measure_epochs(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
     padded = [pad_to(batch, 32) for batch in shuffled]
     plain = Trainee(size.build(Reference()), fused_optimizer=False)
     plain_fast_optimizer = Trainee(size.build(Reference()))
-    fused = Trainee(size.build(Fused()))
+    any_cell = Trainee(size.build(Fused(native=False)))
+    native = Trainee(size.build(Fused()))
     ladder = {
         "the original's way": partial(plain.epoch, padded),
         "+ pad to the longest of the batch": partial(plain.epoch, shuffled),
         "+ fused optimizer": partial(plain_fast_optimizer.epoch, shuffled),
-        "+ fused recurrence (shuffled)": partial(fused.epoch, shuffled),
-        "+ bucketed batches": partial(fused.epoch, bucketed),
+        "+ weight gradients after the loop": partial(any_cell.epoch, shuffled),
+        "+ machine code (shuffled)": partial(native.epoch, shuffled),
+        "+ bucketed batches": partial(native.epoch, bucketed),
     }
     num_rounds = max(3, plan.num_rounds // 3)
     yield f"epoch {size.name}", side_by_side(ladder, num_rounds, num_warmup=1)
@@ -190,7 +194,7 @@ def measure_roofline(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
     gradients of activations, one for those of weights. The ratio is the share of the roofline.
     """
     for size in plan.sizes:
-        for batch_size in plan.batch_sizes:
+        for batch_size in plan.batch_sizes[-2:]:
             model = size.build(Fused())
             length = max(plan.lengths)
             operations = 3 * model.flops_per_token(length) * batch_size * length
@@ -228,15 +232,53 @@ def measure_precision(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
         yield f"precision {size.name} B16", side_by_side(contestants, plan.num_rounds)
 
 
+LONG_BATCH = 4
+
+
 def measure_recompute(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """Long sequences, with all activations kept or with contexts only."""
+    """Long sequences, with all activations kept or a context for each block of steps."""
     size = EXP1 if EXP1 in plan.sizes else plan.sizes[-1]
     kept = Trainee(size.build(Fused()))
     recomputed = Trainee(size.build(Fused(recompute=True)))
     for length in plan.long_lengths:
-        steps = {"kept": step_of(kept, 4, length), "recomputed": step_of(recomputed, 4, length)}
-        num_rounds = 2 if length > 1000 else plan.num_rounds
-        yield f"long {size.name} B4 T{length}", side_by_side(steps, num_rounds, num_warmup=1)
+        steps = {
+            "kept": step_of(kept, LONG_BATCH, length),
+            "recomputed": step_of(recomputed, LONG_BATCH, length),
+        }
+        num_rounds = 3 if length > 1000 else plan.num_rounds
+        prefix = f"{size.name} B{LONG_BATCH} T{length}"
+        yield f"long {prefix}", side_by_side(steps, num_rounds, num_warmup=1)
+        yield f"memory {prefix}", measure_memory(size, length)
+
+
+def measure_memory(size: Size, length: int) -> dict[str, Timing]:
+    """What a step takes at its peak beyond the model, its gradients and its optimizer."""
+    recurrences: dict[str, Recurrence] = {
+        "reference": Reference(),
+        "kept": Fused(),
+        "recomputed": Fused(recompute=True),
+    }
+    rows: dict[str, Timing] = {}
+    for name, recurrence in recurrences.items():
+        # A process of its own, since the peak of one never falls.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            threads = torch.get_num_threads()
+            seconds, megabytes = pool.submit(peak, size, recurrence, length, threads).result()
+        first = next(iter(rows.values())).megabytes if rows else megabytes
+        assert first is not None
+        rows[name] = Timing(seconds, first / megabytes, 0.0, megabytes)
+    return rows
+
+
+def peak(size: Size, recurrence: Recurrence, length: int, threads: int) -> tuple[float, float]:
+    """Seconds of one step, and by how many megabytes it raises this process's memory at most."""
+    torch.set_num_threads(threads)
+    trainee = Trainee(size.build(recurrence))
+    step_of(trainee, LONG_BATCH, MASK_BLOCK)()
+    step = step_of(trainee, LONG_BATCH, length)
+    started = time.perf_counter()
+    megabytes = peak_bytes(step) / 1e6
+    return time.perf_counter() - started, megabytes
 
 
 MEASUREMENTS = (

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -16,6 +17,7 @@ TINY = ("embedding_dim=8", "context_dim=8", "hidden_dim=8", "num_layers=2")
 TINY_CONTEXT = tuple(f"model.{size}" for size in TINY)
 
 Compose = Callable[..., DictConfig]
+SetThreads = Callable[[int], None]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -24,6 +26,14 @@ def compose_config() -> Iterator[Compose]:
     """Compose the configuration with some overrides."""
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+@pytest.fixture
+def threads() -> Iterator[SetThreads]:
+    """Set how many threads torch uses, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

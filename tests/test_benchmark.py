@@ -1,11 +1,14 @@
 """Timing in turns, and the benchmark as a command (its figures are never asserted)."""
 
 import json
+import resource
+import time
 from pathlib import Path
 
 import pytest
 from conftest import Command
 
+from newllm.analysis import memory
 from newllm.analysis.timing import Timing, changes, read_timings, side_by_side, write_timings
 
 
@@ -43,13 +46,25 @@ def test_rows_survive_a_file_and_are_compared(tmp_path: Path) -> None:
             read_timings(tmp_path / name)
 
 
+def test_memory_at_its_peak() -> None:
+    def hold_100_megabytes_for_a_while() -> None:
+        block = bytearray(100_000_000)
+        block[:: resource.getpagesize()] = b"x" * len(block[:: resource.getpagesize()])
+        time.sleep(10 * memory.INTERVAL)
+
+    assert 80e6 < memory.peak_bytes(hold_100_megabytes_for_a_while) < 200e6
+    assert memory.peak_bytes(lambda: None) < 50e6
+
+
 def test_the_quick_benchmark_writes_its_files(command: Command, tmp_path: Path) -> None:
     done = command("newllm.benchmark", "--quick", "--threads", "1", "--output", "first")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "first" / "benchmark.json").read_text())
-    assert {frozenset(row) for row in rows.values()} == {frozenset(("seconds", "ratio", "spread"))}
+    assert all({"seconds", "ratio", "spread"} <= set(row) for row in rows.values())
     kinds = {name.partition(" ")[0] for name in rows}
-    assert kinds == {"step", "epoch", "roofline", "precision", "long"}
+    assert kinds == {"step", "epoch", "roofline", "precision", "long", "memory"}
+    measured = {name.partition(" ")[0] for name, row in rows.items() if "megabytes" in row}
+    assert measured == {"memory"}
     assert "not measured" in (tmp_path / "first" / "benchmark.md").read_text()
     assert (tmp_path / "first" / "benchmark.png").stat().st_size > 0
     done = command("newllm.benchmark", "--threads", "0")

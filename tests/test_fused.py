@@ -11,10 +11,11 @@ from itertools import product
 
 import pytest
 import torch
+from conftest import SetThreads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from newllm.models import fused, recurrence
+from newllm.models import context, fused, recurrence
 from newllm.models.buffers import Buffers, Memory
 from newllm.models.cell import ContextCell
 from newllm.models.context import ContextModel
@@ -22,8 +23,8 @@ from newllm.models.fnn import FNNS
 from newllm.models.fused import FEW_STEPS, Fused
 from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.initialization import variance_preserving
-from newllm.models.recurrence import Recurrence, Reference
-from newllm.models.segment import has_kernels
+from newllm.models.recurrence import DropoutMasks, Recurrence, Reference
+from newllm.models.segment import has_native_code
 
 B, E, C, H = 3, 5, 4, 6
 BLOCK = 4  # steps of a segment here
@@ -56,7 +57,7 @@ NORMALIZATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (fused, recurrence):
+    for module in (context, fused, recurrence):
         monkeypatch.setattr(module, "MASK_BLOCK", BLOCK)
 
 
@@ -90,47 +91,83 @@ def make_flags(num_steps: int) -> tuple[Tensor, Tensor]:
 def results(
     carry: Recurrence,
     cell: ContextCell,
-    num_steps: int,
+    inputs: tuple[Tensor, Tensor],
     pad_BT: Tensor | None = None,
     reset_BT: Tensor | None = None,
 ) -> list[Tensor]:
-    """Hidden vectors, contexts, and the gradients of a loss that weighs every element otherwise."""
-    embedded_BTE, context_BC = make_input(num_steps)
+    """Hidden vectors, contexts, and the gradients of a loss that weighs every element otherwise.
+
+    Hidden vectors of padding mean nothing, so they are zeroed.
+    """
+    embedded_BTE, context_BC = (x.detach().requires_grad_() for x in inputs)
     torch.manual_seed(3)
-    rollout = carry(cell, embedded_BTE, context_BC, pad_BT, reset_BT)
+    masks = DropoutMasks.draw(cell, embedded_BTE)
+    rollout = carry(cell, embedded_BTE, context_BC, masks, pad_BT, reset_BT)
+    hidden_BTH = rollout.hidden_BTH
+    if pad_BT is not None:
+        hidden_BTH = hidden_BTH.masked_fill(pad_BT[:, :, None], 0)
     torch.manual_seed(4)
-    loss = sum((x * torch.randn_like(x)).sum() for x in (rollout.hidden_BTH, rollout.contexts_BTC))
+    loss = sum((x * torch.randn_like(x)).sum() for x in (hidden_BTH, rollout.contexts_BTC))
     assert isinstance(loss, Tensor)
     loss.backward()
     grads = [p.grad for p in (embedded_BTE, context_BC, *cell.parameters())]
     cell.zero_grad()
     assert all(grad is not None for grad in grads)
-    return [rollout.hidden_BTH, rollout.contexts_BTC, *(g for g in grads if g is not None)]
+    return [hidden_BTH, rollout.contexts_BTC, *(g for g in grads if g is not None)]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("flags", ["", "pad", "reset", "pad reset"])
 @pytest.mark.parametrize("fnn", FNNS)
 @pytest.mark.parametrize("gating", GATINGS)
-def test_equals_the_reference(gating: type[Gating], fnn: str, flags: str, recompute: bool) -> None:
+def test_equals_the_reference(gating: type[Gating], fnn: str, flags: str) -> None:
     for normalization, clip, dropout, num_steps in product(
         NORMALIZATIONS, (None, 0.5), (0.0, 0.3), (1, MANY_STEPS)
     ):
         cell = make_cell(gating, normalization, fnn, clip, dropout)
         pad_BT, reset_BT = make_flags(num_steps)
         chosen = (pad_BT if "pad" in flags else None, reset_BT if "reset" in flags else None)
-        expected = results(Reference(), cell, num_steps, *chosen)
-        torch.testing.assert_close(
-            results(Fused(recompute), cell, num_steps, *chosen), expected, rtol=1e-9, atol=1e-11
+        inputs = make_input(num_steps)
+        expected = results(Reference(), cell, inputs, *chosen)
+        found = results(Fused(), cell, inputs, *chosen)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 5, 7, 1), (20, 33, 17, 2), (16, 16, 48, 3)])
+def test_equals_the_reference_at_any_size(
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, num_threads: int, threads: SetThreads
+) -> None:
+    """Batches and layers that fill no vector, no panel, or several of them; rows that end."""
+    threads(num_threads)
+    embedding_dim, context_dim, hidden_dim, num_layers = sizes
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+    for batch_size, (fnn, fnn_class) in product((1, 3, 8, 12, 16, 17, 40), FNNS.items()):
+        torch.manual_seed(0)
+        cell = ContextCell(
+            embedding_dim,
+            context_dim,
+            hidden_dim,
+            fnn_class(hidden_dim, num_layers),
+            LSTMGating(hidden_dim, context_dim),
+            nn.LayerNorm(context_dim),
+            dropout=0.2,
+        ).to(dtype)
+        inputs = (
+            torch.randn(batch_size, MANY_STEPS, embedding_dim, dtype=dtype),
+            torch.randn(batch_size, context_dim, dtype=dtype),
         )
+        length_B = torch.randint(1, MANY_STEPS + 1, (batch_size,)).sort(descending=True).values
+        pad_BT = torch.arange(MANY_STEPS) >= length_B[:, None]
+        expected = results(Reference(), cell, inputs, pad_BT)
+        for result, wanted in zip(results(Fused(), cell, inputs, pad_BT), expected, strict=True):
+            difference, size = (float(x.detach().norm()) for x in (result - wanted, wanted))
+            assert difference <= tolerance * (size + 1e-3), (batch_size, fnn)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("fnn", FNNS)
 @pytest.mark.parametrize("gating", GATINGS)
-def test_gradients_against_finite_differences(
-    gating: type[Gating], fnn: str, recompute: bool
-) -> None:
+def test_gradients_against_finite_differences(gating: type[Gating], fnn: str) -> None:
     cell = make_cell(gating, fnn=fnn, clip=1.5)
     pad_BT, reset_BT = make_flags(FEW_STEPS)
     names = [name for name, _ in cell.named_parameters()]
@@ -142,8 +179,9 @@ def test_gradients_against_finite_differences(
 
         def forward(self, embedded_BTE: Tensor, context_BC: Tensor) -> tuple[Tensor, Tensor]:
             torch.manual_seed(5)
-            rollout = Fused(recompute)(self.cell, embedded_BTE, context_BC, pad_BT, reset_BT)
-            return rollout.hidden_BTH, rollout.contexts_BTC
+            masks = DropoutMasks.draw(self.cell, embedded_BTE)
+            rollout = Fused()(self.cell, embedded_BTE, context_BC, masks, pad_BT, reset_BT)
+            return rollout.hidden_BTH.masked_fill(pad_BT[:, :, None], 0), rollout.contexts_BTC
 
     def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         weights = {f"cell.{name}": tensor for name, tensor in zip(names, tensors[2:], strict=True)}
@@ -154,8 +192,7 @@ def test_gradients_against_finite_differences(
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_equals_the_reference_in_float32_at_real_sizes(recompute: bool) -> None:
+def test_equals_the_reference_in_float32_at_real_sizes() -> None:
     def gradients(carry: Recurrence) -> list[Tensor]:
         torch.manual_seed(0)
         model = ContextModel(
@@ -165,14 +202,15 @@ def test_equals_the_reference_in_float32_at_real_sizes(recompute: bool) -> None:
         model(tokens_BT)[0].logsumexp(-1).sum().backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    for grad, expected in zip(gradients(Fused(recompute)), gradients(Reference()), strict=True):
+    for grad, expected in zip(gradients(Fused()), gradients(Reference()), strict=True):
         assert float((grad - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
-def test_which_cells_have_kernels() -> None:
+def test_which_cells_have_native_code() -> None:
     """Else the tests above would compare less than they say."""
-    assert all(has_kernels(make_cell(gating)) for gating in (Additive, LSTMGating))
-    assert not has_kernels(make_cell(CoupledGating))
+    assert all(has_native_code(make_cell(gating)) for gating in (Additive, LSTMGating))
+    assert not has_native_code(make_cell(CoupledGating))
+    assert not has_native_code(make_cell().bfloat16())
 
 
 def test_only_wanted_gradients_are_made() -> None:
@@ -217,19 +255,17 @@ def test_a_weight_changed_before_backward_is_an_error(gating: type[Gating]) -> N
 
 
 def test_two_graphs_alive_at_once_do_not_share_buffers() -> None:
-    cell, carry = make_cell(), Fused()
+    cell, carry = make_cell(dropout=0), Fused()
     embedded_BTE, context_BC = make_input(FEW_STEPS)
 
     def gradient(hidden_BTH: Tensor) -> Tensor:
         (grad,) = torch.autograd.grad((hidden_BTH * hidden_BTH).sum(), cell.input.weight)
         return grad
 
-    torch.manual_seed(3)
     first = carry(cell, embedded_BTE, context_BC)
     kept = first.hidden_BTH.clone()
     second = carry(cell, 2 * embedded_BTE, context_BC)
     gradient(second.hidden_BTH)
-    torch.manual_seed(3)
     expected = Reference()(cell, embedded_BTE, context_BC)
     torch.testing.assert_close(gradient(first.hidden_BTH), gradient(expected.hidden_BTH))
     assert torch.equal(first.hidden_BTH, kept)
@@ -237,27 +273,56 @@ def test_two_graphs_alive_at_once_do_not_share_buffers() -> None:
 
 def test_memory_is_used_again() -> None:
     memory = Memory()
-    rows = (buffers := Buffers(memory, 3, 2, torch.zeros(1))).rows(5)
-    assert [tuple(step.shape) for step in rows] == [(2, 5)] * 3 + [(6, 5)]
-    place = rows[0].data_ptr()
-    assert Buffers(memory, 3, 2, torch.zeros(1)).rows(5)[0].data_ptr() != place
-    del buffers, rows
-    assert place in {Buffers(memory, 3, 2, torch.zeros(1)).rows(5)[0].data_ptr() for _ in range(2)}
+    matrix = (buffers := Buffers(memory, torch.float32)).matrix(3, 5)
+    assert matrix.shape == (3, 5)
+    place = matrix.data_ptr()
+    assert Buffers(memory, torch.float32).matrix(3, 5).data_ptr() != place
+    del buffers, matrix
+    assert place in {Buffers(memory, torch.float32).matrix(4, 4).data_ptr() for _ in range(2)}
+
+
+def score_gradients(
+    gating: type[Gating], carry: Recurrence, positions: str = "none"
+) -> list[Tensor]:
+    """Losses of a chunk of several blocks with padding, and the gradients they give."""
+    torch.manual_seed(0)
+    model = ContextModel(
+        20, E, C, H, 3, positions, 40, 0.3, gating=gating, recurrence=carry
+    ).double()
+    tokens_BT = torch.randint(4, 20, (B, MANY_STEPS + 1))
+    tokens_BT[0, -2:] = 0
+    torch.manual_seed(1)
+    loss_BT, correct_BT = model.score(tokens_BT[:, :-1], tokens_BT[:, 1:])
+    loss_BT.sum().backward()
+    grads = [p.grad for p in model.parameters()]
+    assert all(grad is not None for grad in grads)
+    return [loss_BT, correct_BT, *(grad for grad in grads if grad is not None)]
+
+
+@pytest.mark.parametrize("positions", ["none", "learned"])
+@pytest.mark.parametrize("gating", GATINGS)
+def test_recompute_changes_no_number(gating: type[Gating], positions: str) -> None:
+    torch.testing.assert_close(
+        score_gradients(gating, Fused(recompute=True), positions),
+        score_gradients(gating, Reference(), positions),
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("gating", [LSTMGating, CoupledGating])
 def test_recompute_holds_a_fraction_of_the_memory(gating: type[Gating]) -> None:
-    def bytes_held(carry: Recurrence) -> int:
-        cell = make_cell(gating)
-        inputs = make_input(40 * BLOCK)
+    def bytes_held(recompute: bool) -> int:
+        model = ContextModel(20, E, C, H, 3, gating=gating, recurrence=Fused(recompute))
+        tokens_BT = torch.randint(4, 20, (B, 40 * BLOCK))
         gc.collect()
         before = {id(tensor) for tensor in _live_tensors()}
-        rollout = carry(cell, *inputs)
-        assert rollout.hidden_BTH.requires_grad
+        loss_BT, _ = model.score(tokens_BT, tokens_BT)
+        assert loss_BT.requires_grad
         storages = [t.untyped_storage() for t in _live_tensors() if id(t) not in before]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    assert bytes_held(Fused(recompute=True)) < bytes_held(Fused()) / 2
+    assert bytes_held(recompute=True) < bytes_held(recompute=False) / 8
 
 
 def _live_tensors() -> list[Tensor]:

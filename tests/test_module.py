@@ -8,7 +8,8 @@ from torch import Tensor
 
 from newllm.data.batching import Batch, EncodedSplit
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK
-from newllm.module import Schedule, SentenceScores, token_losses
+from newllm.models.language_model import score_logits
+from newllm.module import Schedule, SentenceScores
 
 V = 7
 
@@ -48,7 +49,7 @@ def test_metrics_are_their_definitions_whatever_the_batching() -> None:
     for sentence_B in torch.randperm(35, generator=torch.Generator().manual_seed(2)).split(6):
         batch = split.batch(sentence_B)
         logits_BTV = logits_of(batch)
-        scores.add(logits_BTV, token_losses(logits_BTV, batch.targets_BT), batch)
+        scores.add(*score_logits(logits_BTV, batch.targets_BT), batch)
     metrics = scores.metrics()
     assert metrics["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert metrics["loss_known"] == pytest.approx(sum(known) / len(known), rel=1e-6)
@@ -60,7 +61,7 @@ def test_metrics_are_their_definitions_whatever_the_batching() -> None:
 
 def test_token_losses_are_zero_at_padding() -> None:
     targets_BT = torch.tensor([[4, PAD], [5, 6]])
-    losses_BT = token_losses(torch.randn(2, 2, V), targets_BT)
+    losses_BT, _ = score_logits(torch.randn(2, 2, V), targets_BT)
     assert losses_BT[0, 1] == 0
     assert (losses_BT[targets_BT != PAD] > 0).all()
 

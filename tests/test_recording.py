@@ -9,7 +9,8 @@ from conftest import TINY_CONTEXT, Compose
 from lightning.pytorch import Callback, Trainer
 
 from newllm.experiment import Experiment, build_experiment
-from newllm.module import SentenceScores, token_losses
+from newllm.models.language_model import score_logits
+from newllm.module import SentenceScores
 from newllm.result import measured
 from newllm.runs import load_weights
 
@@ -32,7 +33,7 @@ def validation_loss(experiment: Experiment) -> float:
     with torch.no_grad():
         for batch in experiment.data.val_dataloader():
             logits_BTV, _ = experiment.model.eval()(batch.tokens_BT)
-            scores.add(logits_BTV, token_losses(logits_BTV, batch.targets_BT), batch)
+            scores.add(*score_logits(logits_BTV, batch.targets_BT), batch)
     return scores.metrics()["loss"]
 
 

@@ -44,7 +44,7 @@ def test_reset_comes_before_the_token_and_pad_keeps_what_reset_left() -> None:
     embedded_BTE, context_BC = make_input(3)
     pad_BT = torch.tensor([[False, True, False], [False, True, False]])
     reset_BT = torch.tensor([[False, True, False], [False, False, True]])
-    rollout = Reference()(cell, embedded_BTE, context_BC, pad_BT, reset_BT)
+    rollout = Reference()(cell, embedded_BTE, context_BC, None, pad_BT, reset_BT)
     contexts_BTC = rollout.contexts_BTC
     assert torch.equal(contexts_BTC[0, 1], torch.zeros(C).double())
     assert torch.equal(contexts_BTC[1, 1], contexts_BTC[1, 0])
@@ -76,7 +76,7 @@ def test_masks_are_replayed_by_the_seed(fnn: str) -> None:
     masks = DropoutMasks.draw(cell, embedded_BTE)
     assert masks is not None
     in_order = torch.stack([torch.stack(step) for step in masks.steps(num_steps)], dim=1)
-    last, first = masks.block(MASK_BLOCK, 3), masks.block(0, MASK_BLOCK)
+    last, first = masks.starting_at(MASK_BLOCK).block(3), masks.block(MASK_BLOCK)
     assert torch.equal(in_order, torch.cat((first, last), dim=1))
     assert not torch.equal(first[:, :3], last)
     assert in_order.shape == (cell.fnn.num_masks, num_steps, B, H)
@@ -90,7 +90,8 @@ def test_masks_follow_the_global_seed() -> None:
 
     def hidden(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return Reference()(cell, embedded_BTE, context_BC).hidden_BTH
+        masks = DropoutMasks.draw(cell, embedded_BTE)
+        return Reference()(cell, embedded_BTE, context_BC, masks).hidden_BTH
 
     assert torch.equal(hidden(7), hidden(7))
     assert not torch.equal(hidden(7), hidden(8))
@@ -102,8 +103,7 @@ def test_each_step_uses_its_own_masks() -> None:
     torch.manual_seed(3)
     masks = DropoutMasks.draw(cell, embedded_BTE)
     assert masks is not None
-    torch.manual_seed(3)
-    rollout = Reference()(cell, embedded_BTE, context_BC)
+    rollout = Reference()(cell, embedded_BTE, context_BC, masks)
     for t, step_masks in enumerate(masks.steps(T)):
         hidden_BH, context_BC, _ = cell(embedded_BTE[:, t], context_BC, step_masks)
         assert torch.equal(rollout.hidden_BTH[:, t], hidden_BH)
@@ -131,7 +131,8 @@ def test_gradients_through_time(fnn: str) -> None:
 
         def forward(self, embedded_BTE: Tensor, context_BC: Tensor) -> tuple[Tensor, Tensor]:
             torch.manual_seed(5)
-            rollout = Reference()(self.cell, embedded_BTE, context_BC, pad_BT, reset_BT)
+            masks = DropoutMasks.draw(self.cell, embedded_BTE)
+            rollout = Reference()(self.cell, embedded_BTE, context_BC, masks, pad_BT, reset_BT)
             return rollout.hidden_BTH, rollout.contexts_BTC
 
     def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,17 @@ class Timing:
         ratio: how many times faster than the row's baseline, median over the rounds; 1 for the
             baseline itself.
         spread: half the distance between the quartiles of the seconds, as a share of the median.
+        megabytes: of memory at the peak, where that was measured; then `ratio` is of it.
     """
 
     seconds: float
     ratio: float
     spread: float
+    megabytes: float | None = None
+
+    def as_row(self) -> dict[str, float]:
+        """The figures by name, without those that were not measured."""
+        return {name: figure for name, figure in asdict(self).items() if figure is not None}
 
 
 def side_by_side(
@@ -59,7 +65,7 @@ def _summarize(times: list[float], baseline: list[float]) -> Timing:
 
 def write_timings(path: Path, rows: Mapping[str, Timing]) -> None:
     """Write a flat JSON map from a row's name to its figures."""
-    flat = {name: asdict(timing) for name, timing in rows.items()}
+    flat = {name: timing.as_row() for name, timing in rows.items()}
     path.write_text(json.dumps(flat, indent=1) + "\n")
 
 

@@ -147,11 +147,17 @@ class TrainingBatches:
             yield self._split.batch(sentence_B)
 
     def order(self, epoch: int) -> list[Tensor]:
-        """The sentences of each batch of an epoch."""
+        """The sentences of each batch of an epoch, the longest first.
+
+        So the rows of a batch that have ended lie together, and a recurrence can leave them out.
+        """
         rng = np.random.default_rng((self._seed, epoch))
         order_N = torch.from_numpy(rng.permutation(len(self._split)))
         if self._batching == "shuffled":
-            return list(order_N.split(self._batch_size))
-        by_length_N = self._split.num_positions_N[order_N].argsort(stable=True)
-        batches = order_N[by_length_N].split(self._batch_size)
+            return [self._longest_first(batch_B) for batch_B in order_N.split(self._batch_size)]
+        batches = self._longest_first(order_N).split(self._batch_size)
         return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _longest_first(self, sentence_B: Tensor) -> Tensor:
+        length_B = self._split.num_positions_N[sentence_B]
+        return sentence_B[length_B.argsort(descending=True, stable=True)]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from newllm.data.tokenizer import PAD
 from newllm.models.cell import ContextCell
@@ -20,12 +21,21 @@ from newllm.models.language_model import (
     dropout_faults,
     option_faults,
     raise_faults,
+    score_logits,
     size_faults,
 )
 from newllm.models.positions import LearnedPositions, token_positions
-from newllm.models.recurrence import Intervene, Recurrence, Reference, Rollout
+from newllm.models.recurrence import (
+    MASK_BLOCK,
+    DropoutMasks,
+    Intervene,
+    Recurrence,
+    Reference,
+    Rollout,
+)
 
 POSITIONS = ("none", "learned")
+RECOMPUTED_BLOCKS = 2  # blocks of dropout masks that are computed again at once
 USUAL_EMBEDDING_DIM = 256  # the summary's; a description mentions only another
 REFERENCE = Reference()
 
@@ -124,8 +134,48 @@ class ContextModel(LanguageModel):
         self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Read a chunk, as `LanguageModel` says."""
-        rollout, state = self._read(self.recurrence, tokens, state, reset)
+        masks = DropoutMasks.draw(self.cell, tokens)
+        rollout, state = self._read(self.recurrence, tokens, state, reset, masks)
         return self.output(rollout.hidden_BTH), state
+
+    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LanguageModel` says; `recurrence.recompute` keeps one state for each block of steps.
+
+        Everything between, logits included, is computed again in the backward pass.
+        """
+        if not (self.recurrence.recompute and torch.is_grad_enabled()):
+            return super().score(tokens, targets)
+        masks = DropoutMasks.draw(self.cell, tokens)
+        # A checkpoint has a backward pass only if one of its inputs needs a gradient.
+        context_BC = self.embedding.weight.new_zeros(len(tokens), self.cell.context_dim)
+        state = [context_BC.requires_grad_()]
+        if self.positions is not None:
+            state.append(tokens.new_zeros(len(tokens)))
+        losses, corrects = [], []
+        size = RECOMPUTED_BLOCKS * MASK_BLOCK
+        blocks = zip(tokens.split(size, 1), targets.split(size, 1), strict=True)
+        for index, (tokens_BK, targets_BK) in enumerate(blocks):
+            own = masks and masks.starting_at(index * size)
+            loss_BK, correct_BK, *state = checkpoint(
+                self._score_block,
+                own,
+                tokens_BK,
+                targets_BK,
+                *state,
+                use_reentrant=True,
+                preserve_rng_state=False,
+            )
+            losses.append(loss_BK)
+            corrects.append(correct_BK)
+        return torch.cat(losses, dim=1), torch.cat(corrects, dim=1)
+
+    def _score_block(
+        self, masks: DropoutMasks | None, tokens: Tensor, targets: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        given = state[0] if self.positions is None else state
+        rollout, after = self._read(self.recurrence, tokens, given, None, masks)
+        scores = score_logits(self.output(rollout.hidden_BTH), targets)
+        return (*scores, *(after if isinstance(after, tuple) else (after,)))
 
     def trace(
         self, tokens: Tensor, state: State | None = None, intervene: Intervene | None = None
@@ -143,17 +193,24 @@ class ContextModel(LanguageModel):
             cell: ContextCell,
             embedded_BTE: Tensor,
             context_BC: Tensor,
-            pad_BT: Tensor | None = None,
-            reset_BT: Tensor | None = None,
+            masks: DropoutMasks | None,
+            pad_BT: Tensor | None,
+            reset_BT: Tensor | None,
         ) -> Rollout:
-            return REFERENCE(cell, embedded_BTE, context_BC, pad_BT, reset_BT, intervene)
+            return REFERENCE(cell, embedded_BTE, context_BC, masks, pad_BT, reset_BT, intervene)
 
-        rollout, state = self._read(recurrence, tokens, state, None)
+        masks = DropoutMasks.draw(self.cell, tokens)
+        rollout, state = self._read(recurrence, tokens, state, None, masks)
         logits_BTV = self.output(rollout.hidden_BTH)
         return Trace(logits_BTV, rollout.contexts_BTC, rollout.gates, state)
 
     def _read(
-        self, recurrence: Recurrence, tokens: Tensor, state: State | None, reset: Tensor | None
+        self,
+        recurrence: Callable[..., Rollout],
+        tokens: Tensor,
+        state: State | None,
+        reset: Tensor | None,
+        masks: DropoutMasks | None,
     ) -> tuple[Rollout, State]:
         embedded_BTE = self.embedding(tokens)
         pad_BT = tokens == PAD
@@ -162,7 +219,7 @@ class ContextModel(LanguageModel):
             position_BT, position_B = token_positions(~pad_BT, position_B, reset)
             embedded_BTE = embedded_BTE + self.positions(position_BT, ~pad_BT)
         pad_or_none = pad_BT if pad_BT.any() else None
-        rollout = recurrence(self.cell, embedded_BTE, context_BC, pad_or_none, reset)
+        rollout = recurrence(self.cell, embedded_BTE, context_BC, masks, pad_or_none, reset)
         context_BC = rollout.contexts_BTC[:, -1]
         return rollout, context_BC if self.positions is None else (context_BC, position_B)
 

@@ -9,13 +9,12 @@ from itertools import repeat
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from newllm.models.buffers import Memory
 from newllm.models.cell import ContextCell
 from newllm.models.deferred import deferred_gradients
 from newllm.models.recurrence import MASK_BLOCK, DropoutMasks, Rollout, roll
-from newllm.models.segment import Inputs, Weights, has_kernels, read_segment
+from newllm.models.segment import Inputs, Weights, has_native_code, read_segment
 
 FEW_STEPS = 4  # for fewer, transposing the weights costs more than it saves
 
@@ -23,17 +22,19 @@ FEW_STEPS = 4  # for fewer, transposing the weights costs more than it saves
 class Fused:
     """The fast recurrence: what `Reference` gives and its gradients, but no gates.
 
-    Every cell gets transposed weights, and their gradients in one product a Linear
-    (`newllm.models.deferred`). A cell made of parts that `newllm.models.kernels` knows also has its
-    backward pass written by hand, no autograd within the loop, and its embeddings read before it.
+    Any cell gets transposed weights, and their gradients in one product a Linear
+    (`newllm.models.deferred`). A cell made of parts that `newllm.models.native` knows takes all its
+    steps in machine code, there and back.
 
     Args:
-        recompute: keep little more than the contexts for the backward pass and compute everything
-            else again, a segment at a time: less memory for long sequences, for more time.
+        recompute: keep one context for each `MASK_BLOCK` steps and compute everything else again in
+            the backward pass: far less memory for long sequences, for more time.
+        native: use machine code where there is some; false leaves what works for any cell.
     """
 
-    def __init__(self, recompute: bool = False) -> None:
+    def __init__(self, recompute: bool = False, native: bool = True) -> None:
         self.recompute = recompute
+        self.native = native
         self._memory = Memory()
 
     def __call__(
@@ -41,12 +42,12 @@ class Fused:
         cell: ContextCell,
         embedded_BTE: Tensor,
         context_BC: Tensor,
+        masks: DropoutMasks | None = None,
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
     ) -> Rollout:
         """Read a chunk, as `Recurrence` says."""
         num_steps = embedded_BTE.shape[1]
-        masks = DropoutMasks.draw(cell, embedded_BTE)
         if num_steps < FEW_STEPS:
             step_masks = None if masks is None else masks.steps(num_steps)
             return roll(cell, embedded_BTE, context_BC, pad_BT, reset_BT, step_masks)
@@ -62,12 +63,10 @@ class Fused:
     def _reader(
         self, cell: ContextCell, device: torch.device
     ) -> Callable[[Inputs, Tensor], tuple[Tensor, Tensor]]:
-        if has_kernels(cell) and not torch.is_autocast_enabled(device.type):
-            return partial(read_segment, Weights(cell, self._memory), self.recompute)
-        read = partial(_read_deferred, cell)
-        if not self.recompute:
-            return read
-        return partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
+        is_plain = not torch.is_autocast_enabled(device.type)
+        if self.native and is_plain and has_native_code(cell):
+            return partial(read_segment, Weights(cell, self._memory))
+        return partial(_read_deferred, cell)
 
 
 def _segments(
@@ -83,15 +82,13 @@ def _segments(
     )
     parts = zip(embedded_BTE.split(MASK_BLOCK, dim=1), pads, resets, strict=False)
     for index, (embedded_BKE, pad_BK, reset_BK) in enumerate(parts):
-        draw_masks = None
-        if masks is not None:
-            draw_masks = partial(masks.block, index * MASK_BLOCK, embedded_BKE.shape[1])
-        yield Inputs(embedded_BKE, pad_BK, reset_BK, draw_masks)
+        own = None if masks is None else masks.starting_at(index * MASK_BLOCK)
+        yield Inputs(embedded_BKE, pad_BK, reset_BK, own)
 
 
 def _read_deferred(cell: ContextCell, inputs: Inputs, context_BC: Tensor) -> tuple[Tensor, Tensor]:
-    masks = None if inputs.draw_masks is None else inputs.draw_masks().unbind(1)
-    step_masks = None if masks is None else [masks_NBH.unbind() for masks_NBH in masks]
+    num_steps = inputs.embedded_BKE.shape[1]
+    step_masks = None if inputs.masks is None else inputs.masks.steps(num_steps)
     with deferred_gradients(cell):
         rollout = roll(
             cell, inputs.embedded_BKE, context_BC, inputs.pad_BK, inputs.reset_BK, step_masks

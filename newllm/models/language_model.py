@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from newllm.data.tokenizer import PAD
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -39,6 +42,19 @@ class LanguageModel(nn.Module, ABC):
             or a tuple of tensors, B first.
         """
 
+    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Read whole sequences from a fresh state and compare with the tokens that follow.
+
+        Args:
+            tokens: token ids [B, T].
+            targets: the token after each of them [B, T].
+
+        Returns:
+            Cross-entropy in nats, 0 where the target is `<PAD>`, and whether the likeliest token is
+            the target; both [B, T].
+        """
+        return score_logits(self(tokens)[0], targets)
+
     @property
     @abstractmethod
     def description(self) -> str:
@@ -60,6 +76,14 @@ class LanguageModel(nn.Module, ABC):
             module.weight.numel() for module in self.modules() if isinstance(module, nn.Embedding)
         )
         return 2 * (matrices - tables)
+
+
+def score_logits(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """What `LanguageModel.score` returns, from logits."""
+    losses = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=PAD, reduction="none"
+    )
+    return losses.view_as(targets_BT), logits_BTV.argmax(-1) == targets_BT
 
 
 def padding_only_trails(real_BT: Tensor) -> bool:

@@ -5,10 +5,11 @@ Shapes: B batch, T time (tokens), E embedding, C context, H hidden, N dropout ma
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,14 +31,19 @@ class Rollout(NamedTuple):
 class Recurrence(Protocol):
     """A way to carry a cell over a chunk. All ways give what `Reference` gives.
 
-    Only `Reference` must record gates; elsewhere they may be missing.
+    Only `Reference` must record gates; elsewhere they may be missing. Hidden vectors of padding
+    mean nothing, and no gradient need pass through them. `recompute` asks the model to keep little
+    for the backward pass.
     """
+
+    recompute: bool
 
     def __call__(
         self,
         cell: ContextCell,
         embedded_BTE: Tensor,
         context_BC: Tensor,
+        masks: "DropoutMasks | None" = None,
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
     ) -> Rollout:
@@ -47,6 +53,7 @@ class Recurrence(Protocol):
             cell: the step to take.
             embedded_BTE: the chunk.
             context_BC: the context before the first token.
+            masks: of the dropout; None drops nothing.
             pad_BT: bool, true where the context stays as it was; None means nowhere.
             reset_BT: bool, true where the context is zeroed before the token; None means nowhere.
         """
@@ -55,7 +62,7 @@ class Recurrence(Protocol):
 
 @dataclass(frozen=True)
 class DropoutMasks:
-    """The dropout masks of one chunk, scaled by 1 / (1 - probability), a block of steps a draw.
+    """The dropout masks of one chunk, or from some step of it on; a block of steps a draw.
 
     A block depends on the seed and its first step alone, so whoever recomputes a step can replay
     its masks in any order instead of keeping them.
@@ -66,48 +73,71 @@ class DropoutMasks:
     step_shape: tuple[int, int, int]
     dtype: torch.dtype
     device: torch.device
+    first_step: int = 0
 
     @classmethod
-    def draw(cls, cell: ContextCell, embedded_BTE: Tensor) -> "DropoutMasks | None":
-        """Masks for this chunk, seeded from torch's global generator; None if none are needed."""
+    def draw(cls, cell: ContextCell, tokens: Tensor) -> "DropoutMasks | None":
+        """Masks for a chunk [B, T], seeded from torch's global generator; None if none drop."""
         if not cell.training or cell.dropout == 0:
             return None
         return cls(
             seed=int(torch.randint(2**31, ())),
             probability=cell.dropout,
-            step_shape=(cell.fnn.num_masks, embedded_BTE.shape[0], cell.hidden_dim),
-            dtype=embedded_BTE.dtype,
-            device=embedded_BTE.device,
+            step_shape=(cell.fnn.num_masks, cell.hidden_dim, tokens.shape[0]),
+            dtype=cell.input.weight.dtype,
+            device=tokens.device,
         )
 
-    def block(self, first_step: int, num_steps: int) -> Tensor:
-        """The masks [N, num_steps, B, H] of the block that starts at a step."""
-        generator = torch.Generator(self.device).manual_seed(self.seed + first_step)
-        num_masks, batch_size, hidden_dim = self.step_shape
-        shape = (num_masks, num_steps, batch_size, hidden_dim)
-        # Four draws of 16 bits from each random word: several times faster than bernoulli_.
-        words = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64, device=self.device)
-        draws = words.random_(-(2**63), None, generator=generator).view(torch.int16)
-        dropped = min(round(self.probability * 2**16), 2**16 - 1) - 2**15
-        masks = torch.empty(shape, dtype=self.dtype, device=self.device)
-        torch.ge(draws[: masks.numel()].view(shape), dropped, out=masks)
-        return masks.div_(1 - self.probability)
+    @property
+    def scale(self) -> float:
+        """What is kept is multiplied by this."""
+        return 1 / (1 - self.probability)
+
+    @property
+    def dropped(self) -> int:
+        """What draws below this is dropped."""
+        return min(round(self.probability * 2**16), 2**16 - 1) - 2**15
+
+    def starting_at(self, step: int) -> "DropoutMasks":
+        """Those from a later step on, which must be the first of a block."""
+        assert step % MASK_BLOCK == 0, step
+        return replace(self, first_step=self.first_step + step)
+
+    def draws(self, num_steps: int) -> Tensor:
+        """A uniform int16 for every element of the first steps' masks, [N, num_steps, H, B]."""
+        num_masks, hidden_dim, batch_size = self.step_shape
+        shape = (num_masks, num_steps, hidden_dim, batch_size)
+        # Four draws from each word of a fast generator: many times faster than bernoulli_.
+        generator = np.random.SFC64(self.seed + self.first_step)
+        words = generator.random_raw(-(-math.prod(shape) // 4)).view(np.int16)
+        return torch.from_numpy(words[: math.prod(shape)].reshape(shape)).to(self.device)
+
+    def block(self, num_steps: int) -> Tensor:
+        """The masks [N, num_steps, B, H] of the first steps, scaled by 1 / (1 - probability)."""
+        draws_NTBH = self.draws(num_steps).transpose(2, 3)
+        masks = torch.empty(draws_NTBH.shape, dtype=self.dtype, device=self.device)
+        torch.ge(draws_NTBH, self.dropped, out=masks)
+        return masks.mul_(self.scale)
 
     def steps(self, num_steps: int) -> Iterator[tuple[Tensor, ...]]:
         """The N masks [B, H] of each step, in order."""
         for first_step in range(0, num_steps, MASK_BLOCK):
-            block_NTBH = self.block(first_step, min(MASK_BLOCK, num_steps - first_step))
+            masks = self.starting_at(first_step)
+            block_NTBH = masks.block(min(MASK_BLOCK, num_steps - first_step))
             yield from (masks_NBH.unbind() for masks_NBH in block_NTBH.unbind(1))
 
 
 class Reference:
     """The plain loop over time: slow, obvious, and the specification of every other recurrence."""
 
+    recompute = False
+
     def __call__(
         self,
         cell: ContextCell,
         embedded_BTE: Tensor,
         context_BC: Tensor,
+        masks: DropoutMasks | None = None,
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
         intervene: Intervene | None = None,
@@ -116,7 +146,6 @@ class Reference:
 
         `intervene(t, context_BC)` returns what the context after token t shall be instead.
         """
-        masks = DropoutMasks.draw(cell, embedded_BTE)
         step_masks = None if masks is None else masks.steps(embedded_BTE.shape[1])
         return roll(cell, embedded_BTE, context_BC, pad_BT, reset_BT, step_masks, intervene)
 

@@ -1,169 +1,361 @@
-"""A segment of steps of the context cell as one autograd function, made of kernels.
+"""A segment of steps of the context cell as one autograd function, carried out by `native`.
 
-Shapes: B batch, K steps of a segment, E embedding, C context, H hidden, N dropout masks of a step.
+What is a sum over time, the gradients of the weights, waits until the loop over time is over and
+is then one large product instead of one for each step.
+
+Shapes: B batch, W lanes, K steps of a segment, E embedding, C context, H hidden, N any width.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from newllm.models.buffers import ALL, Buffers, Memory, Rows, split_steps
+from newllm.models.buffers import Buffers, Memory
 from newllm.models.cell import ContextCell
 from newllm.models.fnn import PlainFNN, ResidualFNN
 from newllm.models.gating import Additive, LSTMGating
-from newllm.models.kernels import (
-    AdditiveKernel,
-    Dense,
-    LayerNormKernel,
-    LinearKernel,
-    LSTMKernel,
-    PlainKernel,
-    ProjectionKernel,
-    ReLUDropout,
-    ResidualKernel,
-)
+from newllm.models.native import launch
+from newllm.models.native.plan import lanes_of, padded
+from newllm.models.recurrence import DropoutMasks
+
+STRIDE_PADDING = 16  # keeps rows of a history off addresses that share a line of the cache
 
 
-def has_kernels(cell: ContextCell) -> bool:
-    """Whether every part of the cell is of a kind that has a backward pass written by hand."""
+def has_native_code(cell: ContextCell) -> bool:
+    """Whether every part of the cell is of a kind that `native` has code for."""
     return (
         type(cell) is ContextCell
         and type(cell.fnn) in (PlainFNN, ResidualFNN)
         and type(cell.gating) in (Additive, LSTMGating)
         and type(cell.normalization) in (nn.Identity, nn.LayerNorm)
+        and cell.input.weight.device.type == "cpu"
+        and cell.input.weight.dtype in (torch.float32, torch.float64)
     )
 
 
 class Weights:
-    """The weights of a cell, laid out for its kernels; made once for all segments of a chunk."""
+    """The weights of a cell, packed by the first segment of a chunk for all of them."""
 
     def __init__(self, cell: ContextCell, memory: Memory) -> None:
         self.cell, self.memory = cell, memory
         self.parameters = list(cell.parameters())
-        self.projection = Dense(cell.input)
-        self.layers = [Dense(cast(nn.Linear, linear)) for linear in cell.fnn.layers]
+        self.dtype = cell.input.weight.dtype
+        self.is_residual = isinstance(cell.fnn, ResidualFNN)
         gating = cell.gating
+        assert isinstance(gating, Additive | LSTMGating)
+        self.heads = [gating.delta]
         if isinstance(gating, LSTMGating):
-            self.head = Dense(gating.delta, gating.forget_gate, gating.input_gate)
-        else:
-            assert isinstance(gating, Additive)
-            self.head = Dense(gating.delta)
+            self.heads += [gating.forget_gate, gating.input_gate]
+        self.layers = [cast(nn.Linear, linear) for linear in cell.fnn.layers]
+        self.norms: list[nn.LayerNorm | None] = [None] * (len(self.layers) + 2)
+        if isinstance(cell.normalization, nn.LayerNorm):
+            self.norms[0] = cell.normalization
+        if isinstance(cell.fnn, ResidualFNN):
+            self.norms[1:] = [*cast(list[nn.LayerNorm], cell.fnn.norms), cell.fnn.final_norm]
+        self.epsilons = np.array([norm.eps if norm else 0.0 for norm in self.norms])
+        embedding_dim = cell.input.in_features - cell.context_dim
+        weight = cell.input.weight.detach()
+        self.embedding_weight, self.context_weight = weight.split(
+            [embedding_dim, cell.context_dim], dim=1
+        )
+        self.packing, size = self._packing()
+        self.is_packed = False
+        self._buffers = Buffers(memory, self.dtype)
+        self.packed = self._buffers.matrix(1, size)
+
+    def _packing(self) -> tuple[np.ndarray, int]:
+        """The table of what to pack, and how many elements that makes; the order is `native`'s."""
+        matrices = [self.context_weight, *(linear.weight.detach() for linear in self.layers)]
+        heads = [linear.weight.detach() for linear in self.heads]
+        everything = [*matrices, *heads, *(matrix.t() for matrix in (*matrices, *heads))]
+        rows: list[tuple[int, ...]] = []
+        end = 0
+        for matrix in everything:
+            num_rows, depth = matrix.shape
+            rows.append((matrix.data_ptr(), *matrix.stride(), num_rows, depth, end, 0))
+            end += padded(num_rows) * depth
+        vectors: list[tuple[Tensor | None, int, int]] = [
+            (linear.bias, linear.out_features, 0) for linear in (*self.layers, *self.heads)
+        ]
+        sizes = [self.cell.context_dim, *[self.cell.hidden_dim] * (len(self.norms) - 1)]
+        for norm, size in zip(self.norms, sizes, strict=True):
+            weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+            vectors += [(weight, size, 1), (bias, size, 0)]
+        for vector, size, fill in vectors:
+            address = 0 if vector is None else vector.data_ptr()
+            rows.append((address, 1, 1, size, 1, end, fill))
+            end += padded(size)
+        return np.array(rows, np.int64), end
 
 
 class Inputs(NamedTuple):
-    """What a segment reads beside the context: arguments as of a `Recurrence`.
-
-    `draw_masks` gives the dropout masks [N, K, B, H], every time the same.
-    """
+    """What a segment reads beside the context: arguments as of a `Recurrence`."""
 
     embedded_BKE: Tensor
     pad_BK: Tensor | None
     reset_BK: Tensor | None
-    draw_masks: Callable[[], Tensor] | None
+    masks: DropoutMasks | None
 
 
 class Segment:
-    """The kernels of one segment, wired up as `ContextCell.forward` is.
+    """The arrays of one segment and the plan that tells `native` of them.
 
-    `contexts` holds the context before each step, after a reset; `forward` fills it.
+    Feature-major as there: a history is [N, K * W] and some padding.
+
+    Args:
+        weights: of the cell.
+        inputs: what to read.
+        context_BC: the context before the first step.
+        is_kept: whether there will be a way back.
     """
 
-    def __init__(self, weights: Weights, inputs: Inputs, contexts: Rows) -> None:
+    def __init__(self, weights: Weights, inputs: Inputs, context_BC: Tensor, is_kept: bool) -> None:
         cell = weights.cell
-        batch_size, num_steps, _ = inputs.embedded_BKE.shape
-        buffers = Buffers(weights.memory, num_steps, batch_size, contexts[ALL])
-        self.contexts = contexts
-        self.pad, self.reset = _flags_by_step(inputs.pad_BK), _flags_by_step(inputs.reset_BK)
-        self.projection = ProjectionKernel(
-            buffers, weights.projection, _by_step(inputs.embedded_BKE), contexts
+        self.weights, self.inputs = weights, inputs
+        self.batch_size, self.num_steps, _ = inputs.embedded_BKE.shape
+        self.lanes = lanes_of(self.batch_size, weights.dtype)
+        self.num_columns = self.num_steps * self.lanes
+        self.buffers = Buffers(weights.memory, weights.dtype)
+        self.hidden_rows, self.context_rows = padded(cell.hidden_dim), padded(cell.context_dim)
+        self.head_rows = len(weights.heads) * self.context_rows
+        self.embedded = self._embedded(inputs.embedded_BKE)
+        self.contexts = self.buffers.matrix(
+            self.context_rows, self.num_columns + STRIDE_PADDING + self.lanes
         )
-        self.fnn = self._fnn(buffers, weights, inputs.draw_masks)
-        self.head = LinearKernel(buffers, weights.head, self.fnn.outputs)
-        gating_kernel = LSTMKernel if isinstance(cell.gating, LSTMGating) else AdditiveKernel
-        self.gating = gating_kernel(buffers, self.head, contexts)
-        self.norm, self.unclipped = None, self.gating.outputs
-        if isinstance(cell.normalization, nn.LayerNorm):
-            self.norm = LayerNormKernel(buffers, cell.normalization, self.gating.outputs)
-            self.unclipped = self.norm.outputs
-        self.clip = cell.context_clip
-        in_place = self.clip is None and self.pad is None
-        self.outputs = self.unclipped if in_place else buffers.rows(cell.context_dim)
-
-    def _fnn(
-        self, buffers: Buffers, weights: Weights, draw_masks: Callable[[], Tensor] | None
-    ) -> PlainKernel | ResidualKernel:
-        cell, masks = weights.cell, None
-        if draw_masks is not None:
-            masks = [
-                split_steps(mask_KBH.flatten(0, 1), len(self.contexts[0]))
-                for mask_KBH in draw_masks()
-            ]
-        activation = ReLUDropout(masks, cell.dropout)
-        if isinstance(cell.fnn, PlainFNN):
-            return PlainKernel(buffers, weights.layers, self.projection, activation)
-        norms = [cast(nn.LayerNorm, norm) for norm in cell.fnn.norms]
-        return ResidualKernel(
-            buffers, weights.layers, norms, cell.fnn.final_norm, self.projection, activation
+        first_CW = self.contexts[: cell.context_dim, : self.lanes]
+        first_CW.zero_()[:, : self.batch_size] = context_BC.t()
+        self._take_histories(is_kept)
+        torch.addmm(
+            cell.input.bias[:, None],
+            weights.embedding_weight,
+            self.embedded.t(),
+            out=self._used(self.layers[0], cell.hidden_dim),
         )
 
-    def forward(self, context_BC: Tensor) -> None:
+    def _embedded(self, embedded_BKE: Tensor) -> Tensor:
+        """As [K * W, E], zero beyond the batch."""
+        embedded_KBE = embedded_BKE.transpose(0, 1)
+        if self.lanes == self.batch_size:
+            return embedded_KBE.flatten(0, 1)
+        wide = embedded_BKE.new_zeros(self.num_steps, self.lanes, embedded_BKE.shape[2])
+        wide[:, : self.batch_size] = embedded_KBE
+        return wide.flatten(0, 1)
+
+    def _history(self, num_rows: int) -> Tensor:
+        return self.buffers.matrix(num_rows, self.num_columns + STRIDE_PADDING)
+
+    def _used(self, history: Tensor, num_rows: int) -> Tensor:
+        """A history [num_rows, K * W] without its padding."""
+        return history[:num_rows, : self.num_columns]
+
+    def _take_histories(self, is_kept: bool) -> None:
+        waste = None if is_kept else self._history(max(self.hidden_rows, self.head_rows))
+
+        def kept(num_rows: int) -> Tensor:
+            """A history for the way back; without one they all share their place."""
+            return self._history(num_rows) if waste is None else waste
+
+        num_inner = len(self.weights.layers)
+        self.layers = [self._history(self.hidden_rows)]
+        self.layers += [kept(self.hidden_rows) for _ in range(num_inner)]
+        self.rectified, self.hidden = self.layers, self.layers[-1]
+        if self.weights.is_residual:
+            self.rectified = [kept(self.hidden_rows) for _ in self.layers]
+        if self.weights.is_residual or (num_inner and not is_kept):
+            self.hidden = self._history(self.hidden_rows)
+        if not self.weights.is_residual:
+            self.layers[-1] = self.hidden
+        self.head, self.update = kept(self.head_rows), kept(self.context_rows)
+        is_clipped = self.weights.cell.context_clip is not None
+        self.unclipped = kept(self.context_rows) if is_clipped else self.update
+        self.statistics = self._history(2 * len(self.weights.norms))
+
+    def forward(self) -> None:
         """Take all steps in order."""
-        for t in range(len(self.contexts) - 1):
-            before_BC = self.contexts[t].copy_(context_BC)
-            if self.reset is not None:
-                before_BC.masked_fill_(self.reset[t], 0)
-            context_BC = self.step(t)
+        weights = self.weights
+        self._run("forward", num_packings=0 if weights.is_packed else len(weights.packing))
+        weights.is_packed = True
 
-    def step(self, t: int) -> Tensor:
-        """Take a step from its context; or ALL at once, if all contexts are there."""
-        self.projection.forward(t)
-        self.fnn.forward(t)
-        context_BC = self.gating.forward(t)
-        if self.norm is not None:
-            context_BC = self.norm.forward(t)
-        if self.clip is not None:
-            context_BC = torch.clamp(context_BC, -self.clip, self.clip, out=self.outputs[t])
-        if self.pad is not None:
-            torch.where(self.pad[t], self.contexts[t], context_BC, out=self.outputs[t])
-        return self.outputs[t]
-
-    def backward(self, hidden_grads: Rows, context_grads: Rows | None) -> Tensor:
-        """Take all steps back; return the gradient of the context before the first.
+    def backward(
+        self, hidden_grad_BKH: Tensor | None, contexts_grad_BKC: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Take all steps back.
 
         Args:
-            hidden_grads: with respect to the hidden vectors.
-            context_grads: with respect to the contexts after each step; None means zero.
+            hidden_grad_BKH: gradient with respect to the hidden vectors; None means zero.
+            contexts_grad_BKC: with respect to the contexts after each step; None means zero.
+
+        Returns:
+            The gradients of the embedded tokens [B, K, E] and of the context before [B, C].
         """
-        grad_BC = torch.zeros_like(self.contexts[0])
-        for t in reversed(range(len(self.contexts) - 1)):
-            if context_grads is not None:
-                grad_BC = grad_BC + context_grads[t]
-            grad_BC = self._step_back(t, grad_BC, hidden_grads[t])
-        return grad_BC
+        cell, lanes = self.weights.cell, self.lanes
+        self.hidden_grads = self._filled(hidden_grad_BKH, self.hidden_rows)
+        if self.inputs.pad_BK is not None:
+            self._by_step(self.hidden_grads, cell.hidden_dim).masked_fill_(
+                self.inputs.pad_BK.t(), 0
+            )
+        outside = contexts_grad_BKC
+        context_grads = None if outside is None else self._filled(outside, self.context_rows)
+        self.layer_grads = [self._history(self.hidden_rows) for _ in self.layers]
+        self.head_grads = self._history(self.head_rows)
+        context_grad = self.buffers.matrix(self.context_rows, lanes).zero_()
+        num_norms = len(self.weights.norms)
+        norm_rows = 2 * (self.context_rows + (num_norms - 1) * self.hidden_rows)
+        self.norm_grads = self.buffers.matrix(norm_rows, lanes).zero_()
+        self._run(
+            "backward",
+            hidden_grads=self.hidden_grads,
+            context_grads=context_grads,
+            layer_grads=self.layer_grads,
+            head_grads=self.head_grads,
+            norm_grads=self.norm_grads,
+            context_grad=context_grad,
+        )
+        projected_grad = self._used(self.layer_grads[0], cell.hidden_dim)
+        embedded_grad = projected_grad.t() @ self.weights.embedding_weight
+        embedded_grad_BKE = embedded_grad.view(self.num_steps, lanes, -1)[
+            :, : self.batch_size
+        ].transpose(0, 1)
+        return embedded_grad_BKE, context_grad[: cell.context_dim, : self.batch_size].t().clone()
 
-    def _step_back(self, t: int, grad_BC: Tensor, hidden_grad_BH: Tensor) -> Tensor:
-        after_grad_BC = grad_BC
-        if self.pad is not None:
-            grad_BC = grad_BC.masked_fill(self.pad[t], 0)
-        if self.clip is not None:
-            grad_BC = grad_BC.masked_fill(self.unclipped[t].abs() > self.clip, 0)
-        if self.norm is not None:
-            self.norm.grads[t].copy_(grad_BC)
-            grad_BC = self.norm.backward(t)
-        grad_BC = self.gating.backward(t, grad_BC)
-        self.fnn.backward(t, self.head.backward(t).add_(hidden_grad_BH))
-        grad_BC = self.projection.backward(t, grad_BC)
-        if self.pad is not None:
-            grad_BC.add_(after_grad_BC.masked_fill(~self.pad[t], 0))
-        return grad_BC if self.reset is None else grad_BC.masked_fill_(self.reset[t], 0)
+    def _filled(self, grad_BKN: Tensor | None, num_rows: int) -> Tensor:
+        """A gradient as a history; zero beyond the batch."""
+        history = self._history(num_rows)
+        if grad_BKN is None:
+            return history.zero_()
+        if self.lanes > self.batch_size:
+            history.zero_()
+        self._by_step(history, grad_BKN.shape[2]).copy_(grad_BKN.permute(2, 1, 0))
+        return history
 
-    def gradients(self) -> dict[Tensor, Tensor]:
-        """The gradient of each parameter, after `backward`."""
-        parts = [self.projection, *self.fnn.parts, self.head, *([self.norm] if self.norm else [])]
-        return {parameter: grad for part in parts for parameter, grad in part.gradients()}
+    def _by_step(self, history: Tensor, num_rows: int, first: int = 0) -> Tensor:
+        """What a history holds of the batch, [N, K, B]."""
+        used = history[:num_rows, first * self.lanes :][:, : self.num_columns]
+        return used.unflatten(1, (self.num_steps, self.lanes))[:, :, : self.batch_size]
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """Copies of the hidden vectors [B, K, H] and of the contexts after each step [B, K, C]."""
+        hidden_HKB = self._by_step(self.hidden, self.weights.cell.hidden_dim)
+        contexts_CKB = self._by_step(self.contexts, self.weights.cell.context_dim, first=1)
+        contiguous = torch.contiguous_format
+        return (
+            hidden_HKB.permute(2, 1, 0).clone(memory_format=contiguous),
+            contexts_CKB.permute(2, 1, 0).clone(memory_format=contiguous),
+        )
+
+    def _run(self, direction: str, **arrays: Any) -> None:
+        """Give `native` all numbers and addresses; `arrays` are what this direction needs more."""
+        weights, inputs, cell = self.weights, self.inputs, self.weights.cell
+        masks, threads = inputs.masks, launch.num_threads()
+        draws = None if masks is None else masks.draws(self.num_steps)
+        widths = _widths(inputs.pad_BK, self.batch_size, self.num_steps)
+        pad, reset = _flags_by_step(inputs.pad_BK), _flags_by_step(inputs.reset_BK)
+
+        def step(num_rows: int) -> Tensor:
+            return self.buffers.matrix(num_rows, self.lanes)
+
+        fields: dict[str, Any] = {
+            "is_residual": weights.is_residual,
+            "is_gated": len(weights.heads) > 1,
+            "is_normed": weights.norms[0] is not None,
+            "is_clipped": cell.context_clip is not None,
+            "has_pad": pad is not None,
+            "has_reset": reset is not None,
+            "drops": masks is not None,
+            "num_threads": threads,
+            "num_steps": self.num_steps,
+            "batch_size": self.batch_size,
+            "lanes": self.lanes,
+            "stride": self.num_columns + STRIDE_PADDING,
+            "context_dim": cell.context_dim,
+            "hidden_dim": cell.hidden_dim,
+            "num_layers": len(self.layers),
+            "num_parts": len(weights.heads),
+            "dropped": 0 if masks is None else masks.dropped,
+            "scale": 1.0 if masks is None else masks.scale,
+            "clip": cell.context_clip or 0.0,
+            "sync": torch.zeros(16, dtype=torch.int64),
+            "first": step(self.hidden_rows),
+            "second": step(self.hidden_rows),
+            "head_step": step(self.head_rows),
+            "update_step": step(self.context_rows),
+            "context_step": step(self.context_rows),
+            "partials": step(2 * threads),
+            "moments": step(2 * threads),
+            "packing": weights.packing,
+            "packed": weights.packed,
+            "epsilons": weights.epsilons,
+            "draws": draws,
+            "pad": pad,
+            "reset": reset,
+            "widths": widths,
+            **{name: getattr(self, name) for name in HISTORIES},
+            **arrays,
+        }
+        launch.run(direction, weights.dtype, fields)
+
+    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The parameters and their gradients, after `backward`."""
+        weights, cell = self.weights, self.weights.cell
+        size = cell.hidden_dim
+        grads = [self._used(grads, size) for grads in self.layer_grads]
+        contexts = self.contexts[: cell.context_dim, : self.num_columns]
+        if self.inputs.reset_BK is not None:
+            forgotten_KB = self.inputs.reset_BK.t()
+            contexts = contexts.clone()
+            self._by_step(contexts, cell.context_dim).masked_fill_(forgotten_KB, 0)
+        projection = torch.empty_like(cell.input.weight)
+        embedding_half, context_half = projection.split(
+            [self.embedded.shape[1], cell.context_dim], dim=1
+        )
+        embedding_half.copy_(grads[0] @ self.embedded)
+        context_half.copy_(grads[0] @ contexts.t())
+        yield cell.input.weight, projection
+        yield cell.input.bias, grads[0].sum(1)
+        inputs = self.rectified[1:] if weights.is_residual else self.layers
+        for linear, grad, source in zip(weights.layers, grads[1:], inputs, strict=False):
+            yield linear.weight, grad @ self._used(source, size).t()
+            yield linear.bias, grad.sum(1)
+        hidden = self._used(self.hidden, size)
+        for part, linear in enumerate(weights.heads):
+            first = part * self.context_rows
+            grad = self._used(self.head_grads[first:], cell.context_dim)
+            yield linear.weight, grad @ hidden.t()
+            yield linear.bias, grad.sum(1)
+        yield from self._norm_gradients()
+
+    def _norm_gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
+        sums = self.norm_grads.sum(1)
+        start, rows = 0, self.context_rows
+        for norm in self.weights.norms:
+            if norm is not None:
+                size = norm.normalized_shape[0]
+                if norm.weight is not None:
+                    yield norm.weight, sums[start : start + size].clone()
+                if norm.bias is not None:
+                    yield norm.bias, sums[start + rows : start + rows + size].clone()
+            start, rows = start + 2 * rows, self.hidden_rows
+
+
+HISTORIES = (
+    *("contexts", "layers", "rectified", "hidden", "head", "update", "unclipped", "statistics"),
+)
+
+
+def _widths(pad_BK: Tensor | None, batch_size: int, num_steps: int) -> Tensor:
+    """At each step, how many rows of the batch lie before the last one that is not padding."""
+    if pad_BK is None:
+        return torch.full((num_steps,), batch_size)
+    number_B1 = torch.arange(1, batch_size + 1)[:, None]
+    return (number_B1 * ~pad_BK).amax(0)
+
+
+def _flags_by_step(flags_BK: Tensor | None) -> Tensor | None:
+    return None if flags_BK is None else flags_BK.t().contiguous().byte()
 
 
 class ReadSegment(torch.autograd.Function):
@@ -173,26 +365,17 @@ class ReadSegment(torch.autograd.Function):
     def forward(
         ctx: Any,
         weights: Weights,
-        recompute: bool,
         inputs: Inputs,
         embedded_BKE: Tensor,
         context_BC: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        batch_size, num_steps, _ = embedded_BKE.shape
-        contexts = split_steps(
-            context_BC.new_empty(num_steps * batch_size, context_BC.shape[1]), batch_size
-        )
-        segment = Segment(weights, inputs, contexts)
-        segment.forward(context_BC)
+        segment = Segment(weights, inputs, context_BC, is_kept=any(ctx.needs_input_grad))
+        segment.forward()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*parameters)
-        ctx.weights, ctx.inputs, ctx.contexts = weights, inputs, contexts
-        ctx.segment = None if recompute else segment
-        return (
-            _batch_first(segment.fnn.outputs[ALL], batch_size),
-            _batch_first(segment.outputs[ALL], batch_size),
-        )
+        ctx.segment = segment
+        return segment.outputs()
 
     @staticmethod
     @once_differentiable
@@ -201,54 +384,26 @@ class ReadSegment(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         parameters = ctx.saved_tensors  # raises if a weight was changed since
         segment = ctx.segment
-        if segment is None:
-            segment = Segment(ctx.weights, ctx.inputs, ctx.contexts)
-            segment.step(ALL)
-        hidden_grads = (
-            [torch.zeros_like(rows) for rows in segment.fnn.outputs]
-            if hidden_grad_BKH is None
-            else _by_step(hidden_grad_BKH)
-        )
-        context_grads = None if contexts_grad_BKC is None else _by_step(contexts_grad_BKC)
-        context_grad_BC = segment.backward(hidden_grads, context_grads)
-        embedded_grad = _batch_first(segment.projection.embedded_grad(), len(context_grad_BC))
-        grads = segment.gradients()
-        own = (grads[parameter] for parameter in ctx.weights.parameters)
-        assert len(parameters) == len(ctx.weights.parameters)
-        return None, None, None, embedded_grad, context_grad_BC, *own
+        embedded_grad_BKE, context_grad_BC = segment.backward(hidden_grad_BKH, contexts_grad_BKC)
+        grads = dict(segment.gradients())
+        own = (grads[parameter] for parameter in segment.weights.parameters)
+        assert len(parameters) == len(segment.weights.parameters)
+        return None, None, embedded_grad_BKE, context_grad_BC, *own
 
 
-def read_segment(
-    weights: Weights, recompute: bool, inputs: Inputs, context_BC: Tensor
-) -> tuple[Tensor, Tensor]:
+def read_segment(weights: Weights, inputs: Inputs, context_BC: Tensor) -> tuple[Tensor, Tensor]:
     """Give the hidden vectors [B, K, H] and the contexts [B, K, C] of a segment.
 
     Args:
         weights: of the cell.
-        recompute: keep only the contexts, and compute the rest again in the backward pass.
         inputs: what to read.
         context_BC: the context before the first step.
     """
     hidden_BKH, contexts_BKC = ReadSegment.apply(
         weights,
-        recompute,
         inputs._replace(embedded_BKE=inputs.embedded_BKE.detach()),
         inputs.embedded_BKE,
         context_BC,
         *weights.parameters,
     )
     return hidden_BKH, contexts_BKC
-
-
-def _by_step(tensor_BKN: Tensor) -> Rows:
-    return split_steps(tensor_BKN.transpose(0, 1).flatten(0, 1), len(tensor_BKN))
-
-
-def _flags_by_step(flags_BK: Tensor | None) -> Rows | None:
-    return None if flags_BK is None else _by_step(flags_BK[:, :, None])
-
-
-def _batch_first(tensor: Tensor, batch_size: int) -> Tensor:
-    """A copy as [B, K, N], since the buffers are used again."""
-    tensor_BKN = tensor.unflatten(0, (-1, batch_size)).transpose(0, 1)
-    return tensor_BKN.clone(memory_format=torch.contiguous_format)
