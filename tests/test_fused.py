@@ -24,7 +24,7 @@ from newllm.models.fused import FEW_STEPS, Fused
 from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.initialization import variance_preserving
 from newllm.models.recurrence import DropoutMasks, Recurrence, Reference
-from newllm.models.segment import has_native_code
+from newllm.models.weights import has_native_code
 
 B, E, C, H = 3, 5, 4, 6
 BLOCK = 4  # steps of a segment here
@@ -211,6 +211,12 @@ def test_which_cells_have_native_code() -> None:
     assert all(has_native_code(make_cell(gating)) for gating in (Additive, LSTMGating))
     assert not has_native_code(make_cell(CoupledGating))
     assert not has_native_code(make_cell().bfloat16())
+    cell = make_cell()
+    cell.fnn.layers[0] = nn.Linear(H, H, bias=False).double()
+    assert not has_native_code(cell)
+    parametrized = make_cell()
+    torch.nn.utils.parametrizations.weight_norm(parametrized.input)
+    assert not has_native_code(parametrized)
 
 
 def test_only_wanted_gradients_are_made() -> None:

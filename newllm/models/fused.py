@@ -14,7 +14,8 @@ from newllm.models.buffers import Memory
 from newllm.models.cell import ContextCell
 from newllm.models.deferred import deferred_gradients
 from newllm.models.recurrence import MASK_BLOCK, DropoutMasks, Rollout, roll
-from newllm.models.segment import Inputs, Weights, has_native_code, read_segment
+from newllm.models.segment import Inputs, read_segment
+from newllm.models.weights import Weights, has_native_code
 
 FEW_STEPS = 4  # for fewer, transposing the weights costs more than it saves
 
