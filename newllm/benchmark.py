@@ -65,9 +65,10 @@ def run(plan: Plan, thread_counts: list[int], console: Console) -> dict[str, Tim
 
 def format_timing(timing: Timing) -> str:
     """Milliseconds, ratio and spread for a person."""
+    if timing.megabytes is not None:
+        return f"{timing.megabytes:.0f} MB, {timing.ratio:.2f}x less"
     spread = f"+-{100 * timing.spread:.0f} %"
-    memory = "" if timing.megabytes is None else f", {timing.megabytes:.0f} MB"
-    return f"{1000 * timing.seconds:.2f} ms {spread}, {timing.ratio:.2f}x{memory}"
+    return f"{1000 * timing.seconds:.2f} ms {spread}, {timing.ratio:.2f}x"
 
 
 def main() -> None:

@@ -18,12 +18,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from torch import Tensor
 
 from newllm.analysis import figures
+from newllm.data.batching import EvaluationBatches
 from newllm.data.module import CorpusDataModule
-from newllm.data.tokenizer import PAD
+from newllm.data.tokenizer import EOS, PAD, UNK
 from newllm.generate import sample_sentences
 from newllm.models.context import ContextModel, Trace
 from newllm.models.language_model import LanguageModel
-from newllm.recording import History
+from newllm.recording import History, write_table
 
 
 def _writer(trainer: Trainer) -> Any | None:
@@ -110,6 +111,73 @@ class ProgressLine(Callback):
         if self._progress:
             self._progress.stop()
             self._progress = None
+
+
+class StepValidation(Callback):
+    """`validation_steps.csv`: the validation loss by step, where epochs would hide what happens.
+
+    `unk`, `eos` and `other` are what the targets of that kind contribute; they add up to the loss.
+    A small validation split is looked at after every step, a larger one after every few of the
+    first steps. Early stopping and the best epoch know nothing of it.
+
+    Args:
+        small: targets of a split that is looked at after every step.
+        every_n_steps: for a larger one.
+        num_steps: how long a larger one is looked at.
+    """
+
+    KINDS = ("unk", "eos", "other")
+
+    def __init__(self, small: int = 500, every_n_steps: int = 5, num_steps: int = 200) -> None:
+        self.small, self.every_n_steps, self.num_steps = small, every_n_steps, num_steps
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Before the next step rather than after the last one, so that a run which goes on from a
+        # checkpoint neither misses one nor has one twice.
+        self._look(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._look(trainer, module)
+        self._write(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        write_table(Path(trainer.default_root_dir) / "validation_steps.csv", self.rows)
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+        split, step = _data(trainer).split("validation"), trainer.global_step
+        is_due = step % self.every_n_steps == 0 and step <= self.num_steps
+        if split.num_targets > self.small and not is_due:
+            return
+        model = _model(module)
+        model.eval()
+        sums = dict.fromkeys(self.KINDS, 0.0)
+        with torch.no_grad():
+            for batch in EvaluationBatches(split):
+                loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
+                is_unk_BT, is_eos_BT = batch.targets_BT == UNK, batch.targets_BT == EOS
+                masks = (is_unk_BT, is_eos_BT, ~(is_unk_BT | is_eos_BT))
+                for kind, mask_BT in zip(self.KINDS, masks, strict=True):
+                    sums[kind] += float((loss_BT * mask_BT).sum())
+        model.train()
+        shares = {kind: total / split.num_targets for kind, total in sums.items()}
+        loss = sum(shares.values())
+        self.rows.append({"step": step, "val/loss": loss, **shares})
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/loss_by_step": loss}, step=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = list(state["rows"])
 
 
 class Curves(Callback):

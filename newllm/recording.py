@@ -6,6 +6,8 @@ import csv
 import io
 import math
 import operator
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +81,7 @@ class History(Callback):
         self._close_epoch(trainer, means)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        _write_table(self.folder / "steps.csv", self.steps)
+        write_table(self.folder / "steps.csv", self.steps)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
@@ -87,7 +89,7 @@ class History(Callback):
         """Keep what led to the end of a run that fails, diverges or is interrupted."""
         if self._pending:
             self._close_epoch(trainer, self._close_steps(trainer) | self._close_scores())
-        _write_table(self.folder / "steps.csv", self.steps)
+        write_table(self.folder / "steps.csv", self.steps)
 
     def _close_steps(self, trainer: Trainer) -> dict[str, float]:
         """Turn the pending steps into rows; return their means."""
@@ -129,7 +131,7 @@ class History(Callback):
         self._is_validated = False
         position = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         self.epochs.append(position | means | validated)
-        _write_table(self.folder / "metrics.csv", self.epochs)
+        write_table(self.folder / "metrics.csv", self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         pending = [
@@ -150,7 +152,7 @@ class History(Callback):
         self._module.train_scores.load_state_dict(state["scores"])
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -163,8 +165,12 @@ class Checkpoints(Callback):
     """`best.ckpt`: the weights with the lowest validation loss. `last.ckpt`: all that goes on.
 
     Both are written at most every `interval` seconds, and the best at the end: writing them at
-    every epoch would cost a small model more time than its training.
+    every epoch would cost a small model more time than its training. SIGINT and SIGTERM let the
+    step at hand come to its end, and then end the run with both written; a second one does not
+    wait.
     """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, folder: Path, keep_last: bool, interval: float = 60.0) -> None:
         self.folder = folder
@@ -174,6 +180,22 @@ class Checkpoints(Callback):
         self._best: dict[str, Any] | None = None
         self._random_state: Tensor | None = None
         self._written_at = time.monotonic()
+        self._is_asked_to_stop = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+
+    def _ask(self, *_: object) -> None:
+        if self._is_asked_to_stop:
+            raise KeyboardInterrupt
+        self._is_asked_to_stop = True
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         loss = trainer.callback_metrics["val/loss"].item()
@@ -186,22 +208,26 @@ class Checkpoints(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Not after an epoch's last batch: a resumed run would miss the validation that follows.
-        if not trainer.is_last_batch and time.monotonic() - self._written_at > self.interval:
+        if trainer.is_last_batch:
+            return
+        is_due = time.monotonic() - self._written_at > self.interval
+        if is_due or self._is_asked_to_stop:
             self._write_best()
             self._write_last(trainer)
             self._written_at = time.monotonic()
+        if self._is_asked_to_stop:
+            raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._restore_handlers()
         self._write_best()
-        last = self.folder / "last.ckpt"
         if self.keep_last:
             self._write_last(trainer)
-        else:
-            last.unlink(missing_ok=True)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
+        self._restore_handlers()
         self._write_best()
 
     def on_train_batch_start(

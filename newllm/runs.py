@@ -8,12 +8,14 @@ A run directory holds `config.yaml` (all that rebuilds the run), `tokenizer.json
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,13 +40,14 @@ class RunDirectory:
 
     Args:
         path: the folder; made if it is missing.
+        goes_on: whether it may hold a run already, which then goes on.
 
     Raises:
-        RunConflict: if another process owns it, or it holds a run already.
+        RunConflict: if another process owns it, or it holds a run that shall not go on.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, goes_on: bool = False) -> None:
+        self.path, self._goes_on = path, goes_on
         self._result: dict[str, Any] = {}
         self._refuse_if_used()
         path.mkdir(parents=True, exist_ok=True)
@@ -58,9 +61,22 @@ class RunDirectory:
         except RunConflict:
             self._lock.close()
             raise
+        if goes_on:
+            with contextlib.suppress(OSError, ValueError):
+                self._result = json.loads(self.result_file.read_text())
+
+    @property
+    def status(self) -> str | None:
+        """What the result says so far."""
+        return self._result.get("status")
+
+    @property
+    def seconds_before(self) -> float:
+        """What the run took so far, if it goes on from a checkpoint."""
+        return (self._result.get("seconds") or 0.0) if self.last_checkpoint else 0.0
 
     def _refuse_if_used(self) -> None:
-        if self.result_file.exists():
+        if self.result_file.exists() and not self._goes_on:
             raise RunConflict(f"{self.path}: holds a run already; choose another or remove it")
 
     @property
@@ -70,6 +86,16 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where an unfinished run goes on from, if it came that far."""
+        path = self.checkpoints / "last.ckpt"
+        return path if path.is_file() else None
+
+    def remove_last_checkpoint(self) -> None:
+        """An ended run has no need to go on."""
+        (self.checkpoints / "last.ckpt").unlink(missing_ok=True)
 
     def record(self, **fields: Any) -> dict[str, Any]:
         """Add fields to `result.json`, whole or not at all; returns all fields so far."""
@@ -83,6 +109,55 @@ class RunDirectory:
     def release(self) -> None:
         """Give up ownership. The lock's file stays: removing it could rob the next owner."""
         self._lock.close()
+
+
+ENDS = ("done", "diverged")  # a run that ended so ends the same way every time
+
+
+def has_ended(path: Path, config: DictConfig) -> bool:
+    """Whether a folder holds this very run, ended; one that only started can go on.
+
+    Raises:
+        RunConflict: if it holds a run of another configuration, or a broken one.
+    """
+    if not (path / "result.json").is_file():
+        return False
+    ways_out = "name=NEW keeps both, overwrite=true moves the old one aside"
+    try:
+        result = read_result(path)
+        differences = [] if result.get("config_hash") == config_hash(config) else [
+            *_differences(_hashed(_read_config(path / "config.yaml")), _hashed(config))
+        ] or ["by an older version of newllm"]  # fmt: skip
+    except ValueError as error:
+        raise RunConflict(f"{error}; {ways_out}") from error
+    if differences:
+        shown = "; ".join(differences[:3]) + (" ..." if len(differences) > 3 else "")
+        raise RunConflict(f"{path}: holds a run made otherwise ({shown}); {ways_out}")
+    return result["status"] in ENDS
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if old != new:
+            yield f"{name} was {old}, is {new}"
+        return
+    for key in sorted({*old, *new}):
+        yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+
+
+def move_aside(path: Path, top: Path) -> Path:
+    """Move a run below `top` to `top/_replaced`, nothing of it lost; return where it went.
+
+    Raises:
+        RunConflict: if a living process owns it.
+    """
+    if _is_owned(path):
+        raise RunConflict(f"{path}: another process is writing here; wait for it or stop it")
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    aside = top / "_replaced" / stamp / path.relative_to(top)
+    aside.parent.mkdir(parents=True)
+    path.rename(aside)
+    return aside
 
 
 @dataclass(frozen=True)
@@ -183,11 +258,19 @@ def write_text(path: Path, text: str) -> None:
 
 def config_hash(config: DictConfig) -> str:
     """Names everything that decides the weights: equal hashes, equal runs."""
+    return hashlib.sha256(json.dumps(_hashed(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _hashed(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
-    kept = {name: content[name] for name in HASHED}
-    kept["data"] = {key: value for key, value in kept["data"].items() if key != "directory"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    kept = {name: content.get(name) for name in HASHED}
+    left_out = {"data": ["directory"]}
+    if (kept["recipe"] or {}).get("output_classes") is None:
+        left_out["model"] = ["vocabulary_size"]  # it follows from the data
+    for part, names in left_out.items():
+        kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
+    return kept
 
 
 def git_revision() -> str | None:

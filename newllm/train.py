@@ -14,22 +14,24 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
 from newllm.config.build import ConfigFault, conf_directory
 from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
+from newllm.config.naming import register_resolvers
 from newllm.experiment import build_experiment
 from newllm.recording import Diverged
 from newllm.result import log_best, measured, record_start
-from newllm.runs import RunConflict, RunDirectory, load_weights
+from newllm.runs import ENDS, RunConflict, RunDirectory, has_ended, load_weights, read_result
 from newllm.summary import print_banner, print_result
+from newllm.sweep import failed
 
 # What Lightning says at every start although no user of this program can act on it.
 LIGHTNING_CHATTER = (".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*")
 
-failed_jobs: list[Path] = []  # of this process; they make it end with exit code 1
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 # Flags that Hydra answers by itself: help, or the configuration instead of a run.
 HYDRA_QUESTIONS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
@@ -39,8 +41,16 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, after the run has put its things in order."""
 
 
-def train(config: DictConfig, folder: Path, experiment_name: str | None = None) -> dict[str, Any]:
+def train(
+    config: DictConfig, folder: Path, experiment_name: str | None = None, goes_on: bool = False
+) -> dict[str, Any]:
     """Run one experiment in a folder of its own: build, fit, test, record.
+
+    Args:
+        config: as composed.
+        folder: of the run.
+        experiment_name: the one that was chosen, if any.
+        goes_on: whether the folder may hold a run that was interrupted, to go on from there.
 
     Returns:
         What `result.json` holds; nothing for `plan=true`.
@@ -58,12 +68,17 @@ def train(config: DictConfig, folder: Path, experiment_name: str | None = None) 
     if config.plan:
         print(f"only planned; the training would take {experiment.estimated_seconds():.0f} s here")
         return {}
-    run = RunDirectory(folder)
+    run = RunDirectory(folder, goes_on)
     started = time.monotonic()
     result: dict[str, Any] = {}
     try:
         record_start(run, experiment, experiment_name)
-        experiment.trainer.fit(experiment.module, datamodule=experiment.data)
+        experiment.trainer.fit(
+            experiment.module,
+            datamodule=experiment.data,
+            ckpt_path=run.last_checkpoint,
+            weights_only=True,
+        )
         load_weights(experiment.model, run.checkpoints / "best.ckpt")
         if len(experiment.data.split("test")):
             experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
@@ -77,52 +92,74 @@ def train(config: DictConfig, folder: Path, experiment_name: str | None = None) 
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        seconds = round(time.monotonic() - started, 1)
+        seconds = round(run.seconds_before + time.monotonic() - started, 1)
         result = run.record(**result, seconds=seconds, **measured(experiment))
+        if result["status"] in ENDS and not config.keep_last:
+            run.remove_last_checkpoint()
         run.release()
     log_best(experiment)
     print_result(result, experiment, folder)
     return result
 
 
+def attempt(
+    config: DictConfig, folder: Path, experiment_name: str | None, goes_on: bool
+) -> tuple[float, str | None]:
+    """Train, and put what a user can mend into a line.
+
+    Returns:
+        The best validation loss, or infinity and the reason of the failure, which is printed too.
+    """
+    try:
+        result = train(config, folder, experiment_name, goes_on)
+        return float(result.get("best_val_loss", math.nan)), None
+    except (ConfigFault, Diverged, RunConflict) as error:
+        reason = str(error)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        reason = f"{type(error).__name__}: {first_line} (HYDRA_FULL_ERROR=1 shows where)"
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    print(reason, file=sys.stderr)
+    return math.inf, reason
+
+
 @hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
 def run_job(config: DictConfig) -> float:
-    """One job, single or of a multirun; returns the best validation loss, for sweepers.
+    """One job, single or by another launcher than `local`; its best validation loss, for sweepers.
 
-    What a user can mend ends in its message, and the jobs after it go on.
+    A job of a sweep is done once and goes on where it was interrupted.
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     name = hydra_config.runtime.choices["experiment"]
-    try:
-        if faults := composed_faults(config, hydra_config.overrides.task):
-            raise ConfigFault(faults)
-        result = train(config, folder, None if name == "none" else name)
-        return float(result.get("best_val_loss", math.nan))
-    except (ConfigFault, Diverged, RunConflict) as error:
-        return fail(folder, str(error))
-    except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        return fail(folder, f"{type(error).__name__}: {reason} (HYDRA_FULL_ERROR=1 shows where)")
-    finally:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if faults := composed_faults(config, hydra_config.overrides.task):
+        print("\n".join(faults), file=sys.stderr)
+        failed.append(folder)
+        return math.inf
+    if in_sweep and not config.plan and has_ended(folder, config):
+        return float(read_result(folder)["best_val_loss"] or math.inf)
+    loss, reason = attempt(config, folder, None if name == "none" else name, in_sweep)
+    if reason:
+        failed.append(folder)
+    return loss
 
 
-def fail(folder: Path, reason: str) -> float:
-    """Say why a job failed and remember that it did; its loss is infinite."""
-    print(reason, file=sys.stderr)
-    failed_jobs.append(folder)
-    return math.inf
+def quiet_lightning() -> None:
+    """Keep back what Lightning says at every start and nobody can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for message in LIGHTNING_CHATTER:
+        warnings.filterwarnings("ignore", message)
 
 
 def main() -> None:
     """The command line: all its faults at once, else the run."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for message in LIGHTNING_CHATTER:
-        warnings.filterwarnings("ignore", message)
+    quiet_lightning()
+    register_resolvers()
     arguments = sys.argv[1:]
     asks_hydra = any(word.partition("=")[0] in HYDRA_QUESTIONS for word in arguments)
     if not asks_hydra and (faults := command_line_faults(arguments)):
@@ -130,10 +167,13 @@ def main() -> None:
         sys.exit(1)
     try:
         run_job()
+    except (ConfigFault, RunConflict) as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted before the training started", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    sys.exit(1 if failed_jobs else 0)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ Shapes: B batch, T time (tokens), E embedding, C context, H hidden, V vocabulary
 """
 
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -13,7 +16,7 @@ import pytest
 import torch
 from conftest import SetThreads
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from newllm.models import context, fused, recurrence
 from newllm.models.buffers import Buffers, Memory
@@ -132,37 +135,53 @@ def test_equals_the_reference(gating: type[Gating], fnn: str, flags: str) -> Non
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def make_sized_cell(
+    sizes: tuple[int, int, int, int], fnn: str, gating: type[Gating], clip: float | None
+) -> ContextCell:
+    embedding_dim, context_dim, hidden_dim, num_layers = sizes
+    return ContextCell(
+        embedding_dim,
+        context_dim,
+        hidden_dim,
+        FNNS[fnn](hidden_dim, num_layers),
+        gating(hidden_dim, context_dim),
+        nn.LayerNorm(context_dim) if clip is None else nn.Identity(),
+        clip,
+        dropout=0.2,
+    )
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fnn", FNNS)
 @pytest.mark.parametrize("sizes", [(1, 5, 7, 1), (20, 33, 17, 2), (16, 16, 48, 3)])
 def test_equals_the_reference_at_any_size(
-    sizes: tuple[int, int, int, int], dtype: torch.dtype, num_threads: int, threads: SetThreads
+    sizes: tuple[int, int, int, int],
+    fnn: str,
+    dtype: torch.dtype,
+    num_threads: int,
+    threads: SetThreads,
 ) -> None:
     """Batches and layers that fill no vector, no panel, or several of them; rows that end."""
     threads(num_threads)
-    embedding_dim, context_dim, hidden_dim, num_layers = sizes
     tolerance = 1e-9 if dtype == torch.float64 else 2e-5
-    for batch_size, (fnn, fnn_class) in product((1, 3, 8, 12, 16, 17, 40), FNNS.items()):
+    variants = ((LSTMGating, None), (Additive, None), (LSTMGating, 0.3), (Additive, 0.3))
+    for batch_size, (gating, clip) in product((1, 3, 8, 12, 16, 17, 40), variants):
         torch.manual_seed(0)
-        cell = ContextCell(
-            embedding_dim,
-            context_dim,
-            hidden_dim,
-            fnn_class(hidden_dim, num_layers),
-            LSTMGating(hidden_dim, context_dim),
-            nn.LayerNorm(context_dim),
-            dropout=0.2,
-        ).to(dtype)
+        cell = make_sized_cell(sizes, fnn, gating, clip).to(dtype)
         inputs = (
-            torch.randn(batch_size, MANY_STEPS, embedding_dim, dtype=dtype),
-            torch.randn(batch_size, context_dim, dtype=dtype),
+            torch.randn(batch_size, MANY_STEPS, sizes[0], dtype=dtype),
+            torch.randn(batch_size, sizes[1], dtype=dtype),
         )
         length_B = torch.randint(1, MANY_STEPS + 1, (batch_size,)).sort(descending=True).values
         pad_BT = torch.arange(MANY_STEPS) >= length_B[:, None]
-        expected = results(Reference(), cell, inputs, pad_BT)
-        for result, wanted in zip(results(Fused(), cell, inputs, pad_BT), expected, strict=True):
+        pad_BT |= torch.rand(batch_size, MANY_STEPS) < 0.1
+        reset_BT = torch.rand(batch_size, MANY_STEPS) < 0.2
+        expected = results(Reference(), cell, inputs, pad_BT, reset_BT)
+        found = results(Fused(), cell, inputs, pad_BT, reset_BT)
+        for result, wanted in zip(found, expected, strict=True):
             difference, size = (float(x.detach().norm()) for x in (result - wanted, wanted))
-            assert difference <= tolerance * (size + 1e-3), (batch_size, fnn)
+            assert difference <= tolerance * (size + 1e-3), (batch_size, gating, clip)
 
 
 @pytest.mark.parametrize("fnn", FNNS)
@@ -208,32 +227,114 @@ def test_equals_the_reference_in_float32_at_real_sizes() -> None:
 
 def test_which_cells_have_native_code() -> None:
     """Else the tests above would compare less than they say."""
-    assert all(has_native_code(make_cell(gating)) for gating in (Additive, LSTMGating))
-    assert not has_native_code(make_cell(CoupledGating))
-    assert not has_native_code(make_cell().bfloat16())
-    cell = make_cell()
+    for gating, normalization, fnn in product((Additive, LSTMGating), NORMALIZATIONS, FNNS):
+        assert has_native_code(make_cell(gating, normalization, fnn))
+
+
+def replace_a_layer(cell: ContextCell) -> None:
     cell.fnn.layers[0] = nn.Linear(H, H, bias=False).double()
+
+
+CHANGES: dict[str, Callable[[ContextCell], object]] = {
+    "a layer without bias": replace_a_layer,
+    "another type": lambda cell: cell.bfloat16(),
+    "two types": lambda cell: cell.gating.float(),
+    "another normalization": lambda cell: setattr(cell, "normalization", nn.Linear(C, C).double()),
+    "weight norm": lambda cell: nn.utils.parametrizations.weight_norm(cell.input),
+    "pruning": lambda cell: prune.random_unstructured(cell.input, "weight", 0.5),
+    "a hook": lambda cell: cell.fnn.register_forward_hook(lambda *_: None),
+    "another gating": lambda cell: setattr(cell, "gating", CoupledGating(H, C).double()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_which_cells_have_none(change: str) -> None:
+    """What native code does not know of it must not touch."""
+    cell = make_cell()
+    CHANGES[change](cell)
     assert not has_native_code(cell)
-    parametrized = make_cell()
-    torch.nn.utils.parametrizations.weight_norm(parametrized.input)
-    assert not has_native_code(parametrized)
 
 
-def test_only_wanted_gradients_are_made() -> None:
+def test_a_layer_that_is_used_twice_gets_both_gradients() -> None:
+    cell = make_cell()
+    cell.fnn.layers[1] = cell.fnn.layers[0]
+    assert has_native_code(cell)
+    inputs = make_input(FEW_STEPS)
+    torch.testing.assert_close(results(Fused(), cell, inputs), results(Reference(), cell, inputs))
+
+
+def test_no_gradients_keep_no_histories_and_change_no_number() -> None:
+    cell, carry, inputs = make_cell(), Fused(), make_input(MANY_STEPS)
+    torch.manual_seed(3)
+    masks = DropoutMasks.draw(cell, inputs[0])
+    expected = Reference()(cell, *inputs, masks)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            found = carry(cell, *inputs, masks)
+            torch.testing.assert_close(found.hidden_BTH, expected.hidden_BTH)
+            torch.testing.assert_close(found.contexts_BTC, expected.contexts_BTC)
+    # What inference mode left behind must not be in the way of training.
+    found = carry(cell, *inputs, masks)
+    torch.testing.assert_close(found.contexts_BTC, expected.contexts_BTC)
+    found.hidden_BTH.sum().backward()
+
+
+def test_what_the_caller_changes_after_the_forward_pass_does_not_matter() -> None:
+    cell, inputs = make_cell(dropout=0), make_input(FEW_STEPS)
+    grads = []
+    for changes in (False, True):
+        pad_BT, reset_BT = make_flags(FEW_STEPS)
+        loss = Fused()(cell, *inputs, None, pad_BT, reset_BT).contexts_BTC.square().sum()
+        if changes:
+            pad_BT.logical_not_()
+            reset_BT.logical_not_()
+        grads.append(torch.autograd.grad(loss, list(cell.parameters())))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_an_unstable_cell_beside_resets_stays_finite() -> None:
+    """What fills up a vector of the batch is a sequence that nobody resets."""
+    torch.manual_seed(0)
+    cell = make_sized_cell((8, 40, 60, 2), "plain", Additive, clip=1e30)
+    for parameter in cell.parameters():
+        parameter.data.mul_(4)
+    inputs = torch.randn(3, 64, 8), torch.zeros(3, 40)
+    reset_BT = (torch.arange(64) % 4 == 0).expand(3, -1)
+    found = results(Fused(), cell, inputs, None, reset_BT)
+    assert all(bool(tensor.isfinite().all()) for tensor in found)
+
+
+def test_fewer_threads_than_torch_says() -> None:
+    """OpenMP may give fewer; waiting for the others would never end."""
+    program = """
+import torch
+from newllm.models.context import ContextModel
+torch.set_num_threads(2)
+loss, _ = ContextModel(20, 8, 32, 32, 2).score(*torch.ones(2, 4, 9, dtype=torch.long))
+loss.sum().backward()
+"""
+    for limit in ("OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true", "OMP_MAX_ACTIVE_LEVELS=0"):
+        name, _, value = limit.partition("=")
+        subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {name: value}, check=True, timeout=120
+        )
+
+
+def test_only_wanted_gradients_are_returned() -> None:
     embedded_BTE, context_BC = make_input(FEW_STEPS)
     for gating in GATINGS:
         cell = make_cell(gating, dropout=0)
-        rollout = Fused()(cell, embedded_BTE, context_BC)
-        loss = rollout.hidden_BTH.sum()
+        loss = Fused()(cell, embedded_BTE, context_BC).hidden_BTH.sum()
+        expected_loss = Reference()(cell, embedded_BTE, context_BC).hidden_BTH.sum()
+        (wanted,) = torch.autograd.grad(expected_loss, context_BC, retain_graph=True)
         for _ in range(2):
             (once,) = torch.autograd.grad(loss, context_BC, retain_graph=True)
+            torch.testing.assert_close(once, wanted)
         loss.backward()
         grads = [p.grad for p in cell.parameters()]
         cell.zero_grad()
-        Reference()(cell, embedded_BTE, context_BC).hidden_BTH.sum().backward()
-        expected = [p.grad for p in cell.parameters()]
-        torch.testing.assert_close(grads, expected)
-        assert once.shape == context_BC.shape
+        expected_loss.backward()
+        torch.testing.assert_close(grads, [p.grad for p in cell.parameters()])
 
 
 def test_a_frozen_cell_still_passes_gradients_to_its_inputs() -> None:
@@ -353,8 +454,8 @@ def train(precision: Callable[[], AbstractContextManager[object]], carry: Recurr
     for _ in range(60):
         tokens_BT = torch.randint(1, 8, (16, 9))
         with precision():
-            logits_BTV = model(tokens_BT)[0][:, 1:].float()
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, :-1].flatten())
+            loss_BT, _ = model.score(tokens_BT, tokens_BT.roll(1, dims=1))
+        loss = loss_BT[:, 1:].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,7 +16,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 # Where a target may come from. Whole packages would be too much: torch holds classes that start
 # processes, and a run directory from a stranger must not execute anything.
 TRUSTED_MODULES = (
-    "newllm.models",
+    "newllm.models.context",
+    "newllm.models.fused",
+    "newllm.models.gating",
+    "newllm.models.initialization",
+    "newllm.models.lstm",
+    "newllm.models.recurrence",
+    "newllm.models.transformer",
     "newllm.data.module",
     "newllm.callbacks",
     "newllm.module",

@@ -17,9 +17,12 @@ from newllm.config.build import ConfigFault, target_faults
 # it acts only where one of these refers to it as ${part}.
 BUILT = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks")
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
-SETTINGS = ("seed", "name", "threads", "plan", "keep_last", "trusted_packages", "hydra")
+SETTINGS = (
+    *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs"),
+    *("trusted_packages", "hydra"),
+)
 # Groups that bundle other choices; what they set is checked instead of their name.
-BUNDLES = ("experiment", "recipe", "countermeasure")
+BUNDLES = ("experiment", "recipe", "countermeasure", "sweep")
 
 
 def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -133,10 +136,13 @@ def check_settings(config: DictConfig) -> None:
         ConfigFault: if one of them is impossible.
     """
     faults = []
-    for key, smallest, largest in (("seed", 0, 2**32 - 1), ("threads", 1, os.cpu_count() or 1)):
+    cores = os.cpu_count() or 1
+    ranges = {"seed": (0, 2**32 - 1), "threads": (1, cores), "jobs": (1, cores)}
+    for key, (smallest, largest) in ranges.items():
         value = config[key]
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        if not (is_number and smallest <= value <= largest) and (key, value) != ("threads", None):
+        may_be_null = key != "seed" and value is None
+        if not (is_number and smallest <= value <= largest) and not may_be_null:
             faults.append(f"{key}={value}: must be a whole number from {smallest} to {largest}")
     if faults:
         raise ConfigFault(faults)

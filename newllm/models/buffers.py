@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 class Memory:
-    """Blocks of memory that nobody uses at the moment, by size (a power of two) and type."""
+    """Blocks of memory that nobody uses at the moment, by size (a power of two) and type.
+
+    It keeps all that was ever needed at once. A copy starts empty.
+    """
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, torch.dtype], list[Tensor]] = defaultdict(list)
@@ -19,16 +22,20 @@ class Memory:
     def take(self, num_elements: int, dtype: torch.dtype) -> Tensor:
         """A block of at least so many elements, with anything in it."""
         size = 1 << (num_elements - 1).bit_length()
-        free = self._free[size, dtype]
-        return free.pop() if free else torch.empty(size, dtype=dtype)
+        try:
+            return self._free[size, dtype].pop()
+        except IndexError:
+            # A block of inference mode could not be written to in training.
+            with torch.inference_mode(False):
+                return torch.empty(size, dtype=dtype, device="cpu")
 
     def give_back(self, blocks: list[Tensor]) -> None:
         """Let others use these blocks."""
         for block in blocks:
             self._free[len(block), block.dtype].append(block)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "Memory":
-        return Memory()
+    def __reduce__(self) -> tuple[type["Memory"], tuple[()]]:
+        return Memory, ()
 
 
 class Buffers:

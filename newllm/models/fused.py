@@ -28,8 +28,9 @@ class Fused:
     steps in machine code, there and back.
 
     Args:
-        recompute: keep one context for each `MASK_BLOCK` steps and compute everything else again in
-            the backward pass: far less memory for long sequences, for more time.
+        recompute: let `ContextModel.score`, which training calls, keep one context for each block
+            of steps and compute everything else again in the backward pass: far less memory for
+            long sequences, for more time.
         native: use machine code where there is some; false leaves what works for any cell.
     """
 

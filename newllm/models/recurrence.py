@@ -32,8 +32,8 @@ class Recurrence(Protocol):
     """A way to carry a cell over a chunk. All ways give what `Reference` gives.
 
     Only `Reference` must record gates; elsewhere they may be missing. Hidden vectors of padding
-    mean nothing, and no gradient need pass through them. `recompute` asks the model to keep little
-    for the backward pass.
+    mean nothing, and no gradient need pass through them. `recompute` is for the model that scores
+    long sequences; a call itself keeps what it needs.
     """
 
     recompute: bool
@@ -64,8 +64,8 @@ class Recurrence(Protocol):
 class DropoutMasks:
     """The dropout masks of one chunk, or from some step of it on; a block of steps a draw.
 
-    A block depends on the seed and its first step alone, so whoever recomputes a step can replay
-    its masks in any order instead of keeping them.
+    A block depends on nothing but the seed, its first step and its length, so whoever recomputes
+    its steps can draw it again instead of keeping it.
     """
 
     seed: int

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from newllm.models.buffers import Buffers
 from newllm.models.native import launch
 from newllm.models.native.plan import lanes_of, padded
+from newllm.models.native.team import num_threads
 from newllm.models.recurrence import DropoutMasks
 from newllm.models.weights import Weights
 
@@ -52,7 +53,11 @@ class Segment:
         self.buffers = Buffers(weights.memory, weights.dtype)
         self.hidden_rows, self.context_rows = padded(cell.hidden_dim), padded(cell.context_dim)
         self.head_rows = len(weights.heads) * self.context_rows
+        self.is_kept = is_kept
+        # Copies, because the caller's may change before the way back.
         self.embedded = self._embedded(inputs.embedded_BKE)
+        self.pad, self.reset = _flags_by_step(inputs.pad_BK), _flags_by_step(inputs.reset_BK)
+        self.widths = _widths(inputs.pad_BK, self.batch_size, self.num_steps)
         self.contexts = self.buffers.matrix(
             self.context_rows, self.num_columns + STRIDE_PADDING + self.lanes
         )
@@ -68,12 +73,11 @@ class Segment:
 
     def _embedded(self, embedded_BKE: Tensor) -> Tensor:
         """As [K * W, E], zero beyond the batch."""
-        embedded_KBE = embedded_BKE.transpose(0, 1)
-        if self.lanes == self.batch_size:
-            return embedded_KBE.flatten(0, 1)
-        wide = embedded_BKE.new_zeros(self.num_steps, self.lanes, embedded_BKE.shape[2])
-        wide[:, : self.batch_size] = embedded_KBE
-        return wide.flatten(0, 1)
+        shape = (self.num_steps, self.lanes, embedded_BKE.shape[2])
+        is_full = self.lanes == self.batch_size
+        wide_KWE = embedded_BKE.new_empty(shape) if is_full else embedded_BKE.new_zeros(shape)
+        wide_KWE[:, : self.batch_size] = embedded_BKE.transpose(0, 1)
+        return wide_KWE.flatten(0, 1)
 
     def _history(self, num_rows: int) -> Tensor:
         return self.buffers.matrix(num_rows, self.num_columns + STRIDE_PADDING)
@@ -106,9 +110,14 @@ class Segment:
 
     def forward(self) -> None:
         """Take all steps in order."""
-        weights = self.weights
-        self._run("forward", num_packings=0 if weights.is_packed else len(weights.packing))
-        weights.is_packed = True
+        weights, masks = self.weights, self.inputs.masks
+        wanted = len(weights.packing) if self.is_kept else weights.num_forward
+        self._run(
+            "forward",
+            num_packings=wanted if weights.num_packed < wanted else 0,
+            draws=None if masks is None else masks.draws(self.num_steps),
+        )
+        weights.num_packed = max(weights.num_packed, wanted)
 
     def backward(
         self, hidden_grad_BKH: Tensor | None, contexts_grad_BKC: Tensor | None
@@ -124,10 +133,9 @@ class Segment:
         """
         cell, lanes = self.weights.cell, self.lanes
         self.hidden_grads = self._filled(hidden_grad_BKH, self.hidden_rows)
-        if self.inputs.pad_BK is not None:
-            self._by_step(self.hidden_grads, cell.hidden_dim).masked_fill_(
-                self.inputs.pad_BK.t(), 0
-            )
+        if self.pad is not None:
+            hidden_HKB = self._by_step(self.hidden_grads, cell.hidden_dim)
+            hidden_HKB.masked_fill_(self.pad.bool(), 0)
         outside = contexts_grad_BKC
         context_grads = None if outside is None else self._filled(outside, self.context_rows)
         self.layer_grads = [self._history(self.hidden_rows) for _ in self.layers]
@@ -138,6 +146,8 @@ class Segment:
         self.norm_grads = self.buffers.matrix(norm_rows, lanes).zero_()
         self._run(
             "backward",
+            num_packings=0,
+            draws=None,
             hidden_grads=self.hidden_grads,
             context_grads=context_grads,
             layer_grads=self.layer_grads,
@@ -179,11 +189,8 @@ class Segment:
 
     def _run(self, direction: str, **arrays: Any) -> None:
         """Give `native` all numbers and addresses; `arrays` are what this direction needs more."""
-        weights, inputs, cell = self.weights, self.inputs, self.weights.cell
-        masks, threads = inputs.masks, launch.num_threads()
-        draws = None if masks is None else masks.draws(self.num_steps)
-        widths = _widths(inputs.pad_BK, self.batch_size, self.num_steps)
-        pad, reset = _flags_by_step(inputs.pad_BK), _flags_by_step(inputs.reset_BK)
+        weights, cell = self.weights, self.weights.cell
+        masks, threads = self.inputs.masks, num_threads()
 
         def step(num_rows: int) -> Tensor:
             return self.buffers.matrix(num_rows, self.lanes)
@@ -193,8 +200,8 @@ class Segment:
             "is_gated": len(weights.heads) > 1,
             "is_normed": weights.norms[0] is not None,
             "is_clipped": cell.context_clip is not None,
-            "has_pad": pad is not None,
-            "has_reset": reset is not None,
+            "has_pad": self.pad is not None,
+            "has_reset": self.reset is not None,
             "drops": masks is not None,
             "num_threads": threads,
             "num_steps": self.num_steps,
@@ -219,10 +226,9 @@ class Segment:
             "packing": weights.packing,
             "packed": weights.packed,
             "epsilons": weights.epsilons,
-            "draws": draws,
-            "pad": pad,
-            "reset": reset,
-            "widths": widths,
+            "pad": self.pad,
+            "reset": self.reset,
+            "widths": self.widths,
             "contexts": self.contexts,
             "layers": self.layers,
             "rectified": self.rectified,
@@ -241,10 +247,9 @@ class Segment:
         size = cell.hidden_dim
         grads = [self._used(grads, size) for grads in self.layer_grads]
         contexts = self.contexts[: cell.context_dim, : self.num_columns]
-        if self.inputs.reset_BK is not None:
-            forgotten_KB = self.inputs.reset_BK.t()
+        if self.reset is not None:
             contexts = contexts.clone()
-            self._by_step(contexts, cell.context_dim).masked_fill_(forgotten_KB, 0)
+            self._by_step(contexts, cell.context_dim).masked_fill_(self.reset.bool(), 0)
         projection = torch.empty_like(cell.input.weight)
         embedding_half, context_half = projection.split(
             [self.embedded.shape[1], cell.context_dim], dim=1
@@ -298,11 +303,12 @@ class ReadSegment(torch.autograd.Function):
         ctx: Any,
         weights: Weights,
         inputs: Inputs,
+        is_kept: bool,
         embedded_BKE: Tensor,
         context_BC: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        segment = Segment(weights, inputs, context_BC, is_kept=any(ctx.needs_input_grad))
+        segment = Segment(weights, inputs, context_BC, is_kept)
         segment.forward()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*parameters)
@@ -314,13 +320,15 @@ class ReadSegment(torch.autograd.Function):
     def backward(
         ctx: Any, hidden_grad_BKH: Tensor | None, contexts_grad_BKC: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        parameters = ctx.saved_tensors  # raises if a weight was changed since
+        ctx.saved_tensors  # noqa: B018  (raises if a weight was changed since)
         segment = ctx.segment
-        embedded_grad_BKE, context_grad_BC = segment.backward(hidden_grad_BKH, contexts_grad_BKC)
-        grads = dict(segment.gradients())
+        with torch.autocast("cpu", enabled=False):  # as it was forward
+            embedded_grad, context_grad = segment.backward(hidden_grad_BKH, contexts_grad_BKC)
+            grads: dict[Tensor, Tensor] = {}
+            for parameter, grad in segment.gradients():  # one that is used twice comes twice
+                grads[parameter] = grads[parameter] + grad if parameter in grads else grad
         own = (grads[parameter] for parameter in segment.weights.parameters)
-        assert len(parameters) == len(segment.weights.parameters)
-        return None, None, embedded_grad_BKE, context_grad_BC, *own
+        return None, None, None, embedded_grad, context_grad, *own
 
 
 def read_segment(weights: Weights, inputs: Inputs, context_BC: Tensor) -> tuple[Tensor, Tensor]:
@@ -331,9 +339,11 @@ def read_segment(weights: Weights, inputs: Inputs, context_BC: Tensor) -> tuple[
         inputs: what to read.
         context_BC: the context before the first step.
     """
+    wanted = (inputs.embedded_BKE, context_BC, *weights.parameters)
     hidden_BKH, contexts_BKC = ReadSegment.apply(
         weights,
         inputs._replace(embedded_BKE=inputs.embedded_BKE.detach()),
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted),
         inputs.embedded_BKE,
         context_BC,
         *weights.parameters,

@@ -1,6 +1,5 @@
 """A cell's weights in the order in which the native code reads them."""
 
-from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -13,26 +12,40 @@ from newllm.models.fnn import PlainFNN, ResidualFNN
 from newllm.models.gating import Additive, LSTMGating
 from newllm.models.native.plan import padded
 
-PARTS = (ContextCell, PlainFNN, ResidualFNN, Additive, LSTMGating, nn.Linear, nn.LayerNorm)
-CONTAINERS = (nn.ModuleList, nn.Identity)
-
 
 def has_native_code(cell: ContextCell) -> bool:
-    """Whether the cell is made of parts that `native` has code for, and lies where it can run."""
+    """Whether `native` does just what the cell would do.
+
+    So every part must be of a kind it knows, without hooks or parametrizations, and all weights of
+    one type and where machine code can reach them.
+    """
+    kinds = {type(part) for part in cell.modules()}
+    weights = list(cell.parameters())
     return (
-        all(type(part) in (*PARTS, *CONTAINERS) for part in cell.modules())
-        and all(
-            weight.device.type == "cpu"
-            and weight.dtype in (torch.float32, torch.float64)
-            and weight.is_contiguous()
-            for weight in cell.parameters()
-        )
-        and all(linear.bias is not None for linear in _linears(cell))
+        type(cell) is ContextCell
+        and type(cell.fnn) in (PlainFNN, ResidualFNN)
+        and type(cell.gating) in (Additive, LSTMGating)
+        and type(cell.normalization) in (nn.Identity, nn.LayerNorm)
+        and all(type(linear) is nn.Linear for linear in (cell.input, *cell.fnn.layers))
+        and kinds <= {*KNOWN}
+        and all(_is_plain(part) for part in cell.modules())
+        and {weight.dtype for weight in weights} in ({torch.float32}, {torch.float64})
+        and all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights)
     )
 
 
-def _linears(cell: ContextCell) -> Iterator[nn.Linear]:
-    return (part for part in cell.modules() if isinstance(part, nn.Linear))
+KNOWN = (
+    *(ContextCell, PlainFNN, ResidualFNN, Additive, LSTMGating),
+    *(nn.Linear, nn.LayerNorm, nn.ModuleList, nn.Identity),
+)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """No hooks, and no other weights than its own kind has."""
+    names = {name for name, _ in part.named_parameters(recurse=False)}
+    wanted = {"weight", "bias"} if isinstance(part, nn.Linear) else names & {"weight", "bias"}
+    return names == wanted and not any(getattr(part, hooks) for hooks in HOOKS)
 
 
 class Weights:
@@ -60,22 +73,17 @@ class Weights:
         self.embedding_weight, self.context_weight = weight.split(
             [embedding_dim, cell.context_dim], dim=1
         )
-        self.packing, size = self._packing()
-        self.is_packed = False
+        self.packing, self.num_forward, size = self._packing()
+        self.num_packed = 0
         self._buffers = Buffers(memory, self.dtype)
         self.packed = self._buffers.matrix(1, size)
 
-    def _packing(self) -> tuple[np.ndarray, int]:
-        """The table of what to pack, and how many elements that makes; the order is `native`'s."""
-        matrices = [self.context_weight, *(linear.weight.detach() for linear in self.layers)]
-        heads = [linear.weight.detach() for linear in self.heads]
-        everything = [*matrices, *heads, *(matrix.t() for matrix in (*matrices, *heads))]
-        rows: list[tuple[int, ...]] = []
-        end = 0
-        for matrix in everything:
-            num_rows, depth = matrix.shape
-            rows.append((matrix.data_ptr(), *matrix.stride(), num_rows, depth, end, 0))
-            end += padded(num_rows) * depth
+    def _packing(self) -> tuple[np.ndarray, int, int]:
+        """The table of what to pack, in `native`'s order; how many entries a way forward needs, and
+        how many elements all of them make.
+        """
+        matrices = [self.context_weight]
+        matrices += [linear.weight.detach() for linear in (*self.layers, *self.heads)]
         vectors: list[tuple[Tensor | None, int, int]] = [
             (linear.bias, linear.out_features, 0) for linear in (*self.layers, *self.heads)
         ]
@@ -83,8 +91,19 @@ class Weights:
         for norm, size in zip(self.norms, sizes, strict=True):
             weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
             vectors += [(weight, size, 1), (bias, size, 0)]
+        rows: list[tuple[int, ...]] = []
+        end = 0
+
+        def add(address: int, strides: tuple[int, ...], shape: tuple[int, ...], fill: int) -> None:
+            nonlocal end
+            rows.append((address, *strides, *shape, end, fill))
+            end += padded(shape[0]) * shape[1]
+
+        for matrix in matrices:
+            add(matrix.data_ptr(), matrix.stride(), matrix.shape, 0)
         for vector, size, fill in vectors:
-            address = 0 if vector is None else vector.data_ptr()
-            rows.append((address, 1, 1, size, 1, end, fill))
-            end += padded(size)
-        return np.array(rows, np.int64), end
+            add(0 if vector is None else vector.data_ptr(), (1, 1), (size, 1), fill)
+        num_forward = len(rows)
+        for matrix in matrices:
+            add(matrix.data_ptr(), matrix.stride()[::-1], matrix.shape[::-1], 0)
+        return np.array(rows, np.int64), num_forward, end

@@ -14,7 +14,8 @@ and `backward` read like the cell's equations; they rest on `norm`, `packing`, `
 
 Activations are feature-major: a step of something is [N, W], a history all its steps [N, T * W],
 with the batch along the vector registers. N is padded to whole panels and B to quarters of a vector
-(W lanes); what is computed in padding is finite and has no gradient. Every thread runs all of it,
+(W lanes). Padding rows may hold anything, for no product or norm reads them; padding lanes are
+finite, start each step from a context of zero, and have no gradient. Every thread runs all of it,
 as `member`, for its own rows `low` to `high`.
 
 Shapes: B batch, W lanes, T steps of a segment, C context, H hidden, L layers, P parts of the head

@@ -121,14 +121,14 @@ def exponential(x):
 
 
 @overload(exponential)
-def _typed_exp(x):
+def _exponential(x):
     if x != types.float32:
         return lambda x: math.exp(x)
     f = np.float32
 
     def exp_of_float(x):
         x = min(max(x, f(-87.0)), f(87.0))
-        power = math.floor(x * f(1.44269504) + f(0.5))
+        power = np.floor(x * f(1.44269504) + f(0.5))
         rest = x - power * f(0.693359375) - power * f(-2.12194440e-4)
         series = f(1.9875691500e-4)
         series = series * rest + f(1.3981999507e-3)

@@ -101,14 +101,14 @@ def ungate(plan, low, high, t, dtype):
         if plan.is_gated:
             delta, before = row_of(head, row, s, lanes), row_of(contexts, row, s, lanes)
             forget = row_of(head, rows + row, s, lanes)
-            input = row_of(head, 2 * rows + row, s, lanes)
+            input_ = row_of(head, 2 * rows + row, s, lanes)
             forget_grad = row_of(head_grad, rows + row, 0, lanes)
             input_grad = row_of(head_grad, 2 * rows + row, 0, lanes)
             for b in range(lanes):
                 before_grad[b] += change[b] * forget[b]
-                delta_grad[b] = change[b] * input[b]
+                delta_grad[b] = change[b] * input_[b]
                 forget_grad[b] = change[b] * before[b] * forget[b] * (one - forget[b])
-                input_grad[b] = change[b] * delta[b] * input[b] * (one - input[b])
+                input_grad[b] = change[b] * delta[b] * input_[b] * (one - input_[b])
         else:
             for b in range(lanes):
                 before_grad[b] += change[b]

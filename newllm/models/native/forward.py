@@ -140,13 +140,13 @@ def gate(plan, hidden, low, high, width, t, dtype):
         delta = row_of(head, row, 0, lanes)
         if plan.is_gated:
             forget = row_of(head, rows + row, 0, lanes)
-            input = row_of(head, 2 * rows + row, 0, lanes)
+            input_ = row_of(head, 2 * rows + row, 0, lanes)
             for b in range(lanes):
                 forget[b] = one / (one + exponential(-forget[b]))
             for b in range(lanes):
-                input[b] = one / (one + exponential(-input[b]))
+                input_[b] = one / (one + exponential(-input_[b]))
             for b in range(lanes):
-                new[b] = forget[b] * old[b] + input[b] * delta[b]
+                new[b] = forget[b] * old[b] + input_[b] * delta[b]
         else:
             for b in range(lanes):
                 new[b] = old[b] + delta[b]
@@ -168,6 +168,10 @@ def finish(plan, low, high, member, t, dtype):
         meet(plan)
         mean, inverse = merge_moments(plan, 0, size, member, t, dtype)
         normalize(plan, 0, update, update, low, high, mean, inverse, dtype)
+    for row in range(low, high):
+        beyond = row_of(update, row, plan.batch_size, lanes - plan.batch_size)
+        for b in range(lanes - plan.batch_size):
+            beyond[b] = dtype(0)  # or it would grow, a sequence that nobody ever resets
     if plan.is_clipped:
         keep(plan, history_at(plan, plan.unclipped, rows, dtype), update, low, high, t)
         limit = dtype(plan.clip)

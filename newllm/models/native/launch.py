@@ -14,8 +14,8 @@ from numba import carray, cfunc, from_dtype, types
 
 from newllm.models.native.backward import backward
 from newllm.models.native.forward import forward
-from newllm.models.native.plan import PLAN
-from newllm.models.native.team import start_team
+from newllm.models.native.plan import BACKWARD, PLAN
+from newllm.models.native.team import run_on_team
 
 PATIENCE = 2.0  # seconds; to load what was compiled before takes less
 NOTICE = "compiling the recurrence for this processor; some 10 s, this once"
@@ -62,15 +62,10 @@ def _compiled(direction: str, dtype: torch.dtype) -> Any:
     notice.start()
     try:
         return cfunc(signature, cache=True)(function)
-    except RuntimeError:  # nowhere to keep the result
+    except (RuntimeError, OSError):  # nowhere to keep the result
         return cfunc(signature)(function)
     finally:
         notice.cancel()
-
-
-def num_threads() -> int:
-    """How many threads `run` puts to work."""
-    return torch.get_num_threads() if start_team() else 1
 
 
 def run(direction: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
@@ -79,9 +74,11 @@ def run(direction: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
     Args:
         direction: which way.
         dtype: of all arrays, float32 or float64.
-        fields: those of `PLAN`. An array stands for its address, several for a table of addresses,
-            None for 0; `sync` must hold 16 zeros.
+        fields: those of `PLAN`, of `BACKWARD` on the way back only. An array stands for its
+            address, several for a table of addresses, None for 0; `sync` must hold 16 zeros.
     """
+    missing = {*(PLAN.names or ())} - {*fields}
+    assert not missing or (direction == "forward" and missing == {*BACKWARD}), missing
     plan = np.zeros(1, PLAN)
     tables = []  # alive until the call is over
     for name, value in fields.items():
@@ -94,9 +91,4 @@ def run(direction: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
             plan[name] = value.ctypes.data
         else:
             plan[name] = value or 0
-    function, threads = _compiled(direction, dtype), int(fields["num_threads"])
-    start = start_team()
-    if start is None or threads == 1:
-        function.ctypes(plan.ctypes.data)
-    else:
-        start(function.address, plan.ctypes.data, threads, 0)
+    run_on_team(_compiled(direction, dtype), plan.ctypes.data, int(fields["num_threads"]))

@@ -8,8 +8,8 @@ from newllm.models.native.plan import PACKING, PANEL
 from newllm.models.native.team import share
 from newllm.models.native.tile import compiled
 
-# The packed arrays in order, forward: the projection's half for the context, the other layers, the
-# parts of the head; backward: the same, transposed; then biases and the weights of norms.
+# The packed arrays in order: the projection's half for the context, the other layers, the parts of
+# the head; biases and the weights of norms; and, for the way back, the matrices again, transposed.
 
 
 @compiled
@@ -30,7 +30,7 @@ def head_start(plan, part):
 @compiled
 def back_layer_start(plan, layer):
     """Where the packed transposed weights of a layer start."""
-    start = head_start(plan, plan.num_parts)
+    start = norm_start(plan, plan.num_layers + 1)
     if layer == 0:
         return start
     start += padded_rows(plan.context_dim) * plan.hidden_dim
@@ -46,7 +46,7 @@ def back_head_start(plan, part):
 @compiled
 def layer_bias_start(plan, layer):
     """Where the bias of a layer behind the projection starts."""
-    return back_head_start(plan, plan.num_parts) + (layer - 1) * padded_rows(plan.hidden_dim)
+    return head_start(plan, plan.num_parts) + (layer - 1) * padded_rows(plan.hidden_dim)
 
 
 @compiled
@@ -65,7 +65,7 @@ def norm_start(plan, norm):
 
 @compiled
 def packed_size(plan):
-    return norm_start(plan, plan.num_layers + 1)
+    return back_head_start(plan, plan.num_parts)
 
 
 @compiled

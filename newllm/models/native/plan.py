@@ -11,13 +11,16 @@ SIZES = (
     *("num_threads", "num_steps", "batch_size", "lanes", "stride"),
     *("context_dim", "hidden_dim", "num_layers", "num_parts", "num_packings", "dropped"),
 )
+BACKWARD = (
+    *("hidden_grads", "context_grads", "layer_grads", "head_grads", "norm_grads", "context_grad"),
+)  # told on the way back only
 # Where arrays lie: scratch for one step, what is read, and what is kept for the way back. `layers`,
 # `rectified` and `layer_grads` are tables with the address of a history for each layer.
 ADDRESSES = (
     *("sync", "first", "second", "head_step", "update_step", "context_step"),
     *("partials", "moments", "packing", "packed", "draws", "pad", "reset", "widths", "epsilons"),
     *("contexts", "layers", "rectified", "hidden", "head", "update", "unclipped", "statistics"),
-    *("hidden_grads", "context_grads", "layer_grads", "head_grads", "norm_grads", "context_grad"),
+    *BACKWARD,
 )
 # All that a call knows: numbers and addresses, by name.
 PLAN = np.dtype(

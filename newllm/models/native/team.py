@@ -6,7 +6,6 @@ each of their tasks.
 
 import ctypes
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,10 @@ from newllm.models.native.tile import compiled
 
 SPINS = 1 << 14  # looks at a barrier before a thread lets others have its core
 LINE_BYTES = 64  # of the cache
+LIMITS = (
+    *("omp_get_dynamic", "omp_in_parallel"),
+    *("omp_get_max_active_levels", "omp_get_thread_limit"),
+)
 
 
 @intrinsic
@@ -77,20 +80,34 @@ def share(num_rows, member, num_threads):
     return panels * member // num_threads * PANEL, panels * (member + 1) // num_threads * PANEL
 
 
-@compiled
-def padded_rows(width):
-    return -(-width // PANEL) * PANEL
-
-
 @functools.cache
-def start_team() -> Callable[..., None] | None:
-    """OpenMP's function that runs another one on all threads of torch's pool, if it has one."""
+def openmp() -> Any | None:
+    """The library of OpenMP that torch uses, or None where it cannot be asked to run a function."""
     folder = Path(torch.__file__).parent / "lib"
     for library in (folder / "libtorch_cpu.so", folder / "libtorch_cpu.dylib"):
         if library.is_file():
-            start = getattr(ctypes.CDLL(str(library)), "GOMP_parallel", None)
-            if start is not None:
-                start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-                start.restype = None
-                return start
+            loaded = ctypes.CDLL(str(library))  # its symbols include those of what it depends on
+            if all(hasattr(loaded, name) for name in ("GOMP_parallel", *LIMITS)):
+                loaded.GOMP_parallel.argtypes = [*[ctypes.c_void_p] * 2, *[ctypes.c_uint] * 2]
+                loaded.GOMP_parallel.restype = None
+                return loaded
     return None
+
+
+def num_threads() -> int:
+    """How many threads OpenMP will give: who waits for more of them waits for ever."""
+    library = openmp()
+    if library is None or library.omp_get_dynamic() or library.omp_in_parallel():
+        return 1
+    if library.omp_get_max_active_levels() < 1:
+        return 1
+    return min(torch.get_num_threads(), int(library.omp_get_thread_limit()))
+
+
+def run_on_team(function: Any, argument: int, threads: int) -> None:
+    """Call a function, with an address as its argument, on so many threads at once."""
+    library = openmp()
+    if library is None or threads == 1:
+        function.ctypes(argument)
+    else:
+        library.GOMP_parallel(function.address, argument, threads, 0)

@@ -1,0 +1,57 @@
+"""Hydra's launcher `local`: the jobs of a sweep side by side on this machine.
+
+A thin shell, because Hydra loads it into each of its programs; the work is done by `newllm.sweep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="local",
+    node={"_target_": "hydra_plugins.newllm_local.LocalLauncher"},
+    provider="newllm",
+)
+
+
+class LocalLauncher(Launcher):
+    """A process for each job, several at once; what ended before is not done again."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from newllm.sweep import Job, sweep
+
+        setup_globals()
+        loader = self.hydra_context.config_loader
+        configs = [
+            loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides
+        ]
+        top = Path(self.config.hydra.sweep.dir)
+        jobs = []
+        for config, overrides in zip(configs, job_overrides, strict=True):
+            with open_dict(config):
+                hydra_node = config.pop("hydra")
+            experiment = hydra_node.runtime.choices["experiment"]
+            # The folder is told by the overrides alone, so it needs none of Hydra's own values.
+            jobs.append(Job.plan(config, tuple(overrides), experiment, top))
+        losses = sweep(jobs, top)
+        returns = []
+        for config, overrides, loss in zip(configs, job_overrides, losses, strict=True):
+            done = JobReturn(overrides=list(overrides), cfg=config, status=JobStatus.COMPLETED)
+            done.return_value = loss
+            returns.append(done)
+        return returns

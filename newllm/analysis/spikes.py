@@ -1,0 +1,92 @@
+"""Spikes: a loss that jumps up and comes down again.
+
+A spike is a peak of the logarithm of the loss that stands out by at least `PROMINENCE` to both
+sides (the prominence of topographic maps): the loss has risen by a quarter over a lower value
+before, and falls by as much afterwards. A loss that only rises, as in overfitting or divergence,
+has none.
+
+- onset: from here up to the peak all values are more than a tenth above the lowest one before;
+- level: median of the (up to five) values before the onset;
+- ratio: peak over level; steepest: largest ratio of a value to the one before, up to the peak;
+- recovery: the first value after the peak that is at most a tenth above the level, if any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.signal import find_peaks
+
+PROMINENCE = math.log(1.25)
+NEAR = 1.1  # a value at most so many times another one is at its level
+NUM_BEFORE = 5
+
+
+@dataclass(frozen=True)
+class Spike:
+    """One spike; positions are those of the series (steps or epochs), values its losses.
+
+    Attributes:
+        recovery: position, or None if the series ends before.
+        ratio: of peak to level.
+        steepest: largest ratio of a value to the one before it.
+        duration: from onset to recovery, in positions; None without a recovery.
+    """
+
+    onset: float
+    peak: float
+    recovery: float | None
+    level: float
+    height: float
+    ratio: float
+    steepest: float
+
+    @property
+    def duration(self) -> float | None:
+        return None if self.recovery is None else self.recovery - self.onset
+
+    def as_row(self) -> dict[str, Any]:
+        """All figures by name."""
+        return asdict(self) | {"duration": self.duration}
+
+
+def find_spikes(positions: Sequence[float], values: Sequence[float]) -> list[Spike]:
+    """All spikes of a series, in order. One value before the rise is enough.
+
+    Args:
+        positions: ascending, such as steps or epochs.
+        values: positive losses in nats; what is not finite ends the series.
+    """
+    losses = np.asarray(values, float)
+    finite = np.isfinite(losses) & (losses > 0)
+    if not finite.all():
+        losses = losses[: int(np.argmin(finite))]
+    peaks, properties = find_peaks(np.log(losses), prominence=PROMINENCE)
+    spikes = []
+    for peak, base in zip(peaks, properties["left_bases"], strict=True):
+        low = losses[base : peak + 1].min()
+        foot = base + int(np.flatnonzero(losses[base:peak] <= NEAR * low)[-1])
+        level = float(np.median(losses[max(0, foot + 1 - NUM_BEFORE) : foot + 1]))
+        after = np.flatnonzero(losses[peak:] <= NEAR * level)
+        rise = losses[foot : peak + 1]
+        spikes.append(
+            Spike(
+                onset=positions[foot + 1],
+                peak=positions[peak],
+                recovery=positions[peak + int(after[0])] if len(after) else None,
+                level=level,
+                height=float(losses[peak]),
+                ratio=float(losses[peak]) / level,
+                steepest=float((rise[1:] / rise[:-1]).max()),
+            )
+        )
+    return spikes
+
+
+def largest(spikes: Sequence[Spike]) -> Spike | None:
+    """The one with the largest ratio, if there is any."""
+    return max(spikes, key=lambda spike: spike.ratio, default=None)

@@ -1,0 +1,50 @@
+"""What a run of a sweep is called, and so where it lies: by what was asked for, not by when."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+
+LONGEST = 100  # characters of a name
+# They change nothing that a run computes, or have a place of their own in the path.
+LEFT_OUT = (
+    *("sweep", "seed", "jobs", "threads", "plan", "keep_last", "overwrite", "name"),
+    *("trusted_packages", "data.directory", "logger", "callbacks", "hydra"),
+)
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """The experiment and all other choices, sorted; a long list is cut and gets a digest."""
+    chosen = dict(_split(line) for line in overrides)
+    parts = [
+        f"{key}={value}"
+        for key, value in sorted(chosen.items())
+        if key != "experiment" and not _is_left_out(key)
+    ]
+    first = [chosen.get("name", "null"), chosen.get("experiment", "none")]
+    words = [word for word in first if word not in ("null", "none")] + parts
+    name = ",".join(words).replace("/", ".") or "default"
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def _split(line: str) -> tuple[str, str]:
+    key, _, value = line.lstrip("+~").partition("=")
+    return key.partition("@")[0].replace("/", "."), value
+
+
+def _is_left_out(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in LEFT_OUT)
+
+
+def run_folder(overrides: Sequence[str], seed: int) -> str:
+    """The path of a run below the folder of all sweeps."""
+    return f"{run_name(overrides)}/seed={seed}"
+
+
+def register_resolvers() -> None:
+    """Let the configuration say `${run_folder:overrides,seed}`."""
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
