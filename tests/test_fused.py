@@ -26,7 +26,7 @@ from newllm.models.fnn import FNNS
 from newllm.models.fused import FEW_STEPS, Fused
 from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.initialization import variance_preserving
-from newllm.models.recurrence import DropoutMasks, Recurrence, Reference
+from newllm.models.recurrence import DropoutMasks, Recurrence, Reference, Rollout
 from newllm.models.weights import has_native_code
 
 B, E, C, H = 3, 5, 4, 6
@@ -92,7 +92,7 @@ def make_flags(num_steps: int) -> tuple[Tensor, Tensor]:
 
 
 def results(
-    carry: Recurrence,
+    carry: Callable[..., Rollout],
     cell: ContextCell,
     inputs: tuple[Tensor, Tensor],
     pad_BT: Tensor | None = None,
@@ -389,14 +389,14 @@ def test_memory_is_used_again() -> None:
 
 
 def score_gradients(
-    gating: type[Gating], carry: Recurrence, positions: str = "none"
+    gating: type[Gating], carry: Recurrence, positions: str, batch_size: int
 ) -> list[Tensor]:
     """Losses of a chunk of several blocks with padding, and the gradients they give."""
     torch.manual_seed(0)
     model = ContextModel(
         20, E, C, H, 3, positions, 40, 0.3, gating=gating, recurrence=carry
     ).double()
-    tokens_BT = torch.randint(4, 20, (B, MANY_STEPS + 1))
+    tokens_BT = torch.randint(4, 20, (batch_size, MANY_STEPS + 1))
     tokens_BT[0, -2:] = 0
     torch.manual_seed(1)
     loss_BT, correct_BT = model.score(tokens_BT[:, :-1], tokens_BT[:, 1:])
@@ -406,15 +406,30 @@ def score_gradients(
     return [loss_BT, correct_BT, *(grad for grad in grads if grad is not None)]
 
 
+@pytest.mark.parametrize("batch_size", [3, 4])  # one that fills the lanes, and one that does not
 @pytest.mark.parametrize("positions", ["none", "learned"])
 @pytest.mark.parametrize("gating", GATINGS)
-def test_recompute_changes_no_number(gating: type[Gating], positions: str) -> None:
+def test_recompute_changes_no_number(gating: type[Gating], positions: str, batch_size: int) -> None:
     torch.testing.assert_close(
-        score_gradients(gating, Fused(recompute=True), positions),
-        score_gradients(gating, Reference(), positions),
+        score_gradients(gating, Fused(recompute=True), positions, batch_size),
+        score_gradients(gating, Reference(), positions, batch_size),
         rtol=1e-9,
         atol=1e-12,
     )
+
+
+@pytest.mark.parametrize("fnn", FNNS)
+@pytest.mark.parametrize("gating", [Additive, LSTMGating])
+def test_known_contexts_change_no_number(gating: type[Gating], fnn: str) -> None:
+    torch.manual_seed(6)
+    for sizes, clip in product([(8, 20, 33, 3), (8, 16, 16, 1)], (None, 0.3)):
+        cell = make_sized_cell(sizes, fnn, gating, clip).double()
+        inputs = torch.randn(4, MANY_STEPS, 8).double(), torch.randn(4, sizes[1]).double()
+        flags = torch.rand(4, MANY_STEPS) < 0.3, torch.rand(4, MANY_STEPS) < 0.3
+        expected = results(Reference(), cell, inputs, *flags)
+        knowing = partial(Fused(), known_BTC=expected[1].detach())
+        found = results(knowing, cell, inputs, *flags)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("gating", [LSTMGating, CoupledGating])

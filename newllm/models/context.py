@@ -4,6 +4,7 @@ Shapes: B batch, T time (tokens), E embedding, C context, H hidden, V vocabulary
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,6 @@ from newllm.models.recurrence import (
 )
 
 POSITIONS = ("none", "learned")
-RECOMPUTED_BLOCKS = 2  # blocks of dropout masks that are computed again at once
 USUAL_EMBEDDING_DIM = 256  # the summary's; a description mentions only another
 REFERENCE = Reference()
 
@@ -139,9 +139,9 @@ class ContextModel(LanguageModel):
         return self.output(rollout.hidden_BTH), state
 
     def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """As `LanguageModel` says; `recurrence.recompute` keeps one state for each block of steps.
+        """As `LanguageModel` says; `recurrence.recompute` keeps only the contexts.
 
-        Everything between, logits included, is computed again in the backward pass.
+        Everything else, logits included, is computed again in the backward pass, a block at a time.
         """
         if not (self.recurrence.recompute and torch.is_grad_enabled()):
             return super().score(tokens, targets)
@@ -152,12 +152,12 @@ class ContextModel(LanguageModel):
         if self.positions is not None:
             state.append(tokens.new_zeros(len(tokens)))
         losses, corrects = [], []
-        size = RECOMPUTED_BLOCKS * MASK_BLOCK
-        blocks = zip(tokens.split(size, 1), targets.split(size, 1), strict=True)
+        blocks = zip(tokens.split(MASK_BLOCK, 1), targets.split(MASK_BLOCK, 1), strict=True)
         for index, (tokens_BK, targets_BK) in enumerate(blocks):
-            own = masks and masks.starting_at(index * size)
+            own = masks and masks.starting_at(index * MASK_BLOCK)
             loss_BK, correct_BK, *state = checkpoint(
                 self._score_block,
+                {},
                 own,
                 tokens_BK,
                 targets_BK,
@@ -170,10 +170,19 @@ class ContextModel(LanguageModel):
         return torch.cat(losses, dim=1), torch.cat(corrects, dim=1)
 
     def _score_block(
-        self, masks: DropoutMasks | None, tokens: Tensor, targets: Tensor, *state: Tensor
+        self,
+        found: dict[str, Tensor],
+        masks: DropoutMasks | None,
+        tokens: Tensor,
+        targets: Tensor,
+        *state: Tensor,
     ) -> tuple[Tensor, ...]:
+        """Score a block, the second time with the contexts that were found the first time."""
         given = state[0] if self.positions is None else state
-        rollout, after = self._read(self.recurrence, tokens, given, None, masks)
+        read = partial(self.recurrence, known_BTC=found.pop("contexts", None))
+        rollout, after = self._read(read, tokens, given, None, masks)
+        if not torch.is_grad_enabled():
+            found["contexts"] = rollout.contexts_BTC
         scores = score_logits(self.output(rollout.hidden_BTH), targets)
         return (*scores, *(after if isinstance(after, tuple) else (after,)))
 
@@ -197,7 +206,9 @@ class ContextModel(LanguageModel):
             pad_BT: Tensor | None,
             reset_BT: Tensor | None,
         ) -> Rollout:
-            return REFERENCE(cell, embedded_BTE, context_BC, masks, pad_BT, reset_BT, intervene)
+            return REFERENCE(
+                cell, embedded_BTE, context_BC, masks, pad_BT, reset_BT, intervene=intervene
+            )
 
         masks = DropoutMasks.draw(self.cell, tokens)
         rollout, state = self._read(recurrence, tokens, state, None, masks)

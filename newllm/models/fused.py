@@ -28,9 +28,9 @@ class Fused:
     steps in machine code, there and back.
 
     Args:
-        recompute: let `ContextModel.score`, which training calls, keep one context for each block
-            of steps and compute everything else again in the backward pass: far less memory for
-            long sequences, for more time.
+        recompute: let `ContextModel.score`, which training calls, keep the contexts only and
+            compute everything else again in the backward pass, all steps of a block at once: far
+            less memory for long sequences, for more time.
         native: use machine code where there is some; false leaves what works for any cell.
     """
 
@@ -47,6 +47,7 @@ class Fused:
         masks: DropoutMasks | None = None,
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
+        known_BTC: Tensor | None = None,
     ) -> Rollout:
         """Read a chunk, as `Recurrence` says."""
         num_steps = embedded_BTE.shape[1]
@@ -55,8 +56,8 @@ class Fused:
             return roll(cell, embedded_BTE, context_BC, pad_BT, reset_BT, step_masks)
         read = self._reader(cell, embedded_BTE.device)
         hiddens, contexts = [], []
-        for inputs in _segments(embedded_BTE, pad_BT, reset_BT, masks):
-            hidden_BKH, contexts_BKC = read(inputs, context_BC)
+        for inputs, known_BKC in _segments(embedded_BTE, pad_BT, reset_BT, masks, known_BTC):
+            hidden_BKH, contexts_BKC = read(inputs, context_BC, known_BKC)
             context_BC = contexts_BKC[:, -1]
             hiddens.append(hidden_BKH)
             contexts.append(contexts_BKC)
@@ -64,7 +65,7 @@ class Fused:
 
     def _reader(
         self, cell: ContextCell, device: torch.device
-    ) -> Callable[[Inputs, Tensor], tuple[Tensor, Tensor]]:
+    ) -> Callable[[Inputs, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
         is_plain = not torch.is_autocast_enabled(device.type)
         if self.native and is_plain and has_native_code(cell):
             return partial(read_segment, Weights(cell, self._memory))
@@ -76,19 +77,22 @@ def _segments(
     pad_BT: Tensor | None,
     reset_BT: Tensor | None,
     masks: DropoutMasks | None,
-) -> Iterator[Inputs]:
+    known_BTC: Tensor | None,
+) -> Iterator[tuple[Inputs, Tensor | None]]:
     """Cut a chunk where the blocks of its dropout masks end."""
-    pads, resets = (
-        repeat(None) if flags_BT is None else flags_BT.split(MASK_BLOCK, dim=1)
-        for flags_BT in (pad_BT, reset_BT)
+    pads, resets, knowns = (
+        repeat(None) if tensor is None else tensor.split(MASK_BLOCK, dim=1)
+        for tensor in (pad_BT, reset_BT, known_BTC)
     )
-    parts = zip(embedded_BTE.split(MASK_BLOCK, dim=1), pads, resets, strict=False)
-    for index, (embedded_BKE, pad_BK, reset_BK) in enumerate(parts):
+    parts = zip(embedded_BTE.split(MASK_BLOCK, dim=1), pads, resets, knowns, strict=False)
+    for index, (embedded_BKE, pad_BK, reset_BK, known_BKC) in enumerate(parts):
         own = None if masks is None else masks.starting_at(index * MASK_BLOCK)
-        yield Inputs(embedded_BKE, pad_BK, reset_BK, own)
+        yield Inputs(embedded_BKE, pad_BK, reset_BK, own), known_BKC
 
 
-def _read_deferred(cell: ContextCell, inputs: Inputs, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+def _read_deferred(
+    cell: ContextCell, inputs: Inputs, context_BC: Tensor, known_BKC: Tensor | None
+) -> tuple[Tensor, Tensor]:
     num_steps = inputs.embedded_BKE.shape[1]
     step_masks = None if inputs.masks is None else inputs.masks.steps(num_steps)
     with deferred_gradients(cell):

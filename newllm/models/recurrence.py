@@ -46,6 +46,7 @@ class Recurrence(Protocol):
         masks: "DropoutMasks | None" = None,
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
+        known_BTC: Tensor | None = None,
     ) -> Rollout:
         """Read the embedded tokens in order, starting from a context.
 
@@ -56,6 +57,7 @@ class Recurrence(Protocol):
             masks: of the dropout; None drops nothing.
             pad_BT: bool, true where the context stays as it was; None means nowhere.
             reset_BT: bool, true where the context is zeroed before the token; None means nowhere.
+            known_BTC: the contexts after each token, if an earlier call has found them.
         """
         ...
 
@@ -140,6 +142,7 @@ class Reference:
         masks: DropoutMasks | None = None,
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
+        known_BTC: Tensor | None = None,
         intervene: Intervene | None = None,
     ) -> Rollout:
         """Read a chunk, as `Recurrence` says.

@@ -108,16 +108,31 @@ class Segment:
         self.unclipped = kept(self.context_rows) if is_clipped else self.update
         self.statistics = self._history(2 * len(self.weights.norms))
 
-    def forward(self) -> None:
-        """Take all steps in order."""
+    def forward(self, known_BKC: Tensor | None) -> None:
+        """Take all steps in order; or all at once, if the contexts after them are known."""
         weights, masks = self.weights, self.inputs.masks
         wanted = len(weights.packing) if self.is_kept else weights.num_forward
-        self._run(
-            "forward",
-            num_packings=wanted if weights.num_packed < wanted else 0,
-            draws=None if masks is None else masks.draws(self.num_steps),
-        )
+        arrays: dict[str, Any] = {
+            "num_packings": wanted if weights.num_packed < wanted else 0,
+            "draws": None if masks is None else masks.draws(self.num_steps),
+        }
         weights.num_packed = max(weights.num_packed, wanted)
+        if known_BKC is None or self.lanes > self.batch_size:
+            self._run("forward", self.num_steps, **arrays)
+        else:
+            arrays |= self._side_by_side(known_BKC, arrays["draws"])
+            self._run("forward", 1, **arrays)
+
+    def _side_by_side(self, known_BKC: Tensor, draws: Tensor | None) -> dict[str, Any]:
+        """The steps as the rows of one large batch: their histories are the same in memory."""
+        cell, columns = self.weights.cell, self.num_columns
+        self._by_step(self.contexts, cell.context_dim, first=1).copy_(known_BKC.permute(2, 1, 0))
+        contexts = self.buffers.matrix(self.context_rows, 2 * columns + STRIDE_PADDING)
+        contexts[:, :columns] = self.contexts[:, :columns]
+        arrays: dict[str, Any] = {"contexts": contexts, "widths": torch.tensor([columns])}
+        if draws is not None:
+            arrays["draws"] = draws.transpose(1, 2).contiguous()
+        return arrays
 
     def backward(
         self, hidden_grad_BKH: Tensor | None, contexts_grad_BKC: Tensor | None
@@ -146,6 +161,7 @@ class Segment:
         self.norm_grads = self.buffers.matrix(norm_rows, lanes).zero_()
         self._run(
             "backward",
+            self.num_steps,
             num_packings=0,
             draws=None,
             hidden_grads=self.hidden_grads,
@@ -187,13 +203,17 @@ class Segment:
             contexts_CKB.permute(2, 1, 0).clone(memory_format=contiguous),
         )
 
-    def _run(self, direction: str, **arrays: Any) -> None:
-        """Give `native` all numbers and addresses; `arrays` are what this direction needs more."""
+    def _run(self, direction: str, num_steps: int, **arrays: Any) -> None:
+        """Give `native` all numbers and addresses, `arrays` first.
+
+        With `num_steps` 1 all steps are the rows of one batch.
+        """
         weights, cell = self.weights, self.weights.cell
         masks, threads = self.inputs.masks, num_threads()
+        lanes = self.num_columns // num_steps
 
         def step(num_rows: int) -> Tensor:
-            return self.buffers.matrix(num_rows, self.lanes)
+            return self.buffers.matrix(num_rows, lanes)
 
         fields: dict[str, Any] = {
             "is_residual": weights.is_residual,
@@ -204,9 +224,9 @@ class Segment:
             "has_reset": self.reset is not None,
             "drops": masks is not None,
             "num_threads": threads,
-            "num_steps": self.num_steps,
-            "batch_size": self.batch_size,
-            "lanes": self.lanes,
+            "num_steps": num_steps,
+            "batch_size": self.batch_size if num_steps == self.num_steps else lanes,
+            "lanes": lanes,
             "stride": self.num_columns + STRIDE_PADDING,
             "context_dim": cell.context_dim,
             "hidden_dim": cell.hidden_dim,
@@ -304,12 +324,13 @@ class ReadSegment(torch.autograd.Function):
         weights: Weights,
         inputs: Inputs,
         is_kept: bool,
+        known_BKC: Tensor | None,
         embedded_BKE: Tensor,
         context_BC: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         segment = Segment(weights, inputs, context_BC, is_kept)
-        segment.forward()
+        segment.forward(known_BKC)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*parameters)
         ctx.segment = segment
@@ -328,22 +349,26 @@ class ReadSegment(torch.autograd.Function):
             for parameter, grad in segment.gradients():  # one that is used twice comes twice
                 grads[parameter] = grads[parameter] + grad if parameter in grads else grad
         own = (grads[parameter] for parameter in segment.weights.parameters)
-        return None, None, None, embedded_grad, context_grad, *own
+        return None, None, None, None, embedded_grad, context_grad, *own
 
 
-def read_segment(weights: Weights, inputs: Inputs, context_BC: Tensor) -> tuple[Tensor, Tensor]:
+def read_segment(
+    weights: Weights, inputs: Inputs, context_BC: Tensor, known_BKC: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Give the hidden vectors [B, K, H] and the contexts [B, K, C] of a segment.
 
     Args:
         weights: of the cell.
         inputs: what to read.
         context_BC: the context before the first step.
+        known_BKC: the contexts after each step, if they were found before.
     """
     wanted = (inputs.embedded_BKE, context_BC, *weights.parameters)
     hidden_BKH, contexts_BKC = ReadSegment.apply(
         weights,
         inputs._replace(embedded_BKE=inputs.embedded_BKE.detach()),
         torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted),
+        known_BKC,
         inputs.embedded_BKE,
         context_BC,
         *weights.parameters,
