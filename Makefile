@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint data compare tensorboard clean
+.PHONY: help setup train test lint data compare reproduce tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,10 @@ compare: $(READY)  ## the published final experiment beside the modern recipe
 	$(BIN)/python -m newllm.train hydra.run.dir=$(COMPARED)/original
 	$(BIN)/python -m newllm.train experiment=modern hydra.run.dir=$(COMPARED)/modern
 	$(BIN)/python -m newllm.report $(COMPARED)/original $(COMPARED)/modern --figure $(COMPARED)/curves.png
+
+reproduce: $(READY)  ## run the whole published series (about 15 minutes a seed) and report it; ARGS="seed=1"
+	$(BIN)/python -m newllm.train sweep=all $(ARGS)
+	$(BIN)/python -m newllm.report outputs/runs
 
 tensorboard: $(READY)  ## look at all runs in a browser
 	$(BIN)/tensorboard --logdir outputs

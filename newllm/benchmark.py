@@ -49,8 +49,8 @@ def machine() -> str:
     )
 
 
-def run(plan: Plan, thread_counts: list[int], console: Console) -> dict[str, Timing]:
-    """All measurements at each number of threads; prints rows as they come."""
+def run(plan: Plan, thread_counts: list[int], console: Console, file: Path) -> dict[str, Timing]:
+    """All measurements at each number of threads; prints and writes rows as they come."""
     rows: dict[str, Timing] = {}
     for count in thread_counts:
         with threads(count):
@@ -60,6 +60,7 @@ def run(plan: Plan, thread_counts: list[int], console: Console) -> dict[str, Tim
                         row = f"{prefix}: {name} ({count} thread{'s' * (count > 1)})"
                         rows[row] = timing
                         console.print(f"{row}: {format_timing(timing)}")
+                    write_timings(file, rows)
     return rows
 
 
@@ -86,9 +87,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     console.print(machine())
-    rows = run(QUICK if options.quick else FULL, counts, console)
     options.output.mkdir(parents=True, exist_ok=True)
-    write_timings(options.output / "benchmark.json", rows)
+    plan = QUICK if options.quick else FULL
+    rows = run(plan, counts, console, options.output / "benchmark.json")
     figures.speed(rows).savefig(options.output / "benchmark.png", dpi=120)
     (options.output / "benchmark.md").write_text(markdown(rows))
     if old:

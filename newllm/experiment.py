@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -23,6 +23,8 @@ from newllm.data.module import CorpusDataModule
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
 from newllm.recording import Checkpoints, History, StopOnDivergence
+
+Kind = TypeVar("Kind", bound=Callback)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Experiment:
     @property
     def model(self) -> LanguageModel:
         return self.module.model
+
+    def callbacks(self, kind: type[Kind]) -> list[Kind]:
+        """The callbacks of a kind."""
+        every: list[Callback] = getattr(self.trainer, "callbacks")  # noqa: B009  (untyped)
+        return [callback for callback in every if isinstance(callback, kind)]
 
     @property
     def planned_steps(self) -> int:

@@ -40,15 +40,16 @@ class _Step:
 class History(Callback):
     """The run's metrics: one row an epoch in `metrics.csv`, one a step in `steps.csv`.
 
-    Epochs count from 1. Logs the metrics of training (means over the epoch's tokens), `grad/norm`
-    (mean over its steps), and `train/loss` and `grad/norm` by step. It is part of a checkpoint, so
-    a resumed run has one history.
+    Epochs count from 1; `tokens` are those seen so far. Logs the metrics of training (means over
+    the epoch's tokens), `grad/norm` (mean over its steps), and `train/loss` and `grad/norm` by
+    step. It is part of a checkpoint, so a resumed run has one history.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.epochs: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []
+        self.num_tokens = 0  # seen in training
         self._pending: list[_Step] = []
         self._is_validated = False
         self._module: LanguageModule | None = None
@@ -104,6 +105,7 @@ class History(Callback):
             by_step = {f"{name}_by_step": row[name] for name in ("train/loss", "grad/norm")}
             for logger in trainer.loggers:
                 logger.log_metrics(by_step, step=step.step)
+        self.num_tokens += int(sum(weights))
         loss = sum(map(operator.mul, losses, weights)) / max(sum(weights), 1)
         return {
             "train/loss": loss,
@@ -129,8 +131,19 @@ class History(Callback):
             if name not in means and self._is_validated
         }
         self._is_validated = False
-        position = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        position = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "tokens": self.num_tokens,
+        }
         self.epochs.append(position | means | validated)
+        by_tokens = {
+            f"{name}_by_tokens": self.epochs[-1][name]
+            for name in ("train/loss", "val/loss")
+            if name in self.epochs[-1]
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(by_tokens, step=self.num_tokens)
         write_table(self.folder / "metrics.csv", self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,12 +154,14 @@ class History(Callback):
         return {
             "epochs": list(self.epochs),
             "steps": list(self.steps),
+            "num_tokens": self.num_tokens,
             "pending": pending,
             "scores": self._module.train_scores.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.steps = state["epochs"], state["steps"]
+        self.num_tokens = state["num_tokens"]
         self._pending = [_Step(*fields) for fields in state["pending"]]
         assert self._module is not None
         self._module.train_scores.load_state_dict(state["scores"])
@@ -185,7 +200,11 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+            self._handlers = {
+                number: signal.signal(number, self._ask)
+                for number in self.SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
 
     def _ask(self, *_: object) -> None:
         if self._is_asked_to_stop:

@@ -1,39 +1,28 @@
-"""Runs side by side: `python -m newllm.report RUN [RUN ...]` prints a table, draws the curves."""
+"""The series beside its reproduction, and any runs side by side.
+
+`python -m newllm.report [RUN ...]` prints a table of the runs, and writes `report.md` and one
+self-contained `index.html`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from newllm.analysis import figures
-from newllm.runs import read_result
+from newllm.analysis.bands import write_bands
+from newllm.analysis.series import Run, gather, pack
+from newllm.reporting import LANGUAGES, write_report
+
+MANY = 12  # runs; more of them are for the page, not for the terminal
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """A run's result and its rows by epoch, which may be none.
-
-    Raises:
-        ValueError: if the folder holds no run.
-    """
-    result = read_result(path)
-    metrics = path / "metrics.csv"
-    if not metrics.is_file():
-        return result, []
-    with metrics.open(newline="") as table:
-        rows = [
-            {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(table)
-        ]
-    return result, rows
-
-
-def comparison_table(results: list[dict[str, Any]]) -> Table:
+def comparison_table(runs: Sequence[Run]) -> Table:
     """One row a run; losses are means over tokens, in nats."""
     table = Table(box=None)
     headings = ("run", "data", "parameters", "best val loss", "epoch", "above oracle", "bigram",
@@ -42,23 +31,23 @@ def comparison_table(results: list[dict[str, Any]]) -> Table:
         table.add_column(
             heading, justify="left" if heading in ("run", "data", "status") else "right"
         )
-    for result in results:
-        best, oracle = result["best_val_loss"], result["oracle_loss"]
+    for result in (run.result for run in runs):
+        best, oracle = result.get("best_val_loss"), result.get("oracle_loss")
         gap = None if best is None or oracle is None else best - oracle
-        status = result["status"] + (", sees the future" if result["sees_the_future"] else "")
-        accuracy = result["val_accuracy"]
+        leaks = ", sees the future" if result.get("sees_the_future") else ""
+        accuracy = result.get("val_accuracy")
         table.add_row(
-            result["name"],
-            result["corpus"],
-            f"{result['parameters']:,}",
+            result.get("name", "-"),
+            result.get("corpus", "-"),
+            f"{result['parameters']:,}" if "parameters" in result else "-",
             _number(best),
-            str(result["best_epoch"] or "-"),
+            str(result.get("best_epoch") or "-"),
             _number(gap),
-            _number(result["references"]["bigram"]),
-            _number(result["test_loss"]),
+            _number(result.get("references", {}).get("bigram")),
+            _number(result.get("test_loss")),
             "-" if accuracy is None else f"{100 * accuracy:.1f} %",
-            _number(result["seconds"], digits=0),
-            status,
+            _number(result.get("seconds"), digits=0),
+            result["status"] + leaks,
         )
     return table
 
@@ -70,25 +59,42 @@ def _number(value: float | None, digits: int = 4) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m newllm.report", description="Compare runs: a table and a picture."
+        prog="python -m newllm.report",
+        description="Set runs side by side, and the published series beside its reproduction.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
-    parser.add_argument("--figure", type=Path, help="where to draw the curves, as .png or .svg")
+    default = Path("outputs/runs")
+    help = f"run directories, folders of them, or packed runs ({default})"
+    parser.add_argument("runs", nargs="*", type=Path, default=[default], help=help)
+    parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="folder")
+    parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of the page")
+    parser.add_argument("--figure", type=Path, help="draw the curves of these runs in one picture")
+    parser.add_argument("--pack", type=Path, help="write what the page needs into FILE.json.gz")
     options = parser.parse_args()
     if options.figure and options.figure.suffix not in (".png", ".svg", ".pdf"):
         sys.exit(f"--figure {options.figure}: must end in .png, .svg or .pdf")
+    if options.pack and not options.pack.name.endswith(".json.gz"):
+        sys.exit(f"--pack {options.pack}: must end in .json.gz")
     try:
-        runs = [read_run(path) for path in options.runs]
+        runs = gather(options.runs)
     except ValueError as error:
         sys.exit(str(error))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 250  # a file or a pipe has no edge to break lines at
-    console.print(comparison_table([result for result, _ in runs]))
+    if len(runs) <= MANY:
+        console.print(comparison_table(runs))
     if options.figure:
         options.figure.parent.mkdir(parents=True, exist_ok=True)
         figures.comparison(runs).savefig(options.figure, dpi=120)
         print(f"curves: {options.figure}")
+    if options.pack:
+        pack(runs, options.pack)
+        print(f"packed: {options.pack}")
+    for folder in options.runs:
+        if folder.is_dir() and not (folder / "result.json").is_file():
+            write_bands([run for run in runs if Path(run.place).is_relative_to(folder)], folder)
+    page = write_report(runs, options.output, options.lang)
+    print(f"page: {page}")
 
 
 if __name__ == "__main__":

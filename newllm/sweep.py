@@ -231,6 +231,8 @@ def work(content: str, folder: Path, experiment: str | None, threads: int) -> No
     from newllm.train import attempt, quiet_lightning
 
     _end_with_parent()
+    # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -246,7 +246,7 @@ def measure_recompute(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
             "kept": step_of(kept, LONG_BATCH, length),
             "recomputed": step_of(recomputed, LONG_BATCH, length),
         }
-        num_rounds = 3 if length > 1000 else plan.num_rounds
+        num_rounds = 2 if length > 5000 else 3 if length > 1000 else plan.num_rounds
         prefix = f"{size.name} B{LONG_BATCH} T{length}"
         yield f"long {prefix}", side_by_side(steps, num_rounds, num_warmup=1)
         if can_measure():

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from newllm.analysis.series import Run
 from newllm.analysis.timing import Timing
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
@@ -94,20 +95,16 @@ def context_over_time(contexts_TC: np.ndarray, words: Sequence[str]) -> Figure:
     return figure
 
 
-def comparison(runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Validation loss of several runs by epoch; references as lines, if all share their data.
-
-    Args:
-        runs: for each run its result and its rows by epoch, as `newllm.report.read_run` gives.
-    """
+def comparison(runs: Sequence[Run]) -> Figure:
+    """Validation loss of several runs by epoch; references as lines, if all share their data."""
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for result, rows in runs:
-        losses = [row.get("val/loss", math.nan) for row in rows]
-        axes.plot([row["epoch"] for row in rows], losses, label=result["name"])
+    for run in runs:
+        losses = [row.get("val/loss", math.nan) for row in run.epochs]
+        axes.plot([row["epoch"] for row in run.epochs], losses, label=run.result.get("name"))
     # References belong to a validation split; runs on different ones have none in common.
-    if len({result["data_sha256"] for result, _ in runs}) == 1:
-        _reference_lines(axes, runs[0][0]["references"], float)
+    if len({run.result.get("data_sha256") for run in runs}) == 1:
+        _reference_lines(axes, runs[0].result.get("references", {}), float)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation loss (nats per token)")
     axes.grid(alpha=0.25)

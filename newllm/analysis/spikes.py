@@ -3,10 +3,11 @@
 A spike is a peak of the logarithm of the loss that stands out by at least `PROMINENCE` to both
 sides (the prominence of topographic maps): the loss has risen by a quarter over a lower value
 before, and falls by as much afterwards. A loss that only rises, as in overfitting or divergence,
-has none.
+has none. Of 1,000 made curves without a spike, with 3 % of noise in each value none is given one,
+with 4 % two are, with 5 % 123.
 
 - onset: from here up to the peak all values are more than a tenth above the lowest one before;
-- level: median of the (up to five) values before the onset;
+- level: median of those among the five values before the onset that are near that lowest one;
 - ratio: peak over level; steepest: largest ratio of a value to the one before, up to the peak;
 - recovery: the first value after the peak that is at most a tenth above the level, if any.
 """
@@ -14,7 +15,7 @@ has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,7 +71,8 @@ def find_spikes(positions: Sequence[float], values: Sequence[float]) -> list[Spi
     for peak, base in zip(peaks, properties["left_bases"], strict=True):
         low = losses[base : peak + 1].min()
         foot = base + int(np.flatnonzero(losses[base:peak] <= NEAR * low)[-1])
-        level = float(np.median(losses[max(0, foot + 1 - NUM_BEFORE) : foot + 1]))
+        before = losses[max(0, foot + 1 - NUM_BEFORE) : foot + 1]
+        level = float(np.median(before[before <= NEAR * low]))  # not those of an earlier spike
         after = np.flatnonzero(losses[peak:] <= NEAR * level)
         rise = losses[foot : peak + 1]
         spikes.append(
@@ -90,3 +92,48 @@ def find_spikes(positions: Sequence[float], values: Sequence[float]) -> list[Spi
 def largest(spikes: Sequence[Spike]) -> Spike | None:
     """The one with the largest ratio, if there is any."""
     return max(spikes, key=lambda spike: spike.ratio, default=None)
+
+
+KINDS = ("unk", "eos", "other")
+
+
+def shares_of_rise(spike: Spike, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Which targets a spike is made of: each kind's share of the rise from onset to peak.
+
+    Args:
+        spike: found in the losses of these rows.
+        rows: with `step` and what each kind of target contributes to the loss, by `KINDS`.
+    """
+    at = {row["step"]: row for row in rows}
+    steps = sorted(at)
+    before, peak = at[steps[max(0, steps.index(int(spike.onset)) - 1)]], at[int(spike.peak)]
+    rises = {kind: peak[kind] - before[kind] for kind in KINDS}
+    return {kind: rise / sum(rises.values()) for kind, rise in rises.items()}
+
+
+def spikes_of_run(
+    epochs: Sequence[Mapping[str, float]],
+    steps: Sequence[Mapping[str, float]],
+    validation_steps: Sequence[Mapping[str, float]],
+) -> dict[str, list[dict[str, Any]]]:
+    """All spikes of a run's series, each as its figures by name.
+
+    Args:
+        epochs: rows with `epoch` and `val/loss`.
+        steps: rows with `step` and `train/loss`.
+        validation_steps: rows with `step`, `val/loss` and `KINDS`.
+    """
+    by_step = [
+        spike.as_row() | shares_of_rise(spike, validation_steps)
+        for spike in _in_rows(validation_steps, "step", "val/loss")
+    ]
+    return {
+        "val_by_epoch": [spike.as_row() for spike in _in_rows(epochs, "epoch", "val/loss")],
+        "val_by_step": by_step,
+        "train_by_step": [spike.as_row() for spike in _in_rows(steps, "step", "train/loss")],
+    }
+
+
+def _in_rows(rows: Sequence[Mapping[str, float]], position: str, loss: str) -> list[Spike]:
+    whole = [row for row in rows if loss in row]
+    return find_spikes([row[position] for row in whole], [row[loss] for row in whole])

@@ -1,0 +1,27 @@
+"""Where the runs of a sweep lie: told by what was asked for."""
+
+from newllm.config.naming import LONGEST, run_folder, run_name
+
+
+def test_a_name_is_the_experiment_and_the_other_choices_sorted() -> None:
+    overrides = ["seed=2", "optimizer.lr=0.1", "experiment=phase3_gating", "data=tiny30"]
+    assert run_name(overrides) == "phase3_gating,data=tiny30,optimizer.lr=0.1"
+    assert run_folder(overrides, 2) == "phase3_gating,data=tiny30,optimizer.lr=0.1/seed=2"
+
+
+def test_what_changes_no_number_changes_no_name() -> None:
+    chosen = ["experiment=lstm", "sweep=all", "jobs=2", "logger=none", "callbacks.steps.small=9"]
+    assert run_name([*chosen, "hydra/launcher=basic", "~callbacks.curves", "threads=1"]) == "lstm"
+    assert run_name(["experiment=none"]) == run_name([]) == "default"
+
+
+def test_a_name_of_ones_own_comes_first() -> None:
+    assert run_name(["name=again", "experiment=lstm"]) == "again,lstm"
+    assert run_name(["name=null", "model=gru"]) == "model=gru"
+
+
+def test_a_long_name_is_cut_and_stays_different() -> None:
+    first, second = (run_name([f"data.path={'x' * 200}/{number}"]) for number in (1, 2))
+    assert first != second
+    assert len(first) == len(second) == LONGEST
+    assert "/" not in first

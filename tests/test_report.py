@@ -1,0 +1,145 @@
+"""The report: from runs to a page, in both languages, with what is missing and what failed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from newllm.analysis.series import derived, gather, pack, published, summarize
+from newllm.analysis.statistics import mean_interval, next_run_interval
+from newllm.reporting import LANGUAGES, write_report
+
+
+def make_run(top: Path, experiment: str, seed: int, **fields: Any) -> Path:
+    """A run directory as training leaves it, with a spike in its validation loss by step."""
+    folder = top / experiment / f"seed={seed}"
+    folder.mkdir(parents=True)
+    loss = 5.6 + 0.02 * seed
+    result = {
+        "status": "done", "experiment": experiment, "name": "gated", "seed": seed,
+        "corpus": "quality500" if "final" in experiment else "tiny30", "parameters": 3_009_768,
+        "best_val_loss": loss, "best_val_loss_batch_mean": loss, "best_epoch": 20 + seed,
+        "references": {"unigram": 4.2, "bigram": 4.1, "oracle": 1.51}, "seconds": 60.0,
+        "threads": 1, "error": None, "git_revision": "0123456789abcdef", "oracle_loss": None,
+        "test_loss": None, "val_accuracy": 0.17, "sees_the_future": False,
+        "config_hash": f"{experiment}{seed}", "data_sha256": "x",
+    }  # fmt: skip
+    result |= fields
+    losses = [6.9, 5.0, 5.0, 9.0, 5.0, 4.9]
+    spike = {"onset": 3, "peak": 3, "recovery": 4, "ratio": 1.8, "duration": 1, "unk": 0.7}
+    result["spikes"] = {"val_by_step": [spike], "val_by_epoch": [], "train_by_step": []}
+    (folder / "result.json").write_text(json.dumps(result))
+    rows = [f"{epoch},{epoch * 2},{value},{value},{value}" for epoch, value in enumerate(losses, 1)]
+    header = "epoch,step,train/loss,val/loss,val/loss_batch_mean"
+    (folder / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
+    looks = [f"{step},{value},{value / 2},0,{value / 2}" for step, value in enumerate(losses)]
+    (folder / "validation_steps.csv").write_text(
+        "\n".join(["step,val/loss,unk,eos,other", *looks]) + "\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Some of the series, a failed run, a run of nothing in the series, one that was moved."""
+    top = tmp_path / "runs"
+    for seed in (1, 2, 3):
+        make_run(top, "phase1_baseline", seed)
+    make_run(top, "phase5_final_exp1", 1, best_val_loss_batch_mean=3.0)
+    make_run(top, "phase2_layernorm", 1, status="failed", error="killed by SIGKILL",
+             best_val_loss=None, best_val_loss_batch_mean=None)  # fmt: skip
+    make_run(top, "modern", 1)
+    make_run(top / "_replaced", "phase3_gating", 1)
+    return top
+
+
+def test_intervals() -> None:
+    assert mean_interval([1.0, 2.0, 3.0]).mean == 2
+    # Student's t for two degrees of freedom is 4.303.
+    assert mean_interval([1.0, 2.0, 3.0]).half_width == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert next_run_interval([1.0, 2.0, 3.0]).half_width == pytest.approx(
+        4.3027 * (4 / 3) ** 0.5, rel=1e-4
+    )
+    assert mean_interval([2.0]).half_width == float("inf")
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])
+
+
+def test_runs_are_gathered_once(runs: Path) -> None:
+    copy = make_run(runs / "copies", "phase1_baseline", 1)
+    found = gather([runs])
+    assert str(copy) not in {run.place for run in found} or len(found) == 6
+    assert len(found) == 6
+    assert not any("_replaced" in run.place for run in found)
+    with pytest.raises(ValueError, match=r"lacks result\.json"):
+        gather([runs / "nowhere"])
+
+
+def test_verdicts(runs: Path) -> None:
+    by_name = {summary.name: summary for summary in summarize(gather([runs]))}
+    assert len(by_name) == 27
+    assert by_name["phase1_baseline"].verdict == "agrees"  # 5.6358 against 5.62, 5.64, 5.66
+    assert by_name["phase1_baseline"].best_epochs == [21, 22, 23]
+    assert by_name["phase5_final_exp1"].verdict == "agrees"  # 3.0637 against 3.0, one run
+    assert by_name["phase2_layernorm"].verdict == "not run"
+    assert by_name["phase3_gating"].verdict == "not run"
+
+
+def test_a_far_result_differs(tmp_path: Path) -> None:
+    for seed, loss in ((1, 5.0), (2, 5.01), (3, 5.02)):
+        make_run(tmp_path, "phase1_baseline", seed, best_val_loss_batch_mean=loss)
+    (summary,) = [s for s in summarize(gather([tmp_path])) if s.name == "phase1_baseline"]
+    assert summary.verdict == "differs"
+
+
+def test_slips_of_the_summary_are_named() -> None:
+    rows = derived(summarize([]))
+    slips = {(row.name, row.claimed) for row in rows if row.is_slip}
+    assert ("phase5_data_augmentation_exp2", 8.4) in slips  # 5.8 / 5.3557 is +8.3 %
+    assert ("phase5_final_exp1", -44.8) not in slips
+    assert len(rows) == sum(len(entry["claimed"]) for entry in published()["derived"])
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
+    page = write_report(gather([runs]), tmp_path / "report", lang).read_text()
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert 'src="http' not in page
+    assert "<table>" in page
+    assert f'<html lang="{lang}">' in page
+    assert ("再現" in page) == (lang == "ja")
+    assert "killed by SIGKILL" in page
+    plain = (tmp_path / "report" / "report.md").read_text()
+    assert "overview.png" in plain
+    assert (tmp_path / "report" / "overview.png").stat().st_size > 0
+    # The first screen's table has at most eight rows.
+    first_table = plain.partition("<details>")[0]
+    assert sum(line.startswith("| ") for line in first_table.splitlines()) <= 8 + 2
+
+
+def test_packed_runs_make_the_same_page(runs: Path, tmp_path: Path) -> None:
+    pack(gather([runs]), tmp_path / "series.json.gz")
+    pages = [
+        write_report(gather([source]), tmp_path / name).read_text()
+        for name, source in (("a", runs), ("b", tmp_path / "series.json.gz"))
+    ]
+    assert pages[0] == pages[1]
+    (tmp_path / "bad.json.gz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no packed runs"):
+        gather([tmp_path / "bad.json.gz"])
+
+
+def test_the_command(command: Command, runs: Path, tmp_path: Path) -> None:
+    done = command("newllm.report", str(runs), "--lang", "ja", "--pack", "series.json.gz")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs" / "report" / "index.html").is_file()
+    bands = EventAccumulator(str(runs / "_summary" / "phase1_baseline")).Reload()
+    means = [event.value for event in bands.Scalars("val/loss/mean")]
+    assert means == pytest.approx([6.9, 5.0, 5.0, 9.0, 5.0, 4.9])
+    assert [path.name for path in (runs / "_summary").iterdir()] == ["phase1_baseline"]
+    assert "page: outputs/report/index.html" in done.stdout
+    done = command("newllm.report")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

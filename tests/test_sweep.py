@@ -1,0 +1,244 @@
+"""Sweeps as a user starts them: done once, interrupted, killed, and with jobs that fail."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_CONTEXT, Command, Compose
+from hydra import compose
+
+from newllm.config.build import conf_directory
+from newllm.config.naming import register_resolvers, run_name
+from newllm.runs import RunConflict, has_ended, move_aside, write_text
+
+TINY = ("data=tiny30", "countermeasure=none", "logger=none", "callbacks=none", *TINY_CONTEXT)
+SWEEP = ("newllm.train", "-m", *TINY)
+
+
+def results(top: Path) -> dict[str, dict[str, Any]]:
+    """The results below a folder, by the names of their folders."""
+    return {
+        str(file.parent.relative_to(top)): json.loads(file.read_text())
+        for file in sorted(top.rglob("result.json"))
+    }
+
+
+def test_what_is_done_is_not_done_again(command: Command, tmp_path: Path) -> None:
+    arguments = (*SWEEP, "model.hidden_dim=8,9", "seed=1,2", "trainer.max_epochs=2")
+    first = command(*arguments)
+    assert first.returncode == 0, first.stderr
+    runs = tmp_path / "outputs" / "runs"
+    found = results(runs)
+    assert len(found) == 4
+    assert {result["status"] for result in found.values()} == {"done"}
+    assert sorted(name.rpartition("/")[2] for name in found) == ["seed=1"] * 2 + ["seed=2"] * 2
+    assert "4 of 4 done" in first.stderr
+    assert first.stdout.count(" done ") == 4
+    times = {file: file.stat().st_mtime_ns for file in runs.glob("*/*/*")}
+    second = command(*arguments)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("done before") == 4
+    assert {file: file.stat().st_mtime_ns for file in runs.glob("*/*/*")} == times
+
+
+def test_jobs_that_diverge_fail_or_are_refused_do_not_end_the_others(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.txt").write_text("one two\n" * 40)
+    done = command(
+        "newllm.train", "-m", "data=text", "data.path=bad.txt", "countermeasure=none",
+        "logger=none", "callbacks=none", *TINY_CONTEXT, "trainer.max_epochs=2",
+        "recipe.gradient_clip=[]", "optimizer.lr=1e-4,1e30", "data.max_length=1,8",
+        "normalization=none",
+    )  # fmt: skip
+    assert done.returncode == 1
+    found = results(tmp_path / "outputs" / "runs")
+    statuses = sorted(result["status"] for result in found.values())
+    assert statuses == ["diverged", "done", "failed", "failed"], found
+    for result in found.values():
+        if result["status"] != "done":
+            assert result["error"]
+            assert result["error"].partition(" (")[0][:60] in done.stdout
+    assert "max_length=1" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a sweep in a session of its own, so that all of it can be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *SWEEP, *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Any, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+LONG = ("seed=1,2", "trainer.max_epochs=300", "jobs=2")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    loaded = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    found: dict[str, torch.Tensor] = loaded["model"]
+    return found
+
+
+def test_interrupted_or_killed_the_same_command_goes_on_to_the_same_weights(
+    command: Command, tmp_path: Path
+) -> None:
+    folders = {}
+    for how in ("whole", "interrupted", "killed"):
+        place = tmp_path / how
+        place.mkdir()
+        folders[how] = place / "outputs" / "runs" / _name() / "seed=1"
+    run = [sys.executable, "-m", *SWEEP, *LONG]
+    subprocess.run(run, cwd=tmp_path / "whole", check=True, capture_output=True)
+    for how, sent in (("interrupted", signal.SIGINT), ("killed", signal.SIGKILL)):
+        sweep = start(tmp_path / how, *LONG)
+        steps = folders[how] / "log.txt"
+        wait_for(lambda steps=steps: steps.is_file() and "steps planned" in steps.read_text())
+        time.sleep(1.0)
+        if sent == signal.SIGINT:
+            sweep.send_signal(sent)
+            _, stderr = sweep.communicate(timeout=60)
+            assert sweep.returncode == 130, stderr
+            assert "goes on" in stderr
+            assert (folders[how] / "checkpoints" / "last.ckpt").is_file()
+        else:
+            os.killpg(sweep.pid, sent)
+            sweep.communicate(timeout=60)
+        wait_for(lambda folder=folders[how]: _is_free(folder))
+        assert results(tmp_path / how / "outputs" / "runs")[f"{_name()}/seed=1"]["status"] == (
+            "running"
+        )
+        subprocess.run(run, cwd=tmp_path / how, check=True, capture_output=True)
+        result = json.loads((folders[how] / "result.json").read_text())
+        assert (result["status"], result["epochs"]) == ("done", 300)
+        expected, found = weights(folders["whole"]), weights(folders[how])
+        assert all(torch.equal(found[name], expected[name]) for name in expected), how
+        assert not (folders[how] / "checkpoints" / "last.ckpt").exists()
+        for table in ("metrics.csv", "steps.csv"):
+            whole, again = ((folders[x] / table).read_text() for x in ("whole", how))
+            assert again == whole, (how, table)
+
+
+def _name() -> str:
+    return run_name([*TINY, *LONG])
+
+
+def _is_free(folder: Path) -> bool:
+    with (folder / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    sweep = start(tmp_path, *LONG)
+    log = tmp_path / "outputs" / "runs" / _name() / "seed=1" / "log.txt"
+    wait_for(lambda: log.is_file() and "steps planned" in log.read_text())
+    os.kill(_process_of(log), signal.SIGKILL)
+    stdout, stderr = sweep.communicate(timeout=240)
+    assert sweep.returncode == 1, stderr
+    found = results(tmp_path / "outputs" / "runs")
+    assert found[f"{_name()}/seed=1"]["status"] == "failed"
+    assert "SIGKILL" in found[f"{_name()}/seed=1"]["error"]
+    assert "killed by SIGKILL" in stdout
+    assert found[f"{_name()}/seed=2"]["status"] == "done"
+
+
+def _process_of(log: Path) -> int:
+    """The process that writes to a log."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "fd" / "1").resolve() == log.resolve():
+                    return int(entry.name)
+            except OSError:
+                continue
+    raise AssertionError(f"nobody writes to {log}")
+
+
+def test_a_changed_run_is_refused_with_the_difference(command: Command, tmp_path: Path) -> None:
+    arguments = (*SWEEP, "seed=1", "trainer.max_epochs=1")
+    assert command(*arguments).returncode == 0
+    runs = tmp_path / "outputs" / "runs"
+    (folder,) = (file.parent for file in runs.rglob("result.json"))
+    config = (folder / "config.yaml").read_text()
+    write_text(folder / "config.yaml", config.replace("lr: 0.0001", "lr: 0.5"))
+    result = json.loads((folder / "result.json").read_text())
+    write_text(folder / "result.json", json.dumps(result | {"config_hash": "other"}))
+    done = command(*arguments)
+    assert done.returncode == 1
+    assert "optimizer.lr was 0.5, is 0.0001" in done.stderr
+    assert "name=NEW" in done.stderr
+    assert "overwrite=true" in done.stderr
+    assert json.loads((folder / "result.json").read_text())["config_hash"] == "other"
+    done = command(*arguments, "overwrite=true")
+    assert done.returncode == 0, done.stderr
+    (aside,) = (runs / "_replaced").rglob("result.json")
+    assert json.loads(aside.read_text())["config_hash"] == "other"
+    assert json.loads((folder / "result.json").read_text())["status"] == "done"
+
+
+def test_faults_of_any_job_are_told_before_the_first_starts(
+    command: Command, tmp_path: Path
+) -> None:
+    done = command("newllm.train", "-m", "experiment=lstm,phase1_baseline", "gating=lstm", "seed=1")
+    assert done.returncode == 1
+    assert done.stderr == "gating=lstm: LSTMModel does not read it; drop it\n"
+    assert not (tmp_path / "outputs" / "runs").exists() or not results(tmp_path / "outputs")
+
+
+SWEEPS = {"phase1": 7, "phase2": 3, "phase3": 3, "phase4": 5, "phase5": 14, "all": 27}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweeps_name_experiments_that_exist(compose_config: Compose, name: str) -> None:
+    register_resolvers()
+    config = compose_config(f"sweep={name}")
+    params = compose("config", [f"sweep={name}"], return_hydra_config=True).hydra.sweeper.params
+    chosen = [word.strip() for word in params.experiment.split(",")]
+    assert len(chosen) == len(set(chosen)) == SWEEPS[name]
+    assert all((conf_directory() / "experiment" / f"{one}.yaml").is_file() for one in chosen)
+    assert params.seed == "1,2,3"
+    assert config.jobs is None
+
+
+def test_plan_of_a_sweep_runs_nothing(command: Command, tmp_path: Path) -> None:
+    done = command("newllm.train", "sweep=phase4", "seed=1", "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("steps planned") == 5
+    assert not results(tmp_path)
+
+
+def test_standing(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config(*TINY)
+    assert not has_ended(tmp_path / "nothing", config)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "result.json").write_text("{")
+    with pytest.raises(RunConflict, match=r"result\.json is broken"):
+        has_ended(tmp_path / "broken", config)
+    aside = move_aside(tmp_path / "broken", tmp_path)
+    assert (aside / "result.json").read_text() == "{"
+    assert not (tmp_path / "broken").exists()
