@@ -228,6 +228,8 @@ class Checkpoints(Callback):
     ) -> None:
         # Not after an epoch's last batch: a resumed run would miss the validation that follows.
         if trainer.is_last_batch:
+            if self._is_asked_to_stop and trainer.num_training_batches == 1:
+                raise KeyboardInterrupt  # there will never be a better moment
             return
         is_due = time.monotonic() - self._written_at > self.interval
         if is_due or self._is_asked_to_stop:

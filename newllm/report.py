@@ -78,7 +78,7 @@ def main() -> None:
         runs = gather(options.runs)
     except ValueError as error:
         sys.exit(str(error))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 250  # a file or a pipe has no edge to break lines at
     if len(runs) <= MANY:

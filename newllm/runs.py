@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,7 @@ from newllm.config.build import instantiate
 from newllm.data.tokenizer import Tokenizer
 from newllm.models.language_model import LanguageModel
 
+PATIENCE = 30.0  # seconds to wait for a run that was asked to end
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
 
@@ -53,7 +55,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self._lock: IO[str] = (path / ".lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock(PATIENCE if goes_on else 0.0)
             self._refuse_if_used()  # by a run that ended just before
         except BlockingIOError as error:
             self._lock.close()
@@ -66,6 +68,11 @@ class RunDirectory:
                 self._result = json.loads(self.result_file.read_text())
 
     @property
+    def result(self) -> dict[str, Any]:
+        """What the result says so far."""
+        return dict(self._result)
+
+    @property
     def status(self) -> str | None:
         """What the result says so far."""
         return self._result.get("status")
@@ -74,6 +81,17 @@ class RunDirectory:
     def seconds_before(self) -> float:
         """What the run took so far, if it goes on from a checkpoint."""
         return (self._result.get("seconds") or 0.0) if self.last_checkpoint else 0.0
+
+    def _take_lock(self, patience: float) -> None:
+        """Take the lock; wait so many seconds for one who is about to give it up."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.1)
 
     def _refuse_if_used(self) -> None:
         if self.result_file.exists() and not self._goes_on:
@@ -125,6 +143,8 @@ def has_ended(path: Path, config: DictConfig) -> bool:
     ways_out = "name=NEW keeps both, overwrite=true moves the old one aside"
     try:
         result = read_result(path)
+        if "config_hash" not in result:
+            return False  # it failed before it could say what it is
         differences = [] if result.get("config_hash") == config_hash(config) else [
             *_differences(_hashed(_read_config(path / "config.yaml")), _hashed(config))
         ] or ["by an older version of newllm"]  # fmt: skip

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rich.live import Live
 from rich.table import Table
 
 from newllm.config.build import ConfigFault
-from newllm.config.composed import composed_faults
+from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import run_folder
 from newllm.data.corpora import NUM_SENTENCES
 from newllm.runs import ENDS, RunConflict, RunDirectory, has_ended, move_aside, read_result
@@ -86,9 +86,9 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
         ConfigFault: a job cannot be composed, or its folder holds another run; none was started.
         KeyboardInterrupt: after all running jobs have written down where they are.
     """
+    _check(jobs, top)
     if jobs[0].config.plan:
         return _plan_only(jobs)
-    _check(jobs, top)
     outcomes: dict[Job, Outcome] = {}
     waiting = []
     for job in jobs:
@@ -98,7 +98,8 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
             waiting.append(job)
     waiting.sort(key=lambda job: -job.cost)
     interrupted = False
-    with _Team(waiting, _side_by_side(jobs[0].config, len(waiting))) as team:
+    # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
+    with _Team(waiting, _side_by_side(jobs[0].config, len(jobs))) as team:
         try:
             team.run()
         except KeyboardInterrupt:
@@ -130,11 +131,16 @@ def _check(jobs: Sequence[Job], top: Path) -> None:
     faults: dict[str, str] = {}
     folders: dict[Path, Job] = {}
     for job in jobs:
-        for fault in composed_faults(job.config, job.overrides):
+        found = composed_faults(job.config, job.overrides)
+        try:
+            check_settings(job.config)
+        except ConfigFault as error:
+            found += str(error).splitlines()
+        for fault in found:
             faults.setdefault(fault, job.label)
         if folders.setdefault(job.folder, job) is not job:
             faults.setdefault(f"{job.folder}: two jobs have this place", job.label)
-    if not faults:
+    if not faults and not jobs[0].config.plan:
         for job in jobs:
             try:
                 has_ended(job.folder, job.config)
@@ -165,7 +171,7 @@ class _Team:
         self._context = multiprocessing.get_context("forkserver")
         # Its children then start with all of torch and Lightning loaded.
         self._context.set_forkserver_preload(["newllm.experiment", "newllm.summary"])
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(console=self._console, get_renderable=self._line, refresh_per_second=2)
 
     def __enter__(self) -> _Team:
@@ -193,11 +199,20 @@ class _Team:
         self._gather(interrupted=True)
 
     def _start(self, job: Job) -> None:
+        if not self._running:
+            self._start_server()
         content = OmegaConf.to_yaml(job.config)
         arguments = (content, job.folder, job.experiment, self._threads)
         process = self._context.Process(target=work, args=arguments, name=job.label)
         process.start()
         self._running[process] = job
+
+    @staticmethod
+    def _start_server() -> None:
+        """Start what forks the processes; Ctrl-C, which reaches it too, must not end it."""
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, handler)
 
     def _gather(self, interrupted: bool = False) -> None:
         for process in [process for process in self._running if process.exitcode is not None]:
@@ -209,12 +224,13 @@ class _Team:
                 self._console.print(f"{self._line()}; {job.label}: {outcome.status}")
 
     def _line(self) -> str:
-        ended = [outcome.status for outcome in self.outcomes.values()]
+        outcomes = dict(self.outcomes)  # the display asks from a thread of its own
+        ended = [outcome.status for outcome in outcomes.values()]
         done = ended.count("done")
         line = f"{done} of {self._num_jobs} done, {len(self._running)} running"
         if others := len(ended) - done:
             line += f", {others} failed"
-        cost = sum(job.cost for job in self.outcomes)
+        cost = sum(job.cost for job in outcomes)
         if 0 < cost < self._total_cost:
             elapsed = time.monotonic() - self._started
             left = elapsed * (self._total_cost - cost) / cost
@@ -287,7 +303,7 @@ def _outcome(job: Job, status: str | None = None) -> Outcome:
     try:
         result = read_result(job.folder)
     except ValueError as error:
-        return Outcome("failed", math.inf, 0.0, str(error))
+        return Outcome("not started", math.inf, 0.0, str(error))
     loss = result.get("best_val_loss")
     return Outcome(
         status=status if status and result["status"] == "done" else result["status"],
@@ -307,7 +323,7 @@ def _print_table(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -
         status = "done before" if outcome.status == "skipped" else outcome.status
         loss = f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "-"
         table.add_row(job.label, status, loss, f"{outcome.seconds:.0f}", outcome.reason)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 250
     console.print(table)

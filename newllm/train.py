@@ -69,9 +69,13 @@ def train(
         print(f"only planned; the training would take {experiment.estimated_seconds():.0f} s here")
         return {}
     run = RunDirectory(folder, goes_on)
-    started = time.monotonic()
+    if run.status in ENDS:  # another sweep was faster
+        run.release()
+        return run.result
+    before, started = run.seconds_before, time.monotonic()
     result: dict[str, Any] = {}
     try:
+        run.record(status="running")
         record_start(run, experiment, experiment_name)
         experiment.trainer.fit(
             experiment.module,
@@ -92,7 +96,7 @@ def train(
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        seconds = round(run.seconds_before + time.monotonic() - started, 1)
+        seconds = round(before + time.monotonic() - started, 1)
         result = run.record(**result, seconds=seconds, **measured(experiment))
         if result["status"] in ENDS and not config.keep_last:
             run.remove_last_checkpoint()

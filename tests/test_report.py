@@ -8,7 +8,14 @@ import pytest
 from conftest import Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from newllm.analysis.series import derived, gather, pack, published, summarize
+from newllm.analysis.series import (
+    derived,
+    gather,
+    other_figures,
+    pack,
+    published,
+    summarize,
+)
 from newllm.analysis.statistics import mean_interval, next_run_interval
 from newllm.reporting import LANGUAGES, write_report
 
@@ -30,6 +37,7 @@ def make_run(top: Path, experiment: str, seed: int, **fields: Any) -> Path:
     result |= fields
     losses = [6.9, 5.0, 5.0, 9.0, 5.0, 4.9]
     spike = {"onset": 3, "peak": 3, "recovery": 4, "ratio": 1.8, "duration": 1, "unk": 0.7}
+    spike["steepest"] = 1.8
     result["spikes"] = {"val_by_step": [spike], "val_by_epoch": [], "train_by_step": []}
     (folder / "result.json").write_text(json.dumps(result))
     rows = [f"{epoch},{epoch * 2},{value},{value},{value}" for epoch, value in enumerate(losses, 1)]
@@ -100,6 +108,8 @@ def test_slips_of_the_summary_are_named() -> None:
     slips = {(row.name, row.claimed) for row in rows if row.is_slip}
     assert ("phase5_data_augmentation_exp2", 8.4) in slips  # 5.8 / 5.3557 is +8.3 %
     assert ("phase5_final_exp1", -44.8) not in slips
+    slips_of_figures = {row.claimed for row in other_figures() if row.is_slip}
+    assert slips_of_figures == {257.55, 40404, 142424, 9}
     assert len(rows) == sum(len(entry["claimed"]) for entry in published()["derived"])
 
 

@@ -21,12 +21,13 @@ def write_bands(runs: Sequence[Run], top: Path) -> int:
     """
     by_name: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.is_done and run.epochs:
-            by_name[Path(run.place).parent.name].append(run)
+        place = Path(run.place)
+        if run.is_done and run.epochs and place.name.startswith("seed="):
+            by_name[place.parent.name].append(run)
     folder = top / "_summary"
-    shutil.rmtree(folder, ignore_errors=True)  # it is made of the runs and nothing else
     several = {name: group for name, group in by_name.items() if len(group) > 1}
     for name, group in several.items():
+        shutil.rmtree(folder / name, ignore_errors=True)  # made of the runs and nothing else
         with SummaryWriter(str(folder / name)) as writer:
             for rows in zip(*(run.epochs for run in group), strict=False):
                 losses = [row.get("val/loss", math.nan) for row in rows]

@@ -44,6 +44,11 @@ class Run:
     def is_done(self) -> bool:
         return bool(self.result["status"] == "done")
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it came so far as to say what it is."""
+        return "parameters" in self.result
+
 
 def read_run(path: Path) -> Run:
     """A run directory; tables that it lacks are empty.
@@ -81,16 +86,24 @@ def gather(paths: Iterable[Path]) -> list[Run]:
             raise ValueError(f"{path}: holds no run; lacks result.json")
         runs += found
     unique: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: not run.is_done):
+    for run in sorted(runs, key=lambda run: (not run.is_done, not _is_of_series(run))):
         unique.setdefault(run.result.get("config_hash") or run.place, run)
     return [run for run in runs if unique.get(run.result.get("config_hash") or run.place) is run]
+
+
+def _is_of_series(run: Run) -> bool:
+    experiment = run.result.get("experiment")
+    return experiment is not None and _is_of(run, experiment)
 
 
 def _below(path: Path) -> Iterable[Run]:
     for file in sorted(path.rglob("result.json")):
         inside = file.parent.relative_to(path).parts
         if not any(part.startswith("_") for part in inside):
-            yield read_run(file.parent)
+            try:
+                yield read_run(file.parent)
+            except ValueError as error:
+                yield Run(str(file.parent), {"status": "broken", "error": str(error)})
 
 
 def pack(runs: Sequence[Run], path: Path) -> None:
@@ -177,15 +190,15 @@ class Summary:
 
     @property
     def parameters(self) -> int | None:
-        return self.runs[0].result["parameters"] if self.runs else None
+        return next((run.result["parameters"] for run in self.runs if run.is_known), None)
 
     @property
     def verdict(self) -> str:
         """not run, not reported, not comparable, agrees or differs.
 
         The reported loss is of one run. It agrees if a further run of ours could as well have had
-        it, with 95 % confidence, or if it is no farther from the mean than runs of the series that
-        differ in nothing that matters are from one another.
+        it, with 95 % confidence from at least three runs, or if it is no farther from the mean than
+        runs of the series that differ in nothing that matters are from one another.
         """
         if not self.done:
             return "not run"
@@ -194,7 +207,7 @@ class Summary:
         if self.is_stand_in:
             return "not comparable"
         further = next_run_interval(self.losses)
-        width = further.half_width if math.isfinite(further.half_width) else 0.0
+        width = further.half_width if further.num_runs >= 3 else 0.0
         return (
             "agrees"
             if abs(self.reported - further.mean) <= max(width, SPREAD_OF_ONE_RUN)
@@ -220,10 +233,12 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
 
 
 def _is_of(run: Run, experiment: str) -> bool:
-    """Whether a run is that experiment as it stands, with no other choice than the seed."""
-    path = Path(run.place)
-    as_it_stands = path.parent.name == experiment or not path.name.startswith("seed=")
-    return run.result.get("experiment") == experiment and as_it_stands
+    """Whether a run is that experiment as it stands, with no other choice than the seed.
+
+    Sweeps name the folder of a run by all choices, so that only their runs can be known to be.
+    """
+    named = Path(run.place).absolute().parent.name == experiment
+    return run.result.get("experiment") == experiment and named
 
 
 @dataclass(frozen=True)
@@ -263,6 +278,35 @@ def derived(summaries: Sequence[Summary]) -> list[Derived]:
                 )
             )
     return rows
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Another figure of the summary, and what it should be by the numbers it follows from."""
+
+    what: str
+    claimed: float
+    computed: float
+
+    @property
+    def is_slip(self) -> bool:
+        """Whether the claim is not the computed figure, rounded to as many digits."""
+        digits = len(str(self.claimed).partition(".")[2])
+        return abs(self.claimed - self.computed) > 0.55 * 10**-digits
+
+
+def other_figures() -> list[Figure]:
+    """Those that are neither losses of experiments nor percentages of these."""
+    figures = []
+    for entry in published()["figure"]:
+        if "exp" in entry:
+            computed = math.exp(*entry["exp"])
+        elif "percent" in entry:
+            computed = 100 * (entry["percent"][0] / entry["percent"][1] - 1)
+        else:
+            computed = entry["ratio"][0] / entry["ratio"][1]
+        figures.append(Figure(entry["what"], entry["claimed"], computed))
+    return figures
 
 
 def _percent(value: float | None, base: float | None) -> float | None:

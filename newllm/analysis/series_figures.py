@@ -61,8 +61,6 @@ def overview(summaries: Sequence[Summary], reported: str, ours: str, label: str)
 
 
 def _corpus(summary: Summary) -> str:
-    if summary.runs:
-        return str(summary.runs[0].result["corpus"])
     if "augmentation" in summary.name:
         return "augmented124"
     return "quality500" if "final" in summary.name else "tiny30"
@@ -77,7 +75,7 @@ def curve_grid(summaries: Sequence[Summary], train: str, validation: str) -> Fig
     for axes, summary in zip(panels, summaries, strict=False):
         for run in summary.done:
             epochs = [row["epoch"] for row in run.epochs]
-            for key, colour in (("train/loss", GREY), ("val/loss", BLUE)):
+            for key, colour in (("train/loss", GREY), ("val/loss_batch_mean", BLUE)):
                 losses = [row.get(key, math.nan) for row in run.epochs]
                 axes.plot(epochs, losses, color=colour, linewidth=0.7, alpha=0.8)
         if summary.reported is not None:
@@ -117,7 +115,7 @@ def spikes(summaries: Sequence[Summary], label: str, kinds: dict[str, str]) -> F
         epochs = range(curve["first_epoch"], curve["first_epoch"] + len(curve["losses"]))
         above.plot(epochs, curve["losses"], "D-", color=ORANGE, mfc="none", ms=5)
         for run in summary.done:
-            losses = [row.get("val/loss", math.nan) for row in run.epochs]
+            losses = [row.get("val/loss_batch_mean", math.nan) for row in run.epochs]
             above.plot([row["epoch"] for row in run.epochs], losses, color=BLUE, linewidth=0.8)
         above.set_title(curve["name"], fontsize=9)
         above.set_ylabel(label)
