@@ -156,7 +156,13 @@ def write_report(runs: Sequence[Run], folder: Path, lang: str = "en") -> Path:
     _spike_tables(document, summaries, _, label)
     document.fold(_("Curves of all runs"))
     document.text(_(DEFINITION_OF_CURVES))
-    grid = series_figures.curve_grid(summaries, label("train"), label("validation"))
+    grid = series_figures.curve_grid(
+        summaries,
+        label("train"),
+        label("validation"),
+        label("epoch"),
+        label("validation loss (nats per token)"),
+    )
     document.figure("curves", grid, _("Curves of all runs"))
     document.unfold()
     _other_runs(document, runs, summaries, _)
@@ -274,7 +280,7 @@ def _headline_table(document: Document, chosen: Sequence[Summary], _: Translate)
 def _all_experiments(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
     document.fold(_("All experiments"))
     document.text(_(DEFINITION))
-    words = ("experiment", "parameters", "reported", "reproduced", "runs", "best epoch",
+    words = ("experiment", "parameters", "equal", "reported", "reproduced", "runs", "best epoch",
              "reported epoch", "spikes by step", "spikes by epoch", "verdict",
              "command")  # fmt: skip
     document.table([_(word) for word in words], [_row(summary, _) for summary in summaries])
@@ -289,6 +295,7 @@ def _row(summary: Summary, _: Translate) -> list[str]:
     return [
         summary.name,
         "-" if parameters is None else f"{parameters:,}",
+        _equal(parameters, summary.reported_parameters, _),
         _reported(summary),
         _interval(summary),
         f"{len(summary.done)}" + (f", {failed} {_('failed')}" if failed else ""),
@@ -299,6 +306,10 @@ def _row(summary: Summary, _: Translate) -> list[str]:
         _verdict_word(summary, _),
         f"`python -m newllm.train -m experiment={summary.name} seed=1,2,3`",
     ]
+
+
+def _equal(ours: int | None, reported: int | None, _: Translate) -> str:
+    return "-" if ours is None or reported is None else _("yes" if ours == reported else "no")
 
 
 def _spiked(summary: Summary, find: Callable[[Run], list[Any]]) -> str:
@@ -404,14 +415,33 @@ def _spike_tables(
         )
     document.table([_(word).replace("<UNK>", "&lt;UNK&gt;") for word in words], rows)
     document.text(f"**{_('The published spikes beside ours')}**")
+    by_name = {summary.name: summary for summary in summaries}
+    document.table(
+        [_(word) for word in ("experiment", "reported", "reproduced")],
+        [
+            [
+                entry["name"],
+                f"{entry['height']:g} ({entry['epoch']})",
+                _peaks(by_name[entry["name"]]),
+            ]
+            for entry in published()["peak"]
+        ],
+    )
     kinds = {
         "unk": label("<UNK> targets"),
         "eos": label("<EOS> targets"),
         "other": label("other targets"),
     }
-    figure = series_figures.spikes(summaries, label("validation loss (nats per token)"), kinds)
+    loss = label("validation loss (nats per token)")
+    figure = series_figures.spikes(summaries, loss, label("epoch"), label("step"), kinds)
     document.figure("spikes", figure, _("The published spikes beside ours"))
     document.unfold()
+
+
+def _peaks(summary: Summary) -> str:
+    """Of each run the highest peak by epoch and its epoch, such as `8.1 (17), 7.9 (16)`."""
+    found = [spike for run in summary.done if (spike := _largest_row(run, "val_by_epoch"))]
+    return ", ".join(f"{spike['height']:.3g} ({spike['peak']:g})" for spike in found) or "-"
 
 
 def _traits(summaries: Sequence[Summary]) -> list[tuple[str, str]]:

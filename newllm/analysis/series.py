@@ -160,6 +160,7 @@ class Summary:
 
     name: str
     phase: int
+    reported_parameters: int | None
     reported: float | None
     reported_epoch: int | None
     is_approximate: bool
@@ -221,6 +222,7 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
         Summary(
             name=entry["name"],
             phase=entry["phase"],
+            reported_parameters=entry.get("parameters"),
             reported=entry.get("loss"),
             reported_epoch=entry.get("epoch"),
             is_approximate=entry.get("approximate", False),

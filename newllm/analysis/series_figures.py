@@ -66,7 +66,9 @@ def _corpus(summary: Summary) -> str:
     return "quality500" if "final" in summary.name else "tiny30"
 
 
-def curve_grid(summaries: Sequence[Summary], train: str, validation: str) -> Figure:
+def curve_grid(
+    summaries: Sequence[Summary], train: str, validation: str, epoch: str, loss_label: str
+) -> Figure:
     """All loss curves by epoch on common axes; unigram, bigram and oracle of the same split."""
     columns = 5
     rows = math.ceil(len(summaries) / columns)
@@ -88,6 +90,8 @@ def curve_grid(summaries: Sequence[Summary], train: str, validation: str) -> Fig
         _plain(axes)
     for axes in panels[len(summaries) :]:
         axes.set_visible(False)
+    figure.supxlabel(epoch, fontsize=9)
+    figure.supylabel(loss_label, fontsize=9)
     panels[0].set_ylim(1.3, 9)
     panels[0].set_xscale("log")
     panels[0].set_xlim(1, 150)
@@ -97,12 +101,16 @@ def curve_grid(summaries: Sequence[Summary], train: str, validation: str) -> Fig
     return figure
 
 
-def spikes(summaries: Sequence[Summary], label: str, kinds: dict[str, str]) -> Figure:
+def spikes(
+    summaries: Sequence[Summary], label: str, epoch: str, step: str, kinds: dict[str, str]
+) -> Figure:
     """The published spikes by epoch beside ours, above; by step and kind of target, below.
 
     Args:
         summaries: all experiments.
         label: of the vertical axes.
+        epoch: of the horizontal axes above.
+        step: of those below.
         kinds: what the kinds of targets are called.
     """
     by_name = {summary.name: summary for summary in summaries}
@@ -119,10 +127,13 @@ def spikes(summaries: Sequence[Summary], label: str, kinds: dict[str, str]) -> F
             above.plot([row["epoch"] for row in run.epochs], losses, color=BLUE, linewidth=0.8)
         above.set_title(curve["name"], fontsize=9)
         above.set_ylabel(label)
+        above.set_xlabel(epoch)
         _plain(above)
         if summary.done:
             _contributions(below, summary.done, kinds)
         below.set_ylabel(label)
+        below.set_xlabel(step)
+        below.set_title(curve["name"], fontsize=9)
         _plain(below)
     return figure
 
