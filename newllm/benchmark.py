@@ -75,7 +75,7 @@ def format_timing(timing: Timing) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m newllm.benchmark", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="half a minute, a small model")
+    parser.add_argument("--quick", action="store_true", help="a minute, a small model")
     parser.add_argument("--threads", default=None, help="such as 1,2 (default: 1 and all)")
     parser.add_argument("--compare", type=Path, help="an older benchmark.json to set beside")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder")
