@@ -291,14 +291,14 @@ def _row(summary: Summary, _: Translate) -> list[str]:
     parameters = summary.parameters
     epochs = summary.best_epochs
     middle = f"{statistics.median(epochs):g} ({epochs[0]}-{epochs[-1]})" if epochs else "-"
-    failed = len(summary.runs) - len(summary.done)
+    not_done = len(summary.runs) - len(summary.done)
     return [
         summary.name,
         "-" if parameters is None else f"{parameters:,}",
         _equal(parameters, summary.reported_parameters, _),
         _reported(summary),
         _interval(summary),
-        f"{len(summary.done)}" + (f", {failed} {_('failed')}" if failed else ""),
+        f"{len(summary.done)}" + (f", {not_done} {_('not done')}" if not_done else ""),
         middle,
         str(summary.reported_epoch or "-"),
         _spiked(summary, _by_step),

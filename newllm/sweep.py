@@ -83,7 +83,7 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
     """Run all jobs; returns the best validation loss of each, infinite where there is none.
 
     Raises:
-        ConfigFault: a job cannot be composed, or its folder holds another run; none was started.
+        SystemExit: a job cannot be composed, or its folder holds another run; none was started.
         KeyboardInterrupt: after all running jobs have written down where they are.
     """
     _check(jobs, top)
@@ -150,7 +150,9 @@ def _check(jobs: Sequence[Job], top: Path) -> None:
                 else:
                     faults.setdefault(str(error), job.label)
     if faults:
-        raise ConfigFault([f"{label}: {fault}" for fault, label in faults.items()])
+        # Hydra would show where an exception came from, which helps nobody here.
+        print("\n".join(f"{label}: {fault}" for fault, label in faults.items()), file=sys.stderr)
+        sys.exit(1)
 
 
 def _side_by_side(config: DictConfig, num_jobs: int) -> int:

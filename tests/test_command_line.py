@@ -184,7 +184,7 @@ def test_a_faulty_run_ends_with_lines_and_code_1(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "result.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("newllm.train.failed_jobs", [])
+    monkeypatch.setattr("newllm.train.failed", [])
     monkeypatch.setattr("sys.argv", ["newllm.train", *line.split()])
     with pytest.raises(SystemExit) as end:
         main()
