@@ -18,7 +18,7 @@ from newllm.models.native.plan import BACKWARD, PLAN
 from newllm.models.native.team import run_on_team
 
 PATIENCE = 2.0  # seconds; to load what was compiled before takes less
-NOTICE = "compiling the recurrence for this processor; some 10 s, this once"
+NOTICE = "compiling the recurrence for this processor; some 20 s, this once"
 
 
 def _entries(sources: str) -> dict[tuple[str, torch.dtype], Callable[[Any], None]]:
