@@ -17,7 +17,8 @@ from rich.table import Table
 from newllm.analysis import figures
 from newllm.analysis.bands import write_bands
 from newllm.analysis.series import Run, gather, pack
-from newllm.reporting import LANGUAGES, write_report
+from newllm.reporting.language import LANGUAGES
+from newllm.reporting.page import write_markdown, write_report
 
 MANY = 12  # runs; more of them are for the page, not for the terminal
 
@@ -66,12 +67,16 @@ def main() -> None:
     help = f"run directories, folders of them, or packed runs ({default})"
     parser.add_argument("runs", nargs="*", type=Path, default=[default], help=help)
     parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="folder")
+    help = "write the page as this file of Markdown instead, figures in a folder named like it"
+    parser.add_argument("--markdown", type=Path, metavar="FILE.md", help=help)
     parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of the page")
     parser.add_argument("--figure", type=Path, help="draw the curves of these runs in one picture")
     parser.add_argument("--pack", type=Path, help="write what the page needs into FILE.json.gz")
     options = parser.parse_args()
     if options.figure and options.figure.suffix not in (".png", ".svg", ".pdf"):
         sys.exit(f"--figure {options.figure}: must end in .png, .svg or .pdf")
+    if options.markdown and options.markdown.suffix != ".md":
+        sys.exit(f"--markdown {options.markdown}: must end in .md")
     if options.pack and not options.pack.name.endswith(".json.gz"):
         sys.exit(f"--pack {options.pack}: must end in .json.gz")
     try:
@@ -93,7 +98,10 @@ def main() -> None:
     for folder in options.runs:
         if folder.is_dir() and not (folder / "result.json").is_file():
             write_bands([run for run in runs if Path(run.place).is_relative_to(folder)], folder)
-    page = write_report(runs, options.output, options.lang)
+    if options.markdown:
+        page = write_markdown(runs, options.markdown, options.lang)
+    else:
+        page = write_report(runs, options.output, options.lang)
     print(f"page: {page}")
 
 

@@ -17,7 +17,8 @@ from newllm.analysis.series import (
     summarize,
 )
 from newllm.analysis.statistics import mean_interval, next_run_interval
-from newllm.reporting import LANGUAGES, write_report
+from newllm.reporting.language import LANGUAGES
+from newllm.reporting.page import write_report
 
 
 def make_run(top: Path, experiment: str, seed: int, **fields: Any) -> Path:
@@ -151,5 +152,11 @@ def test_the_command(command: Command, runs: Path, tmp_path: Path) -> None:
     assert means == pytest.approx([6.9, 5.0, 5.0, 9.0, 5.0, 4.9])
     assert [path.name for path in (runs / "_summary").iterdir()] == ["phase1_baseline"]
     assert "page: outputs/report/index.html" in done.stdout
+    done = command("newllm.report", str(runs), "--markdown", "page.md")
+    assert done.returncode == 0, done.stderr
+    assert "](page/overview.png)" in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "page" / "overview.png").is_file()
+    done = command("newllm.report", str(runs), "--markdown", "page.txt")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     done = command("newllm.report")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

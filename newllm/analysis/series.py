@@ -49,6 +49,11 @@ class Run:
         """Whether it came so far as to say what it is."""
         return "parameters" in self.result
 
+    def largest_spike(self, curve: str) -> dict[str, Any] | None:
+        """The spike of the largest ratio in `val_by_step` or `val_by_epoch`, if there is any."""
+        found = (self.result.get("spikes") or {}).get(curve) or []
+        return max(found, key=lambda spike: spike["ratio"], default=None)
+
 
 def read_run(path: Path) -> Run:
     """A run directory; tables that it lacks are empty.
@@ -160,6 +165,7 @@ class Summary:
 
     name: str
     phase: int
+    change: str
     reported_parameters: int | None
     reported: float | None
     reported_epoch: int | None
@@ -222,6 +228,7 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
         Summary(
             name=entry["name"],
             phase=entry["phase"],
+            change=entry["change"],
             reported_parameters=entry.get("parameters"),
             reported=entry.get("loss"),
             reported_epoch=entry.get("epoch"),

@@ -89,11 +89,6 @@ def find_spikes(positions: Sequence[float], values: Sequence[float]) -> list[Spi
     return spikes
 
 
-def largest(spikes: Sequence[Spike]) -> Spike | None:
-    """The one with the largest ratio, if there is any."""
-    return max(spikes, key=lambda spike: spike.ratio, default=None)
-
-
 KINDS = ("unk", "eos", "other")
 
 

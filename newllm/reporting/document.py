@@ -1,0 +1,99 @@
+"""A document that grows part by part: Markdown with figures beside it, and one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import markdown
+import matplotlib
+from jinja2 import Template
+from matplotlib.figure import Figure
+
+PAGE = Template(
+    """<!doctype html>
+<html lang="{{ lang }}"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto;
+       padding: 0 1rem; }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
+th { border-bottom: 2px solid #888; }
+td { font-variant-numeric: tabular-nums; }
+img { max-width: 100%; }
+code { font-size: 12px; background: #f4f4f4; padding: 0 .2rem; }
+details { margin: .8rem 0; border-top: 1px solid #ccc; padding-top: .5rem; overflow-x: auto; }
+summary { cursor: pointer; font-weight: 600; }
+@media print { details { break-inside: avoid-page; } body { margin: 0; } }
+</style></head><body>
+{{ body }}
+<script>addEventListener("beforeprint", () =>
+  document.querySelectorAll("details").forEach(details => details.open = true));</script>
+</body></html>
+"""
+)
+
+
+def quoted(text: object) -> str:
+    """Text from elsewhere as a cell or a line that holds no markup."""
+    return html.escape(" ".join(str(text).split())).replace("|", "&#124;")
+
+
+class Document:
+    """Markdown that grows, with its figures as files beside it."""
+
+    def __init__(self, folder: Path, fonts: Sequence[str] = ("DejaVu Sans",)) -> None:
+        self.folder, self.fonts = folder, list(fonts)
+        self.parts: list[str] = []
+        self.drawings: dict[str, str] = {}  # the file of a figure: its drawing, to be embedded
+
+    def text(self, *paragraphs: str) -> None:
+        self.parts += paragraphs
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; cells are Markdown, with foreign text `quoted`."""
+        lines = [headings, ["---"] * len(headings), *rows]
+        self.parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+    def figure(self, name: str, figure: Figure, caption: str) -> None:
+        drawing = io.BytesIO()
+        # Without a date and random names in it, the same runs make the same page.
+        with matplotlib.rc_context({"svg.hashsalt": "newllm", "font.family": self.fonts}):
+            figure.savefig(self.folder / f"{name}.png", dpi=110)
+            figure.savefig(drawing, format="svg", metadata={"Date": None})
+        encoded = base64.b64encode(drawing.getvalue()).decode()
+        self.drawings[f"{name}.png"] = f"data:image/svg+xml;base64,{encoded}"
+        self.parts.append(f"![{caption}]({name}.png)")
+
+    def fold(self, title: str) -> None:
+        """Start a part that is folded away until somebody wants it."""
+        self.parts.append(f'<details markdown="1"><summary>{title}</summary>')
+
+    def unfold(self) -> None:
+        self.parts.append("</details>")
+
+    def write_markdown(self, path: Path) -> Path:
+        """Write it as Markdown, wherever; returns its place."""
+        content = self._content.replace('<details markdown="1">', "<details>")
+        beside = os.path.relpath(self.folder, path.parent)
+        for file in self.drawings:
+            content = content.replace(f"]({file})", f"]({Path(beside, file)})")
+        path.write_text(content, encoding="utf-8")
+        return path
+
+    def write_html(self, path: Path, title: str, lang: str) -> Path:
+        """Write it as one page that needs no other file; returns its place."""
+        body = markdown.markdown(self._content, extensions=["tables", "md_in_html"])
+        for file, drawing in self.drawings.items():
+            body = body.replace(f'src="{file}"', f'src="{drawing}"')
+        path.write_text(PAGE.render(title=title, body=body, lang=lang), encoding="utf-8")
+        return path
+
+    @property
+    def _content(self) -> str:
+        return "\n\n".join(self.parts) + "\n"

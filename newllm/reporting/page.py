@@ -1,0 +1,191 @@
+"""The page of a series: a verdict, one figure, one table; the rest folded below."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from newllm.analysis import series_figures
+from newllm.analysis.series import Run, Summary, summarize
+from newllm.reporting.document import Document, quoted
+from newllm.reporting.language import Translate, japanese_fonts, translator
+from newllm.reporting.spike_study import spike_study
+from newllm.reporting.tables import (
+    all_experiments,
+    derived_table,
+    figures_table,
+    headline_table,
+    interval,
+    ratio_table,
+    timeline,
+)
+
+TITLE = "The series, reproduced"
+HEADLINE = (
+    *("transformer_leaky", "transformer", "phase1_baseline", "phase2_layernorm_wide_long"),
+    *("phase3_gating", "phase5_baseline_exp1", "phase5_final_exp1", "phase5_final_exp2"),
+)
+
+DEFINITION_OF_CURVES = (
+    "Validation losses are means over batches of 16 sentences, as the series counted them; "
+    "horizontal lines are the reported best, unigram and bigram counts, and the oracle."
+)
+
+
+def write_report(runs: Sequence[Run], folder: Path, lang: str = "en") -> Path:
+    """Write `report.md`, `index.html` and figures into a folder; returns the page's place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = _compose(runs, folder, lang)
+    document.write_markdown(folder / "report.md")
+    return document.write_html(folder / "index.html", translator(lang)(TITLE), lang)
+
+
+def write_markdown(runs: Sequence[Run], path: Path, lang: str = "en") -> Path:
+    """Write the page as one file of Markdown, its figures into a folder named like it."""
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    return _compose(runs, folder, lang).write_markdown(path)
+
+
+def _compose(runs: Sequence[Run], folder: Path, lang: str) -> Document:
+    _ = label = translator(lang)
+    fonts = ["DejaVu Sans"]
+    if lang == "ja" and (japanese := japanese_fonts()):
+        fonts = [*japanese, *fonts]
+    elif lang == "ja":
+        label = translator("en")  # figures have no letters for it
+    summaries = summarize(runs)
+    document = Document(folder, fonts)
+    document.text(f"# {_(TITLE)}", *_verdict(summaries, _))
+    overview = series_figures.overview(
+        summaries,
+        label("reported best loss"),
+        label("reproduced, each seed and mean"),
+        label("best validation loss (nats per token)"),
+    )
+    caption = _(
+        "Every experiment in the order of the series, reported and reproduced. Losses on different "
+        "corpora cannot be compared."
+    )
+    document.figure("overview", overview, caption)
+    headline_table(document, [s for s in summaries if s.name in HEADLINE], _)
+    all_experiments(document, summaries, _)
+    timeline(document, summaries, _)
+    derived_table(document, summaries, _)
+    figures_table(document, _)
+    ratio_table(document, summaries, _)
+    spike_study(document, summaries, _, label)
+    document.fold(_("Curves of all runs"))
+    document.text(_(DEFINITION_OF_CURVES))
+    grid = series_figures.curve_grid(
+        summaries,
+        label("train"),
+        label("validation"),
+        label("epoch"),
+        label("validation loss (nats per token)"),
+    )
+    document.figure("curves", grid, _("Curves of all runs"))
+    document.unfold()
+    _other_runs(document, runs, summaries, _)
+    _origin(document, runs, _)
+    return document
+
+
+def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
+    """Three sentences."""
+    verdicts = [summary.verdict for summary in summaries]
+    agree, differ = verdicts.count("agrees"), verdicts.count("differs")
+    sentences = [
+        _(
+            "{agree} of the {compared} results that can be compared come out as reported, {differ} "
+            "do not; the published Transformer baseline sees the future, so every comparison with "
+            "it is void."
+        ).format(agree=agree, compared=agree + differ, differ=differ)
+    ]
+    final = next(summary for summary in summaries if summary.name == "phase5_final_exp1")
+    if final.loss:
+        references = final.done[0].result["references"]
+        mean = statistics.fmean(run.result["best_val_loss"] for run in final.done)
+        relation = (
+            "The final result (reported {reported}, reproduced {mean}) is worse than counting "
+            "pairs of words on the same sentences ({bigram}); the grammar that made them scores "
+            "{oracle}."
+            if mean > references["bigram"]
+            else "The final result (reported {reported}, reproduced {mean}) beats counting pairs "
+            "of words on the same sentences ({bigram}); the grammar that made them scores {oracle}."
+        )
+        sentences.append(
+            _(relation).format(
+                reported=final.reported,
+                mean=interval(final),
+                bigram=f"{references['bigram']:.3f}",
+                oracle=f"{references['oracle']:.3f}",
+            )
+        )
+    else:
+        sentences.append(_("The final result has not been reproduced here."))
+    small = [run for s in summaries for run in s.done if run.result["corpus"] == "tiny30"]
+    onsets = [s["onset"] for run in small if (s := run.largest_spike("val_by_step"))]
+    if small and onsets:
+        sentences.append(
+            _(
+                "On 30 sentences {num_spiked} of {num_runs} runs have a spike in their validation "
+                "loss by step; the largest of each begins at step {onset} in the median."
+            ).format(
+                num_spiked=len(onsets), num_runs=len(small), onset=f"{statistics.median(onsets):g}"
+            )
+        )
+    else:
+        sentences.append(_("No run on 30 sentences was found to look for spikes in."))
+    return [" ".join(sentences)]
+
+
+def _other_runs(
+    document: Document, runs: Sequence[Run], summaries: Sequence[Summary], _: Translate
+) -> None:
+    of_series = {id(run) for summary in summaries for run in summary.runs}
+    ended_badly = [run for run in runs if not run.is_done]
+    others = [run for run in runs if run.is_done and id(run) not in of_series]
+    for title, chosen in (
+        (_("Failed and unfinished runs"), ended_badly),
+        (_("Other runs"), others),
+    ):
+        if chosen:
+            document.fold(f"{title} ({len(chosen)})")
+            words = ("run", "seed", "status", "best val loss", "reason")
+            document.table([_(word) for word in words], [_run_row(run) for run in chosen])
+            document.unfold()
+
+
+def _run_row(run: Run) -> list[str]:
+    result = run.result
+    loss = result.get("best_val_loss")
+    return [
+        quoted(result.get("experiment") or result.get("name") or run.place),
+        quoted(result.get("seed", "-")),
+        quoted(result["status"]),
+        "-" if loss is None else f"{loss:.4f}",
+        quoted(result.get("error") or ""),
+    ]
+
+
+def _origin(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    document.fold(_("How this page was made"))
+    revisions = Counter(quoted(run.result.get("git_revision"))[:12] for run in runs)
+    seconds = sum(run.result.get("seconds") or 0.0 for run in runs)
+    threads = sorted({quoted(run.result["threads"]) for run in runs if run.is_known})
+    by_revision = _("{num_runs} runs at revision {revision}")
+    document.text(
+        "`python -m newllm.train sweep=all`, `python -m newllm.report`",
+        _("{runs}; {minutes} minutes of processes with {threads} thread(s) each.").format(
+            runs=", ".join(
+                by_revision.format(num_runs=number, revision=revision)
+                for revision, number in revisions.most_common()
+            ),
+            minutes=f"{seconds / 60:.0f}",
+            threads=", ".join(threads),
+        ),
+    )
+    document.unfold()

@@ -1,0 +1,121 @@
+"""What the report says of spikes: the four traits that the series gives them, and each model's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from newllm.analysis import series_figures
+from newllm.analysis.series import Run, Summary, published
+from newllm.reporting.document import Document
+from newllm.reporting.language import Translate
+
+DEFINITION = (
+    "By step and by epoch the validation loss is a mean over tokens. A spike rises and falls by "
+    "at least a quarter; of each run the largest counts. Figures are medians, with the range over "
+    "runs."
+)
+
+
+def spike_study(
+    document: Document, summaries: Sequence[Summary], _: Translate, label: Translate
+) -> None:
+    """The traits, a row for each experiment, and the published spikes beside ours."""
+    document.fold(_("Spikes: the four traits"))
+    document.text(_(DEFINITION))
+    document.table(
+        [_(word) for word in ("trait", "what the runs show")],
+        [[_(trait), shown] for trait, shown in _traits(summaries, _)],
+    )
+    words = ("experiment", "runs with a spike", "onset (step)", "peak over level",
+             "steps to recovery", "share of <UNK> in the rise", "onset (epoch)")  # fmt: skip
+    rows = []
+    for summary in summaries:
+        if not summary.done:
+            continue
+        steps = _largest(summary.done, "val_by_step")
+        epochs = _largest(summary.done, "val_by_epoch")
+        rows.append(
+            [
+                summary.name,
+                f"{len(steps)}/{len(summary.done)}",
+                _median_and_range([spike["onset"] for spike in steps]),
+                _median_and_range([spike["ratio"] for spike in steps]),
+                _median_and_range([s["duration"] for s in steps if s["duration"] is not None]),
+                _median_and_range([100 * spike["unk"] for spike in steps], " %"),
+                _median_and_range([spike["onset"] for spike in epochs]),
+            ]
+        )
+    document.table([_(word).replace("<UNK>", "&lt;UNK&gt;") for word in words], rows)
+    document.text(f"**{_('The published spikes beside ours')}**")
+    by_name = {summary.name: summary for summary in summaries}
+    document.table(
+        [_(word) for word in ("experiment", "reported", "reproduced")],
+        [
+            [
+                entry["name"],
+                f"{entry['height']:g} ({entry['epoch']})",
+                _peaks(by_name[entry["name"]]),
+            ]
+            for entry in published()["peak"]
+        ],
+    )
+    kinds = {
+        "unk": label("<UNK> targets"),
+        "eos": label("<EOS> targets"),
+        "other": label("other targets"),
+    }
+    loss = label("validation loss (nats per token)")
+    figure = series_figures.spikes(summaries, loss, label("epoch"), label("step"), kinds)
+    document.figure("spikes", figure, _("The published spikes beside ours"))
+    document.unfold()
+
+
+def _peaks(summary: Summary) -> str:
+    """Of each run the highest peak by epoch and its epoch, such as `8.1 (17), 7.9 (16)`."""
+    found = _largest(summary.done, "val_by_epoch")
+    return ", ".join(f"{spike['height']:.3g} ({spike['peak']:g})" for spike in found) or "-"
+
+
+def _traits(summaries: Sequence[Summary], _: Translate) -> list[tuple[str, str]]:
+    """What the runs on 30 sentences say of the four traits that the summary gives its spikes."""
+    runs = [run for s in summaries for run in s.done if run.result["corpus"] == "tiny30"]
+    steps = _largest(runs, "val_by_step")
+    epochs = _largest(runs, "val_by_epoch")
+    wide = [run for run in runs if run.result["parameters"] > 10e6]
+    narrow = [run for run in runs if run.result["parameters"] < 10e6]
+
+    def rises(chosen: Sequence[Run]) -> list[float]:
+        return [spike["ratio"] for spike in _largest(chosen, "val_by_step")]
+
+    healed = sum(spike["recovery"] is not None for spike in steps)
+    return [
+        (
+            "always in the same epochs",
+            f"{_('epoch')} {_median_and_range([spike['onset'] for spike in epochs])}, "
+            f"{_('step')} {_median_and_range([spike['onset'] for spike in steps])}",
+        ),
+        (
+            "two to nine times in one epoch",
+            f"{_('epoch')}: x{_median_and_range([spike['steepest'] for spike in epochs])}; "
+            f"{_('step')}: x{_median_and_range([spike['steepest'] for spike in steps])}",
+        ),
+        ("heals by itself", f"{healed}/{len(steps)}"),
+        (
+            "worse for larger models",
+            f"&lt;10M: {len(rises(narrow))}/{len(narrow)}, x{_median_and_range(rises(narrow))}; "
+            f"&gt;10M: {len(rises(wide))}/{len(wide)}, x{_median_and_range(rises(wide))}",
+        ),
+    ]
+
+
+def _largest(runs: Sequence[Run], curve: str) -> list[dict[str, Any]]:
+    """The largest spike of each run that has one."""
+    return [spike for run in runs if (spike := run.largest_spike(curve))]
+
+
+def _median_and_range(values: Sequence[float], unit: str = "") -> str:
+    if not values:
+        return "-"
+    return f"{statistics.median(values):.3g}{unit} ({min(values):.3g}-{max(values):.3g})"

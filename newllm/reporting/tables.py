@@ -1,0 +1,172 @@
+"""The tables that set the published series beside its reproduction."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from newllm.analysis.series import Summary, derived, other_figures, published
+from newllm.reporting.document import Document
+from newllm.reporting.language import Translate
+
+DEFINITION = (
+    "Losses are best validation losses by the series' own definition (mean over batches of 16 "
+    "sentences), in nats per token: mean and 95 % interval over seeds."
+)
+
+
+def interval(summary: Summary) -> str:
+    """Mean and half width of the interval over seeds, such as `5.61 &plusmn; 0.11`."""
+    loss = summary.loss
+    if loss is None:
+        return "-"
+    if not math.isfinite(loss.half_width):
+        return f"{loss.mean:.4f}"
+    return f"{loss.mean:.4f} &plusmn; {loss.half_width:.4f}"
+
+
+def _reported(summary: Summary) -> str:
+    if summary.reported is None:
+        return "-"
+    return f"~{summary.reported:g}" if summary.is_approximate else f"{summary.reported:.4f}"
+
+
+def _verdict_word(summary: Summary, _: Translate) -> str:
+    word = _(summary.verdict)
+    return f"{word}; {_('void: sees the future')}" if summary.is_void else word
+
+
+def headline_table(document: Document, chosen: Sequence[Summary], _: Translate) -> None:
+    """A few experiments, with as few columns as will do."""
+    headings = [_(word) for word in ("experiment", "reported", "reproduced", "runs", "verdict")]
+    document.table(
+        headings,
+        [
+            [s.name, _reported(s), interval(s), str(len(s.done)), _verdict_word(s, _)]
+            for s in chosen
+        ],
+    )
+    document.text(_(DEFINITION))
+
+
+def all_experiments(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
+    """Every experiment with all its columns."""
+    document.fold(_("All experiments"))
+    document.text(_(DEFINITION))
+    words = ("experiment", "parameters", "equal", "reported", "reproduced", "runs", "best epoch",
+             "reported epoch", "spikes by step", "spikes by epoch", "verdict",
+             "command")  # fmt: skip
+    document.table([_(word) for word in words], [_row(summary, _) for summary in summaries])
+    document.unfold()
+
+
+def _row(summary: Summary, _: Translate) -> list[str]:
+    parameters = summary.parameters
+    epochs = summary.best_epochs
+    middle = f"{statistics.median(epochs):g} ({epochs[0]}-{epochs[-1]})" if epochs else "-"
+    not_done = len(summary.runs) - len(summary.done)
+    return [
+        summary.name,
+        "-" if parameters is None else f"{parameters:,}",
+        _equal(parameters, summary.reported_parameters, _),
+        _reported(summary),
+        interval(summary),
+        f"{len(summary.done)}" + (f", {not_done} {_('not done')}" if not_done else ""),
+        middle,
+        str(summary.reported_epoch or "-"),
+        _spiked(summary, "val_by_step"),
+        _spiked(summary, "val_by_epoch"),
+        _verdict_word(summary, _),
+        f"`python -m newllm.train -m experiment={summary.name} seed=1,2,3`",
+    ]
+
+
+def _equal(ours: int | None, reported: int | None, _: Translate) -> str:
+    return "-" if ours is None or reported is None else _("yes" if ours == reported else "no")
+
+
+def _spiked(summary: Summary, curve: str) -> str:
+    """In how many runs, and how high at most, such as `3/5 (2.1x)`."""
+    if not summary.done:
+        return "-"
+    found = [spike for run in summary.done if (spike := run.largest_spike(curve))]
+    highest = f" ({max(spike['ratio'] for spike in found):.1f}x)" if found else ""
+    return f"{len(found)}/{len(summary.done)}{highest}"
+
+
+def timeline(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
+    """What was changed in each experiment, phase by phase, and what the best loss became."""
+    document.fold(_("Timeline"))
+    words = ("phase", "experiment", "what was changed", "reported", "reproduced")
+    document.table(
+        [_(word) for word in words],
+        [[str(s.phase or "-"), s.name, _(s.change), _reported(s), interval(s)] for s in summaries],
+    )
+    document.unfold()
+
+
+def derived_table(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
+    """The percentages that the series prints: claimed, from its own losses, and from ours."""
+    document.fold(_("Percentages of the summary, recomputed"))
+    words = ("comparison", "experiment", "claimed", "from its own losses", "from ours", "slip")
+    document.table(
+        [_(word) for word in words],
+        [
+            [
+                row.table,
+                row.name,
+                f"{row.claimed:+g} %",
+                _percent(row.from_reported),
+                _percent(row.reproduced),
+                _("yes") if row.is_slip else "",
+            ]
+            for row in derived(summaries)
+        ],
+    )
+    document.unfold()
+
+
+def figures_table(document: Document, _: Translate) -> None:
+    """The other figures that the series prints, computed anew."""
+    document.fold(_("Other figures of the summary, recomputed"))
+    document.table(
+        [_(word) for word in ("figure", "claimed", "computed", "slip")],
+        [
+            [row.what, f"{row.claimed:g}", f"{row.computed:,.2f}", _("yes") if row.is_slip else ""]
+            for row in other_figures()
+        ],
+    )
+    document.unfold()
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f} %"
+
+
+def ratio_table(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
+    """Parameters per training sentence, claimed and by division."""
+    document.fold(_("Parameters per training sentence"))
+    by_name = {summary.name: summary for summary in summaries}
+    rows = []
+    for entry in published()["ratio"]:
+        parameters = by_name[entry["name"]].parameters
+        ours = None if parameters is None else parameters / _train_sentences(entry["name"])
+        is_slip = ours is not None and abs(ours - entry["claimed"]) > 1
+        rows.append(
+            [
+                entry["name"],
+                f"{entry['claimed']:,}",
+                "-" if ours is None else f"{ours:,.0f}",
+                _("yes") if is_slip else "",
+            ]
+        )
+    words = ("experiment", "claimed", "by division", "slip")
+    document.table([_(word) for word in words], rows)
+    document.unfold()
+
+
+def _train_sentences(experiment: str) -> int:
+    if "augmentation" in experiment:
+        return 99
+    return 400 if "final" in experiment else 24
