@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint data compare reproduce tensorboard clean
+.PHONY: help setup train test check-all lint data compare reproduce tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ train: $(READY)  ## train the default experiment; ARGS="key=value ..." changes i
 
 test: $(READY) lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest
+
+check-all: $(READY) lint  ## the test suite and the checks that take minutes each
+	$(BIN)/python -m pytest -m "long or not long"
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

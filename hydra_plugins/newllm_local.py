@@ -33,7 +33,8 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from newllm.sweep import Job, sweep
+        from newllm.jobs import Job
+        from newllm.sweep import sweep
 
         setup_globals()
         loader = self.hydra_context.config_loader

@@ -147,7 +147,7 @@ def has_ended(path: Path, config: DictConfig) -> bool:
             return False  # it failed before it could say what it is
         differences = [] if result.get("config_hash") == config_hash(config) else [
             *_differences(_hashed(_read_config(path / "config.yaml")), _hashed(config))
-        ] or ["by an older version of newllm"]  # fmt: skip
+        ] or ["by an older version of newllm, or from another text"]  # fmt: skip
     except ValueError as error:
         raise RunConflict(f"{error}; {ways_out}") from error
     if differences:
@@ -284,12 +284,23 @@ def config_hash(config: DictConfig) -> str:
 def _hashed(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
-    kept = {name: content.get(name) for name in HASHED}
+    kept: dict[str, Any] = {name: content.get(name) for name in HASHED}
+    # Callbacks of our own only watch; others may act, as early stopping does.
+    acting = {
+        name: node
+        for name, node in (content.get("callbacks") or {}).items()
+        if not str((node or {}).get("_target_")).startswith("newllm.")
+    }
+    if acting:
+        kept["callbacks"] = acting
     left_out = {"data": ["directory"]}
     if (kept["recipe"] or {}).get("output_classes") is None:
         left_out["model"] = ["vocabulary_size"]  # it follows from the data
     for part, names in left_out.items():
         kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
+    text = kept["data"].get("path")
+    if text and Path(text).is_file():  # what it says counts, not where it lies
+        kept["data"]["path"] = hashlib.sha256(Path(text).read_bytes()).hexdigest()
     return kept
 
 

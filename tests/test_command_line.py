@@ -123,6 +123,8 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "data.seed=3 data.vocabulary_size=100",
         "-m seed=1,2 model=context,lstm",
         "-m seed=range(1,4)",
+        "-m experiment=glob(phase3_*) seed=1,2",
+        "sweep=phase1 seed=1,2",
         "recipe.gradient_clip=[]",
         "name=2026",
     ],
@@ -147,6 +149,8 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("trainer.max_epochs=abc seed=abc", "trainer.max_epochs=abc"),
+        ("seed=1,2", "seed=1,2: several values make a sweep; add -m"),
+        ("-m experiment=glob(phase7_*)", "experiment=glob(phase7_*): matches no option"),
         ("model=transformer model.num_heads=3", "model.num_heads=3"),
         ("recipe=modern countermeasure=weight_decay model.dropout=2", "model.dropout=2"),
         ("data=text", "data=text needs data.path=FILE"),

@@ -5,6 +5,7 @@ from conftest import Compose
 from omegaconf import OmegaConf
 
 from newllm.config.build import conf_directory, instantiate
+from newllm.config.composed import composed_faults
 
 # Name: parameters, corpus, epochs, largest gradient norm in the first epoch.
 PUBLISHED = {
@@ -70,3 +71,15 @@ def test_the_default_is_the_final_experiment(compose_config: Compose) -> None:
     assert isinstance(final, dict)
     for part in ("model", "data", "optimizer", "schedule", "recipe", "trainer"):
         assert default[part] == final[part]
+
+
+def test_a_value_on_the_command_line_may_replace_what_an_experiment_sets(
+    compose_config: Compose,
+) -> None:
+    overrides = ("experiment=phase1_wide_long", "trainer.max_epochs=3")
+    assert composed_faults(compose_config(*overrides), overrides) == []
+    # What such a value does not replace must still be read.
+    overrides = ("experiment=phase1_wide_long", "model=transformer", "model.dropout=0.2")
+    assert any(
+        "normalization" in line for line in composed_faults(compose_config(*overrides), overrides)
+    )

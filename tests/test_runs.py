@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Compose
 
 from newllm.config.build import ConfigFault
 from newllm.data.tokenizer import Tokenizer
 from newllm.models.context import ContextModel
-from newllm.runs import RunConflict, RunDirectory, load_run
+from newllm.runs import RunConflict, RunDirectory, config_hash, load_run
 
 MODEL = """model:
   _target_: newllm.models.context.ContextModel
@@ -123,3 +124,20 @@ def test_a_result_gathers_its_fields(tmp_path: Path) -> None:
     assert run.record(status="done") == {"status": "done", "seed": 1}
     assert json.loads((tmp_path / "result.json").read_text()) == {"status": "done", "seed": 1}
     run.release()
+
+
+def test_the_hash_covers_what_decides_the_weights(compose_config: Compose, tmp_path: Path) -> None:
+    def of(*overrides: str) -> str:
+        return config_hash(compose_config(*overrides))
+
+    assert of() == of("callbacks=none", "logger=none", "threads=1", "data.directory=elsewhere")
+    assert of() != of("seed=2")
+    assert of() != of("~callbacks.early_stopping")  # ours only watch; this one acts
+    assert of("countermeasure=none") != of("countermeasure=early_stopping")
+    texts = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for text in texts:
+        text.write_text("one two\n")
+    first, second = (of("data=text", f"data.path={text}") for text in texts)
+    assert first == second
+    texts[1].write_text("one two three\n")
+    assert of("data=text", f"data.path={texts[1]}") != first

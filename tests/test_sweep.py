@@ -140,6 +140,51 @@ def test_interrupted_or_killed_the_same_command_goes_on_to_the_same_weights(
             assert again == whole, (how, table)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("point", ["starting", "midway", "one done"])
+@pytest.mark.parametrize("target", ["interrupt", "kill the sweep", "kill a job"])
+def test_a_sweep_survives_at_any_point(tmp_path: Path, target: str, point: str) -> None:
+    """Stopped anyhow at any point, the same command does the rest, and nothing twice."""
+    jobs = ("seed=1,2,3", "trainer.max_epochs=300", "jobs=2")
+    runs = tmp_path / "outputs" / "runs"
+    name = run_name([*TINY, *jobs])
+    sweep = start(tmp_path, *jobs)
+    log = runs / name / "seed=1" / "log.txt"
+    wait_for(lambda: log.is_file() and (point == "starting" or "steps planned" in log.read_text()))
+    if point == "midway":
+        time.sleep(1.0)
+    if point == "one done":
+        wait_for(lambda: any(r["status"] == "done" for r in results(runs).values()))
+    if target == "kill a job":
+        log = log if point != "one done" else _unfinished(runs) / "log.txt"
+        os.kill(_process_of(log), signal.SIGKILL)
+    elif target == "interrupt":
+        sweep.send_signal(signal.SIGINT)
+    else:
+        os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate(timeout=240)
+    assert sweep.returncode == {"interrupt": 130, "kill a job": 1}.get(target, -signal.SIGKILL)
+    done = {place for place, result in results(runs).items() if result["status"] == "done"}
+    assert bool(done) == (point == "one done" or target == "kill a job")
+    before = {file: file.stat().st_mtime_ns for place in done for file in (runs / place).iterdir()}
+    wait_for(lambda: all(_is_free(lock.parent) for lock in runs.rglob(".lock")))
+    run = [sys.executable, "-m", *SWEEP, *jobs]
+    again = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == len(done)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    subprocess.run(run, cwd=whole, check=True, capture_output=True)
+    for place in results(runs):
+        found, expected = weights(runs / place), weights(whole / "outputs" / "runs" / place)
+        assert all(torch.equal(found[key], expected[key]) for key in expected), place
+
+
+def _unfinished(runs: Path) -> Path:
+    return next(runs / place for place, r in results(runs).items() if r["status"] == "running")
+
+
 def _name() -> str:
     return run_name([*TINY, *LONG])
 

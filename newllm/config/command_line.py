@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -32,8 +33,6 @@ def command_line_faults(arguments: Sequence[str]) -> list[str]:
     faults = [f"{word}: unknown flag, or it stands amid the overrides" for word in unknown]
     if parsed.config_dir and not Path(parsed.config_dir).is_dir():
         return [*faults, f"--config-dir {parsed.config_dir}: no such folder"]
-    overrides, unparsed = _parse(parsed.overrides)
-    faults += unparsed
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         if parsed.config_dir:
@@ -41,6 +40,11 @@ def command_line_faults(arguments: Sequence[str]) -> list[str]:
             # Hydra wants its source of schemas to stay the last one.
             loader.get_search_path().prepend("command line", f"file://{folder}", "schema")
             loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
+        overrides, unparsed = _parse(parsed.overrides, loader)
+        faults += unparsed
+        in_sweep = parsed.multirun or any(item.key_or_group == "sweep" for item in overrides)
+        several = [item for item in overrides if item.is_sweep_override() and not in_sweep]
+        faults += [f"{item.input_line}: several values make a sweep; add -m" for item in several]
         chosen = [item for item in overrides if loader.get_group_options(item.key_or_group)]
         faults += [fault for item in chosen for fault in _option_faults(item)]
         good = [item for item in chosen if not list(_option_faults(item))]
@@ -58,8 +62,8 @@ def command_line_faults(arguments: Sequence[str]) -> list[str]:
         return faults + composed_faults(config, _single(good))
 
 
-def _parse(words: Sequence[str]) -> tuple[list[Override], list[str]]:
-    parser = OverridesParser.create()
+def _parse(words: Sequence[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
+    parser = OverridesParser.create(config_loader=loader)  # it looks up what a glob(...) matches
     overrides, faults = [], []
     for word in words:
         try:
@@ -90,6 +94,8 @@ def _single(overrides: Sequence[Override]) -> list[str]:
 def _option_faults(item: Override) -> Iterator[str]:
     group = item.key_or_group
     options = sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+    if not _values(item):
+        yield f"{item.input_line}: matches no option; there are {', '.join(options)}"
     for choice in _values(item):
         names = choice if isinstance(choice, list) else [choice]
         if isinstance(choice, list) and group != "countermeasure":

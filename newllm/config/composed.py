@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -63,12 +64,24 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
 
 
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Choices that nothing reads.
+
+    What an experiment's file sets may be replaced by a value on the command line, as
+    `trainer.max_epochs=5` replaces `recipe.max_epochs`: that is no fault of anybody.
+    """
     read = _read_nodes(config)
+    values = [line for line in overrides if "." in line.partition("=")[0]]
+    if values and any(line.startswith("experiment=") for line in overrides):
+        others = [line for line in overrides if line not in values]
+        by_file = _read_nodes(_compose(others))
+    else:
+        by_file = read
     model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
     for key, source in _explicit_choices(overrides):
         if key.split(".")[0] in (*SETTINGS, *BUILT) or key in BUNDLES:
             continue
-        if not any(_overlap(key, name) for name in read):
+        readable = by_file if source.startswith("experiment=") else read
+        if not any(_overlap(key, name) for name in readable):
             chosen = source if source.startswith(key) else f"{key} (from {source})"
             yield f"{chosen}: {model} does not read it; drop it"
 
@@ -87,6 +100,11 @@ def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
                     yield default.group.strip("/"), line
             for leaf in _leaves(OmegaConf.to_container(file.config)):
                 yield leaf, line
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    loader = GlobalHydra.instance().config_loader()
+    return loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN)
 
 
 def _leaves(content: Any, name: str = "") -> Iterator[str]:
