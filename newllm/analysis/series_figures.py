@@ -115,13 +115,13 @@ def spikes(
     """
     by_name = {summary.name: summary for summary in summaries}
     curves = published()["curve"]
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(15, 7), layout="constrained")
     panels = figure.subplots(2, len(curves), squeeze=False)
     for column, curve in enumerate(curves):
         above, below = panels[:, column]
         summary = by_name[curve["name"]]
-        epochs = range(curve["first_epoch"], curve["first_epoch"] + len(curve["losses"]))
-        above.plot(epochs, curve["losses"], "D-", color=ORANGE, mfc="none", ms=5)
+        style = "D-" if len(curve["epochs"]) > 2 else "D"
+        above.plot(curve["epochs"], curve["losses"], style, color=ORANGE, mfc="none", ms=5)
         for run in summary.done:
             losses = [row.get("val/loss_batch_mean", math.nan) for row in run.epochs]
             above.plot([row["epoch"] for row in run.epochs], losses, color=BLUE, linewidth=0.8)

@@ -55,18 +55,21 @@ class Spike:
         return asdict(self) | {"duration": self.duration}
 
 
-def find_spikes(positions: Sequence[float], values: Sequence[float]) -> list[Spike]:
+def find_spikes(
+    positions: Sequence[float], values: Sequence[float], prominence: float = PROMINENCE
+) -> list[Spike]:
     """All spikes of a series, in order. One value before the rise is enough.
 
     Args:
         positions: ascending, such as steps or epochs.
         values: positive losses in nats; what is not finite ends the series.
+        prominence: by how much the logarithm has to rise and fall.
     """
     losses = np.asarray(values, float)
     finite = np.isfinite(losses) & (losses > 0)
     if not finite.all():
         losses = losses[: int(np.argmin(finite))]
-    peaks, properties = find_peaks(np.log(losses), prominence=PROMINENCE)
+    peaks, properties = find_peaks(np.log(losses), prominence=prominence)
     spikes = []
     for peak, base in zip(peaks, properties["left_bases"], strict=True):
         low = losses[base : peak + 1].min()

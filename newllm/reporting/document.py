@@ -47,8 +47,8 @@ def quoted(text: object) -> str:
 class Document:
     """Markdown that grows, with its figures as files beside it."""
 
-    def __init__(self, folder: Path, fonts: Sequence[str] = ("DejaVu Sans",)) -> None:
-        self.folder, self.fonts = folder, list(fonts)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.parts: list[str] = []
         self.drawings: dict[str, str] = {}  # the file of a figure: its drawing, to be embedded
 
@@ -63,7 +63,7 @@ class Document:
     def figure(self, name: str, figure: Figure, caption: str) -> None:
         drawing = io.BytesIO()
         # Without a date and random names in it, the same runs make the same page.
-        with matplotlib.rc_context({"svg.hashsalt": "newllm", "font.family": self.fonts}):
+        with matplotlib.rc_context({"svg.hashsalt": "newllm"}):
             figure.savefig(self.folder / f"{name}.png", dpi=110)
             figure.savefig(drawing, format="svg", metadata={"Date": None})
         encoded = base64.b64encode(drawing.getvalue()).decode()

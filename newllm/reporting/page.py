@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+
 from newllm.analysis import series_figures
 from newllm.analysis.series import Run, Summary, summarize
 from newllm.reporting.document import Document, quoted
@@ -50,14 +52,16 @@ def write_markdown(runs: Sequence[Run], path: Path, lang: str = "en") -> Path:
 
 
 def _compose(runs: Sequence[Run], folder: Path, lang: str) -> Document:
-    _ = label = translator(lang)
-    fonts = ["DejaVu Sans"]
-    if lang == "ja" and (japanese := japanese_fonts()):
-        fonts = [*japanese, *fonts]
-    elif lang == "ja":
-        label = translator("en")  # figures have no letters for it
+    """The whole page; where no font has the letters, figures keep their English words."""
+    fonts = japanese_fonts() if lang == "ja" else []
+    label = translator(lang if lang == "en" or fonts else "en")
+    with matplotlib.rc_context({"font.family": [*fonts, "DejaVu Sans"]}):
+        return _sections(runs, folder, translator(lang), label)
+
+
+def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate) -> Document:
     summaries = summarize(runs)
-    document = Document(folder, fonts)
+    document = Document(folder)
     document.text(f"# {_(TITLE)}", *_verdict(summaries, _))
     overview = series_figures.overview(
         summaries,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from newllm.analysis import series_figures
 from newllm.analysis.series import Run, Summary, published
+from newllm.analysis.spikes import Spike, find_spikes
 from newllm.reporting.document import Document
 from newllm.reporting.language import Translate
 
+BUMP = math.log(1.02)  # smaller than a spike, larger than noise in the loss of 1,000 tokens
 DEFINITION = (
     "By step and by epoch the validation loss is a mean over tokens. A spike rises and falls by "
     "at least a quarter; of each run the largest counts. Figures are medians, with the range over "
@@ -48,8 +51,19 @@ def spike_study(
             ]
         )
     document.table([_(word).replace("<UNK>", "&lt;UNK&gt;") for word in words], rows)
-    document.text(f"**{_('The published spikes beside ours')}**")
     by_name = {summary.name: summary for summary in summaries}
+    if bumps := _bumps(by_name["phase5_final_exp1"].done):
+        document.text(
+            _(
+                "The final experiment shows no spike by epoch. By step its loss rises all the "
+                "same while it first learns: {ratio} times its value five steps before, at "
+                "step {step}. It is looked at every five steps, which may miss the peak itself."
+            ).format(
+                ratio=_median_and_range([bump.steepest for bump in bumps]),
+                step=_median_and_range([bump.peak for bump in bumps]),
+            )
+        )
+    document.text(f"**{_('The published spikes beside ours')}**")
     document.table(
         [_(word) for word in ("experiment", "reported", "reproduced")],
         [
@@ -70,6 +84,17 @@ def spike_study(
     figure = series_figures.spikes(summaries, loss, label("epoch"), label("step"), kinds)
     document.figure("spikes", figure, _("The published spikes beside ours"))
     document.unfold()
+
+
+def _bumps(runs: Sequence[Run]) -> list[Spike]:
+    """Of each run's validation loss by step the largest rise, too small for a spike or not."""
+    found = [
+        find_spikes(
+            [row["step"] for row in run.looks], [row["val/loss"] for row in run.looks], BUMP
+        )
+        for run in runs
+    ]
+    return [max(bumps, key=lambda bump: bump.steepest) for bumps in found if bumps]
 
 
 def _peaks(summary: Summary) -> str:
