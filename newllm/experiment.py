@@ -15,11 +15,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from newllm.analysis.references import NGram
+from newllm.analysis.references import References, references
 from newllm.callbacks import Curves
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.module import CorpusDataModule
+from newllm.gates import Gates, check
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
 from newllm.recording import Checkpoints, History, StopOnDivergence
@@ -29,7 +30,7 @@ Kind = TypeVar("Kind", bound=Callback)
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that a run needs. `references` are losses on the validation split, by name."""
+    """All that a run needs. `references` are those of the validation split."""
 
     config: DictConfig
     name: str
@@ -37,7 +38,8 @@ class Experiment:
     module: LanguageModule
     trainer: Trainer
     history: History
-    references: dict[str, float]
+    references: References
+    gates: Gates
 
     @property
     def model(self) -> LanguageModel:
@@ -47,12 +49,6 @@ class Experiment:
         """The callbacks of a kind."""
         every: list[Callback] = getattr(self.trainer, "callbacks")  # noqa: B009  (untyped)
         return [callback for callback in every if isinstance(callback, kind)]
-
-    @property
-    def planned_steps(self) -> int:
-        """Optimizer steps, if nothing stops the run early."""
-        planned = _steps_per_epoch(self.trainer, self.data) * (self.trainer.max_epochs or 0)
-        return planned if self.trainer.max_steps < 0 else min(planned, self.trainer.max_steps)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -83,7 +79,7 @@ class Experiment:
             optimizer.step()
             optimizer.zero_grad()
             times.append(time.perf_counter() - started)
-        return statistics.median(times[1:] or times) * self.planned_steps
+        return statistics.median(times[1:] or times) * self.gates.num_steps
 
 
 def build_experiment(config: DictConfig, folder: Path) -> Experiment:
@@ -115,13 +111,15 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip))
     faults.raise_if_any()
-    references = reference_losses(data)
+    on_validation = references(data)
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
     for callback in callbacks:
         if isinstance(callback, Curves):
-            callback.references, callback.title = references, name
-    return Experiment(config, name, data, module, trainer, history, references)
+            callback.references, callback.title = on_validation.means, name
+    num_steps = planned_steps(trainer, data)
+    gates = check(model, data, num_steps)
+    return Experiment(config, name, data, module, trainer, history, on_validation, gates)
 
 
 class _Faults:
@@ -212,22 +210,14 @@ def _check_steps(trainer: Trainer | None, data: CorpusDataModule | None) -> None
         )
 
 
+def planned_steps(trainer: Trainer, data: CorpusDataModule) -> int:
+    """Optimizer steps, if nothing stops the run early."""
+    planned = _steps_per_epoch(trainer, data) * (trainer.max_epochs or 0)
+    return planned if trainer.max_steps < 0 else min(planned, trainer.max_steps)
+
+
 def _steps_per_epoch(trainer: Trainer, data: CorpusDataModule) -> int:
     limit = trainer.limit_train_batches
     if isinstance(limit, float):
         return int(data.steps_per_epoch * limit)
     return min(data.steps_per_epoch, limit)
-
-
-def reference_losses(data: CorpusDataModule) -> dict[str, float]:
-    """Losses of n-gram models and of the grammar itself on the validation split, in nats."""
-    train, validation = (
-        [split[i].tolist() for i in range(len(split))]
-        for split in (data.split("train"), data.split("validation"))
-    )
-    losses = {
-        name: NGram(train, order, data.tokenizer.size).loss(validation)
-        for name, order in (("unigram", 1), ("bigram", 2))
-    }
-    oracle = data.oracle_loss("validation")
-    return losses if oracle is None else losses | {"oracle": oracle}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from newllm.analysis import figures
+from newllm.analysis.predictions import divergences, target_losses
+from newllm.analysis.references import gap_closed, mean_by_position
 from newllm.analysis.spikes import spikes_of_run
 from newllm.callbacks import StepValidation
 from newllm.experiment import Experiment
@@ -15,11 +20,11 @@ from newllm.runs import RunDirectory, config_hash, git_revision
 # TensorBoard's tab "Custom Scalars": what belongs together in one chart.
 LAYOUT = {
     "loss": {
-        f"train and validation by {unit}": ["Multiline", [f"^train/{tag}$", f"^val/{tag}$"]]
-        for unit, tag in (
-            ("epoch", "loss"),
-            ("step", "loss_by_step"),
-            ("tokens seen", "loss_by_tokens"),
+        f"train and validation {when}": ["Multiline", [f"^train/{tag}$", f"^val/{tag}$"]]
+        for when, tag in (
+            ("at the end of each epoch", "loss"),
+            ("by step", "loss_by_step"),
+            ("by tokens seen", "loss_by_tokens"),
         )
     },
     "over seeds": {
@@ -43,11 +48,14 @@ def record_start(run: RunDirectory, experiment: Experiment, experiment_name: str
         state_bytes=model.state_bytes(data.max_length),
         sees_the_future=model.sees_the_future,
         **dict.fromkeys(("steps", "epochs", "best_val_loss", "best_val_loss_batch_mean")),
-        **dict.fromkeys(("best_epoch", "val_accuracy", "test_loss", "spikes")),
+        **dict.fromkeys(("best_epoch", "val_accuracy", "gap_closed", "test_loss", "spikes")),
+        **dict.fromkeys(("val_loss_by_position", "val_kl", "val_kl_by_position")),
         oracle_loss=data.oracle_loss("validation"),
         test_oracle_loss=data.oracle_loss("test"),
         entropy_floor=data.entropy_floor,
-        references=experiment.references,
+        references=experiment.references.means,
+        references_by_position=_rounded(experiment.references.by_position),
+        gates=experiment.gates.as_result(),
         seconds=None,
         threads=torch.get_num_threads(),
         error=None,
@@ -73,9 +81,44 @@ def measured(experiment: Experiment) -> dict[str, Any]:
         "best_val_loss": loss,
         "best_val_loss_batch_mean": history.best("val/loss_batch_mean")[0],
         "best_epoch": epoch,
+        "gap_closed": None if loss is None else gap_closed(loss, experiment.references.means),
         "val_accuracy": None if epoch is None else history.epochs[epoch - 1]["val/accuracy"],
         "test_loss": None if test_loss is None else test_loss.item(),
         "spikes": spikes_of_run(history.epochs, history.steps, looks[0] if looks else []),
+    }
+
+
+def predicted(experiment: Experiment) -> dict[str, Any]:
+    """What the model, at its best, does at each position of the validation sentences, in nats."""
+    data, model = experiment.data, experiment.model.eval()
+    positions = experiment.references.positions
+    losses = target_losses(model, data.split("validation"))
+    found: dict[str, Any] = {"val_loss_by_position": mean_by_position(losses, positions)}
+    kl = divergences(model, data)
+    if kl is not None:
+        found |= {"val_kl": float(kl.mean()), "val_kl_by_position": mean_by_position(kl, positions)}
+    return _rounded(found)
+
+
+def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
+    """`positions.png`, also in TensorBoard: loss and KL at each position, beside the references."""
+    figure = figures.positions(
+        result["val_loss_by_position"],
+        result["val_kl_by_position"],
+        experiment.references.by_position,
+        experiment.name,
+    )
+    figure.savefig(folder / "positions.png", dpi=120)
+    for logger in experiment.trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure("positions", figure, experiment.trainer.global_step)
+
+
+def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of losses to four digits, so that the file stays readable."""
+    return {
+        name: [round(value, 4) for value in field] if isinstance(field, list) else field
+        for name, field in fields.items()
     }
 
 
@@ -92,5 +135,10 @@ def log_best(experiment: Experiment) -> None:
     for logger in experiment.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("spikes", spikes or "none", experiment.trainer.global_step)
+            logger.experiment.add_text("references", _as_list(experiment.references.means))
         logger.log_metrics({"hp/best_val_loss": best}, step=experiment.trainer.global_step)
         logger.finalize("success")
+
+
+def _as_list(losses: Mapping[str, float]) -> str:
+    return "\n".join(f"- {name}: {loss:.4f} nats per token" for name, loss in losses.items())

@@ -9,13 +9,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from newllm.analysis.references import gap_closed
 from newllm.experiment import Experiment
-
-LEAK_WARNING = (
-    "sees the future: it has no causal mask (the published baseline's fault); "
-    "its losses are no language-model losses"
-)
 
 
 def print_banner(experiment: Experiment) -> None:
@@ -25,15 +22,15 @@ def print_banner(experiment: Experiment) -> None:
     lines = {
         "run": experiment.name,
         "model": f"{model.description}: {parameters:,} parameters, {_state(experiment)}",
-        "recipe": f"{config.recipe.name}: {experiment.planned_steps:,} steps planned",
+        "recipe": f"{config.recipe.name}: {experiment.gates.num_steps:,} steps planned",
         "countermeasures": ", ".join(config.countermeasures) or "none",
         "data": data.summary(),
     }
     console = _console()
     for label, text in lines.items():
         console.print(f"[bold]{label:<16}[/]{text}")
-    if model.sees_the_future:
-        console.print(f"[bold red]warning:[/] {LEAK_WARNING}")
+    for warning in experiment.gates.warnings():
+        console.print("[bold red]warning:[/]", Text(warning))
 
 
 def _state(experiment: Experiment) -> str:
@@ -46,15 +43,22 @@ def _state(experiment: Experiment) -> str:
 
 def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
     """The result beside its references, all on the validation split, and what to do next."""
-    references = experiment.references
+    references = experiment.references.means
     best = result["best_val_loss"]
     losses = references | {f"this run (epoch {result['best_epoch']})": best}
     table = Table(box=None)
-    for heading in ("validation", "loss (nats per token)", "perplexity"):
+    for heading in ("validation", "loss (nats per token)", "perplexity", "gap closed"):
         table.add_column(heading, justify="left" if heading == "validation" else "right")
     for name, loss in sorted(losses.items(), key=lambda pair: -pair[1]):
         style = None if name in references else "bold"
-        table.add_row(name, f"{loss:.4f}", f"{math.exp(min(loss, 700)):.2f}", style=style)
+        closed = gap_closed(loss, references)
+        table.add_row(
+            name.replace("_", " "),
+            f"{loss:.4f}",
+            f"{math.exp(min(loss, 700)):.2f}",
+            "" if closed is None else f"{100 * closed:.1f} %",
+            style=style,
+        )
     console = _console()
     console.print(table)
     console.print(
@@ -64,8 +68,13 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         oracle = result["test_oracle_loss"]
         beside = "" if oracle is None else f" (oracle {oracle:.4f})"
         console.print(f"test, at the best epoch: {result['test_loss']:.4f}{beside}")
+    if result["val_kl"] is not None:
+        console.print(
+            f"expected excess over the grammar, whatever words were drawn (KL): "
+            f"{result['val_kl']:.4f} nats per token"
+        )
     if result["sees_the_future"]:
-        console.print(f"[bold red]void:[/] {LEAK_WARNING}")
+        console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
     elif best > references["bigram"]:
         console.print(
             "[yellow]worse than counting pairs of words (bigram)[/]; " + _next(experiment)

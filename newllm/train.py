@@ -24,7 +24,7 @@ from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import register_resolvers
 from newllm.experiment import build_experiment
 from newllm.recording import Diverged
-from newllm.result import log_best, measured, record_start
+from newllm.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.runs import ENDS, RunConflict, RunDirectory, has_ended, load_weights, read_result
 from newllm.summary import print_banner, print_result
 from newllm.sweep import failed
@@ -86,7 +86,7 @@ def train(
         load_weights(experiment.model, run.checkpoints / "best.ckpt")
         if len(experiment.data.split("test")):
             experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
-        result = {"status": "done"}
+        result = predicted(experiment) | {"status": "done"}
     except Diverged as error:
         result = {"status": "diverged", "error": str(error)}
         raise
@@ -102,6 +102,7 @@ def train(
             run.remove_last_checkpoint()
         run.release()
     log_best(experiment)
+    draw_positions(result, experiment, folder)
     print_result(result, experiment, folder)
     return result
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from newllm.analysis.series import Run
 from newllm.analysis.timing import Timing
@@ -54,13 +54,23 @@ def curves(
     return figure
 
 
+CLOSE = 0.12  # nats: lines no farther apart share a label
+
+
 def _reference_lines(axes: Axes, references: Mapping[str, float], transform: Any) -> None:
-    for name, loss in references.items():
+    shared: list[tuple[float, list[str]]] = []
+    for name, loss in sorted(references.items(), key=lambda pair: -pair[1]):
         style = "-" if name == "oracle" else "--"
         colour = GREEN if name == "oracle" else GREY
         axes.axhline(transform(loss), color=colour, linestyle=style, linewidth=1)
+        if shared and shared[-1][0] - loss <= CLOSE:
+            shared[-1][1].append(name)
+        else:
+            shared.append((loss, [name]))
+    for loss, names in shared:
+        colour = GREEN if "oracle" in names else GREY
         axes.annotate(
-            name,
+            ", ".join(names).replace("_", " "),
             (1, transform(loss)),
             xycoords=("axes fraction", "data"),
             xytext=(-2, 2),
@@ -70,6 +80,45 @@ def _reference_lines(axes: Axes, references: Mapping[str, float], transform: Any
             fontsize=8,
             color=colour,
         )
+
+
+def positions(
+    losses: Sequence[float],
+    divergences: Sequence[float] | None,
+    references: Mapping[str, Sequence[float]],
+    title: str,
+) -> Figure:
+    """Validation loss at each word of a sentence beside the references; KL from the grammar.
+
+    Args:
+        losses: of the run at the 1st, 2nd, ... word, in nats.
+        divergences: from the grammar's exact distribution, in nats; None where there is none.
+        references: by name, losses like those of the run.
+        title: what the run is.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 1 if divergences is None else 2, squeeze=False)[0]
+    places = range(1, len(losses) + 1)
+    styles = {"oracle": (GREEN, "-"), "grammar_known": (GREEN, "--")}
+    greys = iter((":", "-.", "--", (0, (1, 3))))
+    for name, reference in references.items():
+        colour, style = styles.get(name) or (GREY, next(greys))
+        label = name.replace("_", " ")
+        panels[0].plot(places, reference, color=colour, linestyle=style, linewidth=1, label=label)
+    panels[0].plot(places, losses, color=ORANGE, marker="o", markersize=3, label="this run")
+    panels[0].set_ylabel("validation loss (nats)")
+    panels[0].legend(frameon=False, fontsize=8)
+    if divergences is not None:
+        panels[1].plot(places, divergences, color=ORANGE, marker="o", markersize=3)
+        panels[1].set_ylabel("KL from the grammar (nats)")
+        panels[1].set_ylim(bottom=0)
+    for axes in panels:
+        axes.set_xlabel("position in the sentence (words)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def context_over_time(contexts_TC: np.ndarray, words: Sequence[str]) -> Figure:

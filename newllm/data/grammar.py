@@ -16,7 +16,7 @@ before the logarithm. All logarithms are natural.
 import math
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -112,6 +112,73 @@ class Grammar:
         """Entropy of a sentence over its expected number of tokens, the end counted: nats."""
         return self.entropy() / self._initial.expected_tokens
 
+    def estimate(self, sentences: Iterable[Sequence[str]]) -> "Grammar":
+        """A grammar of the same rules, its probabilities estimated from sentences.
+
+        Each is the posterior mean under a flat prior: (count + 1) / (total + alternatives), as far
+        as the sentences tell which alternatives were taken. Where a sentence has several
+        derivations, each counts as much as this grammar with uniform probabilities believes in it.
+
+        Raises:
+            ValueError: a sentence that the rules do not make.
+        """
+        rules = {
+            symbol: {" ".join(items): 1.0 for _, items in alternatives}
+            for symbol, alternatives in self._alternatives.items()
+        }
+        uniform = Grammar(rules, self.start)
+        for words in sentences:
+            uniform._count(words, rules)
+        return Grammar(rules, self.start)
+
+    def _count(self, words: Sequence[str], counts: dict[str, dict[str, float]]) -> None:
+        """Add to the counts how often each alternative is expected in a sentence's derivation."""
+        inside = _Inside(self, words)
+        start: Stack = (_symbol(self.start),)
+        if not inside.probability(start, 0):
+            raise ValueError(f"the grammar does not make the sentence {' '.join(words)!r}")
+        waiting = [(start, 0, Fraction(1))]
+        while waiting:
+            stack, position, weight = waiting.pop()
+            while stack and not _is_symbol(stack[0]):
+                stack, position = stack[1:], position + 1
+            if not stack:
+                continue
+            whole = inside.probability(stack, position)
+            for probability, items in inside.alternatives(stack[0], position):
+                part = inside.probability(items + stack[1:], position)
+                if share := weight * probability * part / whole:
+                    counts[_name(stack[0])][" ".join(items)] += float(share)
+                    waiting.append((items + stack[1:], position, share))
+
+    @cached_property
+    def _by_first_word(self) -> dict[str, dict[str, list[tuple[Fraction, Stack]]]]:
+        """Of each symbol the alternatives that a word can begin; those that may be empty too."""
+        table: dict[str, dict[str, list[tuple[Fraction, Stack]]]] = {}
+        for symbol, alternatives in self._alternatives.items():
+            firsts = [
+                ({word for word, _ in self._expand(items)}, (weight, items))
+                for weight, items in alternatives
+            ]
+            words = set().union(*(first for first, _ in firsts)) - {END}
+            table[_symbol(symbol)] = {
+                word: [alternative for first, alternative in firsts if first & {word, END}]
+                for word in words
+            }
+        return table
+
+    @cached_property
+    def _empty(self) -> dict[str, list[tuple[Fraction, Stack]]]:
+        """Of each symbol the alternatives that may stand for nothing."""
+        return {
+            _symbol(symbol): [
+                (weight, items)
+                for weight, items in alternatives
+                if any(word == END for word, _ in self._expand(items))
+            ]
+            for symbol, alternatives in self._alternatives.items()
+        }
+
     def _check_symbols(self) -> None:
         used = {
             symbol: {_name(item) for _, items in alternatives for item in items if _is_symbol(item)}
@@ -146,6 +213,38 @@ class Grammar:
         if key not in self._states:
             self._states[key] = _State(self, belief)
         return self._states[key]
+
+
+class _Inside:
+    """Probabilities that a stack of symbols makes the rest of a sentence."""
+
+    def __init__(self, grammar: Grammar, words: Sequence[str]) -> None:
+        self._grammar, self._words = grammar, words
+        self._known: dict[tuple[Stack, int], Fraction] = {}
+
+    def alternatives(self, symbol: str, position: int) -> list[tuple[Fraction, Stack]]:
+        """Those of a symbol that can begin with the word at `position`, or with none."""
+        word = self._words[position] if position < len(self._words) else END
+        return self._grammar._by_first_word[symbol].get(word, self._grammar._empty[symbol])
+
+    def probability(self, stack: Stack, position: int) -> Fraction:
+        """That `stack` makes exactly the words from `position` on."""
+        while stack and not _is_symbol(stack[0]):
+            if position == len(self._words) or stack[0] != self._words[position]:
+                return Fraction(0)
+            stack, position = stack[1:], position + 1
+        if not stack:
+            return Fraction(int(position == len(self._words)))
+        key = stack, position
+        if key not in self._known:
+            self._known[key] = sum(
+                (
+                    weight * self.probability(items + stack[1:], position)
+                    for weight, items in self.alternatives(stack[0], position)
+                ),
+                Fraction(0),
+            )
+        return self._known[key]
 
 
 class _Step(NamedTuple):

@@ -1,6 +1,7 @@
 """The data module: from a corpus's name to batches, the oracle and the data card."""
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
 from lightning import LightningDataModule
@@ -10,7 +11,7 @@ from newllm.data.batching import BATCHINGS, EncodedSplit, EvaluationBatches, Tra
 from newllm.data.card import Card
 from newllm.data.corpora import NAMES, SPLITS, Corpus, build_corpus, read_text_corpus
 from newllm.data.grammar import END, Grammar
-from newllm.data.tokenizer import UNK, Tokenizer, kind_and_size_faults
+from newllm.data.tokenizer import EOS, UNK, Tokenizer, kind_and_size_faults
 
 TOO_LONG = ("error", "truncate", "drop")
 
@@ -164,28 +165,57 @@ class CorpusDataModule(LightningDataModule):
         grammar, for an empty split, and for one with truncated sentences.
         """
         if name not in self._oracle_losses:
-            self._oracle_losses[name] = self._compute_oracle_loss(name)
+            losses = self.grammar_losses(name)
+            self._oracle_losses[name] = (
+                None if losses is None else math.fsum(losses) / self._splits[name].num_targets
+            )
         return self._oracle_losses[name]
 
-    def _compute_oracle_loss(self, name: str) -> float | None:
-        grammar, split = self.corpus.grammar, self._splits[name]
+    def grammar_losses(self, name: str, grammar: Grammar | None = None) -> list[float] | None:
+        """What a grammar, the corpus's own or another, gives each word and end: -log p in nats.
+
+        These are the targets, unless the tokens are parts of words. None as for `oracle_loss`.
+        """
+        grammar, split = grammar or self.corpus.grammar, self._splits[name]
         is_cut = self._too_long == "truncate" and self.num_too_long[name] > 0
         if grammar is None or not len(split) or is_cut:
             return None
-        log_probabilities = [
-            self._log_probability(grammar, sentence.split(), split[i])
-            for i, sentence in enumerate(self.sentences(name))
-        ]
-        return -math.fsum(log_probabilities) / split.num_targets
+        losses: list[float] = []
+        for i, sentence in enumerate(self.sentences(name)):
+            losses += (-x for x in self._log_probabilities(grammar, sentence.split(), split[i]))
+        return losses
 
-    def _log_probability(self, grammar: Grammar, words: list[str], ids: Tensor) -> float:
+    def next_token_distributions(self, name: str) -> list[list[dict[int, float]]] | None:
+        """The grammar's probability of each token that can follow, for every target of a split.
+
+        By sentence and position. None without a grammar, and where tokens are parts of words.
+        """
+        grammar = self.corpus.grammar
+        if grammar is None or not self._reads_words or not len(self._splits[name]):
+            return None
+        ids = {END: EOS}
+        distributions = []
+        for i, sentence in enumerate(self.sentences(name)):
+            words = sentence.split()
+            of_sentence = []
+            for position in range(int(self._splits[name].num_positions_N[i])):
+                following: dict[int, float] = defaultdict(float)
+                for word, p in grammar.next_token_distribution(words[:position]).items():
+                    if word not in ids:
+                        ids[word] = self.tokenizer.encode(word)[1]
+                    following[ids[word]] += p
+                of_sentence.append(dict(following))
+            distributions.append(of_sentence)
+        return distributions
+
+    def _log_probabilities(self, grammar: Grammar, words: list[str], ids: Tensor) -> list[float]:
         log_probabilities = grammar.token_log_probabilities(words)
         unknown = (ids[1:] == UNK).nonzero()[:, 0].tolist() if self._reads_words else []
         for position in unknown:
             following = grammar.next_token_distribution(words[:position])
             merged = sum(p for word, p in following.items() if self._reads_unknown(word))
             log_probabilities[position] = math.log(merged)
-        return math.fsum(log_probabilities)
+        return log_probabilities
 
     @property
     def _reads_words(self) -> bool:

@@ -1,0 +1,49 @@
+"""What a model predicts on a split, target by target."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from newllm.data.batching import EncodedSplit, EvaluationBatches
+from newllm.data.module import CorpusDataModule
+from newllm.data.tokenizer import PAD
+from newllm.models.language_model import LanguageModel
+
+
+@torch.no_grad()
+def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
+    """Cross-entropy of every target in nats, in the order of the split."""
+    by_sentence: list[np.ndarray] = [np.empty(0)] * len(split)
+    for batch in EvaluationBatches(split):
+        loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
+        for row, sentence in enumerate(batch.sentence_B.tolist()):
+            is_real_T = batch.targets_BT[row] != PAD
+            by_sentence[sentence] = loss_BT[row, is_real_T].double().numpy(force=True)
+    return np.concatenate(by_sentence)
+
+
+@torch.no_grad()
+def divergences(
+    model: LanguageModel, data: CorpusDataModule, split: str = "validation"
+) -> np.ndarray | None:
+    """KL divergence from the grammar's exact next-token distribution to the model's, in nats.
+
+    One for each target, in the order of the split. Their mean is what the model's loss exceeds the
+    oracle's by in expectation, without the chance of which words the split happens to hold. None
+    where no exact distribution is known.
+    """
+    exact = data.next_token_distributions(split)
+    if exact is None:
+        return None
+    by_sentence: list[np.ndarray] = [np.empty(0)] * len(exact)
+    for batch in EvaluationBatches(data.split(split)):
+        log_BTV = model(batch.tokens_BT)[0].double().log_softmax(-1).numpy(force=True)
+        for row, sentence in enumerate(batch.sentence_B.tolist()):
+            by_sentence[sentence] = np.array(
+                [
+                    sum(p * (np.log(p) - log_V[token]) for token, p in following.items())
+                    for following, log_V in zip(exact[sentence], log_BTV[row], strict=False)
+                ]
+            )
+    return np.concatenate(by_sentence)

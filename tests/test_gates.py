@@ -1,0 +1,108 @@
+"""What is looked at before the first step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_CONTEXT, Command, Compose
+from torch import nn
+
+from newllm.config.build import ConfigFault, instantiate
+from newllm.data.module import CorpusDataModule
+from newllm.gates import check, find_leak
+from newllm.models.context import ContextModel
+
+TOKENS = torch.randint(4, 90, (3, 9), generator=torch.Generator().manual_seed(1))
+SMALL = {
+    "transformer": ("model.embedding_dim=16", "model.num_heads=2", "model.num_layers=1"),
+    "lstm": ("model.embedding_dim=8", "model.hidden_dim=8"),
+    "context": TINY_CONTEXT,
+}
+
+
+class Peeking(ContextModel):
+    """A fault of a user's own: it adds something of the next token."""
+
+    def forward(self, tokens, state=None, reset=None):  # type: ignore[no-untyped-def]
+        logits, state = super().forward(tokens, state, reset)
+        following = torch.roll(self.embedding(tokens).mean(-1), -1, dims=1)
+        return logits + following[..., None], state
+
+
+def data(tmp_path: Path, corpus: str = "tiny30") -> CorpusDataModule:
+    module = CorpusDataModule(corpus, order_seed=1, directory=str(tmp_path))
+    module.setup()
+    return module
+
+
+def peeking() -> Peeking:
+    model = Peeking(vocabulary_size=91, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=1)
+    nn.init.normal_(model.embedding.weight)
+    return model
+
+
+@pytest.mark.parametrize("model", ["transformer", "lstm", "context"])
+def test_causal_models_have_no_leak(compose_config: Compose, model: str) -> None:
+    config = compose_config("data=tiny30", "countermeasure=none", f"model={model}", *SMALL[model])
+    assert find_leak(instantiate(config.model).train(), TOKENS) is None
+
+
+def test_a_leak_is_found_and_refused(tmp_path: Path) -> None:
+    model = peeking().train()
+    assert find_leak(model, TOKENS) is not None
+    assert model.training
+    with pytest.raises(ConfigFault, match="sees the future: tokens from position"):
+        check(model, data(tmp_path), 1000)
+
+
+def test_the_leaky_preset_trains_and_says_so(tmp_path: Path) -> None:
+    model = peeking()
+    model.sees_the_future = True
+    gates = check(model, data(tmp_path), 1000)
+    assert not gates.causal
+    assert any("sees the future" in warning for warning in gates.warnings())
+
+
+def test_findings_of_the_published_corpus(tmp_path: Path) -> None:
+    model = ContextModel(
+        vocabulary_size=1000, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=1
+    )
+    gates = check(model, data(tmp_path), 100)
+    assert gates.unknown_share == pytest.approx(16 / 35)
+    assert (gates.overlap_share, gates.num_too_long, gates.num_classes) == (0, 0, 1000)
+    assert gates.num_unused_classes == 1000 - 91  # the vocabulary holds the four specials
+    warnings = "\n".join(gates.warnings())
+    for words in ("46% of the validation targets", "909 of 1,000 output classes", "only 100"):
+        assert words in warnings
+    assert "train as well" not in warnings
+    assert gates.as_result()["warnings"] == warnings.splitlines()
+
+
+def test_overlap_is_told(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one two three\n" * 20 + "four five six seven eight nine\n" * 20)
+    module = CorpusDataModule("text", 1, path=str(text), max_length=4, too_long="truncate")
+    module.setup()
+    model = ContextModel(module.tokenizer.size, 8, 8, 8, 1)
+    warnings = "\n".join(check(model, module, 1000).warnings())
+    assert "100% of the validation sentences are in train" in warnings
+    assert "20 sentences were too long" in warnings
+
+
+def test_a_run_with_a_leak_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from newllm.models.context import ContextModel\n\n\n"
+        "class Peeking(ContextModel):\n"
+        "    def forward(self, tokens, state=None, reset=None):\n"
+        "        logits, state = super().forward(tokens, state, reset)\n"
+        "        following = torch.roll(self.embedding(tokens).sum(-1), -1, 1)\n"
+        "        return logits + following[..., None], state\n"
+    )
+    done = command(
+        "newllm.train", "data=tiny30", "countermeasure=none", "model._target_=mine.Peeking",
+        "trusted_packages=[mine]", *TINY_CONTEXT, "recipe.initialization.std=1.0",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "sees the future" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.rglob("result.json"))
