@@ -28,8 +28,8 @@ from newllm.models.context import ContextModel
 from newllm.models.fused import Fused
 from newllm.models.gating import LSTMGating
 from newllm.models.language_model import LanguageModel
-from newllm.models.lstm import LSTMModel
 from newllm.models.recurrence import Recurrence, Reference
+from newllm.models.recurrent import LSTMModel
 from newllm.models.transformer import Transformer
 
 VOCABULARY = 1000

@@ -18,7 +18,8 @@ from newllm.models.context import ContextModel
 from newllm.models.gating import LSTMGating
 from newllm.models.initialization import variance_preserving
 from newllm.models.language_model import LanguageModel
-from newllm.models.lstm import GRUModel, LSTMModel
+from newllm.models.mingru import MinGRUModel
+from newllm.models.recurrent import ElmanModel, GRUModel, LSTMModel
 from newllm.models.transformer import Transformer
 
 V = 11
@@ -44,6 +45,11 @@ transformer = partial(
     initialization=loud,
 )
 lstm = partial(LSTMModel, V, embedding_dim=6, hidden_dim=8, num_layers=2, initialization=loud)
+elman = partial(ElmanModel, V, embedding_dim=6, hidden_dim=8, num_layers=2, initialization=loud)
+mingru = partial(
+    MinGRUModel, V, embedding_dim=6, hidden_dim=8, num_layers=2, feedforward_dim=10,
+    initialization=loud,
+)  # fmt: skip
 gru = partial(GRUModel, V, embedding_dim=6, hidden_dim=8, num_layers=2, initialization=loud)
 
 MODELS: dict[str, Callable[[], LanguageModel]] = {
@@ -58,9 +64,11 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     "transformer_prenorm": partial(transformer, norm_first=True),
     "lstm": lstm,
     "gru": gru,
+    "elman": elman,
+    "mingru": mingru,
 }
 FIXED_MEMORY = [name for name in MODELS if "transformer" not in name]
-CONTEXT_MODELS = [name for name in FIXED_MEMORY if name not in ("lstm", "gru")]
+CONTEXT_MODELS = [name for name in FIXED_MEMORY if name.startswith(("additive", "gated"))]
 
 # Row by row: plain; PAD in the middle; trailing; leading; nothing but PAD.
 PADDED = torch.tensor(
@@ -185,7 +193,7 @@ def test_fixed_memory_is_fixed(name: str) -> None:
     assert model.flops_per_token(1) == model.flops_per_token(10_000)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("lstm", "gru")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("lstm", "gru", "elman")])
 def test_flops_equal_those_that_torch_counts(name: str) -> None:
     model = build(name)
     num_tokens = 6
@@ -197,8 +205,8 @@ def test_flops_equal_those_that_torch_counts(name: str) -> None:
 
 
 def test_flops_of_recurrent_baselines() -> None:
-    # torch does not count inside its LSTM: E=6, H=8, two layers, 4 or 3 pairs of matrices a layer.
-    for name, num_gates in (("lstm", 4), ("gru", 3)):
+    # torch does not count inside its LSTM: E=6, H=8, two layers of 4, 3 or 1 pairs of matrices.
+    for name, num_gates in (("lstm", 4), ("gru", 3), ("elman", 1)):
         expected = 2 * (num_gates * 8 * ((6 + 8) + (8 + 8)) + 8 * V)
         assert build(name).flops_per_token(1) == expected
 
@@ -272,6 +280,9 @@ def test_zero_intervention_leaves_only_the_token_itself() -> None:
         (transformer(positions="none"), "transformer E8 heads2 L2 F12 positionless"),
         (LSTMModel(V), "lstm E128 H256 L3"),
         (GRUModel(V), "gru E128 H256 L3"),
+        (ElmanModel(V), "elman E128 H256 L3"),
+        (MinGRUModel(V), "mingru E128 H256 L3"),
+        (mingru(), "mingru E6 H8 L2 F10"),
     ],
 )  # fmt: skip
 def test_description(model: LanguageModel, description: str) -> None:

@@ -121,6 +121,41 @@ def positions(
     return figure
 
 
+def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str) -> Figure:
+    """What taking the context away costs, and how far back gradients reach.
+
+    Args:
+        losses: an `Ablations` as a mapping.
+        dynamics: a `Dynamics` as a mapping.
+        title: what the run is.
+    """
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    costs = {
+        "always zero": losses["zeroed"] - losses["loss"],
+        "of another sentence": losses["shuffled"] - losses["loss"],
+    } | {
+        f"frozen after {frozen['after']}": frozen["loss"] - frozen["loss_intact"]
+        for frozen in losses["frozen"]
+    }
+    bars = left.barh(list(costs), list(costs.values()), color=ORANGE)
+    left.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+    left.invert_yaxis()
+    left.margins(x=0.15)
+    left.set_xlabel("loss with such a context, above the intact model's (nats)")
+    norms = dynamics["gradient_norms"]
+    right.plot(range(len(norms)), norms, color=BLUE, marker="o", markersize=3)
+    right.set_yscale("log")
+    right.set_xlabel("tokens between a context and a loss")
+    right.set_ylabel("norm of d loss / d context")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def context_over_time(contexts_TC: np.ndarray, words: Sequence[str]) -> Figure:
     """The context after each word of a sentence: time to the right, elements downwards.
 

@@ -6,10 +6,10 @@ Shapes: B batch, T time (tokens), L layers, H hidden, V vocabulary.
 import pytest
 import torch
 
-from newllm.models.lstm import GRUModel, LSTMModel, RecurrentBaseline
+from newllm.models.recurrent import ElmanModel, GRUModel, LSTMModel, RecurrentBaseline
 
 V = 11
-BASELINES = [LSTMModel, GRUModel]
+BASELINES = [LSTMModel, GRUModel, ElmanModel]
 
 
 def make(model_class: type[RecurrentBaseline], num_layers: int = 2) -> RecurrentBaseline:

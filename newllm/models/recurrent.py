@@ -1,4 +1,4 @@
-"""The classic recurrent baselines over torch.nn.LSTM and torch.nn.GRU.
+"""The classic recurrent baselines over torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN.
 
 Shapes: B batch, T time (tokens), E embedding, L layers, H hidden, V vocabulary.
 """
@@ -25,7 +25,7 @@ Inputs = TypeVar("Inputs", Tensor, PackedSequence)
 
 
 class RecurrentBaseline(LanguageModel):
-    """What the LSTM and the GRU share; they differ in the network and in how much state it has.
+    """What LSTM, GRU and Elman network share; they differ in the network and its states.
 
     The state is a tuple of `num_states` tensors [B, L, H].
 
@@ -42,7 +42,7 @@ class RecurrentBaseline(LanguageModel):
     """
 
     name: ClassVar[str]
-    network_class: ClassVar[type[nn.LSTM] | type[nn.GRU]]
+    network_class: ClassVar[type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]]
     num_states: ClassVar[int]
 
     def __init__(
@@ -159,4 +159,12 @@ class GRUModel(RecurrentBaseline):
 
     name = "gru"
     network_class = nn.GRU
+    num_states = 1
+
+
+class ElmanModel(RecurrentBaseline):
+    """The simple recurrent network with tanh (Elman 1990); state (hidden,)."""
+
+    name = "elman"
+    network_class = nn.RNN
     num_states = 1

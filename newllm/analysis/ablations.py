@@ -1,0 +1,246 @@
+"""What a context model's context is good for, and how it behaves over time.
+
+All of it looks at sentences through `ContextModel.trace`, which lets a function replace the context
+at every step. Losses are means over targets, in nats.
+
+Shapes: B batch, T time (tokens), C context, N contexts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from newllm.data.batching import Batch, EncodedSplit, EvaluationBatches
+from newllm.data.tokenizer import PAD
+from newllm.models.context import ContextModel
+from newllm.models.language_model import score_logits
+
+FROZEN_AFTER = (1, 2, 4, 8)
+NUM_SENTENCES = 16  # for what needs a Jacobian at every step
+MAX_STEPS = 16
+TINY = 1e-30  # in the place of a zero whose logarithm is taken
+
+Intervention = Callable[[int, Tensor], Tensor]
+MakeIntervention = Callable[[ContextModel, Batch], Intervention]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Loss of the targets past the first `after` tokens, the context kept as it was there."""
+
+    after: int
+    loss: float
+    loss_intact: float
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """What the context is good for.
+
+    Attributes:
+        loss: of the model as it is.
+        zeroed: with the context always zero, as at the start of a sentence.
+        shuffled: with the context of another sentence at the same position.
+        frozen: with a context that no longer changes.
+    """
+
+    loss: float
+    zeroed: float
+    shuffled: float
+    frozen: Sequence[Frozen]
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How the context behaves over time.
+
+    Attributes:
+        effective_rank: of the contexts around their mean: e to the entropy of their normalized
+            singular values (Roy & Vetterli 2007); at most C.
+        gradient_norms: of a target's loss by the context so many tokens before it, from 0 on.
+        singular_value: largest of d context_t / d context_{t-1}, median over steps.
+        singular_value_range: its 5th and 95th percentile.
+        lyapunov_exponent: growth rate per token of a small change along a sentence, in nats: the
+            logarithm of the largest singular value of all its Jacobians' product, by its length;
+            mean over sentences. Below 0 the context forgets where it came from.
+    """
+
+    context_dim: int
+    effective_rank: float
+    gradient_norms: Sequence[float]
+    singular_value: float
+    singular_value_range: tuple[float, float]
+    lyapunov_exponent: float
+
+
+@torch.no_grad()
+def ablate(model: ContextModel, split: EncodedSplit) -> Ablations:
+    """Losses of a split with the context taken away in several ways."""
+
+    def loss(make: MakeIntervention, after: int = 0) -> float:
+        return _loss(model, split, make, after)
+
+    return Ablations(
+        loss=loss(_leave),
+        zeroed=loss(_zero),
+        shuffled=loss(_swap),
+        frozen=[
+            Frozen(after, loss(_freeze(after), after), loss(_leave, after))
+            for after in FROZEN_AFTER
+            if after < int(split.num_positions_N.max())
+        ],
+    )
+
+
+def _leave(model: ContextModel, batch: Batch) -> Intervention:
+    return lambda t, context_BC: context_BC
+
+
+def _zero(model: ContextModel, batch: Batch) -> Intervention:
+    return lambda t, context_BC: torch.zeros_like(context_BC)
+
+
+def _swap(model: ContextModel, batch: Batch) -> Intervention:
+    """The context that another sentence of the batch, of another length if may be, has there."""
+    own_BTC = model.trace(batch.tokens_BT).contexts_BTC
+    other_BTC = own_BTC.roll(max(1, len(own_BTC) // 2), 0)  # a batch is sorted by length
+    return lambda t, context_BC: other_BTC[:, t]
+
+
+def _freeze(after: int) -> MakeIntervention:
+    """The context after `after` tokens, from there on."""
+
+    def make(model: ContextModel, batch: Batch) -> Intervention:
+        kept: list[Tensor] = []
+
+        def intervene(t: int, context_BC: Tensor) -> Tensor:
+            if t == after - 1:
+                kept.append(context_BC)
+            return kept[0] if t >= after else context_BC
+
+        return intervene
+
+    return make
+
+
+def _loss(model: ContextModel, split: EncodedSplit, make: MakeIntervention, after: int) -> float:
+    """Mean loss of the targets past the first `after` ones of each sentence."""
+    total, number = 0.0, 0
+    for batch in EvaluationBatches(split):
+        trace = model.trace(batch.tokens_BT, intervene=make(model, batch))
+        loss_BT, _ = score_logits(trace.logits_BTV, batch.targets_BT)
+        total += loss_BT[:, after:].sum(dtype=torch.double).item()
+        number += int((batch.targets_BT[:, after:] != PAD).sum())
+    return total / number
+
+
+def dynamics(model: ContextModel, split: EncodedSplit) -> Dynamics:
+    """Rank, gradients and Jacobians on the first sentences of a split."""
+    batch = split.batch(torch.arange(min(len(split), NUM_SENTENCES)))
+    largest, exponents = _expansion(model, batch)
+    low, middle, high = np.percentile(largest, (5, 50, 95)).tolist()
+    return Dynamics(
+        context_dim=model.cell.context_dim,
+        effective_rank=effective_rank(_contexts(model, split)),
+        gradient_norms=gradient_norms(model, batch),
+        singular_value=middle,
+        singular_value_range=(low, high),
+        lyapunov_exponent=float(np.mean(exponents)),
+    )
+
+
+@torch.no_grad()
+def _contexts(model: ContextModel, split: EncodedSplit) -> Tensor:
+    """The contexts after all tokens of a split [N, C]."""
+    return torch.cat(
+        [
+            model.trace(batch.tokens_BT).contexts_BTC[batch.tokens_BT != PAD]
+            for batch in EvaluationBatches(split)
+        ]
+    )
+
+
+def effective_rank(contexts_NC: Tensor) -> float:
+    """How many directions the contexts spread over, a real number from 1 to C."""
+    centred_NC = (contexts_NC - contexts_NC.mean(0)).double()
+    values_C = torch.linalg.svdvals(centred_NC)
+    shares_C = values_C / values_C.sum()
+    return float(torch.exp(torch.special.entr(shares_C).sum()))
+
+
+def gradient_norms(model: ContextModel, batch: Batch) -> list[float]:
+    """Mean norm of d loss_t / d context_{t-d} over sentences and targets, by d = 0, 1, ...
+
+    d = 0 is the context that the prediction itself reads.
+    """
+    seen: list[Tensor] = []
+
+    def watch(t: int, context_BC: Tensor) -> Tensor:
+        seen.append(context_BC)
+        return context_BC
+
+    tokens_BT, targets_BT = batch.tokens_BT[:, :MAX_STEPS], batch.targets_BT[:, :MAX_STEPS]
+    with torch.enable_grad():
+        loss_BT, _ = score_logits(model.trace(tokens_BT, None, watch).logits_BTV, targets_BT)
+    norms: dict[int, list[float]] = defaultdict(list)
+    for t in range(1, loss_BT.shape[1]):
+        real_B = targets_BT[:, t] != PAD
+        if not real_B.any():
+            break
+        # The sentences do not touch one another, so one backward pass serves all of them.
+        gradients = torch.autograd.grad(loss_BT[:, t].sum(), seen[:t], retain_graph=True)
+        for step, gradient_BC in enumerate(gradients):
+            norms[t - 1 - step] += gradient_BC[real_B].norm(dim=1).tolist()
+    return [float(np.mean(norms[distance])) for distance in sorted(norms)]
+
+
+def _expansion(model: ContextModel, batch: Batch) -> tuple[list[float], list[float]]:
+    """Largest singular value of every step's Jacobian; Lyapunov exponent of every sentence."""
+    tokens_BT = batch.tokens_BT[:, :MAX_STEPS]
+    largest: list[float] = []
+    product_BCC = torch.eye(model.cell.context_dim).repeat(len(tokens_BT), 1, 1)
+    logs_B, num_steps_B = torch.zeros(len(tokens_BT)), (tokens_BT[:, 1:] != PAD).sum(1)
+    for t, jacobian_BCC in enumerate(jacobians(model, tokens_BT), start=1):
+        real_B = tokens_BT[:, t] != PAD
+        largest += largest_singular_values(jacobian_BCC[real_B]).tolist()
+        product_BCC = torch.where(real_B[:, None, None], jacobian_BCC @ product_BCC, product_BCC)
+        # Kept near 1, so that long products neither vanish nor overflow.
+        scale_B = product_BCC.flatten(1).norm(dim=1).clamp(min=TINY)
+        logs_B += scale_B.log()
+        product_BCC = product_BCC / scale_B[:, None, None]
+    logs_B += largest_singular_values(product_BCC).clamp(min=TINY).log()
+    has_steps_B = num_steps_B > 0
+    return largest, (logs_B[has_steps_B] / num_steps_B[has_steps_B]).tolist()
+
+
+def largest_singular_values(matrices_BCC: Tensor, num_rounds: int = 50) -> Tensor:
+    """Of each matrix, by power iteration: many times faster than a whole decomposition [B]."""
+    generator = torch.Generator().manual_seed(0)
+    direction_BC1 = torch.randn(matrices_BCC.shape[-1], 1, generator=generator).to(matrices_BCC)
+    direction_BC1 = direction_BC1.repeat(len(matrices_BCC), 1, 1)
+    for _ in range(num_rounds):
+        direction_BC1 = matrices_BCC.mT @ (matrices_BCC @ direction_BC1)
+        direction_BC1 = direction_BC1 / direction_BC1.norm(dim=1, keepdim=True).clamp(min=TINY)
+    return (matrices_BCC @ direction_BC1).norm(dim=(1, 2))
+
+
+def jacobians(model: ContextModel, tokens_BT: Tensor) -> Iterator[Tensor]:
+    """d context_t / d context_{t-1} [B, C, C] at the second, third ... token of each sentence."""
+    with torch.no_grad():
+        state = model.trace(tokens_BT[:, :1]).state
+    for t in range(1, tokens_BT.shape[1]):
+        before_BC = (state if isinstance(state, Tensor) else state[0]).detach().requires_grad_()
+        given = before_BC if isinstance(state, Tensor) else (before_BC, *state[1:])
+        with torch.enable_grad():
+            state = model.trace(tokens_BT[:, t : t + 1], given).state
+        after_BC = state if isinstance(state, Tensor) else state[0]
+        batch_size, context_dim = after_BC.shape
+        rows_CBC = torch.eye(context_dim).to(after_BC)[:, None].expand(-1, batch_size, -1)
+        (jacobian_CBC,) = torch.autograd.grad(after_BC, before_BC, rows_CBC, is_grads_batched=True)
+        yield jacobian_CBC.transpose(0, 1)

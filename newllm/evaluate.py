@@ -1,0 +1,149 @@
+"""What a run's model has learned: `python -m newllm.evaluate RUN`; see `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from newllm.analysis import figures
+from newllm.analysis.ablations import ablate, dynamics
+from newllm.analysis.predictions import divergences, target_losses
+from newllm.analysis.references import gap_closed, references
+from newllm.config.build import instantiate
+from newllm.data.module import CorpusDataModule
+from newllm.models.context import ContextModel
+from newllm.runs import LoadedRun, load_run, write_text
+
+SPLITS = ("train", "validation", "test")
+
+
+def evaluate(run: LoadedRun, data: CorpusDataModule) -> dict[str, Any]:
+    """Everything that is looked at, by name: losses in nats per token."""
+    found: dict[str, Any] = {"splits": {}}
+    for split in SPLITS:
+        if len(data.split(split)):
+            found["splits"][split] = _losses(run, data, split)
+    if isinstance(run.model, ContextModel):
+        found["ablations"] = asdict(ablate(run.model, data.split("validation")))
+        found["dynamics"] = asdict(dynamics(run.model, data.split("validation")))
+    return found
+
+
+def _losses(run: LoadedRun, data: CorpusDataModule, split: str) -> dict[str, Any]:
+    loss = float(target_losses(run.model, data.split(split)).mean())
+    means = references(data, split).means
+    kl = divergences(run.model, data, split) if split == "validation" else None
+    return {
+        "loss": loss,
+        "references": means,
+        "gap_closed": gap_closed(loss, means),
+        "kl": None if kl is None else float(kl.mean()),
+    }
+
+
+def split_table(splits: Mapping[str, Any]) -> Table:
+    """The loss of each split beside its references."""
+    table = Table(box=None)
+    names = list(dict.fromkeys(name for row in splits.values() for name in row["references"]))
+    table.add_column("nats per token")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name in names:
+        losses = (row["references"].get(name) for row in splits.values())
+        table.add_row(name.replace("_", " "), *(_number(loss) for loss in losses))
+    table.add_row("this model", *(_number(row["loss"]) for row in splits.values()), style="bold")
+    closed = (row["gap_closed"] for row in splits.values())
+    table.add_row("gap closed", *("-" if x is None else f"{100 * x:.1f} %" for x in closed))
+    return table
+
+
+def ablation_table(ablations: Mapping[str, Any]) -> Table:
+    """What the context is worth."""
+    intact = ablations["loss"]
+    table = Table(box=None)
+    for heading in ("context", "loss", "worse by"):
+        table.add_column(heading, justify="left" if heading == "context" else "right")
+    table.add_row("as it is", _number(intact), "")
+    rows = {"always zero": "zeroed", "of another sentence": "shuffled"}
+    for name, key in rows.items():
+        table.add_row(name, _number(ablations[key]), _number(ablations[key] - intact))
+    for frozen in ablations["frozen"]:
+        name = f"frozen after {frozen['after']} tokens (loss from there on)"
+        worse = frozen["loss"] - frozen["loss_intact"]
+        table.add_row(name, _number(frozen["loss"]), _number(worse))
+    return table
+
+
+def dynamics_lines(found: Mapping[str, Any]) -> list[str]:
+    """What the context does over time, in words."""
+    low, high = found["singular_value_range"]
+    fate = "forgets where it came from" if found["lyapunov_exponent"] < 0 else "amplifies changes"
+    near, *_, far = found["gradient_norms"]
+    return [
+        f"effective rank of the contexts: {found['effective_rank']:.1f} of {found['context_dim']}",
+        f"largest singular value of d context_t / d context_(t-1): {found['singular_value']:.3f} "
+        f"({low:.3f} to {high:.3f})",
+        f"largest Lyapunov exponent: {found['lyapunov_exponent']:+.3f} nats per token: it {fate}",
+        f"gradient of a loss by the context just before it: {near:.4f}, "
+        f"{len(found['gradient_norms']) - 1} tokens before: {far:.5f}",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m newllm.evaluate",
+        description="Look at what a run's model has learned: its losses beside the references of "
+        "each split, what its context is worth, and how that behaves over time.",
+    )
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--trust", metavar="PACKAGE", action="append", default=[],
+                        help="a package of yours that the model's parts come from")  # fmt: skip
+    options = parser.parse_args()
+    try:
+        run = load_run(options.run, options.trust)
+        data = instantiate(run.config.data, options.trust)
+        data.setup()
+    except ValueError as error:
+        sys.exit(str(error))
+    torch.manual_seed(0)
+    found = evaluate(run, data)
+    _show(found, Console(highlight=False))
+    folder = options.run / "evaluation"
+    folder.mkdir(exist_ok=True)
+    write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
+    if "ablations" in found:
+        figure = figures.ablations(found["ablations"], found["dynamics"], run.result["name"])
+        figure.savefig(folder / "ablations.png", dpi=120)
+    print(f"all of it lies in {folder}")
+
+
+def _show(found: Mapping[str, Any], console: Console) -> None:
+    if not console.is_terminal:
+        console.width = 250
+    console.print(split_table(found["splits"]))
+    kl = found["splits"]["validation"]["kl"]
+    if kl is not None:
+        console.print(f"expected excess over the grammar (KL, validation): {kl:.4f} nats per token")
+    if "ablations" in found:
+        console.print()
+        console.print(ablation_table(found["ablations"]))
+        console.print()
+        console.print("\n".join(dynamics_lines(found["dynamics"])))
+
+
+if __name__ == "__main__":
+    main()
