@@ -432,6 +432,22 @@ def test_known_contexts_change_no_number(gating: type[Gating], fnn: str) -> None
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_recompute_drops_the_same_embeddings_and_outputs_again() -> None:
+    def gradients(recompute: bool) -> list[Tensor | None]:
+        torch.manual_seed(1)
+        model = ContextModel(
+            20, E, C, H, 3, gating=LSTMGating, recurrence=Fused(recompute),
+            embedding_dropout=0.4, output_dropout=0.4,
+        )  # fmt: skip
+        tokens_BT = torch.randint(4, 20, (B, BLOCK))  # one block, so that both draw alike
+        torch.manual_seed(2)
+        loss_BT, _ = model.score(tokens_BT, tokens_BT)
+        loss_BT.sum().backward()
+        return [weight.grad for weight in model.parameters()]
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
 @pytest.mark.parametrize("gating", [LSTMGating, CoupledGating])
 def test_recompute_holds_a_fraction_of_the_memory(gating: type[Gating]) -> None:
     def bytes_held(recompute: bool) -> int:

@@ -58,6 +58,7 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gated": gated,
     "gated_positions": partial(gated, positions="learned"),
     "gated_residual": partial(gated, fnn="residual"),
+    "gated_edges": partial(gated, dropout=0.0, embedding_dropout=0.3, output_dropout=0.3),
     "transformer": transformer,
     "transformer_rotary": partial(transformer, positions="rotary"),
     "transformer_positionless": partial(transformer, positions="none"),
@@ -322,6 +323,11 @@ def test_description(model: LanguageModel, description: str) -> None:
         (
             partial(transformer, positions="sine"),
             "model.positions=sine does not exist; choose one of: learned, rotary, none",
+        ),
+        (
+            partial(transformer, embedding_dropout=1.0, output_dropout=-1.0),
+            "model.embedding_dropout=1.0 must be at least 0 and below 1\n"
+            "model.output_dropout=-1.0 must be at least 0 and below 1",
         ),
         (partial(LSTMModel, V, dropout=-0.1), "model.dropout=-0.1 must be at least 0 and below 1"),
         (partial(GRUModel, V, embedding_dim=0), "model.embedding_dim=0 must be at least 1"),

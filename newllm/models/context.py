@@ -63,6 +63,8 @@ class ContextModel(LanguageModel):
         positions: "none", or "learned": a table of max_length vectors added to the embedding.
         max_length: the most tokens learned positions can tell apart; unused without them.
         dropout: probability inside the cell's feed-forward network.
+        embedding_dropout: probability for each element of the embeddings.
+        output_dropout: probability for each element that the output layer reads.
         fnn: its wiring, "plain" or "residual".
         context_clip: the context is clamped to +- this; None clamps nothing.
         gating: makes the change of the context from (hidden_dim, context_dim).
@@ -84,6 +86,8 @@ class ContextModel(LanguageModel):
         positions: str = "none",
         max_length: int = 32,
         dropout: float = 0.1,
+        embedding_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         fnn: str = "plain",
         context_clip: float | None = None,
         gating: Callable[[int, int], Gating] = Additive,
@@ -102,7 +106,9 @@ class ContextModel(LanguageModel):
                 max_length=max_length,
             ),
             *option_faults("positions", positions, POSITIONS),
-            *dropout_faults(dropout),
+            *dropout_faults(
+                dropout=dropout, embedding_dropout=embedding_dropout, output_dropout=output_dropout
+            ),
             *option_faults("fnn", fnn, FNNS),
         ]
         if context_clip is not None and not context_clip > 0:
@@ -113,6 +119,7 @@ class ContextModel(LanguageModel):
         self.num_layers = num_layers
         self.recurrence = recurrence
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.positions = (
             LearnedPositions(max_length, embedding_dim) if positions == "learned" else None
         )
@@ -126,6 +133,7 @@ class ContextModel(LanguageModel):
             context_clip,
             dropout,
         )
+        self.output_dropout = nn.Dropout(output_dropout)
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         self.fnn = fnn
         initialization(self)
@@ -136,7 +144,11 @@ class ContextModel(LanguageModel):
         """Read a chunk, as `LanguageModel` says."""
         masks = DropoutMasks.draw(self.cell, tokens)
         rollout, state = self._read(self.recurrence, tokens, state, reset, masks)
-        return self.output(rollout.hidden_BTH), state
+        return self._logits(rollout), state
+
+    def _logits(self, rollout: Rollout) -> Tensor:
+        logits_BTV: Tensor = self.output(self.output_dropout(rollout.hidden_BTH))
+        return logits_BTV
 
     def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `LanguageModel` says; `recurrence.recompute` keeps only the contexts.
@@ -163,7 +175,8 @@ class ContextModel(LanguageModel):
                 targets_BK,
                 *state,
                 use_reentrant=True,
-                preserve_rng_state=False,
+                # The cell's masks are drawn anew by their seed; these two draw for themselves.
+                preserve_rng_state=self.embedding_dropout.p + self.output_dropout.p > 0,
             )
             losses.append(loss_BK)
             corrects.append(correct_BK)
@@ -183,7 +196,7 @@ class ContextModel(LanguageModel):
         rollout, after = self._read(read, tokens, given, None, masks)
         if not torch.is_grad_enabled():
             found["contexts"] = rollout.contexts_BTC
-        scores = score_logits(self.output(rollout.hidden_BTH), targets)
+        scores = score_logits(self._logits(rollout), targets)
         return (*scores, *(after if isinstance(after, tuple) else (after,)))
 
     def trace(
@@ -212,8 +225,7 @@ class ContextModel(LanguageModel):
 
         masks = DropoutMasks.draw(self.cell, tokens)
         rollout, state = self._read(recurrence, tokens, state, None, masks)
-        logits_BTV = self.output(rollout.hidden_BTH)
-        return Trace(logits_BTV, rollout.contexts_BTC, rollout.gates, state)
+        return Trace(self._logits(rollout), rollout.contexts_BTC, rollout.gates, state)
 
     def _read(
         self,
@@ -223,7 +235,7 @@ class ContextModel(LanguageModel):
         reset: Tensor | None,
         masks: DropoutMasks | None,
     ) -> tuple[Rollout, State]:
-        embedded_BTE = self.embedding(tokens)
+        embedded_BTE = self.embedding_dropout(self.embedding(tokens))
         pad_BT = tokens == PAD
         context_BC, position_B = self._unpack(state, embedded_BTE)
         if self.positions is not None:

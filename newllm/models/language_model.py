@@ -98,11 +98,13 @@ def size_faults(**sizes: int) -> list[str]:
     ]
 
 
-def dropout_faults(dropout: float) -> list[str]:
-    """One line if the probability is outside [0, 1)."""
-    if 0 <= dropout < 1:
-        return []
-    return [f"model.dropout={dropout} must be at least 0 and below 1"]
+def dropout_faults(**probabilities: float) -> list[str]:
+    """One line for each probability outside [0, 1)."""
+    return [
+        f"model.{key}={probability} must be at least 0 and below 1"
+        for key, probability in probabilities.items()
+        if not 0 <= probability < 1
+    ]
 
 
 def option_faults(key: str, value: str, options: Collection[str]) -> list[str]:

@@ -62,6 +62,8 @@ class MinGRUModel(LanguageModel):
         num_layers: L.
         feedforward_dim: F.
         dropout: probability before each addition.
+        embedding_dropout: probability for each element of the embeddings.
+        output_dropout: probability for each element that the output layer reads.
         initialization: sets the fresh weights in place.
 
     Raises:
@@ -76,6 +78,8 @@ class MinGRUModel(LanguageModel):
         num_layers: int = 3,
         feedforward_dim: int = 256,
         dropout: float = 0.1,
+        embedding_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         initialization: Callable[["MinGRUModel"], None] = normal,
     ) -> None:
         super().__init__()
@@ -86,11 +90,15 @@ class MinGRUModel(LanguageModel):
             num_layers=num_layers,
             feedforward_dim=feedforward_dim,
         )
-        raise_faults([*sizes, *dropout_faults(dropout)])
+        dropouts = dropout_faults(
+            dropout=dropout, embedding_dropout=embedding_dropout, output_dropout=output_dropout
+        )
+        raise_faults([*sizes, *dropouts])
 
         self.vocabulary_size = vocabulary_size
         self.hidden_dim, self.feedforward_dim = hidden_dim, feedforward_dim
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.input = nn.Linear(embedding_dim, hidden_dim)
         layers = range(num_layers)
         self.recurrent_norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in layers)
@@ -106,6 +114,7 @@ class MinGRUModel(LanguageModel):
         )
         self.dropout = dropout
         self.final_norm = nn.LayerNorm(hidden_dim)
+        self.output_dropout = nn.Dropout(output_dropout)
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         initialization(self)
 
@@ -113,7 +122,7 @@ class MinGRUModel(LanguageModel):
         self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Read a chunk, as `LanguageModel` says."""
-        hidden_BTH = self.input(self.embedding(tokens))
+        hidden_BTH = self.input(self.embedding_dropout(self.embedding(tokens)))
         real_BT1 = (tokens != PAD).to(hidden_BTH.dtype)[..., None]
         if reset is None:
             reset = torch.zeros_like(tokens, dtype=torch.bool)
@@ -130,7 +139,8 @@ class MinGRUModel(LanguageModel):
             fed_BTH = self.feedforward[depth](self.feedforward_norms[depth](hidden_BTH))
             hidden_BTH = hidden_BTH + self._drop(fed_BTH)
             finals.append(final_BH)
-        return self.output(self.final_norm(hidden_BTH)), torch.stack(finals, dim=1)
+        read_BTH = self.output_dropout(self.final_norm(hidden_BTH))
+        return self.output(read_BTH), torch.stack(finals, dim=1)
 
     def _drop(self, values: Tensor) -> Tensor:
         return F.dropout(values, self.dropout, self.training)

@@ -34,7 +34,8 @@ class RecurrentBaseline(LanguageModel):
         embedding_dim: E.
         hidden_dim: H.
         num_layers: L.
-        dropout: probability after every layer.
+        dropout: probability after every layer, the last one included.
+        embedding_dropout: probability for each element of the embeddings.
         initialization: sets the fresh weights in place.
 
     Raises:
@@ -52,6 +53,7 @@ class RecurrentBaseline(LanguageModel):
         hidden_dim: int = 256,
         num_layers: int = 3,
         dropout: float = 0.1,
+        embedding_dropout: float = 0.0,
         initialization: Callable[["RecurrentBaseline"], None] = normal,
     ) -> None:
         super().__init__()
@@ -61,10 +63,12 @@ class RecurrentBaseline(LanguageModel):
             hidden_dim=hidden_dim,
             num_layers=num_layers,
         )
-        raise_faults([*sizes, *dropout_faults(dropout)])
+        dropouts = dropout_faults(dropout=dropout, embedding_dropout=embedding_dropout)
+        raise_faults([*sizes, *dropouts])
 
         self.vocabulary_size = vocabulary_size
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
         # torch's networks drop between layers only, and warn when there is nothing between.
         between = dropout if num_layers > 1 else 0.0
         self.network = self.network_class(
@@ -79,7 +83,7 @@ class RecurrentBaseline(LanguageModel):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Read a chunk, as `LanguageModel` says."""
         real_BT = tokens != PAD
-        embedded_BTE = self.embedding(tokens)
+        embedded_BTE = self.embedding_dropout(self.embedding(tokens))
         states = self._start(embedded_BTE) if state is None else tuple(state)
         if reset is None and bool(real_BT.all()):
             hidden_BTH, states = self._run(embedded_BTE, states)

@@ -116,6 +116,8 @@ class Transformer(LanguageModel):
         max_length: the most tokens learned positions can tell apart; unused without them.
         dropout: probability on attention weights, inside the feed-forward network and at the end
             of both.
+        embedding_dropout: probability for each element of the embeddings.
+        output_dropout: probability for each element that the output layer reads.
         norm_first: normalize before attention and feed-forward instead of after them.
         leaky: every token sees all real tokens of its sequence, **the future included**: for
             reproducing the published baseline only. Then there is no state.
@@ -135,6 +137,8 @@ class Transformer(LanguageModel):
         positions: str = "learned",
         max_length: int = 32,
         dropout: float = 0.1,
+        embedding_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         norm_first: bool = False,
         leaky: bool = False,
         initialization: Callable[["Transformer"], None] = normal,
@@ -150,7 +154,9 @@ class Transformer(LanguageModel):
                 max_length=max_length,
             ),
             *option_faults("positions", positions, POSITIONS),
-            *dropout_faults(dropout),
+            *dropout_faults(
+                dropout=dropout, embedding_dropout=embedding_dropout, output_dropout=output_dropout
+            ),
         ]
         raise_faults(faults or _head_faults(embedding_dim, num_heads, positions))
 
@@ -160,6 +166,7 @@ class Transformer(LanguageModel):
         self.norm_first = norm_first
         self.leaky = self.sees_the_future = leaky
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.positions: LearnedPositions | RotaryPositions | None = None
         if positions == "learned":
             self.positions = LearnedPositions(max_length, embedding_dim)
@@ -170,6 +177,7 @@ class Transformer(LanguageModel):
             for _ in range(num_layers)
         )
         self.final_norm = nn.LayerNorm(embedding_dim)
+        self.output_dropout = nn.Dropout(output_dropout)
         self.output = nn.Linear(embedding_dim, vocabulary_size)
         initialization(self)
 
@@ -194,7 +202,7 @@ class Transformer(LanguageModel):
             layer_past = None if past is None else (past[1 + 2 * layer], past[2 + 2 * layer])
             hidden_BTE, cache = block(hidden_BTE, view, layer_past)
             caches += cache
-        logits_BTV = self.output(self.final_norm(hidden_BTE))
+        logits_BTV = self.output(self.output_dropout(self.final_norm(hidden_BTE)))
         if self.leaky:
             return logits_BTV, None
         return logits_BTV, (_still_visible(real_BT, past_BS, reset), *caches)
@@ -202,7 +210,7 @@ class Transformer(LanguageModel):
     def _embed(
         self, tokens: Tensor, start_B: Tensor, reset_BT: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        embedded_BTE = self.embedding(tokens)
+        embedded_BTE = self.embedding_dropout(self.embedding(tokens))
         if self.positions is None:
             return embedded_BTE, None
         real_BT = tokens != PAD
