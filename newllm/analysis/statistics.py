@@ -1,10 +1,13 @@
-"""Means with intervals, for a few runs that differ in their seed."""
+"""Means with intervals for a few runs that differ in their seed, and verdicts on differences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
 
 import numpy as np
 from scipy import stats
@@ -55,3 +58,132 @@ def next_run_interval(values: Sequence[float]) -> Interval:
 
 def _quantile(n: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided before the runs were made; see `plan.toml`."""
+
+    metric: str
+    smallest_effect: float
+    alpha: float
+    power: float
+    seeds: Mapping[str, int]
+
+
+@cache
+def plan() -> Plan:
+    """The plan of this package."""
+    stated = tomllib.loads(files("newllm.analysis").joinpath("plan.toml").read_text())
+    return Plan(**{field.name: stated[field.name] for field in fields(Plan)})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two groups of runs, or pairs of them; differences are first minus second.
+
+    Attributes:
+        interval: of the difference of the means.
+        p_difference: that means as far apart are drawn from equal ones.
+        p_equivalence: that means as near are drawn from ones a smallest effect apart, or more.
+    """
+
+    interval: Interval
+    p_difference: float
+    p_equivalence: float
+
+    @property
+    def difference(self) -> float:
+        return self.interval.mean
+
+
+def compare(
+    first: Sequence[float], second: Sequence[float], smallest_effect: float, paired: bool = False
+) -> Comparison:
+    """Welch's tests of two groups, or Student's of the differences of pairs.
+
+    Args:
+        first: one value for each run.
+        second: the same; if paired, in the same order.
+        smallest_effect: what the equivalence test calls different.
+        paired: whether runs belong together, as those of one seed do.
+
+    Raises:
+        ValueError: fewer than two values on a side, or pairs that do not match.
+    """
+    if min(len(first), len(second)) < 2 or (paired and len(first) != len(second)):
+        raise ValueError(f"cannot compare {len(first)} runs with {len(second)}")
+    if paired:
+        differences = np.subtract(first, second)
+        mean, spread = float(differences.mean()), float(stats.sem(differences))
+        freedom, number = len(differences) - 1.0, len(differences)
+    else:
+        a, b = stats.sem(first) ** 2, stats.sem(second) ** 2
+        mean, spread = float(np.mean(first) - np.mean(second)), math.sqrt(a + b)
+        number = min(len(first), len(second))
+        # Welch-Satterthwaite; without any scatter every t is infinite or none.
+        freedom = (
+            (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1)) if a + b else 1.0
+        )
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * spread
+    return Comparison(
+        Interval(mean, half_width, number),
+        p_difference=2 * _tail(abs(mean), spread, freedom),
+        p_equivalence=_tail(smallest_effect - abs(mean), spread, freedom),
+    )
+
+
+def _tail(distance: float, spread: float, freedom: float) -> float:
+    """Probability of a t statistic above distance / spread."""
+    if spread == 0:
+        return 0.5 if distance == 0 else float(distance < 0)
+    return float(stats.t.sf(distance / spread, freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979): each may be compared with the alpha of the family."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def verdicts(comparisons: Sequence[Comparison], alpha: float) -> list[str]:
+    """`lower`, `higher`, `no effect` or `undecided` for each of a family of comparisons.
+
+    A difference that is certainly below the smallest effect is none, however certain it is.
+    """
+    differences = holm([comparison.p_difference for comparison in comparisons])
+    equivalences = holm([comparison.p_equivalence for comparison in comparisons])
+    found = []
+    for comparison, p_difference, p_equivalence in zip(
+        comparisons, differences, equivalences, strict=True
+    ):
+        if p_equivalence <= alpha:
+            found.append("no effect")
+        elif p_difference <= alpha:
+            found.append("lower" if comparison.difference < 0 else "higher")
+        else:
+            found.append("undecided")
+    return found
+
+
+def power(num_runs: int, effect: float, spread: float, alpha: float) -> float:
+    """How often a two-sided t-test of two groups sees an effect (Cohen 1988).
+
+    Args:
+        num_runs: of each group.
+        effect: difference of the means.
+        spread: standard deviation in each group.
+        alpha: of the test.
+    """
+    freedom, shift = 2 * num_runs - 2, effect / spread * math.sqrt(num_runs / 2)
+    limit = stats.t.ppf(1 - alpha / 2, freedom)
+    return float(stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift))
+
+
+def over_corpora(groups: Sequence[Sequence[float]]) -> Interval:
+    """A mean over corpora, each with several seeds: only another corpus is another sample."""
+    return mean_interval([float(np.mean(group)) for group in groups])
