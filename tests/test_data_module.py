@@ -207,3 +207,15 @@ def test_several_processes_are_refused(build: BuildData) -> None:
     data.trainer = Mock(world_size=2)
     with pytest.raises(ValueError, match=r"trainer\.devices=2: the data feeds one process"):
         data.train_dataloader()
+
+
+def test_fewer_training_sentences_are_the_first(build: BuildData) -> None:
+    whole, part = build("quality500"), build("quality500", train_sentences=50)
+    assert part.sentences("train") == whole.sentences("train")[:50]
+    assert part.sentences("validation") == whole.sentences("validation")
+    assert part.tokenizer.size < whole.tokenizer.size
+    assert part.data_sha256 != whole.data_sha256
+    with pytest.raises(ValueError, match="train_sentences=500: quality500 has 400"):
+        build("quality500", train_sentences=500)
+    with pytest.raises(ValueError, match="train_sentences=0 must be at least 1"):
+        build("quality500", train_sentences=0)

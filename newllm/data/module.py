@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from lightning import LightningDataModule
@@ -30,6 +31,7 @@ class CorpusDataModule(LightningDataModule):
         vocabulary_size: the largest vocabulary, the four specials counted; None keeps all words.
         max_length: positions, that is ``<BOS>`` and the tokens after it but not ``<EOS>``, that
             a sentence may take.
+        train_sentences: only so many of the training sentences, the first; None takes all.
         too_long: what happens to a longer one. ``truncate`` cuts it, so that it has no ``<EOS>``.
         path: the file of ``text``, and of no other corpus.
         lowercase: whether text and prompts are lower-cased.
@@ -52,6 +54,7 @@ class CorpusDataModule(LightningDataModule):
         vocabulary_size: int | None = None,
         max_length: int = 32,
         too_long: str = "error",
+        train_sentences: int | None = None,
         path: str | None = None,
         lowercase: bool = True,
         validation_fraction: float = 0.1,
@@ -74,6 +77,7 @@ class CorpusDataModule(LightningDataModule):
                 ("seed", order_seed, 0),
                 ("data.batch_size", batch_size, 1),
                 ("data.max_length", max_length, 1),
+                ("data.train_sentences", 1 if train_sentences is None else train_sentences, 1),
             )
             if number < smallest
         ]
@@ -95,6 +99,7 @@ class CorpusDataModule(LightningDataModule):
         self._directory = Path(directory)
         self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
         self._lowercase, self._too_long = lowercase, too_long
+        self._train_sentences = train_sentences
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
         self._kept: dict[str, list[int]] = {}
         self._splits: dict[str, EncodedSplit] = {}
@@ -107,7 +112,7 @@ class CorpusDataModule(LightningDataModule):
         """
         if self._splits:
             return
-        self.corpus = self._read_corpus()
+        self.corpus = self._shortened(self._read_corpus())
         self.tokenizer = Tokenizer.train(
             self.corpus.train, self._tokenizer_kind, self._vocabulary_size, self._lowercase
         )
@@ -130,6 +135,16 @@ class CorpusDataModule(LightningDataModule):
         corpus = build_corpus(self._name, self._seed)
         corpus.write(self._directory)
         return corpus
+
+    def _shortened(self, corpus: Corpus) -> Corpus:
+        number = self._train_sentences
+        if number is None:
+            return corpus
+        if number > len(corpus.train):
+            raise ValueError(
+                f"data.train_sentences={number}: {corpus.name} has {len(corpus.train):,}"
+            )
+        return replace(corpus, train=corpus.train[:number])
 
     def _encode(self, split: str) -> EncodedSplit:
         encoded = self.tokenizer.encode_all(self.corpus.split(split))

@@ -35,8 +35,8 @@ class PlainFNN(nn.Module):
 class ResidualFNN(nn.Module):
     """num_layers - 1 blocks h + Linear(Dropout(ReLU(LayerNorm(h)))), then a LayerNorm.
 
-    The pre-activation order keeps an identity path from the projection to the heads (He et al.
-    2016); no ReLU closes it, since the heads read signed features better.
+    The pre-activation order keeps an identity path from the projection to the last LayerNorm (He
+    et al. 2016); no ReLU closes it.
     """
 
     def __init__(self, hidden_dim: int, num_layers: int) -> None:

@@ -24,7 +24,7 @@ class Gating(nn.Module, ABC):
 
 
 class Additive(Gating):
-    """context + delta: nothing is ever forgotten."""
+    """context + delta: no gate takes anything away; delta itself reads the context and may."""
 
     name = "additive"
 

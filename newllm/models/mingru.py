@@ -21,7 +21,11 @@ from newllm.models.language_model import (
 
 
 class MinGRULayer(nn.Module):
-    """state_t = (1 - z_t) * state_{t-1} + z_t * candidate_t, both told by the input alone."""
+    """state_t = (1 - z_t) * state_{t-1} + z_t * candidate_t, both told by the input alone.
+
+    The candidate is linear, as in the paper's plain form. The loop over time could be a parallel
+    scan, which pays on sequences far longer than a sentence.
+    """
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
@@ -52,8 +56,7 @@ class MinGRULayer(nn.Module):
 class MinGRUModel(LanguageModel):
     """Blocks of a minGRU and a feed-forward network, each pre-normalized, dropped and added.
 
-    The blocks are those of the paper's language model, without its convolution. The state is one
-    tensor [B, L, H].
+    The state is one tensor [B, L, H].
 
     Args:
         vocabulary_size: V, the number of output classes.

@@ -98,7 +98,7 @@ class RecurrentBaseline(LanguageModel):
         return tuple(embedded_BTE.new_zeros(shape) for _ in range(self.num_states))
 
     def _run(self, inputs: Inputs, states: tuple[Tensor, ...]) -> tuple[Inputs, tuple[Tensor, ...]]:
-        # torch puts layers first, and takes a GRU's only tensor without a tuple around it.
+        # torch puts layers first, and takes an only tensor without a tuple around it.
         layer_first = tuple(state_BLH.transpose(0, 1).contiguous() for state_BLH in states)
         given = layer_first if self.num_states > 1 else layer_first[0]
         outputs, final = self.network(inputs, given)
@@ -151,7 +151,7 @@ class RecurrentBaseline(LanguageModel):
 
 
 class LSTMModel(RecurrentBaseline):
-    """Long short-term memory (Hochreiter and Schmidhuber 1997); state (hidden, cell)."""
+    """Long short-term memory with forget gate (Gers et al. 2000); state (hidden, cell)."""
 
     name = "lstm"
     network_class = nn.LSTM
