@@ -24,7 +24,10 @@ SPREAD_OF_ONE_RUN = 0.11
 TABLES = {"epochs": "metrics.csv", "steps": "steps.csv", "looks": "validation_steps.csv"}
 # What a packed file keeps of each table.
 COLUMNS = {
-    "epochs": ("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean"),
+    "epochs": (
+        *("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean", "val/loss_known"),
+        "context/norm",
+    ),
     "steps": ("step", "train/loss"),
     "looks": ("step", "val/loss", "unk", "eos", "other"),
 }
@@ -98,7 +101,7 @@ def gather(paths: Iterable[Path]) -> list[Run]:
 
 def _is_of_series(run: Run) -> bool:
     experiment = run.result.get("experiment")
-    return experiment is not None and _is_of(run, experiment)
+    return experiment is not None and is_of(run, experiment)
 
 
 def _below(path: Path) -> Iterable[Run]:
@@ -235,13 +238,13 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
             is_approximate=entry.get("approximate", False),
             is_stand_in=entry.get("stand_in", False),
             is_void=entry.get("void", False),
-            runs=[run for run in runs if _is_of(run, entry["name"])],
+            runs=[run for run in runs if is_of(run, entry["name"])],
         )
         for entry in published()["experiment"]
     ]
 
 
-def _is_of(run: Run, experiment: str) -> bool:
+def is_of(run: Run, experiment: str) -> bool:
     """Whether a run is that experiment as it stands, with no other choice than the seed.
 
     Sweeps name the folder of a run by all choices, so that only their runs can be known to be.

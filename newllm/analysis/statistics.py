@@ -65,7 +65,7 @@ class Plan:
     """What was decided before the runs were made; see `plan.toml`."""
 
     metric: str
-    smallest_effect: float
+    smallest_effects: Mapping[str, float]
     alpha: float
     power: float
     seeds: Mapping[str, int]

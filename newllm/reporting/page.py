@@ -10,12 +10,14 @@ from pathlib import Path
 import matplotlib
 
 from newllm.analysis import series_figures
+from newllm.analysis.claims import judge
 from newllm.analysis.series import Run, Summary, summarize
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate, japanese_fonts, translator
 from newllm.reporting.spike_study import spike_study
 from newllm.reporting.tables import (
     all_experiments,
+    claims_table,
     derived_table,
     figures_table,
     headline_table,
@@ -76,6 +78,7 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
     document.figure("overview", overview, caption)
     headline_table(document, [s for s in summaries if s.name in HEADLINE], _)
     all_experiments(document, summaries, _)
+    claims_table(document, judge(runs), _)
     timeline(document, summaries, _)
     derived_table(document, summaries, _)
     figures_table(document, _)

@@ -6,13 +6,20 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from newllm.analysis.claims import Judgement, counts
 from newllm.analysis.series import Summary, derived, other_figures, published
-from newllm.reporting.document import Document
+from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
 
 DEFINITION = (
     "Losses are best validation losses by the series' own definition (mean over batches of 16 "
     "sentences), in nats per token: mean and 95 % interval over seeds."
+)
+DEFINITION_OF_CLAIMS = (
+    "Line: of the published summary. Differences are first minus second, with 95 % intervals; "
+    "verdicts by Welch's test and a test of equivalence (less than 0.05 nats, or 0.1 of a spike's "
+    "ratio, is no effect), both with Holm's correction over the whole table. n is the number of "
+    "seeds."
 )
 
 
@@ -93,6 +100,22 @@ def _spiked(summary: Summary, curve: str) -> str:
     found = [spike for run in summary.done if (spike := run.largest_spike(curve))]
     highest = f" ({max(spike['ratio'] for spike in found):.1f}x)" if found else ""
     return f"{len(found)}/{len(summary.done)}{highest}"
+
+
+def claims_table(document: Document, judgements: Sequence[Judgement], _: Translate) -> None:
+    """The verdict on every claim of the summary, with its numbers."""
+    found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
+    document.fold(f"{_('Claims')} ({found})")
+    document.text(_(DEFINITION_OF_CLAIMS))
+    words = ("line", "claim", "verdict", "numbers")
+    document.table(
+        [_(word) for word in words],
+        [
+            [str(j.claim.line), quoted(_(j.claim.statement)), _(j.verdict), quoted(j.numbers)]
+            for j in judgements
+        ],
+    )
+    document.unfold()
 
 
 def timeline(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
