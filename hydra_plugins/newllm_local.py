@@ -5,9 +5,11 @@ A thin shell, because Hydra loads it into each of its programs; the work is done
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -38,9 +40,7 @@ class LocalLauncher(Launcher):
 
         setup_globals()
         loader = self.hydra_context.config_loader
-        configs = [
-            loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides
-        ]
+        configs = _compose(loader, self.config, job_overrides)
         top = Path(self.config.hydra.sweep.dir)
         jobs = []
         for config, overrides in zip(configs, job_overrides, strict=True):
@@ -56,3 +56,23 @@ class LocalLauncher(Launcher):
             done.return_value = loss
             returns.append(done)
         return returns
+
+
+def _compose(
+    loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]]
+) -> list[DictConfig]:
+    """The configuration of each job; those that differ in their seed alone are composed once."""
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    configs = []
+    for overrides in job_overrides:
+        seeds = [line.partition("=")[2] for line in overrides if line.startswith("seed=")]
+        if len(seeds) != 1 or not seeds[0].isdecimal():
+            configs.append(loader.load_sweep_config(config, list(overrides)))
+            continue
+        choices = tuple(line for line in overrides if not line.startswith("seed="))
+        if choices not in composed:
+            composed[choices] = loader.load_sweep_config(config, list(overrides))
+        own = copy.deepcopy(composed[choices])
+        own.seed = int(seeds[0])
+        configs.append(own)
+    return configs

@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from newllm.analysis import figures
 from newllm.analysis.ablations import ablate, dynamics
 from newllm.analysis.predictions import divergences, target_losses
-from newllm.analysis.references import gap_closed, references
+from newllm.analysis.references import ReferenceModels, gap_closed
 from newllm.config.build import instantiate
 from newllm.data.module import CorpusDataModule
 from newllm.models.context import ContextModel
@@ -29,18 +28,21 @@ SPLITS = ("train", "validation", "test")
 def evaluate(run: LoadedRun, data: CorpusDataModule) -> dict[str, Any]:
     """Everything that is looked at, by name: losses in nats per token."""
     found: dict[str, Any] = {"splits": {}}
+    models = ReferenceModels(data)
     for split in SPLITS:
         if len(data.split(split)):
-            found["splits"][split] = _losses(run, data, split)
+            found["splits"][split] = _losses(run, data, models, split)
     if isinstance(run.model, ContextModel):
         found["ablations"] = asdict(ablate(run.model, data.split("validation")))
         found["dynamics"] = asdict(dynamics(run.model, data.split("validation")))
     return found
 
 
-def _losses(run: LoadedRun, data: CorpusDataModule, split: str) -> dict[str, Any]:
+def _losses(
+    run: LoadedRun, data: CorpusDataModule, models: ReferenceModels, split: str
+) -> dict[str, Any]:
     loss = float(target_losses(run.model, data.split(split)).mean())
-    means = references(data, split).means
+    means = models.on(split).means
     kl = divergences(run.model, data, split) if split == "validation" else None
     return {
         "loss": loss,
@@ -75,6 +77,8 @@ def ablation_table(ablations: Mapping[str, Any]) -> Table:
     table.add_row("as it is", _number(intact), "")
     rows = {"always zero": "zeroed", "of another sentence": "shuffled"}
     for name, key in rows.items():
+        if ablations[key] is None:
+            continue
         table.add_row(name, _number(ablations[key]), _number(ablations[key] - intact))
     for frozen in ablations["frozen"]:
         name = f"frozen after {frozen['after']} tokens (loss from there on)"
@@ -86,15 +90,15 @@ def ablation_table(ablations: Mapping[str, Any]) -> Table:
 def dynamics_lines(found: Mapping[str, Any]) -> list[str]:
     """What the context does over time, in words."""
     low, high = found["singular_value_range"]
-    fate = "forgets where it came from" if found["lyapunov_exponent"] < 0 else "amplifies changes"
-    near, *_, far = found["gradient_norms"]
+    norms = found["gradient_norms"]
+    reach = f", {len(norms) - 1} tokens before: {norms[-1]:.5f}" if len(norms) > 1 else ""
     return [
         f"effective rank of the contexts: {found['effective_rank']:.1f} of {found['context_dim']}",
         f"largest singular value of d context_t / d context_(t-1): {found['singular_value']:.3f} "
         f"({low:.3f} to {high:.3f})",
-        f"largest Lyapunov exponent: {found['lyapunov_exponent']:+.3f} nats per token: it {fate}",
-        f"gradient of a loss by the context just before it: {near:.4f}, "
-        f"{len(found['gradient_norms']) - 1} tokens before: {far:.5f}",
+        f"largest Lyapunov exponent, over a sentence: {found['lyapunov_exponent']:+.3f} nats per "
+        "token",
+        f"gradient of a loss by the context just before it: {norms[0]:.4f}{reach}",
     ]
 
 
@@ -117,11 +121,11 @@ def main() -> None:
         run = load_run(options.run, options.trust)
         data = instantiate(run.config.data, options.trust)
         data.setup()
+        _check_data(run, data)
     except ValueError as error:
         sys.exit(str(error))
-    torch.manual_seed(0)
     found = evaluate(run, data)
-    _show(found, Console(highlight=False))
+    _show(found, run.model.sees_the_future, Console(highlight=False))
     folder = options.run / "evaluation"
     folder.mkdir(exist_ok=True)
     write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
@@ -131,9 +135,16 @@ def main() -> None:
     print(f"all of it lies in {folder}")
 
 
-def _show(found: Mapping[str, Any], console: Console) -> None:
+def _check_data(run: LoadedRun, data: CorpusDataModule) -> None:
+    if data.data_sha256 != run.result.get("data_sha256"):
+        raise ValueError(f"{run.path}: its data has changed since; evaluate a run on data as it is")
+
+
+def _show(found: Mapping[str, Any], sees_the_future: bool, console: Console) -> None:
     if not console.is_terminal:
         console.width = 250
+    if sees_the_future:
+        console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
     console.print(split_table(found["splits"]))
     kl = found["splits"]["validation"]["kl"]
     if kl is not None:

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from newllm.analysis.references import References, references
+from newllm.analysis.references import ReferenceModels, References
 from newllm.callbacks import Curves
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
@@ -111,7 +111,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip))
     faults.raise_if_any()
-    on_validation = references(data)
+    on_validation = ReferenceModels(data).on("validation")
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
     for callback in callbacks:

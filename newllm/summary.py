@@ -86,7 +86,7 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
 
 def _next(experiment: Experiment) -> str:
     if experiment.config.recipe.name == "modern":
-        return "try a longer run, with trainer.max_epochs=40"
+        return "try a larger model or more epochs, such as trainer.max_epochs=80"
     data = experiment.config.data
     path = f" data.path={data.path}" if "path" in data else ""
     return f"try: python -m newllm.train experiment=modern data={data.corpus}{path}"

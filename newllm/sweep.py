@@ -76,8 +76,11 @@ def _check(jobs: Sequence[Job], top: Path) -> None:
     """Find all faults before the first job starts; with overwrite=true, make room."""
     faults: dict[str, str] = {}
     folders: dict[Path, Job] = {}
+    checked: set[tuple[str, ...]] = set()
     for job in jobs:
-        found = composed_faults(job.config, job.overrides)
+        is_new = job.choices not in checked
+        checked.add(job.choices)
+        found = composed_faults(job.config, job.overrides) if is_new else []
         try:
             check_settings(job.config)
         except ConfigFault as error:

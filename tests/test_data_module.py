@@ -213,7 +213,9 @@ def test_fewer_training_sentences_are_the_first(build: BuildData) -> None:
     whole, part = build("quality500"), build("quality500", train_sentences=50)
     assert part.sentences("train") == whole.sentences("train")[:50]
     assert part.sentences("validation") == whole.sentences("validation")
-    assert part.tokenizer.size < whole.tokenizer.size
+    assert part.tokenizer.size == whole.tokenizer.size
+    assert part.corpus.test_shift == whole.corpus.test_shift
+    assert part.oracle_loss("validation") == whole.oracle_loss("validation")
     assert part.data_sha256 != whole.data_sha256
     with pytest.raises(ValueError, match="train_sentences=500: quality500 has 400"):
         build("quality500", train_sentences=500)

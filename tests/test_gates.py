@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Command, Compose
-from torch import nn
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.module import CorpusDataModule
@@ -36,9 +35,8 @@ def data(tmp_path: Path, corpus: str = "tiny30") -> CorpusDataModule:
 
 
 def peeking() -> Peeking:
-    model = Peeking(vocabulary_size=91, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=1)
-    nn.init.normal_(model.embedding.weight)
-    return model
+    """With the original's small weights, whose logits hardly differ from zero."""
+    return Peeking(vocabulary_size=91, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=1)
 
 
 @pytest.mark.parametrize("model", ["transformer", "lstm", "context"])
@@ -51,6 +49,7 @@ def test_a_leak_is_found_and_refused(tmp_path: Path) -> None:
     model = peeking().train()
     assert find_leak(model, TOKENS) is not None
     assert model.training
+    assert model.embedding.weight.dtype == torch.float32
     with pytest.raises(ConfigFault, match="sees the future: tokens from position"):
         check(model, data(tmp_path), 1000)
 
@@ -101,7 +100,7 @@ def test_a_run_with_a_leak_leaves_nothing_behind(command: Command, tmp_path: Pat
     )
     done = command(
         "newllm.train", "data=tiny30", "countermeasure=none", "model._target_=mine.Peeking",
-        "trusted_packages=[mine]", *TINY_CONTEXT, "recipe.initialization.std=1.0",
+        "trusted_packages=[mine]", *TINY_CONTEXT,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
     assert "sees the future" in done.stderr.splitlines()[-1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from newllm.analysis.predictions import divergences, target_losses
-from newllm.analysis.references import gap_closed, mean_by_position, references
+from newllm.analysis.references import ReferenceModels, gap_closed, mean_by_position
 from newllm.data.grammar import Grammar
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import EOS
@@ -73,7 +73,7 @@ def test_a_sentence_of_another_grammar_cannot_be_counted() -> None:
 
 
 def test_with_more_sentences_the_estimate_nears_the_grammar(quality500: CorpusDataModule) -> None:
-    means = references(quality500).means
+    means = ReferenceModels(quality500).on("validation").means
     assert list(means) == ["uniform", "unigram", "bigram", "trigram", "grammar_known", "oracle"]
     assert list(means.values()) == sorted(means.values(), reverse=True)
     assert means["oracle"] == pytest.approx(quality500.oracle_loss("validation"), abs=1e-12)
@@ -82,7 +82,7 @@ def test_with_more_sentences_the_estimate_nears_the_grammar(quality500: CorpusDa
 
 
 def test_positions_partition_the_targets(quality500: CorpusDataModule) -> None:
-    found = references(quality500)
+    found = ReferenceModels(quality500).on("validation")
     counts = np.bincount(found.positions)[1:]
     for name, by_position in found.by_position.items():
         assert len(by_position) == len(counts)
@@ -126,7 +126,7 @@ def test_divergence_is_the_expected_excess(quality500: CorpusDataModule) -> None
 def test_what_has_no_grammar_has_no_oracle(tmp_path: Path) -> None:
     data = CorpusDataModule("tiny30", order_seed=1, directory=str(tmp_path))
     data.setup()
-    found = references(data)
+    found = ReferenceModels(data).on("validation")
     assert list(found.means) == ["uniform", "unigram", "bigram", "trigram"]
     assert divergences(make_model(data), data) is None
     assert gap_closed(3.0, found.means) is None
@@ -143,7 +143,7 @@ def test_parts_of_words_keep_their_oracle(tmp_path: Path) -> None:
         max_length=200,
     )  # fmt: skip
     data.setup()
-    means = references(data).means
+    means = ReferenceModels(data).on("validation").means
     assert means["oracle"] == pytest.approx(data.oracle_loss("validation"))
     assert means["oracle"] < means["trigram"]
     assert divergences(make_model(data), data) is None

@@ -108,7 +108,10 @@ def test_the_plan_says_how_many_seeds_its_power_needs() -> None:
     assert stated.seeds["tiny30"] == 20
     needed = next(n for n in range(2, 500) if power(n, 0.05, 0.136, stated.alpha) >= stated.power)
     assert needed == 118
-    assert power(20, 0.13, 0.14, stated.alpha) >= stated.power
+    first_step = stated.alpha / 12  # of Holm's correction
+    corrected = next(n for n in range(2, 500) if power(n, 0.05, 0.14, first_step) >= stated.power)
+    assert corrected == 218
+    assert power(20, 0.18, 0.14, first_step) >= stated.power > power(20, 0.16, 0.14, first_step)
 
 
 def test_over_corpora_only_another_corpus_is_another_sample() -> None:

@@ -46,13 +46,13 @@ class Ablations:
     Attributes:
         loss: of the model as it is.
         zeroed: with the context always zero, as at the start of a sentence.
-        shuffled: with the context of another sentence at the same position.
+        shuffled: with the context of another sentence at the same position; None for one alone.
         frozen: with a context that no longer changes.
     """
 
     loss: float
     zeroed: float
-    shuffled: float
+    shuffled: float | None
     frozen: Sequence[Frozen]
 
 
@@ -66,9 +66,10 @@ class Dynamics:
         gradient_norms: of a target's loss by the context so many tokens before it, from 0 on.
         singular_value: largest of d context_t / d context_{t-1}, median over steps.
         singular_value_range: its 5th and 95th percentile.
-        lyapunov_exponent: growth rate per token of a small change along a sentence, in nats: the
-            logarithm of the largest singular value of all its Jacobians' product, by its length;
-            mean over sentences. Below 0 the context forgets where it came from.
+        lyapunov_exponent: largest one over a finite time: by how many nats a token the small
+            change of the context grows that grows most from the start of a sentence to its end
+            (the logarithm of the largest singular value of all its Jacobians' product, by its
+            length); mean over sentences. Over few tokens it lies above the limit of long times.
     """
 
     context_dim: int
@@ -89,7 +90,7 @@ def ablate(model: ContextModel, split: EncodedSplit) -> Ablations:
     return Ablations(
         loss=loss(_leave),
         zeroed=loss(_zero),
-        shuffled=loss(_swap),
+        shuffled=loss(_swap) if len(split) > 1 else None,
         frozen=[
             Frozen(after, loss(_freeze(after), after), loss(_leave, after))
             for after in FROZEN_AFTER
@@ -168,8 +169,10 @@ def _contexts(model: ContextModel, split: EncodedSplit) -> Tensor:
 
 def effective_rank(contexts_NC: Tensor) -> float:
     """How many directions the contexts spread over, a real number from 1 to C."""
-    centred_NC = (contexts_NC - contexts_NC.mean(0)).double()
+    centred_NC = contexts_NC.double() - contexts_NC.double().mean(0)
     values_C = torch.linalg.svdvals(centred_NC)
+    if not values_C.any():
+        return 1.0  # one point
     shares_C = values_C / values_C.sum()
     return float(torch.exp(torch.special.entr(shares_C).sum()))
 
@@ -221,13 +224,15 @@ def _expansion(model: ContextModel, batch: Batch) -> tuple[list[float], list[flo
 
 def largest_singular_values(matrices_BCC: Tensor, num_rounds: int = 50) -> Tensor:
     """Of each matrix, by power iteration: many times faster than a whole decomposition [B]."""
+    size_B = matrices_BCC.flatten(1).norm(dim=1).clamp(min=TINY)  # near 0 squares vanish
+    matrices_BCC = matrices_BCC / size_B[:, None, None]
     generator = torch.Generator().manual_seed(0)
     direction_BC1 = torch.randn(matrices_BCC.shape[-1], 1, generator=generator).to(matrices_BCC)
     direction_BC1 = direction_BC1.repeat(len(matrices_BCC), 1, 1)
     for _ in range(num_rounds):
         direction_BC1 = matrices_BCC.mT @ (matrices_BCC @ direction_BC1)
         direction_BC1 = direction_BC1 / direction_BC1.norm(dim=1, keepdim=True).clamp(min=TINY)
-    return (matrices_BCC @ direction_BC1).norm(dim=(1, 2))
+    return size_B * (matrices_BCC @ direction_BC1).norm(dim=(1, 2))
 
 
 def jacobians(model: ContextModel, tokens_BT: Tensor) -> Iterator[Tensor]:

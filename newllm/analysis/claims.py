@@ -51,29 +51,39 @@ def stated_claims() -> list[Claim]:
     return [Claim(**entry) for entry in tomllib.loads(text)["claim"]]
 
 
-def _spike(run: Run) -> float:
-    """Ratio of the largest spike by step; 1 without one."""
-    spike = run.largest_spike("val_by_step")
-    return float(spike["ratio"]) if spike else 1.0
+def _bump(positions: Sequence[float], losses: Sequence[float]) -> float | None:
+    """How many times its level before a loss reaches at its largest rise and fall, however small.
+
+    1 where it never rises by 2 %; no threshold as for a spike, at which it would jump.
+    """
+    if not losses:
+        return None
+    found = find_spikes(positions, losses, prominence=math.log(1.02))
+    return max((bump.ratio for bump in found), default=1.0)
 
 
-def _known_spike(run: Run) -> float:
+def _spike(run: Run) -> float | None:
+    """Of the validation loss by step."""
+    return _bump([row["step"] for row in run.looks], [row["val/loss"] for row in run.looks])
+
+
+def _known_spike(run: Run) -> float | None:
     """The same of what targets other than `<UNK>` contribute."""
     losses = [row["eos"] + row["other"] for row in run.looks]
-    found = find_spikes([row["step"] for row in run.looks], losses)
-    return max((spike.ratio for spike in found), default=1.0)
+    return _bump([row["step"] for row in run.looks], losses)
 
 
-def _known_loss(run: Run) -> float:
-    """Lowest validation loss of the words that training shows."""
-    return min(row["val/loss_known"] for row in run.epochs)
+def _context_norm(run: Run) -> float | None:
+    """The largest of all epochs."""
+    return max((row["context/norm"] for row in run.epochs if "context/norm" in row), default=None)
 
 
-METRICS: Mapping[str, Callable[[Run], float]] = {
-    "loss": lambda run: float(run.result["best_val_loss"]),
-    "loss of known words": _known_loss,
+# What a run is measured by; None where it lacks what that takes.
+METRICS: Mapping[str, Callable[[Run], float | None]] = {
+    "loss": lambda run: run.result.get("best_val_loss"),
     "spike": _spike,
     "spike without <UNK>": _known_spike,
+    "context norm": _context_norm,
 }
 
 
@@ -87,24 +97,19 @@ def _ends_at_its_best(run: Run) -> bool:
     return losses[-1] <= min(losses) + plan().smallest_effects["loss"]
 
 
-def _heals(run: Run) -> bool:
-    found = run.result["spikes"]["val_by_step"]
-    return all(spike["recovery"] is not None for spike in found)
+def _heals(run: Run) -> bool | None:
+    """Whether its largest spike does; None without one."""
+    spike = run.largest_spike("val_by_step")
+    return None if spike is None else spike["recovery"] is not None
 
 
-def _is_bounded(run: Run) -> bool:
-    """Normalized, C elements have the norm sqrt(C), or so much times LayerNorm's learned scale."""
-    norms = [row["context/norm"] for row in run.epochs if "context/norm" in row]
-    return max(norms) <= 1.5 * math.sqrt(run.result["state_bytes"] / 4)
-
-
-PROPERTIES: Mapping[str, Callable[[Run], bool]] = {
+# What holds for a run or does not; None where it cannot be told.
+PROPERTIES: Mapping[str, Callable[[Run], bool | None]] = {
     "falls in every epoch": _falls,
     "ends at its best": _ends_at_its_best,
     "has no spike": lambda run: run.largest_spike("val_by_step") is None,
     "spikes heal": _heals,
-    "context is bounded": _is_bounded,
-    "state is one context": lambda run: bool(run.result["state_bytes"] == 4 * 512),
+    "state is one context": lambda run: run.result.get("state_bytes") == 4 * 512,
 }
 
 # What a claim becomes by what the comparison of its runs says.
@@ -120,74 +125,95 @@ BY_OUTCOME = {
 def judge(runs: Sequence[Run]) -> list[Judgement]:
     """The verdict on every claim: supported, refuted, no effect, undecided, self-contradictory.
 
-    `not run` where a side has fewer than two runs. Holm's correction is over all comparisons.
+    `not run` where a side has fewer than two runs. Holm's correction is over all comparisons by one
+    kind of metric.
     """
     claims = stated_claims()
-    comparisons = {
-        index: comparison
-        for index, claim in enumerate(claims)
-        if claim.kind == "comparison" and (comparison := _compare(claim, runs))
+    sides = {
+        claim: side
+        for claim in claims
+        if claim.kind == "comparison" and (side := _sides(claim, runs))
     }
-    outcomes = dict(
-        zip(comparisons, verdicts(list(comparisons.values()), plan().alpha), strict=True)
-    )
+    outcomes: dict[Claim, str] = {}
+    for kind in plan().smallest_effects:
+        family = {claim: side for claim, side in sides.items() if _kind(claim) == kind}
+        found = verdicts([side.comparison for side in family.values()], plan().alpha)
+        outcomes |= dict(zip(family, found, strict=True))
     judgements = []
-    for index, claim in enumerate(claims):
+    for claim in claims:
         if claim.kind == "figures":
             judgements.append(Judgement(claim, claim.verdict, claim.why))
         elif claim.kind == "property":
             judgements.append(_judge_property(claim, runs))
-        elif index in outcomes:
-            verdict = BY_OUTCOME[claim.claimed].get(outcomes[index], "undecided")
-            judgements.append(Judgement(claim, verdict, _numbers(claim, runs, comparisons[index])))
+        elif claim in sides:
+            verdict = BY_OUTCOME[claim.claimed].get(outcomes[claim], "undecided")
+            judgements.append(Judgement(claim, verdict, sides[claim].numbers))
         else:
             judgements.append(Judgement(claim, NOT_RUN, ""))
     return judgements
+
+
+def _kind(claim: Claim) -> str:
+    """Which smallest effect counts, and which family a comparison belongs to."""
+    return claim.metric.partition(" without")[0]
 
 
 def _runs_of(experiment: str, runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.is_done and is_of(run, experiment)]
 
 
-def _values(claim: Claim, runs: Sequence[Run]) -> tuple[list[float], list[float]]:
-    second_metric = claim.second_metric or claim.metric
-    return (
-        [METRICS[claim.metric](run) for run in _runs_of(claim.first, runs)],
-        [METRICS[second_metric](run) for run in _runs_of(claim.second, runs)],
-    )
+@dataclass(frozen=True)
+class _Sides:
+    """The two groups of values of a comparison."""
+
+    first: list[float]
+    second: list[float]
+    is_paired: bool
+    comparison: Comparison
+
+    @property
+    def numbers(self) -> str:
+        interval = self.comparison.interval
+        pairs = " pairs" if self.is_paired else ""
+        return (
+            f"{mean_interval(self.first).mean:.3f} (n={len(self.first)}) against "
+            f"{mean_interval(self.second).mean:.3f} (n={len(self.second)}{pairs}): "
+            f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+        )
 
 
-def _compare(claim: Claim, runs: Sequence[Run]) -> Comparison | None:
-    first, second = _values(claim, runs)
+def _sides(claim: Claim, runs: Sequence[Run]) -> _Sides | None:
+    """What a comparison compares, seed by seed where both sides start from the same weights."""
+    first_runs, second_runs = (_runs_of(name, runs) for name in (claim.first, claim.second))
+    first = _by_seed(first_runs, claim.metric)
+    second = _by_seed(second_runs, claim.second_metric or claim.metric)
+    is_paired = first.keys() == second.keys() and _start_alike(first_runs + second_runs)
     if min(len(first), len(second)) < 2:
         return None
-    # The same runs by two metrics are pairs.
-    return compare(first, second, _smallest_effect(claim), paired=claim.first == claim.second)
+    values = [first[seed] for seed in sorted(first)], [second[seed] for seed in sorted(second)]
+    comparison = compare(*values, plan().smallest_effects[_kind(claim)], is_paired)
+    return _Sides(*values, is_paired, comparison)
 
 
-def _smallest_effect(claim: Claim) -> float:
-    kind = "spike" if claim.metric.startswith("spike") else "loss"
-    return plan().smallest_effects[kind]
+def _by_seed(runs: Sequence[Run], metric: str) -> dict[int, float]:
+    values = {run.result["seed"]: METRICS[metric](run) for run in runs}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _numbers(claim: Claim, runs: Sequence[Run], comparison: Comparison) -> str:
-    first, second = _values(claim, runs)
-    interval = comparison.interval
-    return (
-        f"{mean_interval(first).mean:.3f} (n={len(first)}) against "
-        f"{mean_interval(second).mean:.3f} (n={len(second)}): "
-        f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-    )
+def _start_alike(runs: Sequence[Run]) -> bool:
+    """Whether runs of one seed have the same weights and batches at first."""
+    kinds = {(run.result.get("parameters"), run.result.get("data_sha256")) for run in runs}
+    return len(kinds) == 1
 
 
 def _judge_property(claim: Claim, runs: Sequence[Run]) -> Judgement:
     """Supported if it holds for all runs, refuted if for none, else undecided."""
-    found = _runs_of(claim.first, runs)
-    if not found:
+    answers = [PROPERTIES[claim.property](run) for run in _runs_of(claim.first, runs)]
+    known = [answer for answer in answers if answer is not None]
+    if not known:
         return Judgement(claim, NOT_RUN, "")
-    holds = sum(PROPERTIES[claim.property](run) for run in found)
-    verdict = {len(found): "supported", 0: "refuted"}.get(holds, "undecided")
-    return Judgement(claim, verdict, f"{claim.property}: {holds} of {len(found)} runs")
+    verdict = {len(known): "supported", 0: "refuted"}.get(sum(known), "undecided")
+    return Judgement(claim, verdict, f"{claim.property}: {sum(known)} of {len(known)} runs")
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:

@@ -133,7 +133,7 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
     left, right = figure.subplots(1, 2)
     costs = {
         "always zero": losses["zeroed"] - losses["loss"],
-        "of another sentence": losses["shuffled"] - losses["loss"],
+        "of another sentence": (losses["shuffled"] or losses["loss"]) - losses["loss"],
     } | {
         f"frozen after {frozen['after']}": frozen["loss"] - frozen["loss_intact"]
         for frozen in losses["frozen"]

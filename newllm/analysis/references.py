@@ -47,40 +47,51 @@ class References:
         }
 
 
-def references(data: CorpusDataModule, split: str = "validation") -> References:
-    """All references of a split; those of a grammar only where there is one."""
-    train, targets = (
-        [encoded[i].tolist() for i in range(len(encoded))]
-        for encoded in (data.split("train"), data.split(split))
-    )
-    models = {name: NGram(train, order, data.tokenizer.size) for name, order in ORDERS.items()}
-    losses = {
-        name: -np.concatenate([model.log_probabilities(sentence) for sentence in targets])
-        for name, model in models.items()
-    }
-    uniform = np.full(data.split(split).num_targets, math.log(models["unigram"].num_predicted))
-    return References(
-        {"uniform": uniform, **losses, **_of_grammar(data, split)}, positions(data.split(split))
-    )
+class ReferenceModels:
+    """All reference models of a corpus, fitted to its training sentences."""
+
+    def __init__(self, data: CorpusDataModule) -> None:
+        self._data = data
+        train = _sentences(data.split("train"))
+        self._ngrams = {
+            name: NGram(train, order, data.tokenizer.size) for name, order in ORDERS.items()
+        }
+        grammar = data.corpus.grammar
+        self._estimated = grammar and grammar.estimate(
+            sentence.split() for sentence in data.sentences("train")
+        )
+
+    def on(self, split: str) -> References:
+        """Their losses on a split; those of a grammar only where there is one."""
+        encoded = self._data.split(split)
+        sentences = _sentences(encoded)
+        losses = {
+            name: -np.concatenate([model.log_probabilities(sentence) for sentence in sentences])
+            for name, model in self._ngrams.items()
+        }
+        uniform = np.full(encoded.num_targets, math.log(self._ngrams["unigram"].num_predicted))
+        of_grammar = self._of_grammar(split)
+        return References({"uniform": uniform, **losses, **of_grammar}, positions(encoded))
+
+    def _of_grammar(self, split: str) -> dict[str, np.ndarray]:
+        if self._estimated is None:
+            return {}
+        found = {
+            "grammar_known": self._data.grammar_losses(split, self._estimated),
+            "oracle": self._data.grammar_losses(split),
+        }
+        num_targets = self._data.split(split).num_targets
+        return {
+            name: np.array(losses)
+            if len(losses) == num_targets
+            else np.full(num_targets, math.fsum(losses) / num_targets)  # tokens are parts of words
+            for name, losses in found.items()
+            if losses is not None
+        }
 
 
-def _of_grammar(data: CorpusDataModule, split: str) -> dict[str, np.ndarray]:
-    grammar = data.corpus.grammar
-    if grammar is None:
-        return {}
-    estimated = grammar.estimate(sentence.split() for sentence in data.sentences("train"))
-    found = {
-        "grammar_known": data.grammar_losses(split, estimated),
-        "oracle": data.grammar_losses(split),
-    }
-    num_targets = data.split(split).num_targets
-    return {
-        name: np.array(losses)
-        if len(losses) == num_targets
-        else np.full(num_targets, math.fsum(losses) / num_targets)  # tokens are parts of words
-        for name, losses in found.items()
-        if losses is not None
-    }
+def _sentences(split: EncodedSplit) -> list[list[int]]:
+    return [split[i].tolist() for i in range(len(split))]
 
 
 def positions(split: EncodedSplit) -> np.ndarray:

@@ -25,8 +25,7 @@ TABLES = {"epochs": "metrics.csv", "steps": "steps.csv", "looks": "validation_st
 # What a packed file keeps of each table.
 COLUMNS = {
     "epochs": (
-        *("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean", "val/loss_known"),
-        "context/norm",
+        *("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean", "context/norm"),
     ),
     "steps": ("step", "train/loss"),
     "looks": ("step", "val/loss", "unk", "eos", "other"),
@@ -81,7 +80,8 @@ def _read_table(path: Path) -> Rows:
 def gather(paths: Iterable[Path]) -> list[Run]:
     """All runs in or below some folders and packed files, each once.
 
-    Of runs with the same configuration (their seed is part of it) the first that is done counts.
+    Of runs with the same configuration (their seed is part of it), and of those of one seed of an
+    experiment, be they of another version, the first that is done counts.
     What was moved aside (in folders that start with `_`) is left out.
 
     Raises:
@@ -95,8 +95,14 @@ def gather(paths: Iterable[Path]) -> list[Run]:
         runs += found
     unique: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: (not run.is_done, not _is_of_series(run))):
-        unique.setdefault(run.result.get("config_hash") or run.place, run)
-    return [run for run in runs if unique.get(run.result.get("config_hash") or run.place) is run]
+        unique.setdefault(_identity(run), run)
+    return [run for run in runs if unique[_identity(run)] is run]
+
+
+def _identity(run: Run) -> str:
+    if _is_of_series(run):
+        return f"{run.result['experiment']} {run.result.get('seed')}"
+    return run.result.get("config_hash") or run.place
 
 
 def _is_of_series(run: Run) -> bool:

@@ -46,6 +46,7 @@ class Corpus:
         path: the file that was read, None for the corpora of this package.
         line_numbers: for a file, the line of each sentence of each split, counted from 1.
         num_blank_lines: lines of the file that hold no sentence.
+        withheld: training sentences that are not to be trained on.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Corpus:
     path: Path | None = None
     line_numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     num_blank_lines: int = 0
+    withheld: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[str, ...]:
         """The sentences of ``train``, ``validation`` or ``test``."""
@@ -79,13 +81,14 @@ class Corpus:
     def test_shift(self) -> float:
         """How much likelier a test sentence is than the grammar says, in nats a sentence.
 
-        The test sentences are drawn on condition that they are neither in train nor in validation.
+        The test sentences are drawn on condition that they are neither in train, withheld or not,
+        nor in validation.
         With S the set of those sentences this makes every other one likelier by 1 / (1 - P(S)).
         0.0 where there is no grammar.
         """
         if self.grammar is None:
             return 0.0
-        seen = {*self.train, *self.validation}
+        seen = {*self.train, *self.withheld, *self.validation}
         mass = math.fsum(math.exp(self.grammar.log_probability(s.split())) for s in sorted(seen))
         return -math.log1p(-mass)
 

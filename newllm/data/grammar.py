@@ -129,7 +129,12 @@ class Grammar:
         uniform = Grammar(rules, self.start)
         for words in sentences:
             uniform._count(words, rules)
-        return Grammar(rules, self.start)
+        # Sums of shares are whole numbers wherever nothing is in doubt, and simple fractions else.
+        rounded = {
+            symbol: {text: round(count, 6) for text, count in counts.items()}
+            for symbol, counts in rules.items()
+        }
+        return Grammar(rounded, self.start)
 
     def _count(self, words: Sequence[str], counts: dict[str, dict[str, float]]) -> None:
         """Add to the counts how often each alternative is expected in a sentence's derivation."""
@@ -137,7 +142,7 @@ class Grammar:
         start: Stack = (_symbol(self.start),)
         if not inside.probability(start, 0):
             raise ValueError(f"the grammar does not make the sentence {' '.join(words)!r}")
-        waiting = [(start, 0, Fraction(1))]
+        waiting = [(start, 0, 1.0)]
         while waiting:
             stack, position, weight = waiting.pop()
             while stack and not _is_symbol(stack[0]):
@@ -148,16 +153,16 @@ class Grammar:
             for probability, items in inside.alternatives(stack[0], position):
                 part = inside.probability(items + stack[1:], position)
                 if share := weight * probability * part / whole:
-                    counts[_name(stack[0])][" ".join(items)] += float(share)
+                    counts[_name(stack[0])][" ".join(items)] += share
                     waiting.append((items + stack[1:], position, share))
 
     @cached_property
-    def _by_first_word(self) -> dict[str, dict[str, list[tuple[Fraction, Stack]]]]:
+    def _by_first_word(self) -> dict[str, dict[str, list[tuple[float, Stack]]]]:
         """Of each symbol the alternatives that a word can begin; those that may be empty too."""
-        table: dict[str, dict[str, list[tuple[Fraction, Stack]]]] = {}
+        table: dict[str, dict[str, list[tuple[float, Stack]]]] = {}
         for symbol, alternatives in self._alternatives.items():
             firsts = [
-                ({word for word, _ in self._expand(items)}, (weight, items))
+                ({word for word, _ in self._expand(items)}, (float(weight), items))
                 for weight, items in alternatives
             ]
             words = set().union(*(first for first, _ in firsts)) - {END}
@@ -168,11 +173,11 @@ class Grammar:
         return table
 
     @cached_property
-    def _empty(self) -> dict[str, list[tuple[Fraction, Stack]]]:
+    def _empty(self) -> dict[str, list[tuple[float, Stack]]]:
         """Of each symbol the alternatives that may stand for nothing."""
         return {
             _symbol(symbol): [
-                (weight, items)
+                (float(weight), items)
                 for weight, items in alternatives
                 if any(word == END for word, _ in self._expand(items))
             ]
@@ -220,29 +225,26 @@ class _Inside:
 
     def __init__(self, grammar: Grammar, words: Sequence[str]) -> None:
         self._grammar, self._words = grammar, words
-        self._known: dict[tuple[Stack, int], Fraction] = {}
+        self._known: dict[tuple[Stack, int], float] = {}
 
-    def alternatives(self, symbol: str, position: int) -> list[tuple[Fraction, Stack]]:
+    def alternatives(self, symbol: str, position: int) -> list[tuple[float, Stack]]:
         """Those of a symbol that can begin with the word at `position`, or with none."""
         word = self._words[position] if position < len(self._words) else END
         return self._grammar._by_first_word[symbol].get(word, self._grammar._empty[symbol])
 
-    def probability(self, stack: Stack, position: int) -> Fraction:
+    def probability(self, stack: Stack, position: int) -> float:
         """That `stack` makes exactly the words from `position` on."""
         while stack and not _is_symbol(stack[0]):
             if position == len(self._words) or stack[0] != self._words[position]:
-                return Fraction(0)
+                return 0.0
             stack, position = stack[1:], position + 1
         if not stack:
-            return Fraction(int(position == len(self._words)))
+            return float(position == len(self._words))
         key = stack, position
         if key not in self._known:
             self._known[key] = sum(
-                (
-                    weight * self.probability(items + stack[1:], position)
-                    for weight, items in self.alternatives(stack[0], position)
-                ),
-                Fraction(0),
+                weight * self.probability(items + stack[1:], position)
+                for weight, items in self.alternatives(stack[0], position)
             )
         return self._known[key]
 

@@ -31,7 +31,8 @@ class CorpusDataModule(LightningDataModule):
         vocabulary_size: the largest vocabulary, the four specials counted; None keeps all words.
         max_length: positions, that is ``<BOS>`` and the tokens after it but not ``<EOS>``, that
             a sentence may take.
-        train_sentences: only so many of the training sentences, the first; None takes all.
+        train_sentences: only so many of the training sentences, the first; None takes all. The
+            vocabulary stays that of all.
         too_long: what happens to a longer one. ``truncate`` cuts it, so that it has no ``<EOS>``.
         path: the file of ``text``, and of no other corpus.
         lowercase: whether text and prompts are lower-cased.
@@ -113,8 +114,12 @@ class CorpusDataModule(LightningDataModule):
         if self._splits:
             return
         self.corpus = self._shortened(self._read_corpus())
+        # All training sentences decide on the vocabulary, so that losses can be compared.
         self.tokenizer = Tokenizer.train(
-            self.corpus.train, self._tokenizer_kind, self._vocabulary_size, self._lowercase
+            self.corpus.train + self.corpus.withheld,
+            self._tokenizer_kind,
+            self._vocabulary_size,
+            self._lowercase,
         )
         self.num_too_long: dict[str, int] = {}
         splits = {split: self._encode(split) for split in SPLITS}
@@ -144,7 +149,7 @@ class CorpusDataModule(LightningDataModule):
             raise ValueError(
                 f"data.train_sentences={number}: {corpus.name} has {len(corpus.train):,}"
             )
-        return replace(corpus, train=corpus.train[:number])
+        return replace(corpus, train=corpus.train[:number], withheld=corpus.train[number:])
 
     def _encode(self, split: str) -> EncodedSplit:
         encoded = self.tokenizer.encode_all(self.corpus.split(split))

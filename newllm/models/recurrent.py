@@ -35,6 +35,7 @@ class RecurrentBaseline(LanguageModel):
         hidden_dim: H.
         num_layers: L.
         dropout: probability after every layer, the last one included.
+        output_dropout: probability after the last layer, where it is the larger one.
         embedding_dropout: probability for each element of the embeddings.
         initialization: sets the fresh weights in place.
 
@@ -54,6 +55,7 @@ class RecurrentBaseline(LanguageModel):
         num_layers: int = 3,
         dropout: float = 0.1,
         embedding_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         initialization: Callable[["RecurrentBaseline"], None] = normal,
     ) -> None:
         super().__init__()
@@ -63,7 +65,9 @@ class RecurrentBaseline(LanguageModel):
             hidden_dim=hidden_dim,
             num_layers=num_layers,
         )
-        dropouts = dropout_faults(dropout=dropout, embedding_dropout=embedding_dropout)
+        dropouts = dropout_faults(
+            dropout=dropout, embedding_dropout=embedding_dropout, output_dropout=output_dropout
+        )
         raise_faults([*sizes, *dropouts])
 
         self.vocabulary_size = vocabulary_size
@@ -74,7 +78,7 @@ class RecurrentBaseline(LanguageModel):
         self.network = self.network_class(
             embedding_dim, hidden_dim, num_layers, batch_first=True, dropout=between
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(max(dropout, output_dropout))
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         initialization(self)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from newllm.analysis.claims import Judgement, counts
 from newllm.analysis.series import Summary, derived, other_figures, published
+from newllm.analysis.statistics import plan
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
 
@@ -16,10 +17,10 @@ DEFINITION = (
     "sentences), in nats per token: mean and 95 % interval over seeds."
 )
 DEFINITION_OF_CLAIMS = (
-    "Line: of the published summary. Differences are first minus second, with 95 % intervals; "
-    "verdicts by Welch's test and a test of equivalence (less than 0.05 nats, or 0.1 of a spike's "
-    "ratio, is no effect), both with Holm's correction over the whole table. n is the number of "
-    "seeds."
+    "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
+    "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
+    "{spike} of a spike's ratio, is no effect), with Holm's correction over all comparisons of a "
+    "kind. n is the number of seeds, pairs where runs of one seed start from the same weights."
 )
 
 
@@ -106,7 +107,7 @@ def claims_table(document: Document, judgements: Sequence[Judgement], _: Transla
     """The verdict on every claim of the summary, with its numbers."""
     found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
     document.fold(f"{_('Claims')} ({found})")
-    document.text(_(DEFINITION_OF_CLAIMS))
+    document.text(_(DEFINITION_OF_CLAIMS).format(**plan().smallest_effects))
     words = ("line", "claim", "verdict", "numbers")
     document.table(
         [_(word) for word in words],
