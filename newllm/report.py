@@ -27,18 +27,19 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     """One row a run; losses are means over tokens, in nats."""
     table = Table(box=None)
     headings = ("run", "data", "parameters", "best val loss", "epoch", "above oracle", "bigram",
-                "test loss", "accuracy", "seconds", "status")  # fmt: skip
+                "test loss", "accuracy", "seconds", "status", "reason")  # fmt: skip
     for heading in headings:
         table.add_column(
-            heading, justify="left" if heading in ("run", "data", "status") else "right"
+            heading, justify="left" if heading in ("run", "data", "status", "reason") else "right"
         )
-    for result in (run.result for run in runs):
+    for run in runs:
+        result = run.result
         best, oracle = result.get("best_val_loss"), result.get("oracle_loss")
         gap = None if best is None or oracle is None else best - oracle
         leaks = ", sees the future" if result.get("sees_the_future") else ""
         accuracy = result.get("val_accuracy")
         table.add_row(
-            result.get("name", "-"),
+            result.get("name") or run.place,
             result.get("corpus", "-"),
             f"{result['parameters']:,}" if "parameters" in result else "-",
             _number(best),
@@ -49,6 +50,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
             "-" if accuracy is None else f"{100 * accuracy:.1f} %",
             _number(result.get("seconds"), digits=0),
             result["status"] + leaks,
+            (result.get("error") or "").partition("\n")[0],
         )
     return table
 

@@ -125,7 +125,7 @@ def work(content: str, folder: Path, experiment: str | None, threads: int) -> No
     # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
     torch.set_num_threads(threads)

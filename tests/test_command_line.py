@@ -150,6 +150,13 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
     [
         ("trainer.max_epochs=abc seed=abc", "trainer.max_epochs=abc"),
         ("seed=1,2", "seed=1,2: several values make a sweep; add -m"),
+        ("jobs=2", "jobs=2: only sweeps read it; add -m or drop it"),
+        (
+            "recipe.max_epochs=3 trainer.max_epochs=2",
+            "recipe.max_epochs=3: another choice stands in its place; drop one of the two",
+        ),
+        ("trainer=smoke recipe.max_epochs=3", "recipe.max_epochs=3: another choice"),
+        ("model=lstm recipe.fnn=residual", "recipe.fnn=residual: LSTMModel does not read it"),
         ("-m experiment=glob(phase7_*)", "experiment=glob(phase7_*): matches no option"),
         ("model=transformer model.num_heads=3", "model.num_heads=3"),
         ("recipe=modern countermeasure=weight_decay model.dropout=2", "model.dropout=2"),

@@ -18,7 +18,7 @@ from newllm.analysis.series import (
 )
 from newllm.analysis.statistics import mean_interval, next_run_interval
 from newllm.reporting.language import LANGUAGES
-from newllm.reporting.page import write_report
+from newllm.reporting.page import write_markdown, write_report
 
 
 def make_run(top: Path, experiment: str, seed: int, **fields: Any) -> Path:
@@ -134,7 +134,7 @@ def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
 def test_packed_runs_make_the_same_page(runs: Path, tmp_path: Path) -> None:
     pack(gather([runs]), tmp_path / "series.json.gz")
     pages = [
-        write_report(gather([source]), tmp_path / name).read_text()
+        write_markdown(gather([source]), tmp_path / name / "page.md").read_text()
         for name, source in (("a", runs), ("b", tmp_path / "series.json.gz"))
     ]
     assert pages[0] == pages[1]
@@ -152,11 +152,30 @@ def test_the_command(command: Command, runs: Path, tmp_path: Path) -> None:
     assert means == pytest.approx([6.9, 5.0, 5.0, 9.0, 5.0, 4.9])
     assert [path.name for path in (runs / "_summary").iterdir()] == ["phase1_baseline"]
     assert "page: outputs/report/index.html" in done.stdout
-    done = command("newllm.report", str(runs), "--markdown", "page.md")
-    assert done.returncode == 0, done.stderr
-    assert "](page/overview.png)" in (tmp_path / "page.md").read_text()
-    assert (tmp_path / "page" / "overview.png").is_file()
     done = command("newllm.report", str(runs), "--markdown", "page.txt")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     done = command("newllm.report")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
+    command: Command, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "runs", "mine", 1, gap_closed=0.9)
+    make_run(tmp_path / "runs", "yours", 2, status="failed", error="no disk | left")
+    done = command("newllm.report", "runs")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "outputs" / "report" / "index.html").read_text()
+    assert "Runs side by side" in page
+    assert "sweep=all" not in page
+    assert "not run" not in page
+    for words in ("mine", "90.0 %", "no disk &#124; left", "data:image/svg+xml;base64,"):
+        assert words in page
+
+
+def test_the_committed_page_is_what_the_committed_data_say(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    runs = gather([docs / "data" / "series.json.gz"])
+    page = write_markdown(runs, tmp_path / "results.md")
+    assert (tmp_path / "results" / "overview.png").stat().st_size > 0
+    assert page.read_text() == (docs / "results.md").read_text()

@@ -41,6 +41,7 @@ def curves(
     for axes, transform in ((loss_axes, float), (perplexity_axes, math.exp)):
         _reference_lines(axes, references, transform)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     loss_axes.set_ylabel("loss (nats per token)")
@@ -107,7 +108,7 @@ def positions(
         panels[0].plot(places, reference, color=colour, linestyle=style, linewidth=1, label=label)
     panels[0].plot(places, losses, color=ORANGE, marker="o", markersize=3, label="this run")
     panels[0].set_ylabel("validation loss (nats)")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend(fontsize=7, ncols=2, framealpha=0.9)
     if divergences is not None:
         panels[1].plot(places, divergences, color=ORANGE, marker="o", markersize=3)
         panels[1].set_ylabel("KL from the grammar (nats)")
@@ -135,14 +136,14 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
         "always zero": losses["zeroed"] - losses["loss"],
         "of another sentence": (losses["shuffled"] or losses["loss"]) - losses["loss"],
     } | {
-        f"frozen after {frozen['after']}": frozen["loss"] - frozen["loss_intact"]
+        f"frozen after {frozen['after']} tokens": frozen["loss"] - frozen["loss_intact"]
         for frozen in losses["frozen"]
     }
     bars = left.barh(list(costs), list(costs.values()), color=ORANGE)
     left.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
     left.invert_yaxis()
     left.margins(x=0.15)
-    left.set_xlabel("loss with such a context, above the intact model's (nats)")
+    left.set_xlabel(f"loss above the intact model's, {losses['loss']:.3f} (nats)")
     norms = dynamics["gradient_norms"]
     right.plot(range(len(norms)), norms, color=BLUE, marker="o", markersize=3)
     right.set_yscale("log")
@@ -179,21 +180,32 @@ def context_over_time(contexts_TC: np.ndarray, words: Sequence[str]) -> Figure:
     return figure
 
 
-def comparison(runs: Sequence[Run]) -> Figure:
-    """Validation loss of several runs by epoch; references as lines, if all share their data."""
+def comparison(
+    runs: Sequence[Run], epoch: str = "epoch", loss: str = "validation loss (nats per token)"
+) -> Figure:
+    """Validation loss of several runs by epoch; references as lines, if all share their data.
+
+    Args:
+        runs: those with a table of epochs.
+        epoch: label of the horizontal axis.
+        loss: label of the vertical axis.
+    """
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for run in runs:
         losses = [row.get("val/loss", math.nan) for row in run.epochs]
-        axes.plot([row["epoch"] for row in run.epochs], losses, label=run.result.get("name"))
+        marker = "o" if len(losses) < 3 else None
+        name = f"{run.label} ({run.result.get('corpus')}, seed {run.result.get('seed')})"
+        axes.plot([row["epoch"] for row in run.epochs], losses, label=name, marker=marker)
     # References belong to a validation split; runs on different ones have none in common.
     if len({run.result.get("data_sha256") for run in runs}) == 1:
         _reference_lines(axes, runs[0].result.get("references", {}), float)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_xlabel(epoch)
+    axes.set_ylabel(loss)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

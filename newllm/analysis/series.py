@@ -51,6 +51,11 @@ class Run:
         """Whether it came so far as to say what it is."""
         return "parameters" in self.result
 
+    @property
+    def label(self) -> str:
+        """What a reader knows it by: the experiment or what was resolved, else its place."""
+        return str(self.result.get("experiment") or self.result.get("name") or self.place)
+
     def largest_spike(self, curve: str) -> dict[str, Any] | None:
         """The spike of the largest ratio in `val_by_step` or `val_by_epoch`, if there is any."""
         found = (self.result.get("spikes") or {}).get(curve) or []

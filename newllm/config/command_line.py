@@ -43,6 +43,10 @@ def command_line_faults(arguments: Sequence[str]) -> list[str]:
         overrides, unparsed = _parse(parsed.overrides, loader)
         faults += unparsed
         in_sweep = parsed.multirun or any(item.key_or_group == "sweep" for item in overrides)
+        if not in_sweep:
+            for item in overrides:
+                if item.key_or_group in ("jobs", "overwrite"):
+                    faults.append(f"{item.input_line}: only sweeps read it; add -m or drop it")
         several = [item for item in overrides if item.is_sweep_override() and not in_sweep]
         faults += [f"{item.input_line}: several values make a sweep; add -m" for item in several]
         chosen = [item for item in overrides if loader.get_group_options(item.key_or_group)]

@@ -83,7 +83,13 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
         readable = by_file if source.startswith("experiment=") else read
         if not any(_overlap(key, name) for name in readable):
             chosen = source if source.startswith(key) else f"{key} (from {source})"
-            yield f"{chosen}: {model} does not read it; drop it"
+            # With nothing else chosen than what decides on the model, would it be read?
+            deciding = [line for line in overrides if line.startswith(("model=", "experiment="))]
+            alone = _compose([*deciding, source]) if source not in deciding else config
+            if any(_overlap(key, name) for name in _read_nodes(alone)):
+                yield f"{chosen}: another choice stands in its place; drop one of the two"
+            else:
+                yield f"{chosen}: {model} does not read it; drop it"
 
 
 def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

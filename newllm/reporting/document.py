@@ -50,7 +50,7 @@ class Document:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.parts: list[str] = []
-        self.drawings: dict[str, str] = {}  # the file of a figure: its drawing, to be embedded
+        self.figures: dict[str, Figure] = {}  # by their files
 
     def text(self, *paragraphs: str) -> None:
         self.parts += paragraphs
@@ -61,13 +61,8 @@ class Document:
         self.parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
-        drawing = io.BytesIO()
-        # Without a date and random names in it, the same runs make the same page.
-        with matplotlib.rc_context({"svg.hashsalt": "newllm"}):
-            figure.savefig(self.folder / f"{name}.png", dpi=110)
-            figure.savefig(drawing, format="svg", metadata={"Date": None})
-        encoded = base64.b64encode(drawing.getvalue()).decode()
-        self.drawings[f"{name}.png"] = f"data:image/svg+xml;base64,{encoded}"
+        figure.savefig(self.folder / f"{name}.png", dpi=110)
+        self.figures[f"{name}.png"] = figure
         self.parts.append(f"![{caption}]({name}.png)")
 
     def fold(self, title: str) -> None:
@@ -81,7 +76,7 @@ class Document:
         """Write it as Markdown, wherever; returns its place."""
         content = self._content.replace('<details markdown="1">', "<details>")
         beside = os.path.relpath(self.folder, path.parent)
-        for file in self.drawings:
+        for file in self.figures:
             content = content.replace(f"]({file})", f"]({Path(beside, file)})")
         path.write_text(content, encoding="utf-8")
         return path
@@ -89,11 +84,20 @@ class Document:
     def write_html(self, path: Path, title: str, lang: str) -> Path:
         """Write it as one page that needs no other file; returns its place."""
         body = markdown.markdown(self._content, extensions=["tables", "md_in_html"])
-        for file, drawing in self.drawings.items():
-            body = body.replace(f'src="{file}"', f'src="{drawing}"')
+        for file, figure in self.figures.items():
+            body = body.replace(f'src="{file}"', f'src="{_embedded(figure)}"')
         path.write_text(PAGE.render(title=title, body=body, lang=lang), encoding="utf-8")
         return path
 
     @property
     def _content(self) -> str:
         return "\n\n".join(self.parts) + "\n"
+
+
+def _embedded(figure: Figure) -> str:
+    """A figure as an address that holds the whole drawing."""
+    drawing = io.BytesIO()
+    # Without a date and random names in it, the same runs make the same page.
+    with matplotlib.rc_context({"svg.hashsalt": "newllm"}):
+        figure.savefig(drawing, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawing.getvalue()).decode()}"

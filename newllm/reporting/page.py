@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-from newllm.analysis import series_figures
+from newllm.analysis import figures, series_figures
 from newllm.analysis.claims import judge
 from newllm.analysis.series import Run, Summary, summarize
 from newllm.reporting.document import Document, quoted
@@ -23,10 +23,13 @@ from newllm.reporting.tables import (
     headline_table,
     interval,
     ratio_table,
+    runs_table,
     timeline,
 )
 
 TITLE = "The series, reproduced"
+OWN_TITLE = "Runs side by side"
+MANY_CURVES = 12
 HEADLINE = (
     *("transformer_leaky", "transformer", "phase1_baseline", "phase2_layernorm_wide_long"),
     *("phase3_gating", "phase5_baseline_exp1", "phase5_final_exp1", "phase5_final_exp2"),
@@ -43,7 +46,9 @@ def write_report(runs: Sequence[Run], folder: Path, lang: str = "en") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     document = _compose(runs, folder, lang)
     document.write_markdown(folder / "report.md")
-    return document.write_html(folder / "index.html", translator(lang)(TITLE), lang)
+    is_of_series = any(summary.runs for summary in summarize(runs))
+    title = translator(lang)(TITLE if is_of_series else OWN_TITLE)
+    return document.write_html(folder / "index.html", title, lang)
 
 
 def write_markdown(runs: Sequence[Run], path: Path, lang: str = "en") -> Path:
@@ -64,6 +69,8 @@ def _compose(runs: Sequence[Run], folder: Path, lang: str) -> Document:
 def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate) -> Document:
     summaries = summarize(runs)
     document = Document(folder)
+    if not any(summary.runs for summary in summaries):
+        return _own_runs(document, runs, _, label)
     document.text(f"# {_(TITLE)}", *_verdict(summaries, _))
     overview = series_figures.overview(
         summaries,
@@ -96,7 +103,21 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
     document.figure("curves", grid, _("Curves of all runs"))
     document.unfold()
     _other_runs(document, runs, summaries, _)
-    _origin(document, runs, _)
+    _origin(document, runs, "`python -m newllm.train sweep=all`, `python -m newllm.report`", _)
+    return document
+
+
+def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> Document:
+    """A page of runs that are none of the series."""
+    document.text(f"# {_(OWN_TITLE)}")
+    if drawn := [run for run in runs if run.epochs]:
+        axes = label("epoch"), label("validation loss (nats per token)")
+        caption = _("Validation loss by epoch")
+        if len(drawn) > MANY_CURVES:
+            caption += f" ({MANY_CURVES}/{len(drawn)})"
+        document.figure("curves", figures.comparison(drawn[:MANY_CURVES], *axes), caption)
+    runs_table(document, runs, _)
+    _origin(document, runs, "`python -m newllm.report`", _)
     return document
 
 
@@ -161,31 +182,18 @@ def _other_runs(
     ):
         if chosen:
             document.fold(f"{title} ({len(chosen)})")
-            words = ("run", "seed", "status", "best val loss", "reason")
-            document.table([_(word) for word in words], [_run_row(run) for run in chosen])
+            runs_table(document, chosen, _)
             document.unfold()
 
 
-def _run_row(run: Run) -> list[str]:
-    result = run.result
-    loss = result.get("best_val_loss")
-    return [
-        quoted(result.get("experiment") or result.get("name") or run.place),
-        quoted(result.get("seed", "-")),
-        quoted(result["status"]),
-        "-" if loss is None else f"{loss:.4f}",
-        quoted(result.get("error") or ""),
-    ]
-
-
-def _origin(document: Document, runs: Sequence[Run], _: Translate) -> None:
+def _origin(document: Document, runs: Sequence[Run], commands: str, _: Translate) -> None:
     document.fold(_("How this page was made"))
-    revisions = Counter(quoted(run.result.get("git_revision"))[:12] for run in runs)
+    revisions = Counter(quoted(run.result.get("git_revision") or "-")[:12] for run in runs)
     seconds = sum(run.result.get("seconds") or 0.0 for run in runs)
     threads = sorted({quoted(run.result["threads"]) for run in runs if run.is_known})
     by_revision = _("{num_runs} runs at revision {revision}")
     document.text(
-        "`python -m newllm.train sweep=all`, `python -m newllm.report`",
+        commands,
         _("{runs}; {minutes} minutes of processes with {threads} thread(s) each.").format(
             runs=", ".join(
                 by_revision.format(num_runs=number, revision=revision)

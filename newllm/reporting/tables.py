@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from newllm.analysis.claims import Judgement, counts
-from newllm.analysis.series import Summary, derived, other_figures, published
+from newllm.analysis.series import Run, Summary, derived, other_figures, published
 from newllm.analysis.statistics import plan
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
@@ -15,6 +15,10 @@ from newllm.reporting.language import Translate
 DEFINITION = (
     "Losses are best validation losses by the series' own definition (mean over batches of 16 "
     "sentences), in nats per token: mean and 95 % interval over seeds."
+)
+DEFINITION_OF_RUNS = (
+    "Losses are means over tokens, in nats. Gap closed: how much of the way from word frequencies "
+    "(unigram) to the grammar itself (oracle) the best validation loss has gone."
 )
 DEFINITION_OF_CLAIMS = (
     "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
@@ -194,3 +198,33 @@ def _train_sentences(experiment: str) -> int:
     if "augmentation" in experiment:
         return 99
     return 400 if "final" in experiment else 24
+
+
+def runs_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    """Any runs, one a row, with the reason where one failed."""
+    words = ("run", "seed", "corpus", "parameters", "best val loss", "best epoch", "gap closed",
+             "oracle", "test loss", "status", "reason")  # fmt: skip
+    document.table([_(word) for word in words], [_run_row(run) for run in runs])
+    document.text(_(DEFINITION_OF_RUNS))
+
+
+def _run_row(run: Run) -> list[str]:
+    result = run.result
+    closed, parameters = result.get("gap_closed"), result.get("parameters")
+    return [
+        quoted(run.label),
+        quoted(result.get("seed", "-")),
+        quoted(result.get("corpus", "-")),
+        "-" if parameters is None else f"{parameters:,}",
+        _number(result.get("best_val_loss")),
+        str(result.get("best_epoch") or "-"),
+        "-" if closed is None else f"{100 * closed:.1f} %",
+        _number(result.get("oracle_loss")),
+        _number(result.get("test_loss")),
+        quoted(result["status"]),
+        quoted(result.get("error") or ""),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
