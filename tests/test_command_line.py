@@ -13,7 +13,7 @@ FAULTY = {
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
     "model=gatd": [
         "model=gatd: no such option; there are "
-        "context, gated, gru, lstm, transformer, transformer_leaky"
+        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky"
     ],
     "trainer.max_epochs=abc seed=abc": [
         "trainer.max_epochs=abc: must be a whole number, like the default 50",
@@ -21,7 +21,7 @@ FAULTY = {
     ],
     "model=gatd model.hiden_dim=3 seed=1.5": [
         "model=gatd: no such option; there are "
-        "context, gated, gru, lstm, transformer, transformer_leaky",
+        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky",
         "model.hiden_dim: unknown key; did you mean model.hidden_dim?",
         "seed=1.5: must be a whole number, like the default 1",
     ],
@@ -75,7 +75,7 @@ FAULTY = {
     ],
     "-m model=gatd,lstm seed=1,x": [
         "model=gatd: no such option; there are "
-        "context, gated, gru, lstm, transformer, transformer_leaky",
+        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky",
         "seed=x: must be a whole number, like the default 1",
     ],
     "--config-dir nowhere": ["--config-dir nowhere: no such folder"],
