@@ -20,8 +20,9 @@ from newllm.reporting.tables import (
     claims_table,
     derived_table,
     figures_table,
-    headline_table,
     interval,
+    ladder_table,
+    perspective_table,
     ratio_table,
     runs_table,
     timeline,
@@ -30,10 +31,6 @@ from newllm.reporting.tables import (
 TITLE = "The series, reproduced"
 OWN_TITLE = "Runs side by side"
 MANY_CURVES = 12
-HEADLINE = (
-    *("transformer_leaky", "transformer", "phase1_baseline", "phase2_layernorm_wide_long"),
-    *("phase3_gating", "phase5_baseline_exp1", "phase5_final_exp1", "phase5_final_exp2"),
-)
 
 DEFINITION_OF_CURVES = (
     "Validation losses are means over batches of 16 sentences, as the series counted them; "
@@ -83,9 +80,11 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
         "corpora cannot be compared."
     )
     document.figure("overview", overview, caption)
-    headline_table(document, [s for s in summaries if s.name in HEADLINE], _)
+    final = next(summary for summary in summaries if summary.name == "phase5_final_exp1")
+    perspective_table(document, runs, final, _)
     all_experiments(document, summaries, _)
     claims_table(document, judge(runs), _)
+    ladder_table(document, runs, _)
     timeline(document, summaries, _)
     derived_table(document, summaries, _)
     figures_table(document, _)

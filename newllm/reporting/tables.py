@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from newllm.analysis.claims import Judgement, counts
-from newllm.analysis.series import Run, Summary, derived, other_figures, published
-from newllm.analysis.statistics import plan
+from newllm.analysis.ladder import RUNGS, climb, ends
+from newllm.analysis.series import Run, Summary, derived, is_of, other_figures, published
+from newllm.analysis.statistics import Interval, mean_interval, plan
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
 
 DEFINITION = (
     "Losses are best validation losses by the series' own definition (mean over batches of 16 "
     "sentences), in nats per token: mean and 95 % interval over seeds."
+)
+# What stands beside the final experiment, and the references that do.
+SIDE = {
+    "phase5_final_exp1": "final experiment, reproduced",
+    "isolated_transformer": "causal Transformer of the original's size and recipe",
+    "modern": "the same architecture, modern recipe, a twentieth of the size",
+}
+REFERENCES = {
+    "bigram": "counts of pairs of words",
+    "trigram": "counts of three words in a row",
+    "grammar_known": "grammar known, its probabilities estimated",
+    "oracle": "the grammar itself",
+}
+DEFINITION_OF_PERSPECTIVE = (
+    "Best validation losses, means over tokens in nats, with 95 % intervals over seeds; the "
+    "published one is a mean over batches of 16 sentences, on sentences of the original's grammar."
+)
+DEFINITION_OF_LADDER = (
+    "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early "
+    "stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
+    "minus that without it, with its 95 % interval (Welch); below zero the change helps. n is the "
+    "number of seeds."
 )
 DEFINITION_OF_RUNS = (
     "Losses are means over tokens, in nats. Gap closed: how much of the way from word frequencies "
@@ -30,12 +53,13 @@ DEFINITION_OF_CLAIMS = (
 
 def interval(summary: Summary) -> str:
     """Mean and half width of the interval over seeds, such as `5.61 &plusmn; 0.11`."""
-    loss = summary.loss
-    if loss is None:
-        return "-"
-    if not math.isfinite(loss.half_width):
-        return f"{loss.mean:.4f}"
-    return f"{loss.mean:.4f} &plusmn; {loss.half_width:.4f}"
+    return "-" if summary.loss is None else _plus_minus(summary.loss)
+
+
+def _plus_minus(interval: Interval) -> str:
+    if not math.isfinite(interval.half_width):
+        return f"{interval.mean:.4f}"
+    return f"{interval.mean:.4f} &plusmn; {interval.half_width:.4f}"
 
 
 def _reported(summary: Summary) -> str:
@@ -49,17 +73,30 @@ def _verdict_word(summary: Summary, _: Translate) -> str:
     return f"{word}; {_('void: sees the future')}" if summary.is_void else word
 
 
-def headline_table(document: Document, chosen: Sequence[Summary], _: Translate) -> None:
-    """A few experiments, with as few columns as will do."""
-    headings = [_(word) for word in ("experiment", "reported", "reproduced", "runs", "verdict")]
+def perspective_table(
+    document: Document, runs: Sequence[Run], final: Summary, _: Translate
+) -> None:
+    """The final experiment's loss among others on the same validation sentences, worst first."""
+    groups = {name: [run for run in runs if run.is_done and is_of(run, name)] for name in SIDE}
+    known = [run.result["references"] for group in groups.values() for run in group]
+    references: Mapping[str, float] = max(known, key=len, default={})
+    rows = []  # the loss, and the row with it
+    if final.reported is not None:
+        rows.append((final.reported, [_("final experiment, as published"), _reported(final), "1"]))
+    for name, group in groups.items():
+        if group:
+            loss = mean_interval([run.result["best_val_loss"] for run in group])
+            rows.append(
+                (loss.mean, [f"{_(SIDE[name])} (`{name}`)", _plus_minus(loss), str(len(group))])
+            )
+    for name, text in REFERENCES.items():
+        if name in references:
+            rows.append((references[name], [_(text), f"{references[name]:.4f}", ""]))
     document.table(
-        headings,
-        [
-            [s.name, _reported(s), interval(s), str(len(s.done)), _verdict_word(s, _)]
-            for s in chosen
-        ],
+        [_(word) for word in ("on the final experiment's validation sentences", "loss", "runs")],
+        [row for _loss, row in sorted(rows, reverse=True)],
     )
-    document.text(_(DEFINITION))
+    document.text(_(DEFINITION_OF_PERSPECTIVE))
 
 
 def all_experiments(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
@@ -121,6 +158,44 @@ def claims_table(document: Document, judgements: Sequence[Judgement], _: Transla
         ],
     )
     document.unfold()
+
+
+def ladder_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    """What each change from the original to the modern recipe does; nothing without such runs."""
+    original, modern = ends(runs)
+    if original is None or modern is None:
+        return
+    document.fold(_("From the original to the modern recipe, one change at a time"))
+    document.text(
+        _(DEFINITION_OF_LADDER).format(
+            original=_with_interval(original), modern=_with_interval(modern)
+        )
+    )
+    words = ("change", "original with it", "effect", "modern without it", "effect")
+    document.table(
+        [_(word) for word in words],
+        [
+            [
+                _(RUNGS[rung.name]),
+                _with_interval(rung.added),
+                _signed(rung.effect_added),
+                _with_interval(rung.removed),
+                _signed(rung.effect_removed),
+            ]
+            for rung in climb(runs)
+        ],
+    )
+    document.unfold()
+
+
+def _with_interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{_plus_minus(interval)} (n={interval.num_runs})"
+
+
+def _signed(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def timeline(document: Document, summaries: Sequence[Summary], _: Translate) -> None:

@@ -1,0 +1,76 @@
+"""From the original to the modern recipe: what each change does, added to one, removed from other.
+
+Losses are best validation losses, means over tokens, in nats; an effect is that of the change, so
+that a negative one is an improvement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from newllm.analysis.series import Run, is_of
+from newllm.analysis.statistics import Interval, compare, mean_interval, plan
+
+ORIGINAL, MODERN = "ladder_original", "modern"
+RUNGS = {
+    "initialization": "initialisation that keeps the variance",
+    "learning_rate": "learning rate 20 times as high, warm-up, decay",
+    "residual": "residual, pre-normalized FNN",
+    "adamw": "AdamW, weight decay, shorter memory",
+    "dropout": "more dropout",
+    "batching": "sentences of like length in a batch",
+    "output": "output as large as the vocabulary",
+    "size": "C = H = E = 128, 3 layers",
+    "clipping": "constant gradient clipping",
+    "epochs": "40 epochs instead of 50",
+}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One change: losses and effects of adding it and of taking it away, None where not run."""
+
+    name: str
+    added: Interval | None
+    effect_added: Interval | None
+    removed: Interval | None
+    effect_removed: Interval | None
+
+
+def climb(runs: Sequence[Run]) -> list[Rung]:
+    """All rungs."""
+    original, modern = _losses(ORIGINAL, runs), _losses(MODERN, runs)
+    rungs = []
+    for name in RUNGS:
+        added = _losses(f"ladder_add_{name}", runs)
+        removed = _losses(f"ladder_remove_{name}", runs)
+        rungs.append(
+            Rung(
+                name,
+                _mean(added),
+                _effect(added, original),
+                _mean(removed),
+                _effect(modern, removed),  # with the change, minus without
+            )
+        )
+    return rungs
+
+
+def ends(runs: Sequence[Run]) -> tuple[Interval | None, Interval | None]:
+    """The original and the modern recipe themselves."""
+    return _mean(_losses(ORIGINAL, runs)), _mean(_losses(MODERN, runs))
+
+
+def _losses(experiment: str, runs: Sequence[Run]) -> list[float]:
+    return [run.result["best_val_loss"] for run in runs if run.is_done and is_of(run, experiment)]
+
+
+def _mean(losses: Sequence[float]) -> Interval | None:
+    return mean_interval(losses) if losses else None
+
+
+def _effect(with_change: Sequence[float], without: Sequence[float]) -> Interval | None:
+    if min(len(with_change), len(without)) < 2:
+        return None
+    return compare(with_change, without, plan().smallest_effects["loss"]).interval
