@@ -46,8 +46,8 @@ def sample_sentences(
         raise ValueError(f"seed={seed}: must be from 0 to 2**63 - 1")
     prompt_tokens = tokenizer.encode_prompt(prompt)
     if UNK in prompt_tokens:
-        known = tokenizer.decode(prompt_tokens)
-        raise ValueError(f"the prompt holds words that the model does not know: {known}")
+        unknown = [word for word in prompt.split() if UNK in tokenizer.encode_prompt(word)]
+        raise ValueError(f"the prompt holds words that the model does not know: {unknown}")
     if len(prompt_tokens) > max_tokens:
         raise ValueError(f"the prompt has {len(prompt_tokens)} tokens, of at most {max_tokens}")
     never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -128,6 +129,8 @@ def attempt(
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()  # that of the day, if nothing else is in it
     print(reason, file=sys.stderr)
     return math.inf, reason
 

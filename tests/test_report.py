@@ -83,8 +83,11 @@ def test_runs_are_gathered_once(runs: Path) -> None:
     assert str(copy) not in {run.place for run in found} or len(found) == 6
     assert len(found) == 6
     assert not any("_replaced" in run.place for run in found)
-    with pytest.raises(ValueError, match=r"lacks result\.json"):
+    with pytest.raises(ValueError, match="does not exist"):
         gather([runs / "nowhere"])
+    (runs / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"lacks result\.json"):
+        gather([runs / "empty"])
 
 
 def test_verdicts(runs: Path) -> None:

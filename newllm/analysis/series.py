@@ -94,6 +94,8 @@ def gather(paths: Iterable[Path]) -> list[Run]:
     """
     runs: list[Run] = []
     for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: does not exist")
         found = _unpack(path) if path.is_file() else [*_below(path)]
         if not found:
             raise ValueError(f"{path}: holds no run; lacks result.json")
