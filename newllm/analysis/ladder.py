@@ -19,7 +19,7 @@ RUNGS = {
     "residual": "residual, pre-normalized FNN",
     "adamw": "AdamW, weight decay, shorter memory",
     "dropout": "more dropout",
-    "batching": "sentences of like length in a batch",
+    "batching": "shuffled batches instead of sentences of like length",
     "output": "output as large as the vocabulary",
     "size": "C = H = E = 128, 3 layers",
     "clipping": "constant gradient clipping",
