@@ -163,7 +163,7 @@ def claims_table(document: Document, judgements: Sequence[Judgement], _: Transla
 def ladder_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
     """What each change from the original to the modern recipe does; nothing without such runs."""
     original, modern = ends(runs)
-    if original is None or modern is None:
+    if modern is None:
         return
     document.fold(_("From the original to the modern recipe, one change at a time"))
     document.text(
