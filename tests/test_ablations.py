@@ -123,13 +123,14 @@ def test_effective_rank() -> None:
 
 
 def test_the_command(command: Command, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done = command("newllm.train", "data=quality500", "trainer=smoke", *TINY_CONTEXT,
-                   "countermeasure=none", f"hydra.run.dir={run}")  # fmt: skip
+    run, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text("a bird sings well\nthe child sleeps\nnobody sings at all today\n" * 20)
+    done = command("newllm.train", "data=text", f"data.path={text}", "trainer=smoke",
+                   *TINY_CONTEXT, "countermeasure=none", f"hydra.run.dir={run}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = command("newllm.evaluate", str(run))
     assert done.returncode == 0, done.stderr
-    for words in ("gap closed", "always zero", "frozen after 4 tokens", "Lyapunov", "KL"):
+    for words in ("trigram", "always zero", "frozen after 4 tokens", "Lyapunov"):
         assert words in done.stdout
     found = json.loads((run / "evaluation" / "evaluation.json").read_text())
     result = json.loads((run / "result.json").read_text())
@@ -137,5 +138,9 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     assert found["splits"]["validation"]["references"] == result["references"]
     assert math.isfinite(found["dynamics"]["lyapunov_exponent"])
     assert (run / "evaluation" / "ablations.png").stat().st_size > 0
+    text.write_text("other words\n" * 60)
+    done = command("newllm.evaluate", str(run))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "its data has changed" in done.stderr
     done = command("newllm.evaluate", str(tmp_path))
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

@@ -18,8 +18,7 @@ def test_the_published_spikes(
 ) -> None:
     (curve,) = [curve for curve in published()["curve"] if curve["name"] == name]
     losses = curve["losses"]
-    epochs = range(curve["first_epoch"], curve["first_epoch"] + len(losses))
-    (spike,) = find_spikes(epochs, losses)
+    (spike,) = find_spikes(curve["epochs"], losses)
     assert (spike.onset, spike.peak, spike.recovery) == (onset, peak, recovery)
     assert spike.duration == recovery - onset
     assert spike.ratio == pytest.approx(ratio, abs=1e-4)
