@@ -15,7 +15,8 @@ from newllm.analysis.references import gap_closed, mean_by_position
 from newllm.analysis.spikes import spikes_of_run
 from newllm.callbacks import StepValidation
 from newllm.experiment import Experiment
-from newllm.runs import RunDirectory, config_hash, git_revision
+from newllm.identity import config_hash, git_revision
+from newllm.runs import RunDirectory
 
 # TensorBoard's tab "Custom Scalars": what belongs together in one chart.
 LAYOUT = {

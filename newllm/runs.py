@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,11 +24,10 @@ from yaml import YAMLError
 
 from newllm.config.build import instantiate
 from newllm.data.tokenizer import Tokenizer
+from newllm.identity import config_hash, differences, hashed
 from newllm.models.language_model import LanguageModel
 
 PATIENCE = 30.0  # seconds to wait for a run that was asked to end
-# Parts of the configuration that decide the weights; paths, logging and threads do not.
-HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
 
 
 class RunConflict(ValueError):
@@ -145,24 +142,16 @@ def has_ended(path: Path, config: DictConfig) -> bool:
         result = read_result(path)
         if "config_hash" not in result:
             return False  # it failed before it could say what it is
-        differences = [] if result.get("config_hash") == config_hash(config) else [
-            *_differences(_hashed(_read_config(path / "config.yaml")), _hashed(config))
-        ] or ["by an older version of newllm, or from another text"]  # fmt: skip
+        found: list[str] = []
+        if result["config_hash"] != config_hash(config):
+            found += differences(hashed(_read_config(path / "config.yaml")), hashed(config))
+            found = found or ["by an older version of newllm, or from another text"]
     except ValueError as error:
         raise RunConflict(f"{error}; {ways_out}") from error
-    if differences:
-        shown = "; ".join(differences[:3]) + (" ..." if len(differences) > 3 else "")
+    if found:
+        shown = "; ".join(found[:3]) + (" ..." if len(found) > 3 else "")
         raise RunConflict(f"{path}: holds a run made otherwise ({shown}); {ways_out}")
     return result["status"] in ENDS
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        if old != new:
-            yield f"{name} was {old}, is {new}"
-        return
-    for key in sorted({*old, *new}):
-        yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
 
 
 def move_aside(path: Path, top: Path) -> Path:
@@ -274,50 +263,3 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
-
-
-def config_hash(config: DictConfig) -> str:
-    """Names everything that decides the weights: equal hashes, equal runs."""
-    return hashlib.sha256(json.dumps(_hashed(config), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _hashed(config: DictConfig) -> dict[str, Any]:
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    kept: dict[str, Any] = {name: content.get(name) for name in HASHED}
-    # Callbacks of our own only watch; others may act, as early stopping does.
-    acting = {
-        name: node
-        for name, node in (content.get("callbacks") or {}).items()
-        if not str((node or {}).get("_target_")).startswith("newllm.")
-    }
-    if acting:
-        kept["callbacks"] = acting
-    left_out = {"data": ["directory"]}
-    if (kept["recipe"] or {}).get("output_classes") is None:
-        left_out["model"] = ["vocabulary_size"]  # it follows from the data
-    for part, names in left_out.items():
-        kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
-    text = kept["data"].get("path")
-    if text and Path(text).is_file():  # what it says counts, not where it lies
-        kept["data"]["path"] = hashlib.sha256(Path(text).read_bytes()).hexdigest()
-    return kept
-
-
-def git_revision() -> str | None:
-    """The revision of the code, `-dirty` where files differ from it; None outside a checkout."""
-    own = Path(__file__)
-    # An installed package may lie inside a checkout of something else.
-    if _git("-C", str(own.parent), "ls-files", own.name) is None:
-        return None
-    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    return _git("-C", str(own.parent), *describe)
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints; None without git, or if it fails or has nothing to say."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip() or None

@@ -11,8 +11,9 @@ from conftest import Compose
 
 from newllm.config.build import ConfigFault
 from newllm.data.tokenizer import Tokenizer
+from newllm.identity import config_hash
 from newllm.models.context import ContextModel
-from newllm.runs import RunConflict, RunDirectory, config_hash, load_run
+from newllm.runs import RunConflict, RunDirectory, load_run
 
 MODEL = """model:
   _target_: newllm.models.context.ContextModel

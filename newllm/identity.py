@@ -1,0 +1,73 @@
+"""What makes a run that run: the parts of its configuration that decide the weights, its code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Parts of the configuration that decide the weights; paths, logging and threads do not.
+HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
+
+
+def config_hash(config: DictConfig) -> str:
+    """Names everything that decides the weights: equal hashes, equal runs."""
+    return hashlib.sha256(json.dumps(hashed(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hashed(config: DictConfig) -> dict[str, Any]:
+    """The parts of a configuration that decide the weights."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    kept: dict[str, Any] = {name: content.get(name) for name in HASHED}
+    # Callbacks of our own only watch; others may act, as early stopping does.
+    acting = {
+        name: node
+        for name, node in (content.get("callbacks") or {}).items()
+        if not str((node or {}).get("_target_")).startswith("newllm.")
+    }
+    if acting:
+        kept["callbacks"] = acting
+    left_out = {"data": ["directory"]}
+    if (kept["recipe"] or {}).get("output_classes") is None:
+        left_out["model"] = ["vocabulary_size"]  # it follows from the data
+    for part, names in left_out.items():
+        kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
+    text = kept["data"].get("path")
+    if text and Path(text).is_file():  # what it says counts, not where it lies
+        kept["data"]["path"] = hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    return kept
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """A line for each value in which two configurations differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if old != new:
+            yield f"{name} was {old}, is {new}"
+        return
+    for key in sorted({*old, *new}):
+        yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+
+
+def git_revision() -> str | None:
+    """The revision of the code, `-dirty` where files differ from it; None outside a checkout."""
+    own = Path(__file__)
+    # An installed package may lie inside a checkout of something else.
+    if _git("-C", str(own.parent), "ls-files", own.name) is None:
+        return None
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _git("-C", str(own.parent), *describe)
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None without git, or if it fails or has nothing to say."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
