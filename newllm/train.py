@@ -23,7 +23,7 @@ from newllm.config.build import ConfigFault, conf_directory
 from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import register_resolvers
-from newllm.experiment import build_experiment
+from newllm.experiment import Experiment, build_experiment
 from newllm.recording import Diverged
 from newllm.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.runs import ENDS, RunConflict, RunDirectory, has_ended, load_weights, read_result
@@ -78,15 +78,7 @@ def train(
     try:
         run.record(status="running")
         record_start(run, experiment, experiment_name)
-        experiment.trainer.fit(
-            experiment.module,
-            datamodule=experiment.data,
-            ckpt_path=run.last_checkpoint,
-            weights_only=True,
-        )
-        load_weights(experiment.model, run.checkpoints / "best.ckpt")
-        if len(experiment.data.split("test")):
-            experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
+        _fit_and_test(experiment, run)
         result = predicted(experiment) | {"status": "done"}
     except Diverged as error:
         result = {"status": "diverged", "error": str(error)}
@@ -106,6 +98,19 @@ def train(
     draw_positions(result, experiment, folder)
     print_result(result, experiment, folder)
     return result
+
+
+def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
+    """Train from the last checkpoint on, if there is one; test the best."""
+    experiment.trainer.fit(
+        experiment.module,
+        datamodule=experiment.data,
+        ckpt_path=run.last_checkpoint,
+        weights_only=True,
+    )
+    load_weights(experiment.model, run.checkpoints / "best.ckpt")
+    if len(experiment.data.split("test")):
+        experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
 
 
 def attempt(

@@ -15,6 +15,7 @@ from newllm.data.grammar import END, Grammar
 from newllm.data.tokenizer import EOS, UNK, Tokenizer, kind_and_size_faults
 
 TOO_LONG = ("error", "truncate", "drop")
+OPTIONS = {"corpus": NAMES, "batching": BATCHINGS, "too_long": TOO_LONG}
 
 
 class CorpusDataModule(LightningDataModule):
@@ -62,26 +63,13 @@ class CorpusDataModule(LightningDataModule):
         test_fraction: float = 0.1,
     ) -> None:
         super().__init__()
-        faults = [
-            f"data.{key}={value} is unknown: choose one of {list(options)}"
-            for key, value, options in (
-                ("corpus", corpus, NAMES),
-                ("batching", batching, BATCHINGS),
-                ("too_long", too_long, TOO_LONG),
-            )
-            if value not in options
-        ]
-        faults += [
-            f"{key}={number} must be at least {smallest}"
-            for key, number, smallest in (
-                ("data.seed", seed or 0, 0),
-                ("seed", order_seed, 0),
-                ("data.batch_size", batch_size, 1),
-                ("data.max_length", max_length, 1),
-                ("data.train_sentences", 1 if train_sentences is None else train_sentences, 1),
-            )
-            if number < smallest
-        ]
+        faults = _option_faults(corpus=corpus, batching=batching, too_long=too_long)
+        at_least_one = {
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "train_sentences": 1 if train_sentences is None else train_sentences,
+        }
+        faults += _number_faults(seed, order_seed, **at_least_one)
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
         if corpus == "text" and not path:
             faults.append("data=text needs data.path=FILE")
@@ -306,3 +294,21 @@ class CorpusDataModule(LightningDataModule):
     def test_dataloader(self) -> EvaluationBatches:
         """The test split in fixed order; it has no batches for a hand-written corpus."""
         return EvaluationBatches(self.split("test"))
+
+
+def _option_faults(**chosen: str) -> list[str]:
+    return [
+        f"data.{key}={value} is unknown: choose one of {list(OPTIONS[key])}"
+        for key, value in chosen.items()
+        if value not in OPTIONS[key]
+    ]
+
+
+def _number_faults(seed: int | None, order_seed: int, **at_least_one: int) -> list[str]:
+    numbers = [("data.seed", seed or 0, 0), ("seed", order_seed, 0)]
+    numbers += [(f"data.{key}", number, 1) for key, number in at_least_one.items()]
+    return [
+        f"{key}={number} must be at least {smallest}"
+        for key, number, smallest in numbers
+        if number < smallest
+    ]
