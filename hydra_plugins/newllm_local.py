@@ -62,6 +62,8 @@ def _compose(
     loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]]
 ) -> list[DictConfig]:
     """The configuration of each job; those that differ in their seed alone are composed once."""
+    from newllm.config.naming import without_seed
+
     composed: dict[tuple[str, ...], DictConfig] = {}
     configs = []
     for overrides in job_overrides:
@@ -69,7 +71,7 @@ def _compose(
         if len(seeds) != 1 or not seeds[0].isdecimal():
             configs.append(loader.load_sweep_config(config, list(overrides)))
             continue
-        choices = tuple(line for line in overrides if not line.startswith("seed="))
+        choices = without_seed(overrides)
         if choices not in composed:
             composed[choices] = loader.load_sweep_config(config, list(overrides))
         own = copy.deepcopy(composed[choices])

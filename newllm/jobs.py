@@ -33,11 +33,6 @@ class Job:
         return cls(config, overrides, None if experiment == "none" else experiment, folder)
 
     @property
-    def choices(self) -> tuple[str, ...]:
-        """All overrides but the seed; jobs with the same ones are faulty together."""
-        return tuple(line for line in self.overrides if not line.startswith("seed="))
-
-    @property
     def label(self) -> str:
         """Such as `phase1_baseline seed=1`."""
         return f"{self.folder.parent.name} {self.folder.name}"

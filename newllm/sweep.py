@@ -18,6 +18,7 @@ from rich.table import Table
 
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
+from newllm.config.naming import without_seed
 from newllm.jobs import Job, Outcome, read_outcome
 from newllm.runs import RunConflict, has_ended, move_aside
 from newllm.team import Team
@@ -78,8 +79,9 @@ def _check(jobs: Sequence[Job], top: Path) -> None:
     folders: dict[Path, Job] = {}
     checked: set[tuple[str, ...]] = set()
     for job in jobs:
-        is_new = job.choices not in checked
-        checked.add(job.choices)
+        choices = without_seed(job.overrides)  # what they are faulty in, all seeds are
+        is_new = choices not in checked
+        checked.add(choices)
         found = composed_faults(job.config, job.overrides) if is_new else []
         try:
             check_settings(job.config)

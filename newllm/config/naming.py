@@ -31,6 +31,11 @@ def run_name(overrides: Sequence[str]) -> str:
     return f"{name[: LONGEST - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
+def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that jobs share which differ in their seed alone."""
+    return tuple(line for line in overrides if not line.startswith("seed="))
+
+
 def _split(line: str) -> tuple[str, str]:
     key, _, value = line.lstrip("+~").partition("=")
     return key.partition("@")[0].replace("/", "."), value
