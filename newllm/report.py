@@ -16,7 +16,7 @@ from rich.table import Table
 
 from newllm.analysis import figures
 from newllm.analysis.bands import write_bands
-from newllm.analysis.series import Run, gather, pack
+from newllm.analysis.gathering import Run, gather, pack
 from newllm.reporting.language import LANGUAGES
 from newllm.reporting.page import write_markdown, write_report
 

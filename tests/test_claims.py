@@ -18,7 +18,7 @@ from newllm.analysis.claims import (
     judge,
     stated_claims,
 )
-from newllm.analysis.series import Run
+from newllm.analysis.gathering import Run
 from newllm.config.build import conf_directory
 from newllm.reporting.language import LANGUAGES, translator
 

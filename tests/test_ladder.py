@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
+from newllm.analysis.gathering import Run
 from newllm.analysis.ladder import RUNGS, climb, ends
-from newllm.analysis.series import Run
 from newllm.config.build import conf_directory
 from newllm.reporting.language import LANGUAGES, translator
 

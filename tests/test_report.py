@@ -8,14 +8,8 @@ import pytest
 from conftest import Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from newllm.analysis.series import (
-    derived,
-    gather,
-    other_figures,
-    pack,
-    published,
-    summarize,
-)
+from newllm.analysis.gathering import gather, pack
+from newllm.analysis.series import derived, other_figures, published, summarize
 from newllm.analysis.statistics import mean_interval, next_run_interval
 from newllm.reporting.language import LANGUAGES
 from newllm.reporting.page import write_markdown, write_report

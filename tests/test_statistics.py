@@ -7,8 +7,6 @@ from scipy import stats
 from newllm.analysis.statistics import (
     compare,
     holm,
-    mean_interval,
-    over_corpora,
     plan,
     power,
     verdicts,
@@ -112,8 +110,3 @@ def test_the_plan_says_how_many_seeds_its_power_needs() -> None:
     corrected = next(n for n in range(2, 500) if power(n, 0.05, 0.14, first_step) >= stated.power)
     assert corrected == 218
     assert power(20, 0.18, 0.14, first_step) >= stated.power > power(20, 0.16, 0.14, first_step)
-
-
-def test_over_corpora_only_another_corpus_is_another_sample() -> None:
-    groups = [[1.0, 1.2], [2.0, 2.2, 2.4], [3.0]]
-    assert over_corpora(groups) == mean_interval([1.1, 2.2, 3.0])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from newllm.analysis.series import Run
+from newllm.analysis.gathering import Run
 from newllm.analysis.statistics import mean_interval
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any
 
-from newllm.analysis.series import Run, is_of
-from newllm.analysis.spikes import find_spikes
+from newllm.analysis.gathering import Run, is_of
+from newllm.analysis.spikes import BUMP, find_spikes
 from newllm.analysis.statistics import Comparison, compare, mean_interval, plan, verdicts
 
 NOT_RUN = "not run"
@@ -58,7 +57,7 @@ def _bump(positions: Sequence[float], losses: Sequence[float]) -> float | None:
     """
     if not losses:
         return None
-    found = find_spikes(positions, losses, prominence=math.log(1.02))
+    found = find_spikes(positions, losses, prominence=BUMP)
     return max((bump.ratio for bump in found), default=1.0)
 
 
@@ -218,7 +217,4 @@ def _judge_property(claim: Claim, runs: Sequence[Run]) -> Judgement:
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
     """How many claims have each verdict."""
-    found: dict[str, Any] = {}
-    for judgement in judgements:
-        found[judgement.verdict] = found.get(judgement.verdict, 0) + 1
-    return found
+    return dict(Counter(judgement.verdict for judgement in judgements))

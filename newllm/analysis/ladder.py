@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from newllm.analysis.series import Run, is_of
+from newllm.analysis.gathering import Run, is_of
 from newllm.analysis.statistics import Interval, compare, mean_interval, plan
 
 ORIGINAL, MODERN = "ladder_original", "modern"

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE
-from newllm.analysis.series import Run, Summary, published
+from newllm.analysis.gathering import Run
+from newllm.analysis.series import Summary, published
 
 CORPORA = ("tiny30", "augmented124", "quality500")
 KIND_COLOURS = {"unk": ORANGE, "eos": GREEN, "other": BLUE}

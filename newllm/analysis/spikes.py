@@ -23,6 +23,7 @@ import numpy as np
 from scipy.signal import find_peaks
 
 PROMINENCE = math.log(1.25)
+BUMP = math.log(1.02)  # smaller than a spike, larger than noise in the loss of 1,000 tokens
 NEAR = 1.1  # a value at most so many times another one is at its level
 NUM_BEFORE = 5
 

@@ -182,8 +182,3 @@ def power(num_runs: int, effect: float, spread: float, alpha: float) -> float:
     freedom, shift = 2 * num_runs - 2, effect / spread * math.sqrt(num_runs / 2)
     limit = stats.t.ppf(1 - alpha / 2, freedom)
     return float(stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift))
-
-
-def over_corpora(groups: Sequence[Sequence[float]]) -> Interval:
-    """A mean over corpora, each with several seeds: only another corpus is another sample."""
-    return mean_interval([float(np.mean(group)) for group in groups])

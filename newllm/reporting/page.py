@@ -11,7 +11,8 @@ import matplotlib
 
 from newllm.analysis import figures, series_figures
 from newllm.analysis.claims import judge
-from newllm.analysis.series import Run, Summary, summarize
+from newllm.analysis.gathering import Run
+from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate, japanese_fonts, translator
 from newllm.reporting.spike_study import spike_study

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from newllm.analysis import series_figures
-from newllm.analysis.series import Run, Summary, published
-from newllm.analysis.spikes import Spike, find_spikes
-from newllm.reporting.document import Document
+from newllm.analysis.gathering import Run
+from newllm.analysis.series import Summary, published
+from newllm.analysis.spikes import BUMP, Spike, find_spikes
+from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
 
-BUMP = math.log(1.02)  # smaller than a spike, larger than noise in the loss of 1,000 tokens
 DEFINITION = (
     "By step and by epoch the validation loss is a mean over tokens. A spike rises and falls by "
     "at least a quarter; of each run the largest counts. Figures are medians, with the range over "
     "runs."
+)
+HIDDEN_RISE = (
+    "The final experiment shows no spike by epoch. By step its loss rises all the same while it "
+    "first learns: {ratio} times its value five steps before, at step {step}. It is looked at "
+    "every five steps, which may miss the peak itself."
 )
 
 
@@ -31,6 +35,21 @@ def spike_study(
         [_(word) for word in ("trait", "what the runs show")],
         [[_(trait), shown] for trait, shown in _traits(summaries, _)],
     )
+    _by_experiment(document, summaries, _)
+    by_name = {summary.name: summary for summary in summaries}
+    if bumps := _bumps(by_name["phase5_final_exp1"].done):
+        document.text(
+            _(HIDDEN_RISE).format(
+                ratio=_median_and_range([bump.steepest for bump in bumps]),
+                step=_median_and_range([bump.peak for bump in bumps]),
+            )
+        )
+    _published_beside_ours(document, by_name, _, label)
+    document.unfold()
+
+
+def _by_experiment(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
+    """Of each experiment the largest spike of its runs, in figures."""
     words = ("experiment", "runs with a spike", "onset (step)", "peak over level",
              "steps to recovery", "share of <UNK> in the rise", "onset (epoch)")  # fmt: skip
     rows = []
@@ -50,19 +69,13 @@ def spike_study(
                 _median_and_range([spike["onset"] for spike in epochs]),
             ]
         )
-    document.table([_(word).replace("<UNK>", "&lt;UNK&gt;") for word in words], rows)
-    by_name = {summary.name: summary for summary in summaries}
-    if bumps := _bumps(by_name["phase5_final_exp1"].done):
-        document.text(
-            _(
-                "The final experiment shows no spike by epoch. By step its loss rises all the "
-                "same while it first learns: {ratio} times its value five steps before, at "
-                "step {step}. It is looked at every five steps, which may miss the peak itself."
-            ).format(
-                ratio=_median_and_range([bump.steepest for bump in bumps]),
-                step=_median_and_range([bump.peak for bump in bumps]),
-            )
-        )
+    document.table([quoted(_(word)) for word in words], rows)
+
+
+def _published_beside_ours(
+    document: Document, by_name: Mapping[str, Summary], _: Translate, label: Translate
+) -> None:
+    """The peaks that are told without a curve, and the curves that are."""
     document.text(f"**{_('The published spikes beside ours')}**")
     document.table(
         [_(word) for word in ("experiment", "reported", "reproduced")],
@@ -81,9 +94,9 @@ def spike_study(
         "other": label("other targets"),
     }
     loss = label("validation loss (nats per token)")
+    summaries = list(by_name.values())
     figure = series_figures.spikes(summaries, loss, label("epoch"), label("step"), kinds)
     document.figure("spikes", figure, _("The published spikes beside ours"))
-    document.unfold()
 
 
 def _bumps(runs: Sequence[Run]) -> list[Spike]:

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from newllm.analysis.claims import Judgement, counts
+from newllm.analysis.gathering import Run, is_of
 from newllm.analysis.ladder import RUNGS, climb, ends
-from newllm.analysis.series import Run, Summary, derived, is_of, other_figures, published
+from newllm.analysis.series import Summary, derived, other_figures, published
 from newllm.analysis.statistics import Interval, mean_interval, plan
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
