@@ -26,6 +26,7 @@ th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; 
 th { border-bottom: 2px solid #888; }
 td { font-variant-numeric: tabular-nums; }
 img { max-width: 100%; }
+td code { white-space: nowrap; }
 code { font-size: 12px; background: #f4f4f4; padding: 0 .2rem; }
 details { margin: .8rem 0; border-top: 1px solid #ccc; padding-top: .5rem; overflow-x: auto; }
 summary { cursor: pointer; font-weight: 600; }
