@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.module import CorpusDataModule
 from newllm.gates import Gates, check
+from newllm.models.budget import Budget
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
 from newllm.recording import Checkpoints, History, StopOnDivergence
@@ -83,7 +85,7 @@ class Experiment:
 
 
 def build_experiment(config: DictConfig, folder: Path) -> Experiment:
-    """Build everything; the vocabulary's size is filled into a copy of the configuration.
+    """Build everything; sizes that follow from others are filled into a copy of the configuration.
 
     Args:
         config: as composed.
@@ -98,6 +100,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     with open_dict(config):
         if config.model.vocabulary_size is None:
             config.model.vocabulary_size = data.tokenizer.size if data else 1
+    faults.collect(lambda: _fill_sizes(config))
     model = faults.collect(lambda: _build_model(config, data))
     clip = faults.collect(lambda: GradientClip(list(config.recipe.gradient_clip)))
     schedule = faults.collect(lambda: _build(config, config.schedule))
@@ -153,6 +156,16 @@ def _build_data(config: DictConfig) -> CorpusDataModule:
     data = _build(config, config.data)
     data.setup()
     return data
+
+
+def _fill_sizes(config: DictConfig) -> None:
+    """Where a budget was set, the sizes of the model follow from it."""
+    budget: Budget = instantiate(config.budget)
+    if unknown := [name for name in budget.names if name not in config.model]:
+        model = str(config.model._target_).rpartition(".")[2]
+        raise ValueError(f"budget: {model} has no {', '.join(unknown)}")
+    sizes = budget.sizes(partial(instantiate, config.model, config.trusted_packages))
+    config.model.update(sizes)
 
 
 def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageModel:

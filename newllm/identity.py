@@ -36,6 +36,13 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     left_out = {"data": ["directory"]}
     if (kept["recipe"] or {}).get("output_classes") is None:
         left_out["model"] = ["vocabulary_size"]  # it follows from the data
+    budget = content.get("budget") or {}  # older runs have none
+    pairs = (("parameters", "widths"), ("state_bytes", "state_widths"))
+    if sizes := [name for what, names in pairs if budget.get(what) for name in budget[names]]:
+        kept["budget"] = budget
+        left_out["model"] = [*left_out.get("model", ()), *sizes]  # they follow from it
+    if not content.get("test", True):
+        kept["test"] = False  # such a run lacks the figure
     for part, names in left_out.items():
         kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
     text = kept["data"].get("path")

@@ -40,12 +40,15 @@ class Job:
     @property
     def cost(self) -> float:
         """Roughly proportional to its time."""
-        model = self.config.model
+        model, data = self.config.model, self.config.data
         width = model.get("hidden_dim") or model.get("embedding_dim") or 1
-        sentences = NUM_SENTENCES.get(self.config.data.corpus, 0) or (
-            TEXT_SENTENCES if self.config.data.corpus == "text" else 100
+        weights = self.config.budget.parameters or width**2 * model.num_layers
+        sentences = (
+            data.train_sentences
+            or NUM_SENTENCES.get(data.corpus, 0)
+            or (TEXT_SENTENCES if data.corpus == "text" else 100)
         )
-        return float(width**2 * model.num_layers * sentences * self.config.trainer.max_epochs)
+        return float(weights * sentences * self.config.trainer.max_epochs)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def record_start(run: RunDirectory, experiment: Experiment, experiment_name: str
         **dict.fromkeys(("best_epoch", "val_accuracy", "gap_closed", "test_loss", "spikes")),
         **dict.fromkeys(("val_loss_by_position", "val_kl", "val_kl_by_position")),
         oracle_loss=data.oracle_loss("validation"),
-        test_oracle_loss=data.oracle_loss("test"),
+        test_oracle_loss=data.oracle_loss("test") if config.test else None,
         entropy_floor=data.entropy_floor,
         references=experiment.references.means,
         references_by_position=_rounded(experiment.references.by_position),

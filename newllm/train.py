@@ -109,7 +109,7 @@ def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
         weights_only=True,
     )
     load_weights(experiment.model, run.checkpoints / "best.ckpt")
-    if len(experiment.data.split("test")):
+    if experiment.config.test and len(experiment.data.split("test")):
         experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 # Where a target may come from. Whole packages would be too much: torch holds classes that start
 # processes, and a run directory from a stranger must not execute anything.
 TRUSTED_MODULES = (
+    "newllm.models.budget",
     "newllm.models.context",
     "newllm.models.fused",
     "newllm.models.gating",

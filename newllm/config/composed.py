@@ -16,14 +16,14 @@ from newllm.config.build import ConfigFault, target_faults
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
-BUILT = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks")
+BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger", "callbacks")
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
 SETTINGS = (
-    *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs"),
+    *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
     *("trusted_packages", "hydra"),
 )
 # Groups that bundle other choices; what they set is checked instead of their name.
-BUNDLES = ("experiment", "recipe", "countermeasure", "sweep")
+BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "trial")
 
 
 def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:

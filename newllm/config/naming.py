@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 LONGEST = 100  # characters of a name
 # They change nothing that a run computes, or have a place of their own in the path.
 LEFT_OUT = (
-    *("sweep", "seed", "jobs", "threads", "plan", "keep_last", "overwrite", "name"),
+    *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
+    "name",
     *("trusted_packages", "data.directory", "logger", "callbacks", "hydra"),
 )
 

@@ -1,0 +1,93 @@
+"""Widths that follow from what a model may cost."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import Compose
+
+from newllm.config.build import ConfigFault, conf_directory, instantiate
+from newllm.experiment import build_experiment
+from newllm.identity import config_hash
+from newllm.models.budget import Budget, nearest_width
+from newllm.models.recurrent import LSTMModel
+from newllm.models.transformer import Transformer
+
+FAIR = sorted(path.stem for path in (conf_directory() / "experiment").glob("fair_*.yaml"))
+
+
+@pytest.mark.parametrize("target", [1, 9, 10, 13, 14, 100, 2500])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_nearest_width_is_the_nearest(target: int, step: int) -> None:
+    if target < step**2 / 2:
+        with pytest.raises(ValueError, match=r"budget\.x=\d+: even the narrowest"):
+            nearest_width(lambda width: width**2, target, step, "budget.x")
+        return
+    nearest = nearest_width(lambda width: width**2, target, step, "budget.x")
+    every = range(step, 200, step)
+    assert nearest == min(every, key=lambda width: abs(width**2 - target))
+
+
+def test_no_width_reaches_what_does_not_grow() -> None:
+    with pytest.raises(ValueError, match=r"budget\.parameters=100: no width"):
+        nearest_width(lambda width: 7, 100, 1, "budget.parameters")
+
+
+def test_multiples_and_steps() -> None:
+    build = partial(Transformer, 256, num_layers=2, num_heads=4)
+    sizes = Budget(200_000, {"embedding_dim": 1, "feedforward_dim": 4}, step=4).sizes(build)
+    assert sizes["feedforward_dim"] == 4 * sizes["embedding_dim"]
+    assert sizes["embedding_dim"] % 4 == 0
+    assert sum(weight.numel() for weight in build(**sizes).parameters()) == pytest.approx(2e5, 0.04)
+
+
+def test_the_state_is_decided_first() -> None:
+    build = partial(LSTMModel, 256, num_layers=2)
+    budget = Budget(
+        200_000, {"embedding_dim": 1, "hidden_dim": 1}, state_bytes=512,
+        state_widths={"hidden_dim": 1},
+    )  # fmt: skip
+    sizes = budget.sizes(build)
+    model = build(**sizes)
+    assert model.state_bytes(1) == 512
+    assert sizes["hidden_dim"] == 32
+    assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(2e5, 0.01)
+
+
+def test_nothing_asked_nothing_decided() -> None:
+    assert Budget(widths={"hidden_dim": 1}).sizes(partial(LSTMModel, 256)) == {}
+
+
+@pytest.mark.parametrize("trial", ["t01", "t02", "t03"])  # of 1, 4 and 2 layers
+@pytest.mark.parametrize("experiment", FAIR)
+def test_fair_models_cost_the_same(compose_config: Compose, experiment: str, trial: str) -> None:
+    config = compose_config(f"experiment={experiment}", f"trial={trial}")
+    build = partial(instantiate, config.model, vocabulary_size=256)
+    budget = instantiate(config.budget)
+    model = build(**budget.sizes(build))
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert parameters == pytest.approx(7e5 if experiment.endswith("700k") else 2e5, rel=0.05)
+    if experiment.endswith("state"):
+        assert model.state_bytes(1) == 512
+
+
+def test_what_was_filled_in_leaves_it_the_same_run(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config("experiment=fair_lstm_state", "trial=t03")
+    built = build_experiment(config, tmp_path)
+    assert built.config.model.hidden_dim == 32
+    assert built.config.model.num_layers == config.model.num_layers == 2
+    assert config_hash(built.config) == config_hash(config)
+
+
+def test_a_budget_for_sizes_that_a_model_lacks(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config("experiment=fair_lstm_200k", "model=transformer")
+    with pytest.raises(ConfigFault, match="budget: Transformer has no hidden_dim"):
+        build_experiment(config, tmp_path)
+
+
+def test_budgets_make_different_runs(compose_config: Compose) -> None:
+    hashes = {
+        config_hash(compose_config("experiment=fair_lstm_200k", *overrides))
+        for overrides in ((), ("budget.parameters=300000",), ("budget.step=8",), ("test=false",))
+    }
+    assert len(hashes) == 4
