@@ -1,9 +1,8 @@
 """Hydra's sweeper `search`: all trials, then the best of each experiment again.
 
-The first stage is a sweep like any other, over experiments and the values of one key (such as
-`trial`). Then the best value for each experiment (by its validation loss, which is what a job
-returns) is run again
-as the `then` entries say: with other seeds, on other data, on the test split.
+The first stage is a sweep like any other, over experiments and the values of one key, such as
+`trial`. Then the best value of it for each experiment (by validation loss, which is what a job
+returns) is run again as the `then` entries say: with other seeds, on other data, on the test split.
 """
 
 from __future__ import annotations

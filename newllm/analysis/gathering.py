@@ -50,6 +50,12 @@ class Run:
         """What a reader knows it by: the experiment or what was resolved, else its place."""
         return str(self.result.get("experiment") or self.result.get("name") or self.place)
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was chosen beside the experiment and the seed, by the name of a sweep's folder."""
+        words = Path(self.place).parent.name.split(",")
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
     def largest_spike(self, curve: str) -> dict[str, Any] | None:
         """The spike of the largest ratio in `val_by_step` or `val_by_epoch`, if there is any."""
         found = (self.result.get("spikes") or {}).get(curve) or []

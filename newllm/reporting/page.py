@@ -14,6 +14,7 @@ from newllm.analysis.claims import judge
 from newllm.analysis.gathering import Run
 from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
+from newllm.reporting.fair_comparison import fair_comparison
 from newllm.reporting.language import Translate, japanese_fonts, translator
 from newllm.reporting.spike_study import spike_study
 from newllm.reporting.tables import (
@@ -85,7 +86,7 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
     perspective_table(document, runs, final, _)
     all_experiments(document, summaries, _)
     claims_table(document, judge(runs), _)
-    ladder_table(document, runs, _)
+    _studies(document, runs, _, label)
     timeline(document, summaries, _)
     derived_table(document, summaries, _)
     figures_table(document, _)
@@ -116,9 +117,21 @@ def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Tran
         if len(drawn) > MANY_CURVES:
             caption += f" ({MANY_CURVES}/{len(drawn)})"
         document.figure("curves", figures.comparison(drawn[:MANY_CURVES], *axes), caption)
-    runs_table(document, runs, _)
+    runs_table(document, [run for run in runs if not is_of_study(run)], _)
+    _studies(document, runs, _, label)
     _origin(document, runs, "`python -m newllm.report`", _)
     return document
+
+
+def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
+    """What goes beyond the series, as far as it was run."""
+    ladder_table(document, runs, _)
+    fair_comparison(document, runs, _, label)
+
+
+def is_of_study(run: Run) -> bool:
+    """Whether a run that is done stands in a table of its own, and in no list of runs."""
+    return run.is_done and str(run.result.get("experiment")).startswith("fair_")
 
 
 def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
@@ -175,7 +188,8 @@ def _other_runs(
 ) -> None:
     of_series = {id(run) for summary in summaries for run in summary.runs}
     ended_badly = [run for run in runs if not run.is_done]
-    others = [run for run in runs if run.is_done and id(run) not in of_series]
+    shown = {id(run) for run in runs if is_of_study(run)} | of_series
+    others = [run for run in runs if run.is_done and id(run) not in shown]
     for title, chosen in (
         (_("Failed and unfinished runs"), ended_badly),
         (_("Other runs"), others),

@@ -1,0 +1,98 @@
+"""The part of the report that sets the context model beside others of equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from newllm.analysis.fair import MODELS, SETTINGS, SIZES, Contestant, contestants, differences
+from newllm.analysis.fair_figures import fair
+from newllm.analysis.gathering import Run
+from newllm.analysis.statistics import Interval
+from newllm.reporting.document import Document, quoted
+from newllm.reporting.language import Translate
+
+DEFINITION = (
+    "Every model gets the same {trials} trials, drawn at random and committed before any was run, "
+    "at equal parameters; the best by validation loss on 500 sentences is then trained anew with "
+    "other seeds, on redrawn corpora and on 12,500 sentences, and tested. A gap is a test loss "
+    "above that of the grammar on the same sentences, in nats per token: mean and 95 % interval. "
+    "State: what a sequence's memory takes after 32 tokens (float32)."
+)
+DEFINITION_OF_DIFFERENCES = (
+    "The context model's gap minus the other model's, paired by seed or by corpus, with 95 % "
+    "intervals; below zero the context model is better. Verdicts as for claims, Holm's correction "
+    "over the whole table; less than 0.05 nats is no effect."
+)
+CAPTION = (
+    "Left: what a search of so many of the trials finds on average. Right: gap of the best trial "
+    "on the test sentences, by the size of the state."
+)
+
+
+def fair_comparison(
+    document: Document, runs: Sequence[Run], _: Translate, label: Translate
+) -> None:
+    """Tables and a figure; nothing without such runs."""
+    found = contestants(runs)
+    if not found:
+        return
+    document.fold(_("A fair comparison"))
+    trials = max(len(contestant.trials) for contestant in found)
+    document.text(_(DEFINITION).format(trials=trials))
+    words = {
+        "trials": label("trials"),
+        "best": label("best validation loss (nats per token)"),
+        "state": label("state (bytes)"),
+        "gap": label("test loss above the grammar's (nats)"),
+        **{key: label(text) for key, text in (SIZES | MODELS).items()},
+    }
+    document.figure("fair", fair(found, words), _(CAPTION))
+    headings = ("size", "model", "chosen", "parameters", "state", "best trial", "validation loss")
+    document.table(
+        [_(word) for word in (*headings, *(f"gap, {text}" for text in SETTINGS.values()))],
+        [_row(contestant, _) for contestant in found],
+    )
+    _differences_table(document, found, _)
+    document.unfold()
+
+
+def _row(contestant: Contestant, _: Translate) -> list[str]:
+    run = contestant.any_final
+    trial = contestant.best_trial
+    return [
+        _(SIZES[contestant.size]),
+        _(MODELS[contestant.model]),
+        quoted(run.result["name"]) if run else "-",
+        f"{run.result['parameters']:,}" if run else "-",
+        f"{run.result['state_bytes']:,}" if run else "-",
+        trial,
+        f"{contestant.trials[trial]:.4f}",
+        *(_gap(contestant.gap(setting)) for setting in SETTINGS),
+    ]
+
+
+def _gap(gap: Interval | None) -> str:
+    if gap is None:
+        return "-"
+    if gap.num_runs == 1:
+        return f"{gap.mean:.4f} (n=1)"
+    return f"{gap.mean:.4f} &plusmn; {gap.half_width:.4f} (n={gap.num_runs})"
+
+
+def _differences_table(document: Document, found: Sequence[Contestant], _: Translate) -> None:
+    rows = [
+        [
+            _(SIZES[difference.size]),
+            _(SETTINGS[difference.setting]),
+            _(MODELS[difference.other]),
+            f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]",
+            str(interval.num_runs),
+            _(difference.verdict),
+        ]
+        for difference in differences(found)
+        if (interval := difference.comparison.interval)
+    ]
+    if rows:
+        document.text(_(DEFINITION_OF_DIFFERENCES))
+        words = ("size", "setting", "against", "difference", "pairs", "verdict")
+        document.table([_(word) for word in words], rows)

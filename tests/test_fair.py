@@ -1,0 +1,99 @@
+"""The fair comparison: who its contestants are, their gaps, and the report's part of it."""
+
+from pathlib import Path
+
+import pytest
+
+from newllm.analysis.fair import MODELS, SETTINGS, SIZES, contestants, differences
+from newllm.analysis.gathering import Run, gather, pack
+from newllm.analysis.search import expected_best
+from newllm.config.build import conf_directory
+from newllm.reporting.language import LANGUAGES, translator
+from newllm.reporting.page import write_report
+
+ORACLE = 1.5
+
+
+def make_run(
+    model: str, size: str, seed: int, val: float, test: float | None, **choices: str
+) -> Run:
+    experiment = f"fair_{model}_{size}"
+    name = ",".join([experiment, *(f"{key}={choices[key]}" for key in sorted(choices))])
+    result = {
+        "status": "done", "experiment": experiment, "seed": seed, "best_val_loss": val,
+        "test_loss": test, "test_oracle_loss": ORACLE, "parameters": 200_000, "corpus": "quality500",
+        "state_bytes": 512, "name": f"{model} L2", "config_hash": f"{name} {seed}", "threads": 1,
+    }  # fmt: skip
+    return Run(f"runs/{name}/seed={seed}", result)
+
+
+def trials(model: str, *losses: float, size: str = "200k") -> list[Run]:
+    return [
+        make_run(model, size, 1, loss, None, trial=f"t{number:02}")
+        for number, loss in enumerate(losses, 1)
+    ]
+
+
+def finals(model: str, trial: str, *tests: float, size: str = "200k", **choices: str) -> list[Run]:
+    return [
+        make_run(model, size, seed, 1.7, test, trial=trial, **choices)
+        for seed, test in enumerate(tests, 2)
+    ]
+
+
+RUNS = [
+    *trials("context", 1.9, 1.7, 1.8),
+    *trials("lstm", 1.75, 1.95),
+    *finals("context", "t02", 1.70, 1.72, 1.71),
+    *finals("context", "t01", 9.0),  # not of the best trial
+    *finals("lstm", "t01", 1.80, 1.82, 1.83),
+    *finals("lstm", "t01", 1.51, data="quality12500", **{"recipe.max_epochs": "8"}),
+    *[
+        make_run("context", "200k", 2, 1.7, 1.6 + 0.01 * n, trial="t02", **{"data.seed": f"{n}"})
+        for n in (1, 2, 3)
+    ],
+]
+
+
+def test_the_best_trial_is_told_by_validation_and_tested_alone() -> None:
+    context, lstm = contestants(RUNS)
+    assert (context.model, context.size, context.best_trial) == ("context", "200k", "t02")
+    assert context.expected_best == expected_best([1.9, 1.7, 1.8])
+    assert list(context.gaps("seeds").values()) == pytest.approx([0.20, 0.22, 0.21])
+    assert context.gaps("corpora") == pytest.approx({"1": 0.11, "2": 0.12, "3": 0.13})
+    assert context.gap("large") is None
+    assert lstm.best_trial == "t01"
+    assert lstm.gaps("large") == pytest.approx({"2": 0.01})
+
+
+def test_differences_are_paired_by_seed() -> None:
+    (difference,) = differences(contestants(RUNS))
+    assert (difference.size, difference.setting, difference.other) == ("200k", "seeds", "lstm")
+    assert difference.comparison.difference == pytest.approx((-0.10 - 0.10 - 0.12) / 3)
+    assert difference.comparison.interval.num_runs == 3
+    assert difference.verdict == "lower"
+
+
+def test_without_trials_there_is_nothing() -> None:
+    assert contestants(finals("context", "t02", 1.7)) == []
+    assert differences([]) == []
+
+
+def test_every_contestant_is_an_experiment() -> None:
+    names = {path.stem for path in (conf_directory() / "experiment").glob("fair_*.yaml")}
+    every = {f"fair_{model}_{size}" for model in MODELS for size in SIZES}
+    # A Transformer's state grows; there is none of a fixed size.
+    assert every - names == {"fair_transformer_state"}
+    assert names < every
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
+    pack(RUNS, tmp_path / "fair.json.gz")
+    page = write_report(gather([tmp_path / "fair.json.gz"]), tmp_path, lang).read_text()
+    _ = translator(lang)
+    assert _("A fair comparison") in page
+    assert "0.2100 &plusmn;" in page.replace("±", "&plusmn;")
+    assert "-0.1067" in page
+    assert all(_(text) for text in (*MODELS.values(), *SIZES.values(), *SETTINGS.values()))
+    assert (tmp_path / "fair.png").stat().st_size > 10_000
