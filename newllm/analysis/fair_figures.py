@@ -26,7 +26,7 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
 
     Args:
         found: all contestants.
-        words: for titles and axes: the sizes, `trials`, `best`, `state`, `gap`, and the models.
+        words: for titles and axes: the sizes, `trials`, `best`, `bytes`, `gap`, and the models.
     """
     sizes = [size for size in SIZES if any(one.size == size for one in found)]
     figure = Figure(figsize=(3.6 * (len(sizes) + 1), 3.8), layout="constrained")
@@ -58,8 +58,9 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
                 color=COLOURS[contestant.model],
                 markersize=5,
             )
-    last.set_xscale("log")
-    last.set_xlabel(words["state"])
+    last.set_xscale("log", base=2)
+    last.xaxis.set_major_formatter("{x:g}")
+    last.set_xlabel(words["bytes"])
     last.set_ylabel(words["gap"])
     for model in MODELS:
         if any(contestant.model == model for contestant in found):

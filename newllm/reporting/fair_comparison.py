@@ -42,7 +42,7 @@ def fair_comparison(
     words = {
         "trials": label("trials"),
         "best": label("best validation loss (nats per token)"),
-        "state": label("state (bytes)"),
+        "bytes": label("state (bytes)"),
         "gap": label("test loss above the grammar's (nats)"),
         **{key: label(text) for key, text in (SIZES | MODELS).items()},
     }
