@@ -21,8 +21,9 @@ def make_run(
     name = ",".join([experiment, *(f"{key}={choices[key]}" for key in sorted(choices))])
     result = {
         "status": "done", "experiment": experiment, "seed": seed, "best_val_loss": val,
-        "test_loss": test, "test_oracle_loss": ORACLE, "parameters": 200_000, "corpus": "quality500",
-        "state_bytes": 512, "name": f"{model} L2", "config_hash": f"{name} {seed}", "threads": 1,
+        "test_loss": test, "test_oracle_loss": ORACLE, "parameters": 200_000,
+        "corpus": "quality500", "state_bytes": 512, "name": f"{model} L2", "threads": 1,
+        "config_hash": f"{name} {seed}",
     }  # fmt: skip
     return Run(f"runs/{name}/seed={seed}", result)
 
