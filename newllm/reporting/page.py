@@ -16,6 +16,7 @@ from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.fair_comparison import fair_comparison
 from newllm.reporting.language import Translate, japanese_fonts, translator
+from newllm.reporting.scaling_law import scaling_law
 from newllm.reporting.spike_study import spike_study
 from newllm.reporting.tables import (
     all_experiments,
@@ -127,11 +128,12 @@ def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Trans
     """What goes beyond the series, as far as it was run."""
     ladder_table(document, runs, _)
     fair_comparison(document, runs, _, label)
+    scaling_law(document, runs, _, label)
 
 
 def is_of_study(run: Run) -> bool:
     """Whether a run that is done stands in a table of its own, and in no list of runs."""
-    return run.is_done and str(run.result.get("experiment")).startswith("fair_")
+    return run.is_done and str(run.result.get("experiment")).startswith(("fair_", "scaling_"))
 
 
 def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:

@@ -1,0 +1,86 @@
+"""The figure of scaling: measured gaps beside the law."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from newllm.analysis.scaling import Fit, Point
+
+
+def scaling(measured: Sequence[Point], found: Fit | None, words: Mapping[str, str]) -> Figure:
+    """Gaps by sentences (a line for each number of parameters), by parameters and by context.
+
+    In each panel the sizes that it does not show are the largest of the grid, but for the colour.
+
+    Args:
+        measured: all points; those beyond the grid are drawn as rings.
+        found: the law, drawn as lines, if there is one.
+        words: for axes: `gap`, `sentences`, `parameters`, `context`.
+    """
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (across, colour) in zip(
+        panels,
+        (("sentences", "parameters"), ("parameters", "sentences"), ("context", "sentences")),
+        strict=True,
+    ):
+        _panel(axes, measured, found, across, colour, words)
+        axes.set_xlabel(words[across])
+    panels[0].set_ylabel(words["gap"])
+    return figure
+
+
+def _panel(
+    axes: Axes,
+    measured: Sequence[Point],
+    found: Fit | None,
+    across: str,
+    colour: str,
+    words: Mapping[str, str],
+) -> None:
+    grid = [point for point in measured if not point.is_largest]
+    fixed = ({"sentences", "parameters", "context"} - {across, colour}).pop()
+    values = sorted({_two_digits(getattr(point, fixed)) for point in grid})
+    shown = [point for point in measured if _two_digits(getattr(point, fixed)) in values[-1:]]
+    levels = sorted({_two_digits(getattr(point, colour)) for point in shown})
+    for level, shade in zip(levels, np.linspace(0.1, 0.85, len(levels)), strict=True):
+        line = [point for point in shown if _two_digits(getattr(point, colour)) == level]
+        tint = matplotlib.colormaps["viridis"](shade)
+        for is_largest in (False, True):
+            some = [point for point in line if point.is_largest == is_largest]
+            axes.plot(
+                [getattr(point, across) for point in some],
+                [point.gap for point in some],
+                "o",
+                color=tint,
+                markersize=4 + 3 * is_largest,
+                mfc="none" if is_largest else tint,
+            )
+        axes.plot([], [], "o-", color=tint, markersize=4, label=f"{level:,}")
+        sizes = [getattr(point, across) for point in line]
+        if found and len(sizes) > 1:
+            where = np.geomspace(min(sizes), max(sizes), 30)
+            curve = [found.law.gap(replace(line[0], **{across: size})) for size in where]
+            axes.plot(where, curve, color=tint, linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({_two_digits(getattr(point, across)) for point in shown})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    axes.legend(title=words[colour], frameon=False, fontsize=7, title_fontsize=7)
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _two_digits(number: int) -> int:
+    return int(float(f"{number:.1e}"))

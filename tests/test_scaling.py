@@ -1,0 +1,134 @@
+"""The law of scaling: recovered from points that follow it, with intervals that hold."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Compose
+from omegaconf import OmegaConf
+
+from newllm.analysis.gathering import Run
+from newllm.analysis.scaling import NAMES, SENTENCES, Law, Point, best_contexts, fit, points
+from newllm.config.build import conf_directory
+from newllm.reporting.language import LANGUAGES, translator
+from newllm.reporting.page import write_report
+from newllm.reporting.scaling_law import NOT_MEASURED
+
+TRUE = Law((0.15, 0.9, 0.05, 0.5, 0.1, 0.7))
+GRID = list(itertools.product(SENTENCES, (50_000, 140_000, 370_000, 1_000_000), (16, 48, 160, 512)))
+
+
+def make_points(noise: float, seed: int = 0) -> list[Point]:
+    generator = np.random.default_rng(seed)
+    return [
+        Point(*sizes, TRUE.gap(Point(*sizes, 0.0)) * float(np.exp(generator.normal(0, noise))))
+        for sizes in GRID
+    ]
+
+
+def test_the_gap_is_the_sum_of_its_parts() -> None:
+    point = Point(800, 100_000, 64, 0.0)
+    by_hand = (0.15 * 2**-0.9, 0.05 * 2**-0.5, 0.1 * 4**-0.7)
+    assert TRUE.parts(point) == pytest.approx(by_hand)
+    assert TRUE.gap(point) == pytest.approx(sum(by_hand))
+
+
+def test_without_noise_the_law_comes_back() -> None:
+    found = fit(make_points(0.0), num_resamples=3)
+    assert found is not None
+    assert found.law.constants == pytest.approx(TRUE.constants, rel=1e-3)
+    assert found.spread < 1e-4
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    largest = Point(10_000, 2_000_000, 512, 0.0)
+    held, predicted = np.zeros(len(NAMES)), 0
+    for seed in range(20):
+        found = fit(make_points(0.05, seed), num_resamples=60)
+        assert found is not None
+        for index, true in enumerate(TRUE.constants):
+            _, low, high = found.constant(index)
+            held[index] += low <= true <= high
+        _, low, high = found.prediction(largest)
+        noise = np.random.default_rng(1000 + seed).normal(0, 0.05)
+        predicted += low <= TRUE.gap(largest) * float(np.exp(noise)) <= high
+    assert held.min() >= 14
+    assert predicted >= 16
+
+
+def test_what_lies_beyond_the_grid_does_not_decide_on_the_law() -> None:
+    grid = make_points(0.05)
+    outlier = Point(10_000, 2_000_000, 512, 9.0)
+    assert fit([*grid, outlier], num_resamples=2) == fit(grid, num_resamples=2)
+    assert fit(grid[:11]) is None
+
+
+def test_points_are_read_from_runs() -> None:
+    result = {
+        "status": "done", "experiment": "scaling_2000", "parameters": 140_160, "seed": 1,
+        "test_loss": 1.61, "test_oracle_loss": 1.51,
+    }  # fmt: skip
+    place = "runs/scaling_2000,budget.parameters=140000,model.context_dim=160/seed=1"
+    others = [
+        Run(place, result | {"status": "failed"}),
+        Run(place, result | {"experiment": "modern"}),
+        Run(place, result | {"test_loss": None}),
+    ]
+    (point,) = points([Run(place, result), *others])
+    assert (point.sentences, point.parameters, point.context) == (2000, 140_160, 160)
+    assert point.gap == pytest.approx(0.1)
+
+
+def test_best_contexts() -> None:
+    measured = [
+        Point(400, 50_064, 16, 0.3),
+        Point(400, 49_832, 48, 0.2),
+        Point(400, 139_614, 16, 0.25),
+        Point(1000, 50_064, 16, 0.1),
+    ]
+    assert best_contexts(measured) == {
+        400: [(50_000, 48, 0.2), (140_000, 16, 0.25)],
+        1000: [(50_000, 16, 0.1)],
+    }
+
+
+def test_the_sweep_is_the_grid(compose_config: Compose, tmp_path: Path) -> None:
+    node = OmegaConf.load(conf_directory() / "sweep" / "scaling.yaml").hydra.sweeper.params
+    swept = [
+        [int(word.rpartition("_")[2]) for word in node[key].split(",")]
+        for key in ("experiment", "budget.parameters", "model.context_dim")
+    ]
+    assert list(itertools.product(*swept)) == GRID
+    for number in SENTENCES:
+        config = compose_config(f"experiment=scaling_{number}")
+        assert config.data.train_sentences == number
+    largest = OmegaConf.load(conf_directory() / "sweep" / "scaling_largest.yaml")
+    point = largest.hydra.sweeper.params
+    assert Point(10_000, int(point["budget.parameters"]), 512, 0.0).is_largest
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("is_run", [True, False])
+def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
+    measured = make_points(0.05) + [Point(10_000, 2_000_000, 512, 0.021)] * (2 * is_run)
+    runs = [
+        Run(
+            f"runs/scaling_{p.sentences},model.context_dim={p.context},n={number}/seed=1",
+            {
+                "status": "done", "experiment": f"scaling_{p.sentences}", "seed": 1, "threads": 1,
+                "parameters": p.parameters, "test_loss": 1.5 + p.gap, "test_oracle_loss": 1.5,
+            },
+        )
+        for number, p in enumerate(measured)
+    ]  # fmt: skip
+    _ = translator(lang)
+    page = write_report(runs, tmp_path, lang).read_text()
+    assert _("How loss scales") in page
+    assert "alpha" in page
+    found = fit(measured)
+    assert found is not None
+    assert f"{found.prediction(measured[-1])[0]:.4f}" in page or not is_run
+    assert (_(NOT_MEASURED) in page) != is_run
+    assert ("0.0210" in page) == is_run
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
