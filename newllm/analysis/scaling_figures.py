@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from newllm.analysis.scaling import Fit, Point
 
@@ -47,11 +47,11 @@ def _panel(
 ) -> None:
     grid = [point for point in measured if not point.is_largest]
     fixed = ({"sentences", "parameters", "context"} - {across, colour}).pop()
-    values = sorted({_two_digits(getattr(point, fixed)) for point in grid})
-    shown = [point for point in measured if _two_digits(getattr(point, fixed)) in values[-1:]]
-    levels = sorted({_two_digits(getattr(point, colour)) for point in shown})
+    values = sorted({_level(point, fixed) for point in grid})
+    shown = [point for point in measured if _level(point, fixed) in values[-1:]]
+    levels = sorted({_level(point, colour) for point in shown})
     for level, shade in zip(levels, np.linspace(0.1, 0.85, len(levels)), strict=True):
-        line = [point for point in shown if _two_digits(getattr(point, colour)) == level]
+        line = [point for point in shown if _level(point, colour) == level]
         tint = matplotlib.colormaps["viridis"](shade)
         for is_largest in (False, True):
             some = [point for point in line if point.is_largest == is_largest]
@@ -71,8 +71,8 @@ def _panel(
             axes.plot(where, curve, color=tint, linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    ticks = sorted({_two_digits(getattr(point, across)) for point in shown})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
+    ticks = sorted({_level(point, across) for point in shown})
+    axes.set_xticks(ticks, [EngFormatter(sep="")(tick) for tick in ticks], fontsize=8)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     for axis in (axes.xaxis, axes.yaxis):
@@ -82,5 +82,7 @@ def _panel(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _two_digits(number: int) -> int:
-    return int(float(f"{number:.1e}"))
+def _level(point: Point, name: str) -> int:
+    """A size of a point; a number of parameters to two digits, as budgets are kept nearly."""
+    size: int = getattr(point, name)
+    return int(float(f"{size:.1e}")) if name == "parameters" else size
