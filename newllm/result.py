@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from newllm.analysis import figures
 from newllm.analysis.predictions import divergences, target_losses
@@ -18,6 +18,8 @@ from newllm.experiment import Experiment
 from newllm.identity import config_hash, git_revision
 from newllm.runs import RunDirectory
 
+# Those that a loss comes near to.
+SHOWN_REFERENCES = ("bigram", "trigram", "grammar_known", "oracle")
 # TensorBoard's tab "Custom Scalars": what belongs together in one chart.
 LAYOUT = {
     "loss": {
@@ -27,6 +29,12 @@ LAYOUT = {
             ("by step", "loss_by_step"),
             ("by tokens seen", "loss_by_tokens"),
         )
+    },
+    "references": {
+        "validation beside them": [
+            "Multiline",
+            ["^val/loss$", *(f"^references/{name}$" for name in SHOWN_REFERENCES)],
+        ]
     },
     "over seeds": {
         "validation loss": ["Margin", [f"val/loss/{tag}" for tag in ("mean", "low", "high")]]
@@ -66,6 +74,7 @@ def record_start(run: RunDirectory, experiment: Experiment, experiment_name: str
     )
     for logger in experiment.trainer.loggers:
         logger.log_hyperparams(experiment.hyperparameters, {"hp/best_val_loss": float("nan")})
+        _log_references(logger, experiment)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_custom_scalars(LAYOUT)
 
@@ -137,8 +146,15 @@ def log_best(experiment: Experiment) -> None:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("spikes", spikes or "none", experiment.trainer.global_step)
             logger.experiment.add_text("references", _as_list(experiment.references.means))
+        _log_references(logger, experiment)
         logger.log_metrics({"hp/best_val_loss": best}, step=experiment.trainer.global_step)
         logger.finalize("success")
+
+
+def _log_references(logger: Logger, experiment: Experiment) -> None:
+    """As scalars at the start and at the end, which makes them level lines beside the curves."""
+    losses = {f"references/{name}": loss for name, loss in experiment.references.means.items()}
+    logger.log_metrics(losses, step=experiment.trainer.global_step)
 
 
 def _as_list(losses: Mapping[str, float]) -> str:

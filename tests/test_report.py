@@ -160,13 +160,15 @@ def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
 ) -> None:
     make_run(tmp_path / "runs", "mine", 1, gap_closed=0.9)
     make_run(tmp_path / "runs", "yours", 2, status="failed", error="no disk | left")
+    other = {"unigram": 4.5, "bigram": 3.25}
+    make_run(tmp_path / "runs", "theirs", 1, data_sha256="another", references=other)
     done = command("newllm.report", "runs")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "outputs" / "report" / "index.html").read_text()
     assert "Runs side by side" in page
     assert "sweep=all" not in page
     assert "not run" not in page
-    for words in ("mine", "90.0 %", "no disk &#124; left", "data:image/svg+xml;base64,"):
+    for words in ("mine", "90.0 %", "no disk &#124; left", "data:image/svg+xml;base64,", "3.2500"):
         assert words in page
 
 

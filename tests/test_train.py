@@ -92,6 +92,11 @@ def test_tensorboard_has_curves_samples_pictures_and_hyperparameters(
     assert {"context/over_time", "curves"} <= set(tags["images"])
     assert {"gates/forget", "gates/input"} <= set(tags["histograms"])
     assert "samples/text_summary" in tags["tensors"]
+    references = read_result(tmp_path / "run")["references"]
+    for name, loss in references.items():  # a level line, from the start to the end
+        lines = events.Scalars(f"references/{name}")
+        assert [line.step for line in lines] == [0, 25]
+        assert [line.value for line in lines] == pytest.approx([loss] * 2, rel=1e-6)
     assert events.PluginTagToContent("hparams")
     assert events.Scalars("hp/best_val_loss")[-1].value == pytest.approx(
         read_result(tmp_path / "run")["best_val_loss"], rel=1e-6

@@ -27,6 +27,7 @@ from newllm.reporting.tables import (
     ladder_table,
     perspective_table,
     ratio_table,
+    references_table,
     runs_table,
     timeline,
 )
@@ -118,7 +119,9 @@ def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Tran
         if len(drawn) > MANY_CURVES:
             caption += f" ({MANY_CURVES}/{len(drawn)})"
         document.figure("curves", figures.comparison(drawn[:MANY_CURVES], *axes), caption)
-    runs_table(document, [run for run in runs if not is_of_study(run)], _)
+    others = [run for run in runs if not is_of_study(run)]
+    runs_table(document, others, _)
+    references_table(document, others, _)
     _studies(document, runs, _, label)
     _origin(document, runs, "`python -m newllm.report`", _)
     return document

@@ -40,6 +40,11 @@ DEFINITION_OF_LADDER = (
     "minus that without it, with its 95 % interval (Welch); below zero the change helps. n is the "
     "number of seeds."
 )
+DEFINITION_OF_REFERENCES = (
+    "On the validation sentences of each corpus, in nats per token: all tokens alike, counts of "
+    "single words, pairs and triples, the grammar with probabilities estimated from the training "
+    "sentences, and the grammar itself."
+)
 DEFINITION_OF_RUNS = (
     "Losses are means over tokens, in nats. Gap closed: how much of the way from word frequencies "
     "(unigram) to the grammar itself (oracle) the best validation loss has gone."
@@ -300,6 +305,27 @@ def _run_row(run: Run) -> list[str]:
         quoted(result["status"]),
         quoted(result.get("error") or ""),
     ]
+
+
+def references_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    """What the runs are to be compared with, once for each set of validation sentences."""
+    corpora: dict[str, Mapping[str, float]] = {}
+    for run in runs:
+        if run.result.get("references"):
+            key = f"{run.result.get('corpus')} {run.result.get('data_sha256')}"
+            corpora.setdefault(key, run.result["references"])
+    names = list(dict.fromkeys(name for references in corpora.values() for name in references))
+    if not names:
+        return
+    document.text(f"## {_('References')}")
+    document.table(
+        [_("corpus"), *(name.replace("_", " ") for name in names)],
+        [
+            [quoted(key.partition(" ")[0]), *(_number(references.get(name)) for name in names)]
+            for key, references in corpora.items()
+        ],
+    )
+    document.text(_(DEFINITION_OF_REFERENCES))
 
 
 def _number(value: float | None) -> str:
