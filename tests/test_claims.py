@@ -1,7 +1,7 @@
 """The claims of the summary: what the file says, and verdicts on made runs."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -50,6 +50,7 @@ def test_every_claim_can_be_tested(claim: Claim) -> None:
         assert {claim.first, claim.second} <= EXPERIMENTS
         assert {claim.metric, claim.second_metric or claim.metric} <= METRICS.keys()
         assert claim.claimed in BY_OUTCOME
+        assert claim.over in ("seeds", "corpora")
         unused = ("property", "verdict", "why")
     elif claim.kind == "property":
         assert claim.first in EXPERIMENTS
@@ -71,6 +72,27 @@ def test_the_sweeps_run_what_the_claims_need(compose_config: Compose) -> None:
         node = OmegaConf.load(conf_directory() / "sweep" / f"{name}.yaml")
         swept |= {word.strip() for word in node.hydra.sweeper.params.experiment.split(",")}
     assert swept == needed
+    general = {name for c in stated_claims() if c.over == "corpora" for name in (c.first, c.second)}
+    node = OmegaConf.load(conf_directory() / "sweep" / "claims_corpora.yaml")
+    assert set(node.hydra.sweeper.params.experiment.split(",")) == general
+
+
+def test_general_claims_are_compared_corpus_by_corpus() -> None:
+    def redrawn(experiment: str, losses: Sequence[float], **fields: Any) -> list[Run]:
+        return [
+            replace(run, place=f"runs/{experiment},data.seed={number}/seed=1")
+            for number, run in enumerate(make_runs(experiment, losses, **fields), 1)
+        ]
+
+    statement = "It does as well as that causal Transformer, whatever"
+    scattered = [2.0, 3.0, 4.0, 2.5]
+    runs = redrawn("phase5_final_exp1", [loss + 1 for loss in scattered], seed=1)
+    assert verdict(statement, runs) == NOT_RUN
+    runs += redrawn("isolated_transformer", scattered, parameters=2, seed=1)
+    assert verdict(statement, runs) == "refuted"
+    # Runs on the published corpus decide on the claim about it, and on no other.
+    assert verdict(statement, make_runs("phase5_final_exp1", scattered) + runs) == "refuted"
+    assert verdict("With such data", runs) == NOT_RUN
 
 
 def test_without_runs_only_figures_decide() -> None:

@@ -29,6 +29,7 @@ class Claim:
     metric: str = "loss"
     second_metric: str = ""
     claimed: str = ""
+    over: str = "seeds"
     property: str = ""
     verdict: str = ""
     why: str = ""
@@ -182,11 +183,16 @@ class _Sides:
 
 
 def _sides(claim: Claim, runs: Sequence[Run]) -> _Sides | None:
-    """What a comparison compares, seed by seed where both sides start from the same weights."""
-    first_runs, second_runs = (_runs_of(name, runs) for name in (claim.first, claim.second))
-    first = _by_seed(first_runs, claim.metric)
-    second = _by_seed(second_runs, claim.second_metric or claim.metric)
-    is_paired = first.keys() == second.keys() and _start_alike(first_runs + second_runs)
+    """What a comparison compares.
+
+    Seed by seed where both sides start from the same weights, corpus by corpus where those differ.
+    """
+    find = _redrawn if claim.over == "corpora" else _runs_of
+    first_runs, second_runs = (find(name, runs) for name in (claim.first, claim.second))
+    first = _by_seed(first_runs, claim.metric, claim.over)
+    second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
+    belong_together = claim.over == "corpora" or _start_alike(first_runs + second_runs)
+    is_paired = first.keys() == second.keys() and belong_together
     if min(len(first), len(second)) < 2:
         return None
     values = [first[seed] for seed in sorted(first)], [second[seed] for seed in sorted(second)]
@@ -194,8 +200,25 @@ def _sides(claim: Claim, runs: Sequence[Run]) -> _Sides | None:
     return _Sides(*values, is_paired, comparison)
 
 
-def _by_seed(runs: Sequence[Run], metric: str) -> dict[int, float]:
-    values = {run.result["seed"]: METRICS[metric](run) for run in runs}
+def _redrawn(experiment: str, runs: Sequence[Run]) -> list[Run]:
+    """Its runs on redrawn corpora, nothing else chosen."""
+    return [
+        run
+        for run in runs
+        if run.is_done
+        and run.result.get("experiment") == experiment
+        and run.choices.keys() == {"data.seed"}
+    ]
+
+
+def _by_seed(runs: Sequence[Run], metric: str, over: str) -> dict[int, float]:
+    """Values by seed: that of the corpus, or the run's own."""
+    values = {
+        int(run.choices["data.seed"] if over == "corpora" else run.result["seed"]): METRICS[metric](
+            run
+        )
+        for run in runs
+    }
     return {seed: value for seed, value in values.items() if value is not None}
 
 
