@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from newllm.models.budget import decided_sizes
+
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
 
@@ -37,8 +39,7 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     if (kept["recipe"] or {}).get("output_classes") is None:
         left_out["model"] = ["vocabulary_size"]  # it follows from the data
     budget = content.get("budget") or {}  # older runs have none
-    pairs = (("parameters", "widths"), ("state_bytes", "state_widths"))
-    if sizes := [name for what, names in pairs if budget.get(what) for name in budget[names]]:
+    if sizes := decided_sizes(budget):
         kept["budget"] = budget
         left_out["model"] = [*left_out.get("model", ()), *sizes]  # they follow from it
     if not content.get("test", True):

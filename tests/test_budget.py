@@ -7,6 +7,7 @@ import pytest
 from conftest import Compose
 
 from newllm.config.build import ConfigFault, conf_directory, instantiate
+from newllm.config.composed import composed_faults
 from newllm.experiment import build_experiment
 from newllm.identity import config_hash
 from newllm.models.budget import Budget, nearest_width
@@ -83,6 +84,14 @@ def test_a_budget_for_sizes_that_a_model_lacks(compose_config: Compose, tmp_path
     config = compose_config("experiment=fair_lstm_200k", "model=transformer")
     with pytest.raises(ConfigFault, match="budget: Transformer has no hidden_dim"):
         build_experiment(config, tmp_path)
+
+
+def test_what_a_budget_decides_cannot_be_chosen(compose_config: Compose) -> None:
+    overrides = ["experiment=fair_lstm_200k", "model.hidden_dim=8", "model.num_layers=2"]
+    fault = "model.hidden_dim=8: follows from budget.parameters=200000; drop one of the two"
+    assert composed_faults(compose_config(*overrides), overrides) == [fault]
+    overrides.append("budget.parameters=null")
+    assert composed_faults(compose_config(*overrides), overrides) == []
 
 
 def test_budgets_make_different_runs(compose_config: Compose) -> None:

@@ -40,6 +40,8 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
     if line.startswith("-m"):
         line = "-m model=context,lstm seed=1"
         small = [*SMALL, "model.embedding_dim=8"]
+    elif "budget" in line:
+        small = SMALL
     else:
         small = [*SMALL, *(f"model.{size}" for size in TINY)]
     if "sweep=" in line:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import ConfigFault, target_faults
+from newllm.models.budget import decided_sizes
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
@@ -35,7 +36,11 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         config: as composed, interpolations unresolved.
         overrides: what was explicitly chosen on the command line.
     """
-    faults = [*_corpus_contradictions(config), *_unread_choices(config, overrides)]
+    faults = [
+        *_corpus_contradictions(config),
+        *_unread_choices(config, overrides),
+        *_decided_twice(config, overrides),
+    ]
     for name in BUILT:
         try:
             node = OmegaConf.select(config, name)
@@ -61,6 +66,15 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
                 f"countermeasure={name} wants data={corpus}, "
                 f"but data={config.data.corpus} was chosen; drop one of the two"
             )
+
+
+def _decided_twice(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Sizes that were chosen although a budget decides on them."""
+    decided = decided_sizes(config.budget)
+    for line in overrides:
+        key, _, value = line.lstrip("+~").partition("=")
+        if (name := key.removeprefix("model.")) in decided and key != name:
+            yield f"{key}={value}: follows from {decided[name]}; drop one of the two"
 
 
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -68,6 +69,17 @@ class Budget:
                 return MEASURES[what](build(**sizes(width)))
 
         return sizes(nearest_width(cost, getattr(self, what), self.step, f"budget.{what}"))
+
+
+def decided_sizes(budget: Mapping[str, Any]) -> dict[str, str]:
+    """Sizes that a budget decides on, as it stands in a configuration, and by what."""
+    pairs = (("parameters", "widths"), ("state_bytes", "state_widths"))
+    return {
+        name: f"budget.{what}={budget[what]}"
+        for what, names in pairs
+        if budget.get(what) is not None
+        for name in budget[names]
+    }
 
 
 def _parameters(model: LanguageModel) -> int:
