@@ -15,25 +15,23 @@ from newllm.runs import read_result
 
 Rows = list[dict[str, float]]
 
-TABLES = {"epochs": "metrics.csv", "steps": "steps.csv", "looks": "validation_steps.csv"}
+TABLES = {"epochs": "metrics.csv", "looks": "validation_steps.csv"}
 # What a packed file keeps of each table.
 COLUMNS = {
     "epochs": (
         *("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean", "context/norm"),
     ),
-    "steps": ("step", "train/loss"),
     "looks": ("step", "val/loss", "unk", "eos", "other"),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run with its series: by epoch, by step, and the looks at validation by step."""
+    """A run with its series: by epoch, and the looks at validation by step."""
 
     place: str
     result: dict[str, Any]
     epochs: Rows = field(default_factory=list)
-    steps: Rows = field(default_factory=list)
     looks: Rows = field(default_factory=list)
 
     @property
