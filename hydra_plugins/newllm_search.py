@@ -1,15 +1,15 @@
 """Hydra's sweeper `search`: all trials, then the best of each experiment again.
 
-The first stage is a sweep like any other, over experiments and the values of one key, such as
-`trial`. Then the best value of it for each experiment (by validation loss, which is what a job
-returns) is run again as the `then` entries say: with other seeds, on other data, on the test split.
+The first stage is a sweep like any other, over experiments and their trials. Then the best job of
+each experiment (by validation loss, which is what a job returns) is run again as the `then` entries
+say: with other seeds, on other data, on the test split.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import chain
 from typing import Any
@@ -18,7 +18,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
-from omegaconf import MISSING
+from hydra.errors import HydraException
+from omegaconf import open_dict
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -27,7 +28,6 @@ ConfigStore.instance().store(
         "_target_": "hydra_plugins.newllm_search.Search",
         "max_batch_size": None,
         "params": {},
-        "select": MISSING,
         "then": [],
     },
     provider="newllm",
@@ -38,7 +38,6 @@ class Search(BasicSweeper):
     """Trials first, then the best of them.
 
     Args:
-        select: the key whose best value is looked for.
         then: overrides for the best, an entry for each purpose; its `only` is a pattern of the
             experiments that it is for.
         max_batch_size: as for Hydra's own sweeper.
@@ -47,13 +46,12 @@ class Search(BasicSweeper):
 
     def __init__(
         self,
-        select: str,
         then: Sequence[Mapping[str, str]],
         max_batch_size: int | None = None,
         params: dict[str, str] | None = None,
     ) -> None:
         super().__init__(max_batch_size, params)
-        self._select, self._then = select, then
+        self._then = then
 
     def sweep(self, arguments: list[str]) -> Any:
         """All jobs of both stages, as Hydra wants them returned."""
@@ -61,24 +59,47 @@ class Search(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         if self.config.plan:
-            print(f"then the best {self._select} of each experiment again", file=sys.stderr)
+            print("then the best job of each experiment again", file=sys.stderr)
             return returns
         trials = list(chain.from_iterable(returns))
-        if jobs := self._second_stage(trials):
+        best = self._best(trials).values()
+        if jobs := [job for one in best for jobs in self._again(one) for job in jobs]:
             returns.append(self.launcher.launch(jobs, initial_job_idx=len(trials)))
         return returns
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Nothing: the launcher composes all jobs of a stage before it starts the first."""
+        """Find the faults of the second stage before the first one starts.
 
-    def _second_stage(self, trials: Sequence[JobReturn]) -> list[list[str]]:
-        jobs = []
-        for experiment, best in self._best(trials).items():
-            for entry in self._then:
-                chosen = dict(entry)
-                if fnmatch(experiment, chosen.pop("only", "*")):
-                    jobs += self._expand({**best, **chosen})
-        return jobs
+        Those of the first are found by the launcher, which composes all its jobs anyway.
+        """
+        from newllm.config.composed import composed_faults
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        some_job: dict[str, dict[str, str]] = {}
+        for job in batch:
+            overrides = dict(line.split("=", 1) for line in job)
+            if "experiment" not in overrides:
+                raise HydraException("a search is one over experiments: add experiment=NAME,...")
+            some_job.setdefault(overrides["experiment"], overrides)
+        faults: dict[str, None] = {}
+        for overrides in some_job.values():
+            for jobs in self._again(overrides):
+                config = loader.load_sweep_config(self.config, jobs[0])
+                with open_dict(config):
+                    del config["hydra"]
+                faults |= dict.fromkeys(composed_faults(config, jobs[0]))
+        if faults:
+            print("\n".join(f"hydra.sweeper.then: {fault}" for fault in faults), file=sys.stderr)
+            sys.exit(1)
+
+    def _again(self, overrides: Mapping[str, str]) -> Iterator[list[list[str]]]:
+        """The jobs of each entry for a job of the first stage."""
+        for entry in self._then:
+            chosen = dict(entry)
+            if fnmatch(overrides["experiment"], chosen.pop("only", "*")):
+                yield self._expand({**overrides, **chosen})
 
     def _best(self, trials: Sequence[JobReturn]) -> dict[str, dict[str, str]]:
         """The overrides of the best job of each experiment; none where all have failed."""

@@ -18,7 +18,7 @@ HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures",
 
 
 def config_hash(config: DictConfig) -> str:
-    """Names everything that decides the weights: equal hashes, equal runs."""
+    """Names everything that decides the weights and the figures: equal hashes, equal runs."""
     return hashlib.sha256(json.dumps(hashed(config), sort_keys=True).encode()).hexdigest()[:16]
 
 

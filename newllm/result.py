@@ -54,6 +54,7 @@ def record_start(run: RunDirectory, experiment: Experiment, experiment_name: str
         seed=config.seed,
         corpus=config.data.corpus,
         parameters=sum(weight.numel() for weight in model.parameters()),
+        sizes={name: size for name, size in config.model.items() if isinstance(size, int)},
         state_bytes=model.state_bytes(data.max_length),
         sees_the_future=model.sees_the_future,
         **dict.fromkeys(("steps", "epochs", "best_val_loss", "best_val_loss_batch_mean")),

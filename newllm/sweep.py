@@ -25,7 +25,7 @@ from newllm.team import Team
 
 
 def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
-    """Run all jobs; returns the best validation loss of each, infinite where there is none.
+    """Run all jobs; returns the best validation loss of each, infinite where one did not end well.
 
     Raises:
         SystemExit: a job cannot be composed, or its folder holds another run; none was started.
@@ -54,9 +54,12 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
     _print_table(jobs, outcomes, top)
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on")
-    if any(outcomes[job].status not in ("skipped", "done") for job in jobs):
+    ended_well = [outcomes[job].status in ("skipped", "done") for job in jobs]
+    if not all(ended_well):
         failed.append(top)
-    return [outcomes[job].loss for job in jobs]
+    return [
+        outcomes[job].loss if well else math.inf for job, well in zip(jobs, ended_well, strict=True)
+    ]
 
 
 failed: list[Path] = []  # sweeps and jobs of this process that did not end well

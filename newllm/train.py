@@ -155,7 +155,8 @@ def run_job(config: DictConfig) -> float:
         failed.append(folder)
         return math.inf
     if in_sweep and not config.plan and has_ended(folder, config):
-        return float(read_result(folder)["best_val_loss"] or math.inf)
+        result = read_result(folder)
+        return float(result["best_val_loss"]) if result["status"] == "done" else math.inf
     loss, reason = attempt(config, folder, None if name == "none" else name, in_sweep)
     if reason:
         failed.append(folder)

@@ -55,6 +55,16 @@ def test_the_state_is_decided_first() -> None:
     assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(2e5, 0.01)
 
 
+def test_a_budget_that_no_size_follows_from() -> None:
+    with pytest.raises(ValueError, match=r"budget\.parameters: say which .* budget\.widths="):
+        Budget(200_000).sizes(partial(LSTMModel, 256))
+    with pytest.raises(ValueError, match=r"budget\.state_bytes: .* budget\.state_widths="):
+        Budget(200_000, {"hidden_dim": 1}, state_bytes=64).sizes(partial(LSTMModel, 256))
+    both = {"hidden_dim": 1}  # the state decides on it, and leaves nothing to the parameters
+    with pytest.raises(ValueError, match=r"budget\.parameters: say which"):
+        Budget(200_000, both, 512, both).sizes(partial(LSTMModel, 256))
+
+
 def test_nothing_asked_nothing_decided() -> None:
     assert Budget(widths={"hidden_dim": 1}).sizes(partial(LSTMModel, 256)) == {}
 

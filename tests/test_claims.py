@@ -93,6 +93,11 @@ def test_general_claims_are_compared_corpus_by_corpus() -> None:
     # Runs on the published corpus decide on the claim about it, and on no other.
     assert verdict(statement, make_runs("phase5_final_exp1", scattered) + runs) == "refuted"
     assert verdict("With such data", runs) == NOT_RUN
+    # What only one of both was run on, and runs of another seed, tell nothing.
+    alone = redrawn("phase5_final_exp1", [*scattered, 9.0], seed=1)[-1:]
+    of_seed_2 = redrawn("phase5_final_exp1", [9.0] * 4, seed=2)
+    published = replace(alone[0], place="runs/phase5_final_exp1,data.seed=null/seed=1")
+    assert judge([*runs, *alone, *of_seed_2, published]) == judge(runs)
 
 
 def test_without_runs_only_figures_decide() -> None:

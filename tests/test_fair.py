@@ -1,10 +1,11 @@
 """The fair comparison: who its contestants are, their gaps, and the report's part of it."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from newllm.analysis.fair import MODELS, SETTINGS, SIZES, contestants, differences
+from newllm.analysis.fair import MODELS, SETTINGS, SIZES, contestants, differences, purpose
 from newllm.analysis.gathering import Run, gather, pack
 from newllm.analysis.search import expected_best
 from newllm.config.build import conf_directory
@@ -23,7 +24,7 @@ def make_run(
         "status": "done", "experiment": experiment, "seed": seed, "best_val_loss": val,
         "test_loss": test, "test_oracle_loss": ORACLE, "parameters": 200_000,
         "corpus": "quality500", "state_bytes": 512, "name": f"{model} L2", "threads": 1,
-        "config_hash": f"{name} {seed}",
+        "config_hash": f"{name} {seed}", "epochs": 40, "best_epoch": 40 if val == 1.9 else 12,
     }  # fmt: skip
     return Run(f"runs/{name}/seed={seed}", result)
 
@@ -60,6 +61,7 @@ def test_the_best_trial_is_told_by_validation_and_tested_alone() -> None:
     context, lstm = contestants(RUNS)
     assert (context.model, context.size, context.best_trial) == ("context", "200k", "t02")
     assert context.expected_best == expected_best([1.9, 1.7, 1.8])
+    assert context.num_unfinished == 1
     assert list(context.gaps("seeds").values()) == pytest.approx([0.20, 0.22, 0.21])
     assert context.gaps("corpora") == pytest.approx({"1": 0.11, "2": 0.12, "3": 0.13})
     assert context.gap("large") is None
@@ -73,6 +75,25 @@ def test_differences_are_paired_by_seed() -> None:
     assert difference.comparison.difference == pytest.approx((-0.10 - 0.10 - 0.12) / 3)
     assert difference.comparison.interval.num_runs == 3
     assert difference.verdict == "lower"
+
+
+def test_a_trial_that_diverged_counts_as_the_worst() -> None:
+    runs = trials("gru", 1.7, 1.6)
+    runs[1].result["status"] = "diverged"
+    (gru,) = contestants(runs)
+    assert gru.best_trial == "t01"
+    assert gru.expected_best == [math.inf, 1.7]
+
+
+def test_other_runs_of_the_same_experiments_are_none_of_it() -> None:
+    others = [
+        *finals("context", "t02", 9.0, data="quality12500"),
+        *finals("context", "t02", 9.0, **{"data.seed": "4", "recipe.max_epochs": "3"}),
+        *finals("context", "t02", 9.0, **{"budget.parameters": "100"}),
+        Run("2026-01-31/12-00-00", make_run("context", "200k", 9, 1.0, 9.0).result),
+    ]
+    assert [purpose(run) for run in others] == [None] * 4
+    assert contestants([*others, *RUNS]) == contestants(RUNS)
 
 
 def test_without_trials_there_is_nothing() -> None:
@@ -96,5 +117,7 @@ def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     assert _("A fair comparison") in page
     assert "0.2100 &plusmn;" in page.replace("±", "&plusmn;")
     assert "-0.1067" in page
-    assert all(_(text) for text in (*MODELS.values(), *SIZES.values(), *SETTINGS.values()))
+    if lang != "en":  # English needs no words
+        texts = {*MODELS.values(), *SIZES.values(), *SETTINGS.values()}
+        assert len({_(text) for text in texts}) == len(texts)
     assert (tmp_path / "fair.png").stat().st_size > 10_000

@@ -1,6 +1,8 @@
 """The law of scaling: recovered from points that follow it, with intervals that hold."""
 
 import itertools
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +12,42 @@ from omegaconf import OmegaConf
 
 from newllm.analysis.gathering import Run
 from newllm.analysis.scaling import NAMES, SENTENCES, Law, Point, best_contexts, fit, points
-from newllm.config.build import conf_directory
+from newllm.config.build import conf_directory, instantiate
 from newllm.reporting.language import LANGUAGES, translator
 from newllm.reporting.page import write_report
-from newllm.reporting.scaling_law import NOT_MEASURED
+from newllm.reporting.scaling_law import LARGEST, NOT_MEASURED
 
 TRUE = Law((0.15, 0.9, 0.05, 0.5, 0.1, 0.7))
-GRID = list(itertools.product(SENTENCES, (50_000, 140_000, 370_000, 1_000_000), (16, 48, 160, 512)))
+PARAMETERS, CONTEXTS = (50_000, 140_000, 370_000, 1_000_000), (16, 48, 160, 512)
+GRID = list(itertools.product(SENTENCES, PARAMETERS, CONTEXTS))
+
+
+def width(parameters: int, context: int) -> int:
+    """Much as a budget has it: what the context takes is missing elsewhere."""
+    return int((parameters / 3) ** 0.5 / (1 + context / 300))
 
 
 def make_points(noise: float, seed: int = 0) -> list[Point]:
     generator = np.random.default_rng(seed)
-    return [
-        Point(*sizes, TRUE.gap(Point(*sizes, 0.0)) * float(np.exp(generator.normal(0, noise))))
-        for sizes in GRID
-    ]
+    found = []
+    for sentences, parameters, context in GRID:
+        point = Point(sentences, parameters, width(parameters, context), context, 0.0)
+        gap = TRUE.gap(point) * float(np.exp(generator.normal(0, noise)))
+        found.append(replace(point, gap=gap))
+    return found
 
 
-def test_the_gap_is_the_sum_of_its_parts() -> None:
-    point = Point(800, 100_000, 64, 0.0)
-    by_hand = (0.15 * 2**-0.9, 0.05 * 2**-0.5, 0.1 * 4**-0.7)
-    assert TRUE.parts(point) == pytest.approx(by_hand)
-    assert TRUE.gap(point) == pytest.approx(sum(by_hand))
+def test_the_gap_is_the_sum_of_what_each_size_leaves() -> None:
+    point = Point(800, 100_000, 32, 64, 0.0)
+    assert TRUE.gap(point) == pytest.approx(0.15 * 2**-0.9 + 0.05 * 2**-0.5 + 0.1 * 4**-0.7)
+
+
+def test_the_law_has_a_best_context() -> None:
+    gaps = {
+        context: TRUE.gap(Point(10_000, 50_000, width(50_000, context), context, 0.0))
+        for context in (16, 48, 160, 512, 2000)
+    }
+    assert min(gaps, key=lambda context: gaps[context]) not in (16, 2000)
 
 
 def test_without_noise_the_law_comes_back() -> None:
@@ -42,7 +58,7 @@ def test_without_noise_the_law_comes_back() -> None:
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    largest = Point(10_000, 2_000_000, 512, 0.0)
+    largest = LARGEST
     held, predicted = np.zeros(len(NAMES)), 0
     for seed in range(20):
         found = fit(make_points(0.05, seed), num_resamples=60)
@@ -59,7 +75,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_what_lies_beyond_the_grid_does_not_decide_on_the_law() -> None:
     grid = make_points(0.05)
-    outlier = Point(10_000, 2_000_000, 512, 9.0)
+    outlier = replace(LARGEST, gap=9.0)
     assert fit([*grid, outlier], num_resamples=2) == fit(grid, num_resamples=2)
     assert fit(grid[:11]) is None
 
@@ -68,28 +84,33 @@ def test_points_are_read_from_runs() -> None:
     result = {
         "status": "done", "experiment": "scaling_2000", "parameters": 140_160, "seed": 1,
         "test_loss": 1.61, "test_oracle_loss": 1.51,
+        "sizes": {"hidden_dim": 96, "context_dim": 160},
     }  # fmt: skip
     place = "runs/scaling_2000,budget.parameters=140000,model.context_dim=160/seed=1"
     others = [
         Run(place, result | {"status": "failed"}),
         Run(place, result | {"experiment": "modern"}),
         Run(place, result | {"test_loss": None}),
+        Run(place, result | {"test_oracle_loss": None}),
+        Run(place, result | {"test_loss": 1.5}),  # no logarithm
+        Run("runs/scaling_2000/seed=1", result),
+        Run(place.replace("=160", "=160,trainer=smoke"), result),
     ]
     (point,) = points([Run(place, result), *others])
-    assert (point.sentences, point.parameters, point.context) == (2000, 140_160, 160)
+    assert replace(point, gap=0.0) == Point(2000, 140_160, 96, 160, 0.0)
     assert point.gap == pytest.approx(0.1)
 
 
 def test_best_contexts() -> None:
     measured = [
-        Point(400, 50_064, 16, 0.3),
-        Point(400, 49_832, 48, 0.2),
-        Point(400, 139_614, 16, 0.25),
-        Point(1000, 50_064, 16, 0.1),
+        Point(400, 50_064, 64, 16, 0.3),
+        Point(400, 49_832, 56, 48, 0.2),
+        Point(400, 139_614, 139, 16, 0.25),
+        Point(1000, 50_064, 64, 16, 0.1),
     ]
     assert best_contexts(measured) == {
-        400: [(50_000, 48, 0.2), (140_000, 16, 0.25)],
-        1000: [(50_000, 16, 0.1)],
+        400: {50_000: measured[1], 140_000: measured[2]},
+        1000: {50_000: measured[3]},
     }
 
 
@@ -104,20 +125,30 @@ def test_the_sweep_is_the_grid(compose_config: Compose, tmp_path: Path) -> None:
         config = compose_config(f"experiment=scaling_{number}")
         assert config.data.train_sentences == number
     largest = OmegaConf.load(conf_directory() / "sweep" / "scaling_largest.yaml")
-    point = largest.hydra.sweeper.params
-    assert Point(10_000, int(point["budget.parameters"]), 512, 0.0).is_largest
+    chosen = largest.hydra.sweeper.params
+    keys = ("experiment", "budget.parameters", "model.context_dim")
+    config = compose_config(*(f"{key}={chosen[key]}" for key in keys))
+    build = partial(instantiate, config.model, vocabulary_size=256)
+    sizes = instantiate(config.budget).sizes(build)
+    parameters = sum(weight.numel() for weight in build(**sizes).parameters())
+    place = config.data.train_sentences, parameters, sizes["hidden_dim"], config.model.context_dim
+    assert Point(*place, 0.0) == LARGEST
+    assert LARGEST.is_largest
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("is_run", [True, False])
 def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
-    measured = make_points(0.05) + [Point(10_000, 2_000_000, 512, 0.021)] * (2 * is_run)
+    measured = make_points(0.05) + [
+        replace(LARGEST, gap=gap) for gap in (0.021, 0.022)[: 2 * is_run]
+    ]
     runs = [
         Run(
-            f"runs/scaling_{p.sentences},model.context_dim={p.context},n={number}/seed=1",
+            f"{number}/scaling_{p.sentences},budget.parameters=1,model.context_dim=1/seed=1",
             {
                 "status": "done", "experiment": f"scaling_{p.sentences}", "seed": 1, "threads": 1,
                 "parameters": p.parameters, "test_loss": 1.5 + p.gap, "test_oracle_loss": 1.5,
+                "sizes": {"hidden_dim": p.width, "context_dim": p.context},
             },
         )
         for number, p in enumerate(measured)
@@ -128,7 +159,7 @@ def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
     assert "alpha" in page
     found = fit(measured)
     assert found is not None
-    assert f"{found.prediction(measured[-1])[0]:.4f}" in page or not is_run
+    assert f"{found.prediction(LARGEST)[0]:.4f}" in page
     assert (_(NOT_MEASURED) in page) != is_run
-    assert ("0.0210" in page) == is_run
+    assert ("0.0210, 0.0220" in page) == is_run
     assert (tmp_path / "scaling.png").stat().st_size > 10_000

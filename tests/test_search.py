@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from newllm.analysis.search import (
 )
 from newllm.config.build import conf_directory
 from newllm.config.naming import run_folder
+from newllm.identity import config_hash
+from newllm.jobs import Job
+from newllm.sweep import sweep
 
 
 def test_the_trials_are_those_that_were_drawn() -> None:
@@ -97,8 +101,46 @@ def test_an_experiment_whose_trials_all_fail_does_not_go_on(
     assert len(list(tmp_path.rglob("result.json"))) == 2
 
 
+def test_a_trial_that_diverged_is_none_of_the_best(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config("data=tiny30")
+    jobs = [Job(config, (), None, tmp_path / name) for name in ("good", "bad")]
+    results = {"good": ("done", 1.9), "bad": ("diverged", 1.7)}  # it had been better before
+    for job in jobs:
+        status, loss = results[job.folder.name]
+        result = {"status": status, "best_val_loss": loss, "config_hash": config_hash(config)}
+        job.folder.mkdir()
+        (job.folder / "result.json").write_text(json.dumps(result))
+    monkeypatch.setattr("newllm.sweep.failed", [])
+    assert sweep(jobs, tmp_path) == [1.9, math.inf]
+
+
 def test_a_plan_of_a_search_says_that_more_follows(command: Command) -> None:
     done = command(*SEARCH, "trial=t01", "plan=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps planned") == 2
-    assert "then the best trial of each experiment again" in done.stderr
+    assert "then the best job of each experiment again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [("model.heads: '2'", "heads"), ("gating: lstm", "does not read it")],
+)
+def test_faults_of_the_second_stage_are_told_before_the_first(
+    command: Command, tmp_path: Path, entry: str, fault: str
+) -> None:
+    done = command(*SEARCH[:-1], "trial=t01", f"hydra.sweeper.then=[{{{entry}}}]")
+    assert done.returncode == 1
+    assert fault in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_search_is_over_experiments(command: Command) -> None:
+    done = command(
+        *("newllm.train", "-m", "hydra/sweeper=search", "data=tiny30", "seed=1,2"),
+        *("logger=none", "callbacks=none", "trainer=smoke"),
+    )
+    assert done.returncode == 1
+    assert "add experiment=NAME" in done.stderr

@@ -191,6 +191,9 @@ def _sides(claim: Claim, runs: Sequence[Run]) -> _Sides | None:
     first_runs, second_runs = (find(name, runs) for name in (claim.first, claim.second))
     first = _by_seed(first_runs, claim.metric, claim.over)
     second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
+    if claim.over == "corpora":  # what was drawn for both
+        shared = first.keys() & second.keys()
+        first, second = ({seed: side[seed] for seed in shared} for side in (first, second))
     belong_together = claim.over == "corpora" or _start_alike(first_runs + second_runs)
     is_paired = first.keys() == second.keys() and belong_together
     if min(len(first), len(second)) < 2:
@@ -201,13 +204,15 @@ def _sides(claim: Claim, runs: Sequence[Run]) -> _Sides | None:
 
 
 def _redrawn(experiment: str, runs: Sequence[Run]) -> list[Run]:
-    """Its runs on redrawn corpora, nothing else chosen."""
+    """Its runs of seed 1 on redrawn corpora, nothing else chosen."""
     return [
         run
         for run in runs
         if run.is_done
         and run.result.get("experiment") == experiment
         and run.choices.keys() == {"data.seed"}
+        and run.choices["data.seed"].isdecimal()
+        and run.result["seed"] == 1
     ]
 
 

@@ -1,4 +1,4 @@
-"""The fair comparison (`sweep=fair`): equal cost, equal search, chosen on validation, tested once.
+"""The fair comparison (`sweep=fair`): equal parameters, equal search, chosen on validation, tested.
 
 Losses are means over tokens, in nats; a gap is a test loss minus that of the grammar on the same
 sentences.
@@ -6,12 +6,14 @@ sentences.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from newllm.analysis.gathering import Run
 from newllm.analysis.search import expected_best
 from newllm.analysis.statistics import Comparison, Interval, compare, mean_interval, plan, verdicts
+from newllm.runs import ENDS
 
 MODELS = {
     "context": "context model",
@@ -32,6 +34,7 @@ SETTINGS = {
     "corpora": "redrawn corpora",
     "large": "25 times the sentences",
 }
+LARGE = {"data": "quality12500", "recipe.max_epochs": "8"}  # as sweep=fair chooses
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,34 @@ class Contestant:
     Attributes:
         model: a key of `MODELS`.
         size: a key of `SIZES`.
-        trials: best validation loss of each trial, by its name.
+        trials: runs of the search, by their names.
         finals: runs of the best trial, by setting and then by seed (of the corpus, where it was
             redrawn).
     """
 
     model: str
     size: str
-    trials: Mapping[str, float]
+    trials: Mapping[str, Run]
     finals: Mapping[str, Mapping[str, Run]]
 
     @property
+    def losses(self) -> dict[str, float]:
+        """Best validation loss of each trial; infinite for one that diverged."""
+        return {
+            name: run.result["best_val_loss"] if run.is_done else math.inf
+            for name, run in self.trials.items()
+        }
+
+    @property
     def best_trial(self) -> str:
-        return min(self.trials, key=lambda name: self.trials[name])
+        losses = self.losses
+        return min(losses, key=lambda name: losses[name])
+
+    @property
+    def num_unfinished(self) -> int:
+        """How many trials were still at their best in the last epoch."""
+        results = [run.result for run in self.trials.values() if run.is_done]
+        return sum(result["best_epoch"] == result["epochs"] for result in results)
 
     @property
     def any_final(self) -> Run | None:
@@ -63,7 +81,7 @@ class Contestant:
     @property
     def expected_best(self) -> list[float]:
         """Best validation loss that a search of 1, 2, ... trials finds on average."""
-        return expected_best(list(self.trials.values()))
+        return expected_best(list(self.losses.values()))
 
     def gaps(self, setting: str) -> dict[str, float]:
         """Test losses above the grammar's, by seed."""
@@ -83,37 +101,41 @@ def contestants(runs: Sequence[Run]) -> list[Contestant]:
     found = []
     for size in SIZES:
         for model in MODELS:
-            own = [
-                run
-                for run in runs
-                if run.is_done and run.result.get("experiment") == f"fair_{model}_{size}"
-            ]
-            trials = {
-                run.choices["trial"]: run.result["best_val_loss"] for run in own if _is_trial(run)
-            }
+            experiment = f"fair_{model}_{size}"
+            own = [run for run in runs if run.result.get("experiment") == experiment]
+            trials = {run.choices["trial"]: run for run in own if purpose(run) == "trial"}
             if trials:
-                best = min(trials, key=lambda name: trials[name])
-                again = [run for run in own if run.choices.get("trial") == best]
-                found.append(Contestant(model, size, trials, _finals(again)))
+                contestant = Contestant(model, size, trials, {})
+                finals = _finals(own, contestant.best_trial)
+                found.append(replace(contestant, finals=finals))
     return found
 
 
-def _is_trial(run: Run) -> bool:
-    return run.choices.keys() == {"trial"} and run.result["test_loss"] is None
+def purpose(run: Run) -> str | None:
+    """What a run is for: `trial`, a key of `SETTINGS`, or something else than this comparison."""
+    if not str(run.result.get("experiment")).startswith("fair_") or run.status not in ENDS:
+        return None
+    choices = {key: value for key, value in run.choices.items() if key != "trial"}
+    if "trial" not in run.choices:
+        return None
+    if not choices and run.result.get("test_loss") is None:
+        return "trial"
+    if not run.is_done or run.result.get("test_loss") is None:
+        return None
+    if not choices:
+        return "seeds"
+    if choices.keys() == {"data.seed"}:
+        return "corpora"
+    return "large" if choices == LARGE else None
 
 
-def _finals(runs: Sequence[Run]) -> dict[str, dict[str, Run]]:
+def _finals(runs: Sequence[Run], trial: str) -> dict[str, dict[str, Run]]:
     finals: dict[str, dict[str, Run]] = {setting: {} for setting in SETTINGS}
     for run in runs:
-        choices = run.choices
-        if run.result["test_loss"] is None:
-            continue
-        if choices.keys() == {"trial"}:
-            finals["seeds"][str(run.result["seed"])] = run
-        elif "data.seed" in choices:
-            finals["corpora"][choices["data.seed"]] = run
-        elif choices.get("data") == "quality12500":
-            finals["large"][str(run.result["seed"])] = run
+        what = purpose(run)
+        if what in SETTINGS and run.choices["trial"] == trial:
+            seed = run.choices["data.seed"] if what == "corpora" else str(run.result["seed"])
+            finals[what].setdefault(seed, run)
     return finals
 
 

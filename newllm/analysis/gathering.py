@@ -35,8 +35,12 @@ class Run:
     looks: Rows = field(default_factory=list)
 
     @property
+    def status(self) -> str:
+        return str(self.result["status"])
+
+    @property
     def is_done(self) -> bool:
-        return bool(self.result["status"] == "done")
+        return self.status == "done"
 
     @property
     def is_known(self) -> bool:

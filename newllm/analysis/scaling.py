@@ -1,10 +1,12 @@
 """How loss scales with sentences, parameters and context (`sweep=scaling`), and a law for it.
 
-    gap = a (N / 400)^-alpha + b (P / 50,000)^-beta + c (C / 16)^-gamma
+    gap = a (N / 400)^-alpha + b (H / 16)^-beta + c (C / 16)^-gamma
 
-The gap is the test loss above that of the grammar, in nats per token, so that, unlike for natural
-language, the irreducible part is known. Like the law of Hoffmann et al. (2022), it is fitted to
-logarithms with a robust loss; a third term stands for the fixed memory.
+for N sentences, layers H wide and a context of C numbers. The gap is the test loss above that of
+the grammar, in nats per token, so that, unlike for natural language, the irreducible part is known.
+As in the law of Hoffmann et al. (2022), what limits the model are terms of a sum, fitted to
+logarithms with a robust loss. Width stands in the place of their parameters: at equal parameters a
+larger context leaves narrower layers, so that a best context can follow from the law.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from newllm.analysis.gathering import Run
+from newllm.analysis.statistics import CONFIDENCE
 
 SENTENCES = (400, 1000, 2000, 5000, 10_000)
-UNITS = (400.0, 50_000.0, 16.0)  # the smallest of each
-LARGEST = 1_000_000  # parameters that the grid goes to; what lies beyond is predicted
+UNITS = (400.0, 16.0, 16.0)  # of sentences, width and context
+MOST_PARAMETERS = 1_000_000  # of the grid; what lies beyond is predicted
 NAMES = ("a", "alpha", "b", "beta", "c", "gamma")
-NUM_RESAMPLES, CONFIDENCE = 300, 0.95
+NUM_RESAMPLES = 1000
 STARTS = ((0.2, 0.2, 0.2), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
 
 Array = NDArray[np.float64]
@@ -34,36 +37,48 @@ class Point:
 
     sentences: int
     parameters: int
+    width: int
     context: int
     gap: float
 
     @property
     def is_largest(self) -> bool:
         """Whether it lies beyond the grid that the law is fitted to."""
-        return self.parameters > 1.1 * LARGEST
+        return self.parameters > 1.1 * MOST_PARAMETERS
 
     @property
-    def scales(self) -> tuple[float, float, float]:
+    def model(self) -> tuple[int, int]:
+        """Parameters (to two digits, since a budget is kept as nearly as widths allow), context."""
+        return int(float(f"{self.parameters:.1e}")), self.context
+
+    @property
+    def scales(self) -> tuple[float, ...]:
         """What the law depends on, in its units."""
-        sizes = (self.sentences, self.parameters, self.context)
-        return tuple(size / unit for size, unit in zip(sizes, UNITS, strict=True))  # type: ignore[return-value]
+        sizes = (self.sentences, self.width, self.context)
+        return tuple(size / unit for size, unit in zip(sizes, UNITS, strict=True))
 
 
 def points(runs: Sequence[Run]) -> list[Point]:
-    """All runs of the scaling experiments that were tested, seed by seed."""
-    found = []
-    for run in runs:
-        name, _, sentences = str(run.result.get("experiment")).partition("_")
-        if run.is_done and name == "scaling" and run.result.get("test_loss") is not None:
-            found.append(
-                Point(
-                    int(sentences),
-                    run.result["parameters"],
-                    int(run.choices["model.context_dim"]),
-                    run.result["test_loss"] - run.result["test_oracle_loss"],
-                )
-            )
+    """The runs of `sweep=scaling` and `sweep=scaling_largest`."""
+    found = [point for run in runs if (point := point_of(run))]
     return sorted(found, key=lambda p: (p.sentences, p.parameters, p.context))
+
+
+def point_of(run: Run) -> Point | None:
+    """What a run says of scaling; None if it is no run of these sweeps, or was not tested."""
+    name, _, sentences = str(run.result.get("experiment")).partition("_")
+    test_loss, oracle = (run.result.get(key) for key in ("test_loss", "test_oracle_loss"))
+    is_one = name == "scaling" and run.choices.keys() == {"budget.parameters", "model.context_dim"}
+    if not (is_one and run.is_done) or test_loss is None or oracle is None or test_loss <= oracle:
+        return None
+    sizes = run.result["sizes"]
+    return Point(
+        int(sentences),
+        run.result["parameters"],
+        sizes["hidden_dim"],
+        sizes["context_dim"],
+        test_loss - oracle,
+    )
 
 
 @dataclass(frozen=True)
@@ -76,23 +91,17 @@ class Law:
         """What the law says of a point."""
         return float(np.exp(_log_gap(np.log(self.constants), np.log([point.scales])))[0])
 
-    def parts(self, point: Point) -> tuple[float, ...]:
-        """What sentences, parameters and context each leave of it."""
-        pairs = zip(self.constants[::2], self.constants[1::2], strict=True)
-        return tuple(
-            coefficient * float(scale) ** -exponent
-            for (coefficient, exponent), scale in zip(pairs, point.scales, strict=True)
-        )
-
 
 @dataclass(frozen=True)
 class Fit:
-    """A law with what a bootstrap over the points says of it.
+    """A law with what a bootstrap says of it.
 
     Attributes:
         law: fitted to all points.
-        resampled: laws fitted to points drawn with replacement.
-        spread: standard deviation of the logarithm of measured over fitted gaps.
+        resampled: laws fitted to models drawn with replacement, each with all its points: where the
+            law misses a model, it does so for any number of sentences.
+        spread: standard deviation of the logarithm of measured over fitted gaps, by which runs
+            scatter and the law misses.
     """
 
     law: Law
@@ -123,9 +132,12 @@ def fit(measured: Sequence[Point], num_resamples: int = NUM_RESAMPLES) -> Fit | 
     best = min((_fit(scales, gaps, start) for start in _starts(gaps)), key=lambda found: found[1])
     constants = best[0]
     generator = np.random.default_rng(0)
+    models = sorted({point.model for point in grid})
+    places = [[i for i, point in enumerate(grid) if point.model == model] for model in models]
     resampled = []
     for _ in range(num_resamples):
-        drawn = generator.integers(0, len(grid), len(grid))
+        chosen = generator.integers(0, len(models), len(models))
+        drawn = [place for index in chosen for place in places[index]]
         resampled.append(_law(_fit(scales[drawn], gaps[drawn], constants)[0]))
     residuals = gaps - _log_gap(constants, scales)
     spread = float(np.sqrt(np.square(residuals).sum() / (len(grid) - len(NAMES))))
@@ -170,19 +182,9 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def best_contexts(measured: Sequence[Point]) -> dict[int, list[tuple[int, int, float]]]:
-    """For each number of sentences, by parameters: the context of the least gap, and that gap."""
-    best: dict[tuple[int, int], Point] = {}
-    for point in measured:
-        key = point.sentences, _nominal(point.parameters)
-        if key not in best or point.gap < best[key].gap:
-            best[key] = point
-    table: dict[int, list[tuple[int, int, float]]] = {}
-    for (sentences, parameters), point in sorted(best.items()):
-        table.setdefault(sentences, []).append((parameters, point.context, point.gap))
+def best_contexts(measured: Sequence[Point]) -> dict[int, dict[int, Point]]:
+    """For each number of sentences, by parameters: the point of the least gap."""
+    table: dict[int, dict[int, Point]] = {}
+    for point in sorted(measured, key=lambda point: -point.gap):
+        table.setdefault(point.sentences, {})[point.model[0]] = point
     return table
-
-
-def _nominal(parameters: int) -> int:
-    """Two digits: runs of a budget differ by what their widths allow."""
-    return int(float(f"{parameters:.1e}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -64,11 +63,10 @@ def _panel(
                 mfc="none" if is_largest else tint,
             )
         axes.plot([], [], "o-", color=tint, markersize=4, label=f"{level:,}")
-        sizes = [getattr(point, across) for point in line]
-        if found and len(sizes) > 1:
-            where = np.geomspace(min(sizes), max(sizes), 30)
-            curve = [found.law.gap(replace(line[0], **{across: size})) for size in where]
-            axes.plot(where, curve, color=tint, linewidth=1)
+        if found:
+            line.sort(key=lambda point: int(getattr(point, across)))
+            sizes = [getattr(point, across) for point in line]
+            axes.plot(sizes, [found.law.gap(point) for point in line], color=tint, linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = sorted({_level(point, across) for point in shown})
@@ -83,6 +81,5 @@ def _panel(
 
 
 def _level(point: Point, name: str) -> int:
-    """A size of a point; a number of parameters to two digits, as budgets are kept nearly."""
-    size: int = getattr(point, name)
-    return int(float(f"{size:.1e}")) if name == "parameters" else size
+    """A size of a point; parameters to two digits."""
+    return point.model[0] if name == "parameters" else int(getattr(point, name))

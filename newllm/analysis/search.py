@@ -58,7 +58,7 @@ def expected_best(losses: Sequence[float]) -> list[float]:
     return [
         sum(
             loss * math.comb(n - rank - 1, number - 1) / math.comb(n, number)
-            for rank, loss in enumerate(ordered)
+            for rank, loss in enumerate(ordered[: n - number + 1])  # the others are never best
         )
         for number in range(1, n + 1)
     ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 LONGEST = 100  # characters of a name
-# They change nothing that a run computes, or have a place of their own in the path.
+# They change nothing that a run learns, or have a place of their own in the path.
 LEFT_OUT = (
     *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
     "name",

@@ -40,13 +40,13 @@ class Budget:
         return [*self.widths, *self.state_widths]
 
     def sizes(self, build: Callable[..., LanguageModel]) -> dict[str, int]:
-        """The sizes of a model that keeps within the budget.
+        """The sizes at which a model comes nearest to the budget.
 
         Args:
             build: the model, given sizes by name.
 
         Raises:
-            ValueError: there is no such width.
+            ValueError: there is no such width, or none that could follow from what is asked for.
         """
         found: dict[str, int] = {}
         if self.state_bytes is not None:
@@ -61,6 +61,11 @@ class Budget:
     def _sizes(
         self, what: str, widths: Mapping[str, int], build: Callable[..., LanguageModel]
     ) -> dict[str, int]:
+        if not widths:
+            key = "widths" if what == "parameters" else "state_widths"
+            example = f"budget.{key}={{hidden_dim:1}}"
+            raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
+
         def sizes(width: int) -> dict[str, int]:
             return {name: multiple * width for name, multiple in widths.items()}
 

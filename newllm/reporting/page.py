@@ -11,7 +11,9 @@ import matplotlib
 
 from newllm.analysis import figures, series_figures
 from newllm.analysis.claims import judge
+from newllm.analysis.fair import purpose
 from newllm.analysis.gathering import Run
+from newllm.analysis.scaling import point_of
 from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.fair_comparison import fair_comparison
@@ -135,8 +137,8 @@ def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Trans
 
 
 def is_of_study(run: Run) -> bool:
-    """Whether a run that is done stands in a table of its own, and in no list of runs."""
-    return run.is_done and str(run.result.get("experiment")).startswith(("fair_", "scaling_"))
+    """Whether a run has its place in a study, and so need not stand in a list of runs."""
+    return purpose(run) is not None or point_of(run) is not None
 
 
 def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,8 @@ DEFINITION_OF_CLAIMS = (
     "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
     "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
     "{spike} of a spike's ratio, is no effect), with Holm's correction over all comparisons of a "
-    "kind. n is the number of seeds, pairs where runs of one seed start from the same weights."
+    "kind. n is the number of seeds, or of corpora, pairs where runs start from the same weights "
+    "or read the same corpus."
 )
 
 
@@ -308,21 +310,22 @@ def _run_row(run: Run) -> list[str]:
 
 
 def references_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
-    """What the runs are to be compared with, once for each set of validation sentences."""
-    corpora: dict[str, Mapping[str, float]] = {}
+    """What the runs are to be compared with, once for all that have the same."""
+    found: dict[str, tuple[str, Mapping[str, float]]] = {}
     for run in runs:
-        if run.result.get("references"):
-            key = f"{run.result.get('corpus')} {run.result.get('data_sha256')}"
-            corpora.setdefault(key, run.result["references"])
-    names = list(dict.fromkeys(name for references in corpora.values() for name in references))
+        if references := run.result.get("references"):
+            found.setdefault(json.dumps(references), (run.result["corpus"], references))
+    names = list(
+        dict.fromkeys(name for _corpus, references in found.values() for name in references)
+    )
     if not names:
         return
     document.text(f"## {_('References')}")
     document.table(
         [_("corpus"), *(name.replace("_", " ") for name in names)],
         [
-            [quoted(key.partition(" ")[0]), *(_number(references.get(name)) for name in names)]
-            for key, references in corpora.items()
+            [quoted(corpus), *(_number(references.get(name)) for name in names)]
+            for corpus, references in found.values()
         ],
     )
     document.text(_(DEFINITION_OF_REFERENCES))
