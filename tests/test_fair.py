@@ -49,6 +49,7 @@ RUNS = [
     *finals("context", "t02", 1.70, 1.72, 1.71),
     *finals("context", "t01", 9.0),  # not of the best trial
     *finals("lstm", "t01", 1.80, 1.82, 1.83),
+    *finals("context", "t02", 1.55, **{"recipe.max_epochs": "120"}),
     *finals("lstm", "t01", 1.51, data="quality12500", **{"recipe.max_epochs": "8"}),
     *[
         make_run("context", "200k", 2, 1.7, 1.6 + 0.01 * n, trial="t02", **{"data.seed": f"{n}"})
@@ -65,6 +66,7 @@ def test_the_best_trial_is_told_by_validation_and_tested_alone() -> None:
     assert list(context.gaps("seeds").values()) == pytest.approx([0.20, 0.22, 0.21])
     assert context.gaps("corpora") == pytest.approx({"1": 0.11, "2": 0.12, "3": 0.13})
     assert context.gap("large") is None
+    assert context.gaps("longer") == pytest.approx({"2": 0.05})
     assert lstm.best_trial == "t01"
     assert lstm.gaps("large") == pytest.approx({"2": 0.01})
 

@@ -32,9 +32,12 @@ SIZES = {
 SETTINGS = {
     "seeds": "other seeds",
     "corpora": "redrawn corpora",
+    "longer": "three times the epochs",
     "large": "25 times the sentences",
 }
-LARGE = {"data": "quality12500", "recipe.max_epochs": "8"}  # as sweep=fair chooses
+# What sweep=fair chooses beside the trial.
+LONGER = {"recipe.max_epochs": "120"}
+LARGE = {"data": "quality12500", "recipe.max_epochs": "8"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def purpose(run: Run) -> str | None:
         return "seeds"
     if choices.keys() == {"data.seed"}:
         return "corpora"
+    if choices == LONGER:
+        return "longer"
     return "large" if choices == LARGE else None
 
 
