@@ -35,9 +35,12 @@ SETTINGS = {
     "longer": "three times the epochs",
     "large": "25 times the sentences",
 }
-# What sweep=fair chooses beside the trial.
-LONGER = {"recipe.max_epochs": "120"}
-LARGE = {"data": "quality12500", "recipe.max_epochs": "8"}
+# What sweep=fair chooses for each of them beside the trial; corpora have each a seed of their own.
+CHOICES: Mapping[str, Mapping[str, str]] = {
+    "seeds": {},
+    "longer": {"recipe.max_epochs": "120"},
+    "large": {"data": "quality12500", "recipe.max_epochs": "8"},
+}
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ class Contestant:
         return sum(result["best_epoch"] == result["epochs"] for result in results)
 
     @property
-    def any_final(self) -> Run | None:
-        """One that tells what the model is."""
-        return next((run for runs in self.finals.values() for run in runs.values()), None)
+    def chosen(self) -> Run:
+        """The best trial's run."""
+        return self.trials[self.best_trial]
 
     @property
     def expected_best(self) -> list[float]:
@@ -116,22 +119,15 @@ def contestants(runs: Sequence[Run]) -> list[Contestant]:
 
 def purpose(run: Run) -> str | None:
     """What a run is for: `trial`, a key of `SETTINGS`, or something else than this comparison."""
-    if not str(run.result.get("experiment")).startswith("fair_") or run.status not in ENDS:
+    is_fair = str(run.result.get("experiment")).startswith("fair_")
+    choices = run.choices
+    if not is_fair or run.status not in ENDS or choices.pop("trial", None) is None:
         return None
-    choices = {key: value for key, value in run.choices.items() if key != "trial"}
-    if "trial" not in run.choices:
-        return None
-    if not choices and run.result.get("test_loss") is None:
-        return "trial"
-    if not run.is_done or run.result.get("test_loss") is None:
-        return None
-    if not choices:
-        return "seeds"
+    if run.result.get("test_loss") is None:  # a search leaves the test split alone
+        return None if choices else "trial"
     if choices.keys() == {"data.seed"}:
         return "corpora"
-    if choices == LONGER:
-        return "longer"
-    return "large" if choices == LARGE else None
+    return next((setting for setting, chosen in CHOICES.items() if choices == chosen), None)
 
 
 def _finals(runs: Sequence[Run], trial: str) -> dict[str, dict[str, Run]]:

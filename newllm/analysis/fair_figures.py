@@ -48,10 +48,9 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
     if panels:
         panels[0].set_ylabel(words["best"])
     for contestant in found:
-        gap, run = contestant.gap("seeds"), contestant.any_final
-        if gap and run:
+        if gap := contestant.gap("seeds"):
             last.errorbar(
-                run.result["state_bytes"],
+                contestant.chosen.result["state_bytes"],
                 gap.mean,
                 yerr=gap.half_width if gap.num_runs > 1 else 0,
                 fmt=MARKERS[contestant.size],

@@ -63,14 +63,13 @@ def fair_comparison(
 
 
 def _row(contestant: Contestant, _: Translate) -> list[str]:
-    run = contestant.any_final
-    trial = contestant.best_trial
+    result, trial = contestant.chosen.result, contestant.best_trial
     return [
         _(SIZES[contestant.size]),
         _(MODELS[contestant.model]),
-        quoted(run.result["name"]) if run else "-",
-        f"{run.result['parameters']:,}" if run else "-",
-        f"{run.result['state_bytes']:,}" if run else "-",
+        quoted(result["name"]),
+        f"{result['parameters']:,}",
+        f"{result['state_bytes']:,}",
         trial,
         f"{contestant.losses[trial]:.4f}",
         f"{contestant.num_unfinished} / {len(contestant.trials)}",
