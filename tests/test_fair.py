@@ -22,7 +22,7 @@ def make_run(
     name = ",".join([experiment, *(f"{key}={choices[key]}" for key in sorted(choices))])
     result = {
         "status": "done", "experiment": experiment, "seed": seed, "best_val_loss": val,
-        "test_loss": test, "test_oracle_loss": ORACLE, "parameters": 200_000,
+        "test_loss": test, "test_oracle_loss": ORACLE, "oracle_loss": ORACLE, "parameters": 200_000,
         "corpus": "quality500", "state_bytes": 512, "name": f"{model} L2", "threads": 1,
         "config_hash": f"{name} {seed}", "epochs": 40, "best_epoch": 40 if val == 1.9 else 12,
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from newllm.analysis.fair import MODELS, SIZES, Contestant
 
@@ -34,7 +34,8 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
     for axes, size in zip(panels, sizes, strict=True):
         for contestant in found:
             if contestant.size == size:
-                curve = contestant.expected_best
+                oracle = contestant.chosen.result["oracle_loss"]
+                curve = [loss - oracle for loss in contestant.expected_best]
                 axes.plot(
                     range(1, len(curve) + 1),
                     curve,
@@ -45,6 +46,10 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
         axes.set_xlabel(words["trials"])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.sharey(panels[0])
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if panels:
         panels[0].set_ylabel(words["best"])
     for contestant in found:

@@ -46,7 +46,7 @@ def fair_comparison(
     document.text(_(DEFINITION).format(trials=trials))
     words = {
         "trials": label("trials"),
-        "best": label("best validation loss (nats per token)"),
+        "best": label("validation loss above the grammar's (nats)"),
         "bytes": label("state (bytes)"),
         "gap": label("test loss above the grammar's (nats)"),
         **{key: label(text) for key, text in (SIZES | MODELS).items()},
