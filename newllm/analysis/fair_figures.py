@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from newllm.analysis.fair import MODELS, SIZES, Contestant
+from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, plain
 
-# Okabe & Ito (2008).
 COLOURS = {
-    "context": "#D55E00",
-    "transformer": "#0072B2",
-    "lstm": "#009E73",
-    "gru": "#CC79A7",
-    "elman": "#7F7F7F",
-    "mingru": "#E69F00",
+    "context": ORANGE,
+    "transformer": BLUE,
+    "lstm": GREEN,
+    "gru": PINK,
+    "elman": GREY,
+    "mingru": YELLOW,
 }
 MARKERS = {"200k": "o", "700k": "s", "state": "^"}
 
@@ -32,38 +33,12 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(3.6 * (len(sizes) + 1), 3.8), layout="constrained")
     *panels, last = figure.subplots(1, len(sizes) + 1)
     for axes, size in zip(panels, sizes, strict=True):
-        for contestant in found:
-            if contestant.size == size:
-                oracle = contestant.chosen.result["oracle_loss"]
-                curve = [loss - oracle for loss in contestant.expected_best]
-                axes.plot(
-                    range(1, len(curve) + 1),
-                    curve,
-                    color=COLOURS[contestant.model],
-                    linewidth=2 if contestant.model == "context" else 1.2,
-                )
+        _draw_search(axes, [contestant for contestant in found if contestant.size == size])
         axes.set_title(words[size], fontsize=9)
         axes.set_xlabel(words["trials"])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.sharey(panels[0])
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    if panels:
-        panels[0].set_ylabel(words["best"])
-    for contestant in found:
-        if gap := contestant.gap("seeds"):
-            last.errorbar(
-                contestant.chosen.result["state_bytes"],
-                gap.mean,
-                yerr=gap.half_width if gap.num_runs > 1 else 0,
-                fmt=MARKERS[contestant.size],
-                color=COLOURS[contestant.model],
-                markersize=5,
-            )
-    last.set_xscale("log", base=2)
-    last.xaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel(words["best"])
+    _draw_gaps(last, found)
     last.set_xlabel(words["bytes"])
     last.set_ylabel(words["gap"])
     for model in MODELS:
@@ -73,7 +48,37 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
         last.plot([], [], MARKERS[size], color="black", markersize=5, label=words[size])
     figure.legend(*last.get_legend_handles_labels(), loc="outside lower center", ncols=9,
                   frameon=False, fontsize=8)  # fmt: skip
-    for axes in (*panels, last):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _draw_search(axes: Axes, found: Sequence[Contestant]) -> None:
+    """The expected best validation loss above the grammar's, by number of trials."""
+    for contestant in found:
+        oracle = contestant.chosen.result["oracle_loss"]
+        curve = [loss - oracle for loss in contestant.expected_best]
+        width = 2 if contestant.model == "context" else 1.2
+        colour = COLOURS[contestant.model]
+        axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=width)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain(axes)
+
+
+def _draw_gaps(axes: Axes, found: Sequence[Contestant]) -> None:
+    """Test losses above the grammar's, by size of the state."""
+    for contestant in found:
+        if gap := contestant.gap("seeds"):
+            axes.errorbar(
+                contestant.chosen.result["state_bytes"],
+                gap.mean,
+                yerr=gap.half_width if gap.num_runs > 1 else 0,
+                fmt=MARKERS[contestant.size],
+                color=COLOURS[contestant.model],
+                markersize=5,
+            )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    plain(axes)

@@ -18,6 +18,13 @@ from newllm.analysis.gathering import Run
 from newllm.analysis.timing import Timing
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+PINK, YELLOW = "#CC79A7", "#E69F00"
+
+
+def plain(axes: Axes) -> None:
+    """A faint grid, and no frame where there is no axis."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def curves(
@@ -42,8 +49,7 @@ def curves(
         _reference_lines(axes, references, transform)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     loss_axes.set_ylabel("loss (nats per token)")
     perplexity_axes.set_ylabel("perplexity")
     perplexity_axes.set_yscale("log")
@@ -116,8 +122,7 @@ def positions(
     for axes in panels:
         axes.set_xlabel("position in the sentence (words)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -151,8 +156,7 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
     right.set_ylabel("norm of d loss / d context")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -203,8 +207,7 @@ def comparison(
     axes.set_xlabel(epoch)
     axes.set_ylabel(loss)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from newllm.analysis.figures import plain
 from newllm.analysis.scaling import Fit, Point
 
 
@@ -76,8 +77,7 @@ def _panel(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
     axes.legend(title=words[colour], frameon=False, fontsize=7, title_fontsize=7)
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
 
 
 def _level(point: Point, name: str) -> int:

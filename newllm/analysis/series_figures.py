@@ -9,17 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE
+from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE, plain
 from newllm.analysis.gathering import Run
 from newllm.analysis.series import Summary, published
 
 CORPORA = ("tiny30", "augmented124", "quality500")
 KIND_COLOURS = {"unk": ORANGE, "eos": GREEN, "other": BLUE}
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def overview(summaries: Sequence[Summary], reported: str, ours: str, label: str) -> Figure:
@@ -52,7 +47,7 @@ def overview(summaries: Sequence[Summary], reported: str, ours: str, label: str)
         axes.set_ylim(len(group) - 0.5, -0.5)
         axes.set_title(corpus, loc="left", fontsize=9)
         axes.margins(x=0.08)
-        _plain(axes)
+        plain(axes)
     first = panels[0]
     first.plot([], [], "D", mfc="none", mec=ORANGE, ms=6, label=reported)
     first.plot([], [], "o", color=BLUE, ms=4, label=ours)
@@ -88,7 +83,7 @@ def curve_grid(
             axes.axhline(loss, color=GREEN, linewidth=0.6, linestyle=style)
         axes.set_title(summary.name.replace("phase", "p"), fontsize=7)
         axes.tick_params(labelsize=7)
-        _plain(axes)
+        plain(axes)
     for axes in panels[len(summaries) :]:
         axes.set_visible(False)
     figure.supxlabel(epoch, fontsize=9)
@@ -129,13 +124,13 @@ def spikes(
         above.set_title(curve["name"], fontsize=9)
         above.set_ylabel(label)
         above.set_xlabel(epoch)
-        _plain(above)
+        plain(above)
         if summary.done:
             _contributions(below, summary.done, kinds)
         below.set_ylabel(label)
         below.set_xlabel(step)
         below.set_title(curve["name"], fontsize=9)
-        _plain(below)
+        plain(below)
     return figure
 
 

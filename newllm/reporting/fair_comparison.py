@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from newllm.analysis.fair import MODELS, SETTINGS, SIZES, Contestant, contestants, differences
 from newllm.analysis.fair_figures import fair
 from newllm.analysis.gathering import Run
-from newllm.analysis.statistics import Interval
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
+from newllm.reporting.numbers import number, signed, with_count
 
 DEFINITION = (
     "At equal parameters every model gets the same {trials} trials, drawn at random and committed "
@@ -71,18 +71,10 @@ def _row(contestant: Contestant, _: Translate) -> list[str]:
         f"{result['parameters']:,}",
         f"{result['state_bytes']:,}",
         trial,
-        f"{contestant.losses[trial]:.4f}",
+        number(contestant.losses[trial]),
         f"{contestant.num_unfinished} / {len(contestant.trials)}",
-        *(_gap(contestant.gap(setting)) for setting in SETTINGS),
+        *(with_count(contestant.gap(setting)) for setting in SETTINGS),
     ]
-
-
-def _gap(gap: Interval | None) -> str:
-    if gap is None:
-        return "-"
-    if gap.num_runs == 1:
-        return f"{gap.mean:.4f} (n=1)"
-    return f"{gap.mean:.4f} &plusmn; {gap.half_width:.4f} (n={gap.num_runs})"
 
 
 def _differences_table(document: Document, found: Sequence[Contestant], _: Translate) -> None:
@@ -91,12 +83,11 @@ def _differences_table(document: Document, found: Sequence[Contestant], _: Trans
             _(SIZES[difference.size]),
             _(SETTINGS[difference.setting]),
             _(MODELS[difference.other]),
-            f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]",
-            str(interval.num_runs),
+            signed(difference.comparison.interval),
+            str(difference.comparison.interval.num_runs),
             _(difference.verdict),
         ]
         for difference in differences(found)
-        if (interval := difference.comparison.interval)
     ]
     if rows:
         document.text(_(DEFINITION_OF_DIFFERENCES))

@@ -17,7 +17,9 @@ from newllm.analysis.scaling import point_of
 from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.fair_comparison import fair_comparison
+from newllm.reporting.ladder_effects import ladder_effects
 from newllm.reporting.language import Translate, japanese_fonts, translator
+from newllm.reporting.run_tables import references_table, runs_table
 from newllm.reporting.scaling_law import scaling_law
 from newllm.reporting.spike_study import spike_study
 from newllm.reporting.tables import (
@@ -26,11 +28,8 @@ from newllm.reporting.tables import (
     derived_table,
     figures_table,
     interval,
-    ladder_table,
     perspective_table,
     ratio_table,
-    references_table,
-    runs_table,
     timeline,
 )
 
@@ -131,7 +130,7 @@ def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Tran
 
 def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
     """What goes beyond the series, as far as it was run."""
-    ladder_table(document, runs, _)
+    ladder_effects(document, runs, _)
     fair_comparison(document, runs, _, label)
     scaling_law(document, runs, _, label)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 from newllm.analysis.claims import Judgement, counts
 from newllm.analysis.gathering import Run, is_of
-from newllm.analysis.ladder import RUNGS, climb, ends
 from newllm.analysis.series import Summary, derived, other_figures, published
-from newllm.analysis.statistics import Interval, mean_interval, plan
+from newllm.analysis.statistics import mean_interval, plan
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
+from newllm.reporting.numbers import plus_minus
 
 DEFINITION = (
     "Losses are best validation losses by the series' own definition (mean over batches of 16 "
@@ -35,21 +33,6 @@ DEFINITION_OF_PERSPECTIVE = (
     "Best validation losses, means over tokens in nats, with 95 % intervals over seeds; the "
     "published one is a mean over batches of 16 sentences, on sentences of the original's grammar."
 )
-DEFINITION_OF_LADDER = (
-    "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early "
-    "stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
-    "minus that without it, with its 95 % interval (Welch); below zero the change helps. n is the "
-    "number of seeds."
-)
-DEFINITION_OF_REFERENCES = (
-    "On the validation sentences of each corpus, in nats per token: all tokens alike, counts of "
-    "single words, pairs and triples, the grammar with probabilities estimated from the training "
-    "sentences, and the grammar itself."
-)
-DEFINITION_OF_RUNS = (
-    "Losses are means over tokens, in nats. Gap closed: how much of the way from word frequencies "
-    "(unigram) to the grammar itself (oracle) the best validation loss has gone."
-)
 DEFINITION_OF_CLAIMS = (
     "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
     "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
@@ -61,13 +44,7 @@ DEFINITION_OF_CLAIMS = (
 
 def interval(summary: Summary) -> str:
     """Mean and half width of the interval over seeds, such as `5.61 &plusmn; 0.11`."""
-    return "-" if summary.loss is None else _plus_minus(summary.loss)
-
-
-def _plus_minus(interval: Interval) -> str:
-    if not math.isfinite(interval.half_width):
-        return f"{interval.mean:.4f}"
-    return f"{interval.mean:.4f} &plusmn; {interval.half_width:.4f}"
+    return "-" if summary.loss is None else plus_minus(summary.loss)
 
 
 def _reported(summary: Summary) -> str:
@@ -95,7 +72,7 @@ def perspective_table(
         if group:
             loss = mean_interval([run.result["best_val_loss"] for run in group])
             rows.append(
-                (loss.mean, [f"{_(SIDE[name])} (`{name}`)", _plus_minus(loss), str(len(group))])
+                (loss.mean, [f"{_(SIDE[name])} (`{name}`)", plus_minus(loss), str(len(group))])
             )
     for name, text in REFERENCES.items():
         if name in references:
@@ -166,44 +143,6 @@ def claims_table(document: Document, judgements: Sequence[Judgement], _: Transla
         ],
     )
     document.unfold()
-
-
-def ladder_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
-    """What each change from the original to the modern recipe does; nothing without such runs."""
-    original, modern = ends(runs)
-    if modern is None:
-        return
-    document.fold(_("From the original to the modern recipe, one change at a time"))
-    document.text(
-        _(DEFINITION_OF_LADDER).format(
-            original=_with_interval(original), modern=_with_interval(modern)
-        )
-    )
-    words = ("change", "original with it", "effect", "modern without it", "effect")
-    document.table(
-        [_(word) for word in words],
-        [
-            [
-                _(RUNGS[rung.name]),
-                _with_interval(rung.added),
-                _signed(rung.effect_added),
-                _with_interval(rung.removed),
-                _signed(rung.effect_removed),
-            ]
-            for rung in climb(runs)
-        ],
-    )
-    document.unfold()
-
-
-def _with_interval(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{_plus_minus(interval)} (n={interval.num_runs})"
-
-
-def _signed(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def timeline(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
@@ -281,55 +220,3 @@ def _train_sentences(experiment: str) -> int:
     if "augmentation" in experiment:
         return 99
     return 400 if "final" in experiment else 24
-
-
-def runs_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
-    """Any runs, one a row, with the reason where one failed."""
-    words = ("run", "seed", "corpus", "parameters", "best val loss", "best epoch", "gap closed",
-             "oracle", "test loss", "status", "reason")  # fmt: skip
-    document.table([_(word) for word in words], [_run_row(run) for run in runs])
-    document.text(_(DEFINITION_OF_RUNS))
-
-
-def _run_row(run: Run) -> list[str]:
-    result = run.result
-    closed, parameters = result.get("gap_closed"), result.get("parameters")
-    return [
-        quoted(run.label),
-        quoted(result.get("seed", "-")),
-        quoted(result.get("corpus", "-")),
-        "-" if parameters is None else f"{parameters:,}",
-        _number(result.get("best_val_loss")),
-        str(result.get("best_epoch") or "-"),
-        "-" if closed is None else f"{100 * closed:.1f} %",
-        _number(result.get("oracle_loss")),
-        _number(result.get("test_loss")),
-        quoted(result["status"]),
-        quoted(result.get("error") or ""),
-    ]
-
-
-def references_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
-    """What the runs are to be compared with, once for all that have the same."""
-    found: dict[str, tuple[str, Mapping[str, float]]] = {}
-    for run in runs:
-        if references := run.result.get("references"):
-            found.setdefault(json.dumps(references), (run.result["corpus"], references))
-    names = list(
-        dict.fromkeys(name for _corpus, references in found.values() for name in references)
-    )
-    if not names:
-        return
-    document.text(f"## {_('References')}")
-    document.table(
-        [_("corpus"), *(name.replace("_", " ") for name in names)],
-        [
-            [quoted(corpus), *(_number(references.get(name)) for name in names)]
-            for corpus, references in found.values()
-        ],
-    )
-    document.text(_(DEFINITION_OF_REFERENCES))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

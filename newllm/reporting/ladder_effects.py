@@ -1,0 +1,42 @@
+"""The part of the report about the changes from the original to the modern recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from newllm.analysis.gathering import Run
+from newllm.analysis.ladder import RUNGS, climb, ends
+from newllm.reporting.document import Document
+from newllm.reporting.language import Translate
+from newllm.reporting.numbers import signed, with_count
+
+DEFINITION = (
+    "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early "
+    "stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
+    "minus that without it, with its 95 % interval (Welch); below zero the change helps. n is the "
+    "number of seeds."
+)
+
+
+def ladder_effects(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    """What each change from the original to the modern recipe does; nothing without such runs."""
+    original, modern = ends(runs)
+    if modern is None:
+        return
+    document.fold(_("From the original to the modern recipe, one change at a time"))
+    document.text(_(DEFINITION).format(original=with_count(original), modern=with_count(modern)))
+    words = ("change", "original with it", "effect", "modern without it", "effect")
+    document.table(
+        [_(word) for word in words],
+        [
+            [
+                _(RUNGS[rung.name]),
+                with_count(rung.added),
+                signed(rung.effect_added),
+                with_count(rung.removed),
+                signed(rung.effect_removed),
+            ]
+            for rung in climb(runs)
+        ],
+    )
+    document.unfold()

@@ -1,0 +1,69 @@
+"""Tables of any runs, and of what they are to be compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from newllm.analysis.gathering import Run
+from newllm.reporting.document import Document, quoted
+from newllm.reporting.language import Translate
+from newllm.reporting.numbers import number
+
+DEFINITION_OF_REFERENCES = (
+    "On the validation sentences of each corpus, in nats per token: all tokens alike, counts of "
+    "single words, pairs and triples, the grammar with probabilities estimated from the training "
+    "sentences, and the grammar itself."
+)
+DEFINITION_OF_RUNS = (
+    "Losses are means over tokens, in nats. Gap closed: how much of the way from word frequencies "
+    "(unigram) to the grammar itself (oracle) the best validation loss has gone."
+)
+
+
+def runs_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    """Any runs, one a row, with the reason where one failed."""
+    words = ("run", "seed", "corpus", "parameters", "best val loss", "best epoch", "gap closed",
+             "oracle", "test loss", "status", "reason")  # fmt: skip
+    document.table([_(word) for word in words], [_run_row(run) for run in runs])
+    document.text(_(DEFINITION_OF_RUNS))
+
+
+def _run_row(run: Run) -> list[str]:
+    result = run.result
+    closed, parameters = result.get("gap_closed"), result.get("parameters")
+    return [
+        quoted(run.label),
+        quoted(result.get("seed", "-")),
+        quoted(result.get("corpus", "-")),
+        "-" if parameters is None else f"{parameters:,}",
+        number(result.get("best_val_loss")),
+        str(result.get("best_epoch") or "-"),
+        "-" if closed is None else f"{100 * closed:.1f} %",
+        number(result.get("oracle_loss")),
+        number(result.get("test_loss")),
+        quoted(result["status"]),
+        quoted(result.get("error") or ""),
+    ]
+
+
+def references_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    """What the runs are to be compared with, once for all that have the same."""
+    found: dict[str, tuple[str, Mapping[str, float]]] = {}
+    for run in runs:
+        if references := run.result.get("references"):
+            found.setdefault(json.dumps(references), (run.result["corpus"], references))
+    names = list(
+        dict.fromkeys(name for _corpus, references in found.values() for name in references)
+    )
+    if not names:
+        return
+    document.text(f"## {_('References')}")
+    document.table(
+        [_("corpus"), *(name.replace("_", " ") for name in names)],
+        [
+            [quoted(corpus), *(number(references.get(name)) for name in names)]
+            for corpus, references in found.values()
+        ],
+    )
+    document.text(_(DEFINITION_OF_REFERENCES))
