@@ -33,10 +33,11 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(3.6 * (len(sizes) + 1), 3.8), layout="constrained")
     *panels, last = figure.subplots(1, len(sizes) + 1)
     for axes, size in zip(panels, sizes, strict=True):
+        if axes is not panels[0]:  # before anything is drawn, so that all fits
+            axes.sharey(panels[0])
         _draw_search(axes, [contestant for contestant in found if contestant.size == size])
         axes.set_title(words[size], fontsize=9)
         axes.set_xlabel(words["trials"])
-        axes.sharey(panels[0])
     panels[0].set_ylabel(words["best"])
     _draw_gaps(last, found)
     last.set_xlabel(words["bytes"])

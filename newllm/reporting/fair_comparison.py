@@ -52,20 +52,28 @@ def fair_comparison(
         **{key: label(text) for key, text in (SIZES | MODELS).items()},
     }
     document.figure("fair", fair(found, words), _(CAPTION))
-    headings = ("size", "model", "chosen", "parameters", "state", "best trial", "validation loss",
-                "trials at their best in the last epoch")  # fmt: skip
-    document.table(
-        [_(word) for word in (*headings, *(f"gap, {text}" for text in SETTINGS.values()))],
-        [_row(contestant, _) for contestant in found],
-    )
+    for size, text in SIZES.items():
+        if of_size := [contestant for contestant in found if contestant.size == size]:
+            document.text(f"### {_(text)}")
+            _contestants_table(document, of_size, _)
     _differences_table(document, found, _)
     document.unfold()
 
 
-def _row(contestant: Contestant, _: Translate) -> list[str]:
+def _contestants_table(document: Document, found: Sequence[Contestant], _: Translate) -> None:
+    """Those of one size, with the settings that they were run in."""
+    settings = [name for name in SETTINGS if any(contestant.gap(name) for contestant in found)]
+    headings = ("model", "chosen", "parameters", "state", "best trial", "validation loss",
+                "trials at their best in the last epoch")  # fmt: skip
+    document.table(
+        [_(word) for word in (*headings, *(f"gap, {SETTINGS[name]}" for name in settings))],
+        [_row(contestant, settings, _) for contestant in found],
+    )
+
+
+def _row(contestant: Contestant, settings: Sequence[str], _: Translate) -> list[str]:
     result, trial = contestant.chosen.result, contestant.best_trial
     return [
-        _(SIZES[contestant.size]),
         _(MODELS[contestant.model]),
         quoted(result["name"]),
         f"{result['parameters']:,}",
@@ -73,7 +81,7 @@ def _row(contestant: Contestant, _: Translate) -> list[str]:
         trial,
         number(contestant.losses[trial]),
         f"{contestant.num_unfinished} / {len(contestant.trials)}",
-        *(with_count(contestant.gap(setting)) for setting in SETTINGS),
+        *(with_count(contestant.gap(name)) for name in settings),
     ]
 
 
@@ -90,6 +98,6 @@ def _differences_table(document: Document, found: Sequence[Contestant], _: Trans
         for difference in differences(found)
     ]
     if rows:
-        document.text(_(DEFINITION_OF_DIFFERENCES))
+        document.text(f"### {_('Differences')}", _(DEFINITION_OF_DIFFERENCES))
         words = ("size", "setting", "against", "difference", "pairs", "verdict")
         document.table([_(word) for word in words], rows)
