@@ -182,10 +182,18 @@ def _build_module(model: Any, optimizer: Any, schedule: Any, clip: Any) -> Langu
     if model is None or optimizer is None or clip is None:
         return None
     # The faults of an optimizer and a scheduler show only when they are built.
-    built = optimizer(model.parameters())
+    built = _named("optimizer", lambda: optimizer(model.parameters()))
     if schedule is not None:
-        schedule.build(built, total_steps=100)
+        _named("schedule", lambda: schedule.build(built, total_steps=100))
     return LanguageModule(model, optimizer, schedule, clip)
+
+
+def _named(part: str, build: Callable[[], Any]) -> Any:
+    """What `build` returns; torch's own message does not say what it is about."""
+    try:
+        return build()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{part}: {error}") from error
 
 
 def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:

@@ -166,7 +166,7 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         ("data=text data.path=one.txt", "one.txt"),
         ("data=text data.path=missing.txt", "missing.txt"),
         ("model.dropout=2 recipe.gradient_clip=[[1,1]]", "model.dropout=2"),
-        ("optimizer.lr=-1.0", "learning rate: -1.0"),
+        ("optimizer.lr=-1.0", "optimizer: Invalid learning rate: -1.0"),
         ("trainer.precision=17", "17"),
         ("seed=-1 threads=abc", "seed=-1: must be a whole number from 0"),
         ("trainer.devices=2", "trainer.devices=2"),
