@@ -14,7 +14,7 @@ DEFINITION = (
     "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early "
     "stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
     "minus that without it, with its 95 % interval (Welch); below zero the change helps. n is the "
-    "number of seeds."
+    "number of seeds. The original shuffles its batches as it is."
 )
 
 
