@@ -22,9 +22,9 @@ def make_run(
     name = ",".join([experiment, *(f"{key}={choices[key]}" for key in sorted(choices))])
     result = {
         "status": "done", "experiment": experiment, "seed": seed, "best_val_loss": val,
-        "test_loss": test, "test_oracle_loss": ORACLE, "oracle_loss": ORACLE, "parameters": 200_000,
-        "corpus": "quality500", "state_bytes": 512, "name": f"{model} L2", "threads": 1,
-        "config_hash": f"{name} {seed}", "epochs": 40, "best_epoch": 40 if val == 1.9 else 12,
+        "test_loss": test, "test_oracle_loss": test and ORACLE, "oracle_loss": ORACLE,
+        "parameters": 200_000, "corpus": "quality500", "state_bytes": 512, "name": f"{model} L2",
+        "threads": 1, "config_hash": f"{name} {seed}", "epochs": 40, "best_epoch": 40 if val == 1.9 else 12,
     }  # fmt: skip
     return Run(f"runs/{name}/seed={seed}", result)
 
@@ -85,6 +85,22 @@ def test_a_trial_that_diverged_counts_as_the_worst() -> None:
     (gru,) = contestants(runs)
     assert gru.best_trial == "t01"
     assert gru.expected_best == [math.inf, 1.7]
+
+
+def test_a_final_that_diverged_is_counted_and_has_no_gap() -> None:
+    diverged = make_run("lstm", "200k", 9, math.inf, 1.0, trial="t01")
+    diverged.result.update({"status": "diverged", "best_val_loss": None, "test_loss": None})
+    _, lstm = contestants([diverged, *RUNS])
+    assert lstm.best_trial == "t01"
+    assert lstm.num_diverged("seeds") == 1
+    assert lstm.gaps("seeds").keys() == {"2", "3", "4"}
+
+
+def test_a_run_under_a_name_of_its_own_is_none_of_it() -> None:
+    named = make_run("context", "200k", 1, 1.0, None, trial="t01")
+    named = Run(named.place.replace("fair_", "mine,fair_"), named.result)
+    other_seed = make_run("context", "200k", 2, 1.0, None, trial="t01")
+    assert contestants([named, other_seed, *RUNS]) == contestants(RUNS)
 
 
 def test_other_runs_of_the_same_experiments_are_none_of_it() -> None:

@@ -11,8 +11,9 @@ from importlib.resources import files
 from itertools import pairwise
 
 from newllm.analysis.gathering import Run, is_of
+from newllm.analysis.pairing import Sides, compare_sides, start_alike
 from newllm.analysis.spikes import BUMP, find_spikes
-from newllm.analysis.statistics import Comparison, compare, mean_interval, plan, verdicts
+from newllm.analysis.statistics import mean_interval, plan, verdicts
 
 NOT_RUN = "not run"
 
@@ -80,7 +81,7 @@ def _context_norm(run: Run) -> float | None:
 
 # What a run is measured by; None where it lacks what that takes.
 METRICS: Mapping[str, Callable[[Run], float | None]] = {
-    "loss": lambda run: run.result.get("best_val_loss"),
+    "loss": lambda run: run.result.get(plan().metric),
     "spike": _spike,
     "spike without <UNK>": _known_spike,
     "context norm": _context_norm,
@@ -97,6 +98,11 @@ def _ends_at_its_best(run: Run) -> bool:
     return losses[-1] <= min(losses) + plan().smallest_effects["loss"]
 
 
+def _has_no_spike(run: Run) -> bool | None:
+    """None if nobody looked."""
+    return run.largest_spike("val_by_step") is None if run.looks else None
+
+
 def _heals(run: Run) -> bool | None:
     """Whether its largest spike does; None without one."""
     spike = run.largest_spike("val_by_step")
@@ -107,7 +113,7 @@ def _heals(run: Run) -> bool | None:
 PROPERTIES: Mapping[str, Callable[[Run], bool | None]] = {
     "falls in every epoch": _falls,
     "ends at its best": _ends_at_its_best,
-    "has no spike": lambda run: run.largest_spike("val_by_step") is None,
+    "has no spike": _has_no_spike,
     "spikes heal": _heals,
     "state is one context": lambda run: run.result.get("state_bytes") == 4 * 512,
 }
@@ -147,7 +153,7 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
             judgements.append(_judge_property(claim, runs))
         elif claim in sides:
             verdict = BY_OUTCOME[claim.claimed].get(outcomes[claim], "undecided")
-            judgements.append(Judgement(claim, verdict, sides[claim].numbers))
+            judgements.append(Judgement(claim, verdict, _numbers(sides[claim])))
         else:
             judgements.append(Judgement(claim, NOT_RUN, ""))
     return judgements
@@ -162,45 +168,24 @@ def _runs_of(experiment: str, runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.is_done and is_of(run, experiment)]
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """The two groups of values of a comparison."""
-
-    first: list[float]
-    second: list[float]
-    is_paired: bool
-    comparison: Comparison
-
-    @property
-    def numbers(self) -> str:
-        interval = self.comparison.interval
-        pairs = " pairs" if self.is_paired else ""
-        return (
-            f"{mean_interval(self.first).mean:.3f} (n={len(self.first)}) against "
-            f"{mean_interval(self.second).mean:.3f} (n={len(self.second)}{pairs}): "
-            f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-        )
-
-
-def _sides(claim: Claim, runs: Sequence[Run]) -> _Sides | None:
-    """What a comparison compares.
-
-    Seed by seed where both sides start from the same weights, corpus by corpus where those differ.
-    """
+def _sides(claim: Claim, runs: Sequence[Run]) -> Sides | None:
+    """What a comparison compares: seed by seed where both sides start alike, corpus by corpus."""
     find = _redrawn if claim.over == "corpora" else _runs_of
     first_runs, second_runs = (find(name, runs) for name in (claim.first, claim.second))
     first = _by_seed(first_runs, claim.metric, claim.over)
     second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
-    if claim.over == "corpora":  # what was drawn for both
-        shared = first.keys() & second.keys()
-        first, second = ({seed: side[seed] for seed in shared} for side in (first, second))
-    belong_together = claim.over == "corpora" or _start_alike(first_runs + second_runs)
-    is_paired = first.keys() == second.keys() and belong_together
-    if min(len(first), len(second)) < 2:
-        return None
-    values = [first[seed] for seed in sorted(first)], [second[seed] for seed in sorted(second)]
-    comparison = compare(*values, plan().smallest_effects[_kind(claim)], is_paired)
-    return _Sides(*values, is_paired, comparison)
+    belong_together = claim.over == "corpora" or start_alike(first_runs + second_runs)
+    return compare_sides(first, second, plan().smallest_effects[_kind(claim)], belong_together)
+
+
+def _numbers(sides: Sides) -> str:
+    interval = sides.comparison.interval
+    pairs = " pairs" if sides.is_paired else ""
+    return (
+        f"{mean_interval(sides.first).mean:.3f} (n={len(sides.first)}) against "
+        f"{mean_interval(sides.second).mean:.3f} (n={len(sides.second)}{pairs}): "
+        f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    )
 
 
 def _redrawn(experiment: str, runs: Sequence[Run]) -> list[Run]:
@@ -225,12 +210,6 @@ def _by_seed(runs: Sequence[Run], metric: str, over: str) -> dict[int, float]:
         for run in runs
     }
     return {seed: value for seed, value in values.items() if value is not None}
-
-
-def _start_alike(runs: Sequence[Run]) -> bool:
-    """Whether runs of one seed have the same weights and batches at first."""
-    kinds = {(run.result.get("parameters"), run.result.get("data_sha256")) for run in runs}
-    return len(kinds) == 1
 
 
 def _judge_property(claim: Claim, runs: Sequence[Run]) -> Judgement:

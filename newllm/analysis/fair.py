@@ -28,6 +28,7 @@ SIZES = {
     "700k": "0.7 million parameters",
     "state": "0.2 million parameters and a state of 512 bytes",
 }
+SEARCH_SEED = 1  # of all trials
 # What a best trial is run again for.
 SETTINGS = {
     "seeds": "other seeds",
@@ -90,11 +91,16 @@ class Contestant:
         return expected_best(list(self.losses.values()))
 
     def gaps(self, setting: str) -> dict[str, float]:
-        """Test losses above the grammar's, by seed."""
+        """Test losses above the grammar's, by seed, of the runs that did not diverge."""
         return {
             seed: run.result["test_loss"] - run.result["test_oracle_loss"]
             for seed, run in self.finals.get(setting, {}).items()
+            if run.is_done
         }
+
+    def num_diverged(self, setting: str) -> int:
+        """How many runs have no gap."""
+        return sum(not run.is_done for run in self.finals.get(setting, {}).values())
 
     def gap(self, setting: str) -> Interval | None:
         """Their mean."""
@@ -123,8 +129,8 @@ def purpose(run: Run) -> str | None:
     choices = run.choices
     if not is_fair or run.status not in ENDS or choices.pop("trial", None) is None:
         return None
-    if run.result.get("test_loss") is None:  # a search leaves the test split alone
-        return None if choices else "trial"
+    if run.result.get("test_oracle_loss") is None:  # a search leaves the test split alone
+        return "trial" if not choices and run.result["seed"] == SEARCH_SEED else None
     if choices.keys() == {"data.seed"}:
         return "corpora"
     return next((setting for setting, chosen in CHOICES.items() if choices == chosen), None)

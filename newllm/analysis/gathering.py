@@ -54,9 +54,13 @@ class Run:
 
     @property
     def choices(self) -> dict[str, str]:
-        """What was chosen beside the experiment and the seed, by the name of a sweep's folder."""
-        words = Path(self.place).parent.name.split(",")
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        """What was chosen beside the experiment and the seed, by the name of a sweep's folder.
+
+        A name of the run's own is a choice too. Outside of sweeps the folder's is one.
+        """
+        words = Path(self.place).absolute().parent.name.split(",")
+        pairs = [word.partition("=") for word in words if word != self.result.get("experiment")]
+        return {key if equals else "name": value or key for key, equals, value in pairs}
 
     def largest_spike(self, curve: str) -> dict[str, Any] | None:
         """The spike of the largest ratio in `val_by_step` or `val_by_epoch`, if there is any."""
@@ -85,11 +89,11 @@ def _read_table(path: Path) -> Rows:
 
 
 def gather(paths: Iterable[Path]) -> list[Run]:
-    """All runs in or below some folders and packed files, each once.
+    """All runs in or below some folders and packed files, those of a sweep once.
 
-    Of runs with the same configuration (their seed is part of it), and of those of one seed of an
-    experiment, be they of another version, the first that is done counts.
-    What was moved aside (in folders that start with `_`) is left out.
+    Of one seed of an experiment as it stands, be it of another version, and of other runs with
+    the same configuration (their seed is part of it), the first that is done counts. What was
+    moved aside (in folders that start with `_`) is left out.
 
     Raises:
         ValueError: a path holds no run.
@@ -103,7 +107,7 @@ def gather(paths: Iterable[Path]) -> list[Run]:
             raise ValueError(f"{path}: holds no run; lacks result.json")
         runs += found
     unique: dict[str, Run] = {}
-    for run in sorted(runs, key=lambda run: (not run.is_done, not _is_of_series(run))):
+    for run in sorted(runs, key=lambda run: not run.is_done):
         unique.setdefault(_identity(run), run)
     return [run for run in runs if unique[_identity(run)] is run]
 
@@ -176,5 +180,4 @@ def is_of(run: Run, experiment: str) -> bool:
 
     Sweeps name the folder of a run by all choices, so that only their runs can be known to be.
     """
-    named = Path(run.place).absolute().parent.name == experiment
-    return run.result.get("experiment") == experiment and named
+    return run.result.get("experiment") == experiment and not run.choices

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from newllm.analysis.gathering import Run, is_of
-from newllm.analysis.statistics import Interval, compare, mean_interval, plan
+from newllm.analysis.pairing import compare_sides, start_alike
+from newllm.analysis.statistics import Interval, mean_interval, plan
 
 ORIGINAL, MODERN = "ladder_original", "modern"
 RUNGS = {
@@ -40,11 +41,10 @@ class Rung:
 
 def climb(runs: Sequence[Run]) -> list[Rung]:
     """All rungs."""
-    original, modern = _losses(ORIGINAL, runs), _losses(MODERN, runs)
+    original, modern = _runs_of(ORIGINAL, runs), _runs_of(MODERN, runs)
     rungs = []
     for name in RUNGS:
-        added = _losses(f"ladder_add_{name}", runs)
-        removed = _losses(f"ladder_remove_{name}", runs)
+        added, removed = (_runs_of(f"ladder_{what}_{name}", runs) for what in ("add", "remove"))
         rungs.append(
             Rung(
                 name,
@@ -59,18 +59,26 @@ def climb(runs: Sequence[Run]) -> list[Rung]:
 
 def ends(runs: Sequence[Run]) -> tuple[Interval | None, Interval | None]:
     """The original and the modern recipe themselves."""
-    return _mean(_losses(ORIGINAL, runs)), _mean(_losses(MODERN, runs))
+    return _mean(_runs_of(ORIGINAL, runs)), _mean(_runs_of(MODERN, runs))
 
 
-def _losses(experiment: str, runs: Sequence[Run]) -> list[float]:
-    return [run.result["best_val_loss"] for run in runs if run.is_done and is_of(run, experiment)]
+def _runs_of(experiment: str, runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.is_done and is_of(run, experiment)]
 
 
-def _mean(losses: Sequence[float]) -> Interval | None:
-    return mean_interval(losses) if losses else None
+def _losses(runs: Sequence[Run]) -> dict[int, float]:
+    return {run.result["seed"]: run.result[plan().metric] for run in runs}
 
 
-def _effect(with_change: Sequence[float], without: Sequence[float]) -> Interval | None:
-    if min(len(with_change), len(without)) < 2:
-        return None
-    return compare(with_change, without, plan().smallest_effects["loss"]).interval
+def _mean(runs: Sequence[Run]) -> Interval | None:
+    return mean_interval(list(_losses(runs).values())) if runs else None
+
+
+def _effect(with_change: Sequence[Run], without: Sequence[Run]) -> Interval | None:
+    sides = compare_sides(
+        _losses(with_change),
+        _losses(without),
+        plan().smallest_effects["loss"],
+        start_alike([*with_change, *without]),
+    )
+    return sides.comparison.interval if sides else None

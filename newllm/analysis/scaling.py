@@ -65,7 +65,10 @@ def points(runs: Sequence[Run]) -> list[Point]:
 
 
 def point_of(run: Run) -> Point | None:
-    """What a run says of scaling; None if it is no run of these sweeps, or was not tested."""
+    """What a run says of scaling; None if it is no run of these sweeps, or was not tested.
+
+    Nor does one that is no worse than the grammar: such a gap has no logarithm.
+    """
     name, _, sentences = str(run.result.get("experiment")).partition("_")
     test_loss, oracle = (run.result.get(key) for key in ("test_loss", "test_oracle_loss"))
     is_one = name == "scaling" and run.choices.keys() == {"budget.parameters", "model.context_dim"}

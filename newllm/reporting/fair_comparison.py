@@ -14,19 +14,20 @@ from newllm.reporting.numbers import number, signed, with_count
 DEFINITION = (
     "At equal parameters every model gets the same {trials} trials, drawn at random and committed "
     "before any was run: layers, learning rate, weight decay and three dropouts; epochs (40), "
-    "batches, schedule and initialisation are those of the modern recipe, which was made for the "
-    "context model. The best trial by validation loss is trained anew and tested: with five other "
-    "seeds; at 0.2 million parameters on five redrawn corpora, and for 120 epochs, since some "
-    "models are still at their best in the last one; at 0.7 million on 10,000 sentences instead of "
-    "400, for 8 epochs. A gap is a test loss above that of the grammar on the same "
-    "sentences, in nats per token: mean and 95 % interval, given that trial. State: what a "
-    "sequence's memory takes after 32 tokens (float32)."
+    "batches and schedule are those of the modern recipe, which was made for the context model; so"
+    " is the initialisation, but for the recurrent layers of LSTM, GRU and Elman. The best trial "
+    "by validation loss is trained anew and tested: with five other seeds; at 0.2 million "
+    "parameters on five redrawn corpora, and for 120 epochs, since some models are still at their "
+    "best in the last one; at 0.7 million on 10,000 sentences instead of 400, for 8 epochs. A gap "
+    "is a test loss above that of the grammar on the same sentences, in nats per token: mean and "
+    "95 % interval, given that trial. State: what a sequence's memory takes after 32 tokens "
+    "(float32)."
 )
 DEFINITION_OF_DIFFERENCES = (
     "The context model's gap minus the other model's, in pairs of the same seed (which see the "
     "same batches) or the same corpus, with 95 % intervals; below zero the context model is "
-    "better. Student's test of the pairs and the equivalence test of the claims, Holm's correction "
-    "over the whole table; certainly less than 0.05 nats is no effect."
+    "better. Student's test of the pairs and the equivalence test of the claims, Holm's correction"
+    " over the whole table; certainly less than 0.05 nats is no effect."
 )
 CAPTION = (
     "Left: what a search of so many of the trials finds on average. Right: gap of the best trial "
@@ -81,8 +82,14 @@ def _row(contestant: Contestant, settings: Sequence[str], _: Translate) -> list[
         trial,
         number(contestant.losses[trial]),
         f"{contestant.num_unfinished} / {len(contestant.trials)}",
-        *(with_count(contestant.gap(name)) for name in settings),
+        *(_gap(contestant, name, _) for name in settings),
     ]
+
+
+def _gap(contestant: Contestant, setting: str, _: Translate) -> str:
+    """The mean over the runs that did not diverge, and how many did."""
+    diverged = contestant.num_diverged(setting)
+    return with_count(contestant.gap(setting)) + (f", {diverged} {_('diverged')}" * bool(diverged))
 
 
 def _differences_table(document: Document, found: Sequence[Contestant], _: Translate) -> None:
