@@ -63,7 +63,7 @@ class Budget:
     ) -> dict[str, int]:
         if not widths:
             key = "widths" if what == "parameters" else "state_widths"
-            example = f"budget.{key}={{hidden_dim:1}}"
+            example = f"+budget.{key}.hidden_dim=1"
             raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
 
         def sizes(width: int) -> dict[str, int]:

@@ -14,20 +14,19 @@ from newllm.reporting.numbers import number, signed, with_count
 DEFINITION = (
     "At equal parameters every model gets the same {trials} trials, drawn at random and committed "
     "before any was run: layers, learning rate, weight decay and three dropouts; epochs (40), "
-    "batches and schedule are those of the modern recipe, which was made for the context model; so"
-    " is the initialisation, but for the recurrent layers of LSTM, GRU and Elman. The best trial "
-    "by validation loss is trained anew and tested: with five other seeds; at 0.2 million "
-    "parameters on five redrawn corpora, and for 120 epochs, since some models are still at their "
-    "best in the last one; at 0.7 million on 10,000 sentences instead of 400, for 8 epochs. A gap "
-    "is a test loss above that of the grammar on the same sentences, in nats per token: mean and "
-    "95 % interval, given that trial. State: what a sequence's memory takes after 32 tokens "
-    "(float32)."
+    "batches and schedule are those of the modern recipe, which was made for the context model; so "
+    "is the initialisation, but for the recurrent layers of LSTM, GRU and Elman. The best trial by "
+    "validation loss is trained anew and tested: with five other seeds; at 0.2 million parameters "
+    "on five redrawn corpora, and for 120 epochs, since some models are still at their best in the "
+    "last one; at 0.7 million on 10,000 sentences instead of 400, for 8 epochs. A gap is a test "
+    "loss above that of the grammar on the same sentences, in nats per token: mean and 95 % "
+    "interval, given that trial. State: what a sequence's memory takes after 32 tokens (float32)."
 )
 DEFINITION_OF_DIFFERENCES = (
     "The context model's gap minus the other model's, in pairs of the same seed (which see the "
     "same batches) or the same corpus, with 95 % intervals; below zero the context model is "
-    "better. Student's test of the pairs and the equivalence test of the claims, Holm's correction"
-    " over the whole table; certainly less than 0.05 nats is no effect."
+    "better. Student's test of the pairs and the equivalence test of the claims, Holm's correction "
+    "over the whole table; certainly less than 0.05 nats is no effect."
 )
 CAPTION = (
     "Left: what a search of so many of the trials finds on average. Right: gap of the best trial "

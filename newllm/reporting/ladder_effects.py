@@ -11,11 +11,11 @@ from newllm.reporting.language import Translate
 from newllm.reporting.numbers import signed, with_count
 
 DEFINITION = (
-    "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early"
-    " stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
-    "minus that without it, with its 95 % interval, in pairs of one seed where model and sentences"
-    " have the same size (else Welch's); below zero the change helps. n is the number of seeds. "
-    "The original shuffles its batches as it is."
+    "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early "
+    "stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
+    "minus that without it, with its 95 % interval, in pairs of one seed where model and sentences "
+    "have the same size (else Welch's); below zero the change helps. n is the number of seeds. The "
+    "original shuffles its batches as it is."
 )
 
 

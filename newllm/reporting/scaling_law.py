@@ -17,8 +17,8 @@ DEFINITION = (
     "point. Epochs, batches, dropout, learning rate and weight decay go with N, from those of the "
     "modern recipe at 400 sentences to those of modern_12500 at 10,000. The law, a (N/400)^-alpha "
     "+ b (H/16)^-beta + c (C/16)^-gamma, is fitted to the logarithms of {number} gaps; runs "
-    "scatter and the law misses them by a factor of {spread}, at most {worst}. Intervals are 95 %,"
-    " by a bootstrap over the models."
+    "scatter and the law misses them by a factor of {spread}, at most {worst}. Intervals are 95 %, "
+    "by a bootstrap over the models."
 )
 PREDICTION = (
     "For the largest point (N = {sentences}, P = {parameters}, C = {context}), which is not among "

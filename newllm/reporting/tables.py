@@ -34,8 +34,8 @@ DEFINITION_OF_PERSPECTIVE = (
     "published one is a mean over batches of 16 sentences, on sentences of the original's grammar."
 )
 DEFINITION_OF_CLAIMS = (
-    "Line: of the published summary. Differences are first minus second, with 95 % intervals, each"
-    " on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
+    "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
+    "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
     "{spike} of a spike's ratio, is no effect), with Holm's correction over all comparisons of a "
     "kind. n is the number of seeds, or of corpora, pairs where runs of one seed start alike or "
     "read the same corpus."
