@@ -86,7 +86,7 @@ def test_points_are_read_from_runs() -> None:
         "test_loss": 1.61, "test_oracle_loss": 1.51,
         "sizes": {"hidden_dim": 96, "context_dim": 160},
     }  # fmt: skip
-    place = "runs/scaling_2000,budget.parameters=140000,model.context_dim=160/seed=1"
+    place = "runs/scaling_2000,model.context_dim=160,scale=140k/seed=1"
     others = [
         Run(place, result | {"status": "failed"}),
         Run(place, result | {"experiment": "modern"}),
@@ -94,7 +94,7 @@ def test_points_are_read_from_runs() -> None:
         Run(place, result | {"test_oracle_loss": None}),
         Run(place, result | {"test_loss": 1.5}),  # no logarithm
         Run("runs/scaling_2000/seed=1", result),
-        Run(place.replace("=160", "=160,trainer=smoke"), result),
+        Run(place.replace("=140k", "=140k,trainer=smoke"), result),
     ]
     (point,) = points([Run(place, result), *others])
     assert replace(point, gap=0.0) == Point(2000, 140_160, 96, 160, 0.0)
@@ -116,17 +116,21 @@ def test_best_contexts() -> None:
 
 def test_the_sweep_is_the_grid(compose_config: Compose, tmp_path: Path) -> None:
     node = OmegaConf.load(conf_directory() / "sweep" / "scaling.yaml").hydra.sweeper.params
-    swept = [
-        [int(word.rpartition("_")[2]) for word in node[key].split(",")]
-        for key in ("experiment", "budget.parameters", "model.context_dim")
+    parameters = [
+        OmegaConf.load(conf_directory() / "scale" / f"{name}.yaml").budget.parameters
+        for name in node.scale.split(",")
     ]
-    assert list(itertools.product(*swept)) == GRID
+    sentences, contexts = (
+        [int(word.rpartition("_")[2]) for word in node[key].split(",")]
+        for key in ("experiment", "model.context_dim")
+    )
+    assert list(itertools.product(sentences, parameters, contexts)) == GRID
     for number in SENTENCES:
         config = compose_config(f"experiment=scaling_{number}")
         assert config.data.train_sentences == number
     largest = OmegaConf.load(conf_directory() / "sweep" / "scaling_largest.yaml")
     chosen = largest.hydra.sweeper.params
-    keys = ("experiment", "budget.parameters", "model.context_dim")
+    keys = ("experiment", "scale", "model.context_dim")
     config = compose_config(*(f"{key}={chosen[key]}" for key in keys))
     build = partial(instantiate, config.model, vocabulary_size=256)
     sizes = instantiate(config.budget).sizes(build)
@@ -144,7 +148,7 @@ def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
     ]
     runs = [
         Run(
-            f"{number}/scaling_{p.sentences},budget.parameters=1,model.context_dim=1/seed=1",
+            f"{number}/scaling_{p.sentences},model.context_dim=1,scale=1/seed=1",
             {
                 "status": "done", "experiment": f"scaling_{p.sentences}", "seed": 1, "threads": 1,
                 "parameters": p.parameters, "test_loss": 1.5 + p.gap, "test_oracle_loss": 1.5,

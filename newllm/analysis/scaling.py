@@ -71,7 +71,7 @@ def point_of(run: Run) -> Point | None:
     """
     name, _, sentences = str(run.result.get("experiment")).partition("_")
     test_loss, oracle = (run.result.get(key) for key in ("test_loss", "test_oracle_loss"))
-    is_one = name == "scaling" and run.choices.keys() == {"budget.parameters", "model.context_dim"}
+    is_one = name == "scaling" and run.choices.keys() == {"scale", "model.context_dim"}
     if not (is_one and run.is_done) or test_loss is None or oracle is None or test_loss <= oracle:
         return None
     sizes = run.result["sizes"]
