@@ -2,13 +2,15 @@
 
 The first stage is a sweep like any other, over experiments and their trials. Then the best job of
 each experiment (by validation loss, which is what a job returns) is run again as the `then` entries
-say: with other seeds, on other data, on the test split.
+say: with other seeds, on other data, on the test split. Where a trial failed, which might have been
+the best, its experiment waits until the same command has done it.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import chain
@@ -102,14 +104,23 @@ class Search(BasicSweeper):
                 yield self._expand({**overrides, **chosen})
 
     def _best(self, trials: Sequence[JobReturn]) -> dict[str, dict[str, str]]:
-        """The overrides of the best job of each experiment; none where all have failed."""
+        """The overrides of each experiment's best job; none where one failed or all diverged."""
         best: dict[str, tuple[float, dict[str, str]]] = {}
+        failed: Counter[str] = Counter()
         for trial in trials:
             assert trial.overrides is not None
             overrides = dict(line.split("=", 1) for line in trial.overrides)
-            loss = float(trial.return_value)
-            if loss < best.get(overrides["experiment"], (math.inf, {}))[0]:
-                best[overrides["experiment"]] = loss, overrides
+            experiment, loss = overrides["experiment"], float(trial.return_value)
+            failed[experiment] += math.isnan(loss)
+            if loss < best.get(experiment, (math.inf, {}))[0]:
+                best[experiment] = loss, overrides
+        for experiment, number in (+failed).items():
+            best.pop(experiment, None)
+            print(
+                f"{experiment}: {number} of its trials failed, so there is no best one yet; "
+                "mend that and give the same command again",
+                file=sys.stderr,
+            )
         return {experiment: overrides for experiment, (_loss, overrides) in best.items()}
 
     def _expand(self, overrides: Mapping[str, str]) -> list[list[str]]:

@@ -118,6 +118,12 @@ class RunDirectory:
         write_text(self.result_file, json.dumps(self._result, indent=2) + "\n")
         return dict(self._result)
 
+    def forget_failure(self) -> None:
+        """A failed run that is tried again counts as interrupted: a new reason is its own."""
+        if self.status == "failed":
+            self._result.pop("error", None)
+            self.record(status="interrupted")
+
     def write_config(self, config: DictConfig) -> None:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 

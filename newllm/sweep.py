@@ -25,7 +25,9 @@ from newllm.team import Team
 
 
 def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
-    """Run all jobs; returns the best validation loss of each, infinite where one did not end well.
+    """Run all jobs; returns the best validation loss of each.
+
+    It is infinite where a job diverged, as it would again, and no number where one failed.
 
     Raises:
         SystemExit: a job cannot be composed, or its folder holds another run; none was started.
@@ -54,12 +56,15 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
     _print_table(jobs, outcomes, top)
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on")
-    ended_well = [outcomes[job].status in ("skipped", "done") for job in jobs]
-    if not all(ended_well):
+    if any(outcome.status not in ("skipped", "done") for outcome in outcomes.values()):
         failed.append(top)
-    return [
-        outcomes[job].loss if well else math.inf for job, well in zip(jobs, ended_well, strict=True)
-    ]
+    return [_loss(outcomes[job]) for job in jobs]
+
+
+def _loss(outcome: Outcome) -> float:
+    if outcome.status in ("skipped", "done"):
+        return outcome.loss
+    return math.inf if outcome.status == "diverged" else math.nan
 
 
 failed: list[Path] = []  # sweeps and jobs of this process that did not end well

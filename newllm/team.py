@@ -132,6 +132,7 @@ def work(content: str, folder: Path, experiment: str | None, threads: int) -> No
     quiet_lightning()
     config = OmegaConf.create(content)
     assert isinstance(config, DictConfig)
+    _forget_failure(folder)
     try:
         _, reason = attempt(config, folder, experiment, goes_on=True)
     except KeyboardInterrupt as error:
@@ -163,6 +164,14 @@ def _record_end(job: Job, exit_code: int) -> None:
     if exit_code < 0:
         reason = f"killed by {signal.Signals(-exit_code).name}"
     _record_failure(job.folder, reason, seed=job.config.seed, experiment=job.experiment)
+
+
+def _forget_failure(folder: Path) -> None:
+    """Before the first step that can fail anew, so that no old reason is taken for the new one."""
+    with contextlib.suppress(RunConflict):
+        run = RunDirectory(folder, goes_on=True)
+        run.forget_failure()
+        run.release()
 
 
 def _record_failure(folder: Path, reason: str, **fields: Any) -> None:

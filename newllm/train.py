@@ -119,12 +119,16 @@ def attempt(
     """Train, and put what a user can mend into a line.
 
     Returns:
-        The best validation loss, or infinity and the reason of the failure, which is printed too.
+        The best validation loss and None; else infinity for a run that diverged, no number for one
+        that failed, and the reason, which is printed too.
     """
+    loss = math.nan
     try:
         result = train(config, folder, experiment_name, goes_on)
         return float(result.get("best_val_loss", math.nan)), None
-    except (ConfigFault, Diverged, RunConflict) as error:
+    except Diverged as error:
+        loss, reason = math.inf, str(error)
+    except (ConfigFault, RunConflict) as error:
         reason = str(error)
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
@@ -137,7 +141,7 @@ def attempt(
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()  # that of the day, if nothing else is in it
     print(reason, file=sys.stderr)
-    return math.inf, reason
+    return loss, reason
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
@@ -153,7 +157,7 @@ def run_job(config: DictConfig) -> float:
     if faults := composed_faults(config, hydra_config.overrides.task):
         print("\n".join(faults), file=sys.stderr)
         failed.append(folder)
-        return math.inf
+        return math.nan
     if in_sweep and not config.plan and has_ended(folder, config):
         result = read_result(folder)
         return float(result["best_val_loss"]) if result["status"] == "done" else math.inf

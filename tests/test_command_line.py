@@ -69,6 +69,26 @@ FAULTY = {
         "callbacks.early_stopping.patience: stands at countermeasures.early_stopping.patience; "
         "set it there"
     ],
+    "model.hidden_dim=null recipe.max_epochs=null": [
+        "model.hidden_dim=null: must be a whole number, like the default 512",
+        "recipe.max_epochs=null: must be a whole number, like the default 50",
+    ],
+    "recipe=modern recipe.initialization=null": [
+        "recipe.initialization=null: must be a mapping, like the default "
+        "{_target_,_partial_,embedding_std,output_gain}"
+    ],
+    "budget.step=8": [
+        "budget.step=8: nothing follows from it without budget.parameters or budget.state_bytes; "
+        "set one or drop it"
+    ],
+    "budget.parameters=100000 +budget.state_widths.context_dim=1": [
+        "budget.state_widths.context_dim=1: nothing follows from it without budget.state_bytes; "
+        "set one or drop it"
+    ],
+    "experiment=isolated_few_steps callbacks=none": [
+        "callbacks.steps.every_n_steps: callbacks has no steps that would read it; "
+        "choose another callbacks"
+    ],
     "data.seed=abc model.context_clip=true": [
         "model.context_clip=True: must be a number",
         "data.seed=abc: must be a whole number",
@@ -127,6 +147,9 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "sweep=phase1 seed=1,2",
         "recipe.gradient_clip=[]",
         "name=2026",
+        "recipe.output_classes=null data.train_sentences=null",
+        "experiment=scaling_400 budget.parameters=null",
+        "recipe=modern schedule=null callbacks.samples=null",
     ],
 )
 def test_good_command_lines_have_no_faults(line: str) -> None:

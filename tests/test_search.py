@@ -106,7 +106,7 @@ def test_a_trial_that_diverged_is_none_of_the_best(
 ) -> None:
     config = compose_config("data=tiny30")
     jobs = [Job(config, (), None, tmp_path / name) for name in ("good", "bad")]
-    results = {"good": ("done", 1.9), "bad": ("diverged", 1.7)}  # it had been better before
+    results = {"good": ("done", 1.9), "bad": ("diverged", 1.7)}  # the latter was better before
     for job in jobs:
         status, loss = results[job.folder.name]
         result = {"status": status, "best_val_loss": loss, "config_hash": config_hash(config)}
@@ -114,6 +114,27 @@ def test_a_trial_that_diverged_is_none_of_the_best(
         (job.folder / "result.json").write_text(json.dumps(result))
     monkeypatch.setattr("newllm.sweep.failed", [])
     assert sweep(jobs, tmp_path) == [1.9, math.inf]
+
+
+def test_an_experiment_waits_for_a_trial_that_failed(command: Command, tmp_path: Path) -> None:
+    shared = [f"experiment={SEARCH[2].split(',')[1]}", *SEARCH[3:6]]
+    folder = tmp_path / "outputs" / "runs" / run_folder([*shared, "trial=t03"], 1)
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").write_text("a file in the way of a folder")
+    done = command(*SEARCH, "trial=t01,t03")
+    assert done.returncode == 1
+    assert "fair_elman_700k: 1 of its trials failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    results = [json.loads(file.read_text()) for file in tmp_path.rglob("result.json")]
+    went_on = {result["experiment"] for result in results if result["seed"] != 1}
+    assert went_on == {"fair_lstm_200k"}
+    # Mended, the same command does what is missing.
+    (folder / "checkpoints").unlink()
+    done = command(*SEARCH, "trial=t01,t03")
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(file.read_text()) for file in tmp_path.rglob("result.json")]
+    assert len(results) == 9
+    assert [(result["status"], result.get("error")) for result in results] == [("done", None)] * 9
 
 
 def test_a_plan_of_a_search_says_that_more_follows(command: Command) -> None:

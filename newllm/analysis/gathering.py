@@ -62,6 +62,10 @@ class Run:
         pairs = [word.partition("=") for word in words if word != self.result.get("experiment")]
         return {key if equals else "name": value or key for key, equals, value in pairs}
 
+    def was_watched(self, curve: str) -> bool:
+        """Whether there are losses, `val_by_step` or `val_by_epoch`, for a spike to show in."""
+        return bool(self.looks if curve == "val_by_step" else self.epochs)
+
     def largest_spike(self, curve: str) -> dict[str, Any] | None:
         """The spike of the largest ratio in `val_by_step` or `val_by_epoch`, if there is any."""
         found = (self.result.get("spikes") or {}).get(curve) or []

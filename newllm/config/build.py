@@ -112,9 +112,7 @@ def _argument_faults(node: DictConfig, name: str, target: Any) -> Iterator[str]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = [key for key in parameters if key not in ("self", "args")]
-    constructor = target.__init__ if inspect.isclass(target) else target
-    own = str(target.__module__).startswith("newllm.")
-    hints = get_type_hints(constructor) if own else {}
+    hints = _hints(target)
     for key in node:
         place = ".".join(filter(None, (name, str(key))))
         if key not in known and not str(key).startswith("_"):
@@ -125,6 +123,21 @@ def _argument_faults(node: DictConfig, name: str, target: Any) -> Iterator[str]:
         elif key in hints and not _fits(node[key], hints[key]):
             kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
             yield f"{place}={node[key]}: must be {kinds}"
+
+
+def takes_null(node: DictConfig, key: str) -> bool:
+    """Whether what a node builds is of this project and has an argument that may be None."""
+    path = str(node.get("_target_"))
+    if not path.startswith("newllm.") or list(_call_faults(node, "", ())):
+        return False
+    return NoneType in get_args(_hints(hydra.utils.get_object(path)).get(key))
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """What the arguments of this project's own classes and functions are annotated as."""
+    if not str(target.__module__).startswith("newllm."):
+        return {}
+    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
 
 
 def _kinds(hint: Any) -> list[type]:

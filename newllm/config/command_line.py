@@ -18,9 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import TYPE_NAMES, conf_directory
+from newllm.config.build import TYPE_NAMES, conf_directory, takes_null
 from newllm.config.composed import composed_faults
 
+FILLED_IN = ("model.vocabulary_size",)  # null until the experiment is built
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 
@@ -138,9 +139,36 @@ def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
     elif not item.is_delete():
         default = holder[leaf]
         for value in _values(item):
-            if not _has_type_of(default, value):
+            allows_null = value is None and _may_be_null(config, key)
+            if not (allows_null or _has_type_of(default, value)):
                 wanted = f"{_type_name(default)}, like the default {_shown(default)}"
                 yield f"{key}={_shown(value)}: must be {wanted}"
+
+
+def _may_be_null(config: DictConfig, key: str) -> bool:
+    """Whether a value is of a part that a run may lack, or ends in arguments that may be None."""
+    group, _, name = key.partition(".")
+    if key == "schedule" or (group in ("logger", "callbacks") and "." not in name):
+        return True
+    places = [key, *(place for place, value in _leaves(config) if value == f"${{{key}}}")]
+    holders = [(OmegaConf.select(config, place.rpartition(".")[0]), place) for place in places]
+    ends = [
+        place in FILLED_IN or takes_null(holder, place.rpartition(".")[2])
+        for holder, place in holders
+        if isinstance(holder, DictConfig) and "_target_" in holder
+    ]
+    return bool(ends) and all(ends)
+
+
+def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """All values with their dotted names, unresolved."""
+    waiting = [("", OmegaConf.to_container(config, resolve=False))]
+    while waiting:
+        name, content = waiting.pop()
+        if isinstance(content, dict):
+            waiting += [(f"{name}.{key!s}".lstrip("."), value) for key, value in content.items()]
+        else:
+            yield name, content
 
 
 def _borrowed_from(config: DictConfig, key: str) -> str | None:
@@ -158,7 +186,7 @@ def _suggestion(holder: DictConfig, parent: str, leaf: str) -> str:
     keys = [str(name) for name in holder if not str(name).startswith("_")]
     if close := difflib.get_close_matches(leaf, keys, n=1):
         return f"; did you mean {f'{parent}.{close[0]}'.lstrip('.')}?"
-    return f"; {parent or 'the configuration'} has {', '.join(keys)}"
+    return f"; {parent or 'the configuration'} has {', '.join(keys) or 'no keys'}"
 
 
 def _has_type_of(default: Any, value: Any) -> bool:
@@ -173,7 +201,7 @@ def _has_type_of(default: Any, value: Any) -> bool:
         return not isinstance(value, list | dict | None)
     if isinstance(default, ListConfig):
         return isinstance(value, list)
-    return isinstance(value, dict | None)
+    return isinstance(value, dict)
 
 
 def _type_name(default: Any) -> str:

@@ -24,7 +24,7 @@ SETTINGS = (
     *("trusted_packages", "hydra"),
 )
 # Groups that bundle other choices; what they set is checked instead of their name.
-BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "trial")
+BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "trial", "scale")
 
 
 def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -40,6 +40,8 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
         *_decided_twice(config, overrides),
+        *_idle_budget(config, overrides),
+        *_nothing_to_build(config),
     ]
     for name in BUILT:
         try:
@@ -75,6 +77,29 @@ def _decided_twice(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
         key, _, value = line.lstrip("+~").partition("=")
         if (name := key.removeprefix("model.")) in decided and key != name:
             yield f"{key}={value}: follows from {decided[name]}; drop one of the two"
+
+
+def _idle_budget(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """What was chosen for a budget that is not set."""
+    budget = config.budget
+    readers = {"widths": ["parameters"], "state_widths": ["state_bytes"]}
+    readers["step"] = ["parameters", "state_bytes"]
+    for line in overrides:
+        part, _, key = line.lstrip("+~").partition("=")[0].partition(".")
+        needed = readers.get(key.partition(".")[0], []) if part == "budget" else []
+        if needed and all(budget[name] is None for name in needed):
+            wishes = " or ".join(f"budget.{name}" for name in needed)
+            choice = line.lstrip("+~")
+            yield f"{choice}: nothing follows from it without {wishes}; set one or drop it"
+
+
+def _nothing_to_build(config: DictConfig) -> Iterator[str]:
+    """Settings of loggers and callbacks that were not chosen."""
+    for group in ("logger", "callbacks"):
+        for name, node in config[group].items():
+            if isinstance(node, DictConfig) and "_target_" not in node:
+                keys = ", ".join(f"{group}.{name!s}.{key!s}" for key in node)
+                yield f"{keys}: {group} has no {name} that would read it; choose another {group}"
 
 
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:

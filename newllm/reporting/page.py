@@ -173,7 +173,12 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
         )
     else:
         sentences.append(_("The final result has not been reproduced here."))
-    small = [run for s in summaries for run in s.done if run.result["corpus"] == "tiny30"]
+    small = [
+        run
+        for s in summaries
+        for run in s.done
+        if run.result["corpus"] == "tiny30" and run.was_watched("val_by_step")
+    ]
     onsets = [s["onset"] for run in small if (s := run.largest_spike("val_by_step"))]
     if small and onsets:
         sentences.append(

@@ -54,14 +54,15 @@ def _by_experiment(document: Document, summaries: Sequence[Summary], _: Translat
              "steps to recovery", "share of <UNK> in the rise", "onset (epoch)")  # fmt: skip
     rows = []
     for summary in summaries:
-        if not summary.done:
+        watched = _watched(summary.done)
+        if not watched:
             continue
-        steps = _largest(summary.done, "val_by_step")
+        steps = _largest(watched, "val_by_step")
         epochs = _largest(summary.done, "val_by_epoch")
         rows.append(
             [
                 summary.name,
-                f"{len(steps)}/{len(summary.done)}",
+                f"{len(steps)}/{len(watched)}",
                 _median_and_range([spike["onset"] for spike in steps]),
                 _median_and_range([spike["ratio"] for spike in steps]),
                 _median_and_range([s["duration"] for s in steps if s["duration"] is not None]),
@@ -118,7 +119,7 @@ def _peaks(summary: Summary) -> str:
 
 def _traits(summaries: Sequence[Summary], _: Translate) -> list[tuple[str, str]]:
     """What the runs on 30 sentences say of the four traits that the summary gives its spikes."""
-    runs = [run for s in summaries for run in s.done if run.result["corpus"] == "tiny30"]
+    runs = [run for s in summaries for run in _watched(s.done) if run.result["corpus"] == "tiny30"]
     steps = _largest(runs, "val_by_step")
     epochs = _largest(runs, "val_by_epoch")
     wide = [run for run in runs if run.result["parameters"] > 10e6]
@@ -146,6 +147,11 @@ def _traits(summaries: Sequence[Summary], _: Translate) -> list[tuple[str, str]]
             f"&gt;10M: {len(rises(wide))}/{len(wide)}, x{_median_and_range(rises(wide))}",
         ),
     ]
+
+
+def _watched(runs: Sequence[Run]) -> list[Run]:
+    """Those with looks at the validation loss by step: without any there is no telling."""
+    return [run for run in runs if run.was_watched("val_by_step")]
 
 
 def _largest(runs: Sequence[Run], curve: str) -> list[dict[str, Any]]:

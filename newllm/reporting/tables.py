@@ -121,12 +121,13 @@ def _equal(ours: int | None, reported: int | None, _: Translate) -> str:
 
 
 def _spiked(summary: Summary, curve: str) -> str:
-    """In how many runs, and how high at most, such as `3/5 (2.1x)`."""
-    if not summary.done:
+    """In how many of the runs that were watched, and how high at most, such as `3/5 (2.1x)`."""
+    watched = [run for run in summary.done if run.was_watched(curve)]
+    if not watched:
         return "-"
-    found = [spike for run in summary.done if (spike := run.largest_spike(curve))]
+    found = [spike for run in watched if (spike := run.largest_spike(curve))]
     highest = f" ({max(spike['ratio'] for spike in found):.1f}x)" if found else ""
-    return f"{len(found)}/{len(summary.done)}{highest}"
+    return f"{len(found)}/{len(watched)}{highest}"
 
 
 def claims_table(document: Document, judgements: Sequence[Judgement], _: Translate) -> None:
