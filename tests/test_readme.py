@@ -38,8 +38,8 @@ def test_make_knows_every_target_of_the_readme() -> None:
 def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(f"line {i} of a text" for i in range(50)))
     if line.startswith("-m"):
-        line = "-m model=context,lstm seed=1"
-        small = [*SMALL, "model.embedding_dim=8"]
+        line = line.replace("seed=1,2,3", "seed=1")
+        small = [*SMALL, "model.embedding_dim=8"]  # the only size that all models have
     elif "budget" in line:
         small = SMALL
     else:

@@ -72,10 +72,11 @@ def test_intervals() -> None:
 
 
 def test_runs_are_gathered_once(runs: Path) -> None:
-    copy = make_run(runs / "copies", "phase1_baseline", 1)
+    make_run(runs / "copies", "phase1_baseline", 1)
     found = gather([runs])
-    assert str(copy) not in {run.place for run in found} or len(found) == 6
     assert len(found) == 6
+    known = [(run.result["experiment"], run.result["seed"]) for run in found]
+    assert known.count(("phase1_baseline", 1)) == 1
     assert not any("_replaced" in run.place for run in found)
     with pytest.raises(ValueError, match="does not exist"):
         gather([runs / "nowhere"])
@@ -170,6 +171,33 @@ def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
     assert "not run" not in page
     for words in ("mine", "90.0 %", "no disk &#124; left", "data:image/svg+xml;base64,", "3.2500"):
         assert words in page
+
+
+def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: Path) -> None:
+    for seed in (2, 3):
+        (runs / "phase1_baseline" / f"seed={seed}" / "validation_steps.csv").unlink()
+        result = json.loads((runs / "phase1_baseline" / f"seed={seed}" / "result.json").read_text())
+        result["spikes"]["val_by_step"] = []
+        (runs / "phase1_baseline" / f"seed={seed}" / "result.json").write_text(json.dumps(result))
+    page = write_report(gather([runs]), tmp_path / "page").read_text()
+    assert "1 of 1 runs have a spike" in page
+    assert "1/1 (1.8x)" in page
+    assert "1/3" not in page
+
+
+def test_runs_of_a_study_stand_in_no_other_list(runs: Path, tmp_path: Path) -> None:
+    for experiment in ("isolated_gating", "ladder_add_dropout", "mine"):
+        make_run(runs, experiment, 1)
+    page = write_report(gather([runs]), tmp_path / "page").read_text()
+    others = page.partition("Other runs (2)")[2].partition("</table>")[0]
+    assert "mine" in others
+    assert "modern" in others
+
+
+def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", "ladder_add_dropout", 1)
+    page = write_report(gather([tmp_path / "runs"]), tmp_path / "page").read_text()
+    assert "5.620" in page.partition("more dropout")[2].partition("</tr>")[0]
 
 
 def test_the_committed_page_is_what_the_committed_data_say(tmp_path: Path) -> None:

@@ -71,6 +71,20 @@ def test_jobs_that_diverge_fail_or_are_refused_do_not_end_the_others(
     assert "Traceback" not in done.stderr
 
 
+def test_a_job_that_fails_again_says_why_it_does_now(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("one two\n" * 40)
+    arguments = ("-m", "data=text", "data.path=bad.txt", "data.max_length=1", *TINY_CONTEXT)
+    reasons = []
+    for _ in range(2):
+        assert command("newllm.train", *arguments).returncode == 1
+        (result,) = results(tmp_path / "outputs" / "runs").values()
+        reasons.append(result["error"])
+        (tmp_path / "bad.txt").unlink(missing_ok=True)
+    assert "max_length=1" in reasons[0]
+    assert "bad.txt" in reasons[1]
+    assert "max_length" not in reasons[1]
+
+
 def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start a sweep in a session of its own, so that all of it can be killed."""
     return subprocess.Popen(

@@ -159,6 +159,16 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
     return judgements
 
 
+def is_evidence(run: Run) -> bool:
+    """Whether a claim rests on a run."""
+    return any(
+        _found(claim, name, [run])
+        for claim in stated_claims()
+        for name in (claim.first, claim.second)
+        if name
+    )
+
+
 def _kind(claim: Claim) -> str:
     """Which smallest effect counts, and which family a comparison belongs to."""
     return claim.metric.partition(" without")[0]
@@ -170,8 +180,7 @@ def _runs_of(experiment: str, runs: Sequence[Run]) -> list[Run]:
 
 def _sides(claim: Claim, runs: Sequence[Run]) -> Sides | None:
     """What a comparison compares: seed by seed where both sides start alike, corpus by corpus."""
-    find = _redrawn if claim.over == "corpora" else _runs_of
-    first_runs, second_runs = (find(name, runs) for name in (claim.first, claim.second))
+    first_runs, second_runs = (_found(claim, name, runs) for name in (claim.first, claim.second))
     first = _by_seed(first_runs, claim.metric, claim.over)
     second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
     belong_together = claim.over == "corpora" or start_alike(first_runs + second_runs)
@@ -186,6 +195,12 @@ def _numbers(sides: Sides) -> str:
         f"{mean_interval(sides.second).mean:.3f} (n={len(sides.second)}{pairs}): "
         f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
     )
+
+
+def _found(claim: Claim, experiment: str, runs: Sequence[Run]) -> list[Run]:
+    """The runs of a side."""
+    find = _redrawn if claim.over == "corpora" else _runs_of
+    return find(experiment, runs)
 
 
 def _redrawn(experiment: str, runs: Sequence[Run]) -> list[Run]:
@@ -214,7 +229,7 @@ def _by_seed(runs: Sequence[Run], metric: str, over: str) -> dict[int, float]:
 
 def _judge_property(claim: Claim, runs: Sequence[Run]) -> Judgement:
     """Supported if it holds for all runs, refuted if for none, else undecided."""
-    answers = [PROPERTIES[claim.property](run) for run in _runs_of(claim.first, runs)]
+    answers = [PROPERTIES[claim.property](run) for run in _found(claim, claim.first, runs)]
     known = [answer for answer in answers if answer is not None]
     if not known:
         return Judgement(claim, NOT_RUN, "")

@@ -57,6 +57,13 @@ def climb(runs: Sequence[Run]) -> list[Rung]:
     return rungs
 
 
+def is_rung(run: Run) -> bool:
+    """Whether a run has its place in the ladder alone, as the modern recipe's own has not."""
+    name = str(run.result.get("experiment"))
+    rungs = {f"ladder_{what}_{rung}" for what in ("add", "remove") for rung in RUNGS}
+    return run.is_done and name in {ORIGINAL, *rungs} and is_of(run, name)
+
+
 def ends(runs: Sequence[Run]) -> tuple[Interval | None, Interval | None]:
     """The original and the modern recipe themselves."""
     return _mean(_runs_of(ORIGINAL, runs)), _mean(_runs_of(MODERN, runs))

@@ -67,7 +67,6 @@ class Plan:
     metric: str
     smallest_effects: Mapping[str, float]
     alpha: float
-    power: float
     seeds: Mapping[str, int]
 
 
@@ -168,17 +167,3 @@ def verdicts(comparisons: Sequence[Comparison], alpha: float) -> list[str]:
         else:
             found.append("undecided")
     return found
-
-
-def power(num_runs: int, effect: float, spread: float, alpha: float) -> float:
-    """How often a two-sided t-test of two groups sees an effect (Cohen 1988).
-
-    Args:
-        num_runs: of each group.
-        effect: difference of the means.
-        spread: standard deviation in each group.
-        alpha: of the test.
-    """
-    freedom, shift = 2 * num_runs - 2, effect / spread * math.sqrt(num_runs / 2)
-    limit = stats.t.ppf(1 - alpha / 2, freedom)
-    return float(stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift))

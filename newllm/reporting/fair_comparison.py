@@ -42,7 +42,8 @@ def fair_comparison(
     if not found:
         return
     document.fold(_("A fair comparison"))
-    trials = max(len(contestant.trials) for contestant in found)
+    numbers = sorted({len(contestant.trials) for contestant in found})
+    trials = "-".join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))
     document.text(_(DEFINITION).format(trials=trials))
     words = {
         "trials": label("trials"),

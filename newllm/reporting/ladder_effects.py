@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from newllm.analysis.gathering import Run
-from newllm.analysis.ladder import RUNGS, climb, ends
+from newllm.analysis.ladder import RUNGS, climb, ends, is_rung
 from newllm.reporting.document import Document
 from newllm.reporting.language import Translate
 from newllm.reporting.numbers import signed, with_count
@@ -21,9 +21,9 @@ DEFINITION = (
 
 def ladder_effects(document: Document, runs: Sequence[Run], _: Translate) -> None:
     """What each change from the original to the modern recipe does; nothing without such runs."""
-    original, modern = ends(runs)
-    if modern is None:
+    if not any(is_rung(run) for run in runs):
         return
+    original, modern = ends(runs)
     document.fold(_("From the original to the modern recipe, one change at a time"))
     document.text(_(DEFINITION).format(original=with_count(original), modern=with_count(modern)))
     words = ("change", "original with it", "effect", "modern without it", "effect")

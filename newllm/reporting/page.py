@@ -10,9 +10,10 @@ from pathlib import Path
 import matplotlib
 
 from newllm.analysis import figures, series_figures
-from newllm.analysis.claims import judge
+from newllm.analysis.claims import is_evidence, judge
 from newllm.analysis.fair import purpose
 from newllm.analysis.gathering import Run
+from newllm.analysis.ladder import is_rung
 from newllm.analysis.scaling import point_of
 from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
@@ -137,7 +138,7 @@ def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Trans
 
 def is_of_study(run: Run) -> bool:
     """Whether a run has its place in a study, and so need not stand in a list of runs."""
-    return purpose(run) is not None or point_of(run) is not None
+    return purpose(run) is not None or point_of(run) is not None or is_rung(run)
 
 
 def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
@@ -199,7 +200,7 @@ def _other_runs(
 ) -> None:
     of_series = {id(run) for summary in summaries for run in summary.runs}
     ended_badly = [run for run in runs if not run.is_done]
-    shown = {id(run) for run in runs if is_of_study(run)} | of_series
+    shown = {id(run) for run in runs if is_of_study(run) or is_evidence(run)} | of_series
     others = [run for run in runs if run.is_done and id(run) not in shown]
     for title, chosen in (
         (_("Failed and unfinished runs"), ended_badly),

@@ -38,7 +38,7 @@ DEFINITION_OF_CLAIMS = (
     "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
     "{spike} of a spike's ratio, is no effect), with Holm's correction over all comparisons of a "
     "kind. n is the number of seeds, or of corpora, pairs where runs of one seed start alike or "
-    "read the same corpus."
+    "read the same corpus. Planned seeds: {seeds}."
 )
 
 
@@ -134,7 +134,8 @@ def claims_table(document: Document, judgements: Sequence[Judgement], _: Transla
     """The verdict on every claim of the summary, with its numbers."""
     found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
     document.fold(f"{_('Claims')} ({found})")
-    document.text(_(DEFINITION_OF_CLAIMS).format(**plan().smallest_effects))
+    seeds = ", ".join(f"{corpus} {number}" for corpus, number in plan().seeds.items())
+    document.text(_(DEFINITION_OF_CLAIMS).format(seeds=seeds, **plan().smallest_effects))
     words = ("line", "claim", "verdict", "numbers")
     document.table(
         [_(word) for word in words],
