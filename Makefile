@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process for each core, each with one thread: more threads than cores are slower by far.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
@@ -22,10 +24,10 @@ train: $(READY)  ## train the default experiment; ARGS="key=value ..." changes i
 	$(BIN)/python -m newllm.train $(ARGS)
 
 test: $(READY) lint  ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check-all: $(READY) lint  ## the test suite and the checks that take minutes each
-	$(BIN)/python -m pytest -m "long or not long"
+	$(PYTEST) -m "long or not long"
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
