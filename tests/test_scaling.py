@@ -15,9 +15,9 @@ from newllm.analysis.scaling import NAMES, SENTENCES, Law, Point, best_contexts,
 from newllm.config.build import conf_directory, instantiate
 from newllm.reporting.language import LANGUAGES, translator
 from newllm.reporting.page import write_report
-from newllm.reporting.scaling_law import LARGEST, NOT_MEASURED
+from newllm.reporting.scaling_law import LARGEST, NO_GAP, NOT_MEASURED
 
-TRUE = Law((0.15, 0.9, 0.05, 0.5, 0.1, 0.7))
+TRUE = Law((0.2, 300.0, 0.2, -0.05, 0.8, 1.5, 3.0))
 PARAMETERS, CONTEXTS = (50_000, 140_000, 370_000, 1_000_000), (16, 48, 160, 512)
 GRID = list(itertools.product(SENTENCES, PARAMETERS, CONTEXTS))
 
@@ -37,17 +37,15 @@ def make_points(noise: float, seed: int = 0) -> list[Point]:
     return found
 
 
-def test_the_gap_is_the_sum_of_what_each_size_leaves() -> None:
+def test_the_gap_is_what_is_badly_estimated_and_what_is_not_learned() -> None:
     point = Point(800, 100_000, 32, 64, 0.0)
-    assert TRUE.gap(point) == pytest.approx(0.15 * 2**-0.9 + 0.05 * 2**-0.5 + 0.1 * 4**-0.7)
+    estimated, not_learned = 0.2 * 2**0.2 * 4**-0.05 * 400 / 1100, 0.8 * 2**-1.5 * 2**-3.0
+    assert TRUE.gap(point) == pytest.approx(estimated + not_learned)
 
 
-def test_the_law_has_a_best_context() -> None:
-    gaps = {
-        context: TRUE.gap(Point(10_000, 50_000, width(50_000, context), context, 0.0))
-        for context in (16, 48, 160, 512, 2000)
-    }
-    assert min(gaps, key=lambda context: gaps[context]) not in (16, 2000)
+def test_the_law_has_a_best_width() -> None:
+    gaps = {width: TRUE.gap(Point(400, 50_000, width, 16, 0.0)) for width in (8, 16, 48, 500)}
+    assert min(gaps, key=lambda width: gaps[width]) == 48
 
 
 def test_without_noise_the_law_comes_back() -> None:
@@ -77,7 +75,13 @@ def test_what_lies_beyond_the_grid_does_not_decide_on_the_law() -> None:
     grid = make_points(0.05)
     outlier = replace(LARGEST, gap=9.0)
     assert fit([*grid, outlier], num_resamples=2) == fit(grid, num_resamples=2)
-    assert fit(grid[:11]) is None
+    assert fit(grid[: 2 * len(NAMES) - 1]) is None
+
+
+def test_a_gap_below_zero_has_no_logarithm() -> None:
+    grid = make_points(0.05)
+    below = replace(grid[0], gap=-0.001)
+    assert fit([below, *grid[1:]], num_resamples=2) == fit(grid[1:], num_resamples=2)
 
 
 def test_points_are_read_from_runs() -> None:
@@ -92,7 +96,6 @@ def test_points_are_read_from_runs() -> None:
         Run(place, result | {"experiment": "modern"}),
         Run(place, result | {"test_loss": None}),
         Run(place, result | {"test_oracle_loss": None}),
-        Run(place, result | {"test_loss": 1.5}),  # no logarithm
         Run("runs/scaling_2000/seed=1", result),
         Run(place.replace("=140k", "=140k,trainer=smoke"), result),
     ]
@@ -143,9 +146,9 @@ def test_the_sweep_is_the_grid(compose_config: Compose, tmp_path: Path) -> None:
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("is_run", [True, False])
 def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
-    measured = make_points(0.05) + [
-        replace(LARGEST, gap=gap) for gap in (0.021, 0.022)[: 2 * is_run]
-    ]
+    grid = make_points(0.05)
+    measured = [replace(grid[0], gap=-0.001), *grid[1:]]
+    measured += [replace(LARGEST, gap=gap) for gap in (0.021, 0.022)[: 2 * is_run]]
     runs = [
         Run(
             f"{number}/scaling_{p.sentences},model.context_dim=1,scale=1/seed=1",
@@ -160,7 +163,8 @@ def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
     _ = translator(lang)
     page = write_report(runs, tmp_path, lang).read_text()
     assert _("How loss scales") in page
-    assert "alpha" in page
+    assert "kappa" in page
+    assert _(NO_GAP).format(number=1) in page
     found = fit(measured)
     assert found is not None
     assert f"{found.prediction(LARGEST)[0]:.4f}" in page

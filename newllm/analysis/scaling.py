@@ -1,12 +1,15 @@
 """How loss scales with sentences, parameters and context (`sweep=scaling`), and a law for it.
 
-    gap = a (N / 400)^-alpha + b (H / 16)^-beta + c (C / 16)^-gamma
+    gap = a (H / 16)^delta (C / 16)^gamma 400 / (N + N0)  +  b (N / 400)^-kappa (H / 16)^-beta
 
 for N sentences, layers H wide and a context of C numbers. The gap is the test loss above that of
 the grammar, in nats per token, so that, unlike for natural language, the irreducible part is known.
-As in the law of Hoffmann et al. (2022), what limits the model are terms of a sum, fitted to
-logarithms with a robust loss. Width stands in the place of their parameters: at equal parameters a
-larger context leaves narrower layers, so that a best context can follow from the law.
+
+The first term is what is badly estimated: the excess loss of k well estimated parameters goes with
+k / n for n observations (Akaike 1973), N0 is what regularisation adds to these. The second is what
+a model that is too narrow has not learned after the recipe's epochs. The form was found on the grid
+itself, after sums of a power of each size (as of Hoffmann et al. 2022) had missed it: what it says
+of a point beyond the grid is its test. It is fitted to logarithms with a robust loss.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from scipy.optimize import approx_fprime, least_squares
 
 from newllm.analysis.gathering import Run
 from newllm.analysis.statistics import CONFIDENCE
@@ -24,9 +27,14 @@ from newllm.analysis.statistics import CONFIDENCE
 SENTENCES = (400, 1000, 2000, 5000, 10_000)
 UNITS = (400.0, 16.0, 16.0)  # of sentences, width and context
 MOST_PARAMETERS = 1_000_000  # of the grid; what lies beyond is predicted
-NAMES = ("a", "alpha", "b", "beta", "c", "gamma")
+NAMES = ("a", "N0", "delta", "gamma", "b", "kappa", "beta")
+# Those above zero are fitted by their logarithms; N0 in units of N.
+POSITIVE = np.array([name in ("a", "N0", "b") for name in NAMES])
+SCALE_OF = np.array([SENTENCES[0] if name == "N0" else 1.0 for name in NAMES])
+START = (0.2, 0.5, 0.0, 0.0, 0.02, 1.0, 2.0)
+LOWEST = (1e-4, 1e-3, -2.0, -2.0, 1e-8, 0.0, 0.0)
+HIGHEST = (1e2, 1e3, 2.0, 2.0, 1e2, 8.0, 8.0)
 NUM_RESAMPLES = 1000
-STARTS = ((0.2, 0.2, 0.2), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
 
 Array = NDArray[np.float64]
 
@@ -65,14 +73,11 @@ def points(runs: Sequence[Run]) -> list[Point]:
 
 
 def point_of(run: Run) -> Point | None:
-    """What a run says of scaling; None if it is no run of these sweeps, or was not tested.
-
-    Nor does one that is no worse than the grammar: such a gap has no logarithm.
-    """
+    """What a run says of scaling; None if it is no run of these sweeps, or was not tested."""
     name, _, sentences = str(run.result.get("experiment")).partition("_")
     test_loss, oracle = (run.result.get(key) for key in ("test_loss", "test_oracle_loss"))
     is_one = name == "scaling" and run.choices.keys() == {"scale", "model.context_dim"}
-    if not (is_one and run.is_done) or test_loss is None or oracle is None or test_loss <= oracle:
+    if not (is_one and run.is_done) or test_loss is None or oracle is None:
         return None
     sizes = run.result["sizes"]
     return Point(
@@ -92,7 +97,7 @@ class Law:
 
     def gap(self, point: Point) -> float:
         """What the law says of a point."""
-        return float(np.exp(_log_gap(np.log(self.constants), np.log([point.scales])))[0])
+        return float(np.exp(_log_gap(_to_fitted(self.constants), _log_scales([point])))[0])
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,9 @@ class Fit:
 
     Attributes:
         law: fitted to all points.
-        resampled: laws fitted to models drawn with replacement, each with all its points: where the
-            law misses a model, it does so for any number of sentences.
+        resampled: laws fitted to gaps on whose logarithms all residuals of a model, for any number
+            of sentences, lie on either side of the law by chance (a wild bootstrap of clusters,
+            Cameron et al. 2008): where the law misses a model for some N, it does for others.
         spread: standard deviation of the logarithm of measured over fitted gaps, by which runs
             scatter and the law misses.
     """
@@ -126,57 +132,83 @@ class Fit:
 
 
 def fit(measured: Sequence[Point], num_resamples: int = NUM_RESAMPLES) -> Fit | None:
-    """The law of the grid's points; None if there are too few of them."""
-    grid = [point for point in measured if not point.is_largest]
+    """The law of the grid's points that lie above the grammar; None if there are too few."""
+    grid = [point for point in measured if not point.is_largest and point.gap > 0]
     if len(grid) < 2 * len(NAMES):
         return None
-    scales = np.log([point.scales for point in grid])
-    gaps = np.log([point.gap for point in grid])
-    best = min((_fit(scales, gaps, start) for start in _starts(gaps)), key=lambda found: found[1])
-    constants = best[0]
-    generator = np.random.default_rng(0)
+    scales, gaps = _log_scales(grid), np.log([point.gap for point in grid])
+    constants = _fit(scales, gaps, _to_fitted(START, in_units=True))
+    fitted = _log_gap(constants, scales)
+    residuals = gaps - fitted
     models = sorted({point.model for point in grid})
-    places = [[i for i, point in enumerate(grid) if point.model == model] for model in models]
+    place = np.array([models.index(point.model) for point in grid])
+    drawn = _as_if_unseen(residuals, approx_fprime(constants, _log_gap, 1e-7, scales), place)
+    generator = np.random.default_rng(0)
     resampled = []
     for _ in range(num_resamples):
-        chosen = generator.integers(0, len(models), len(models))
-        drawn = [place for index in chosen for place in places[index]]
-        resampled.append(_law(_fit(scales[drawn], gaps[drawn], constants)[0]))
-    residuals = gaps - _log_gap(constants, scales)
+        sides = generator.choice((-1.0, 1.0), len(models))[place]
+        resampled.append(_law(_fit(scales, fitted + sides * drawn, constants)))
     spread = float(np.sqrt(np.square(residuals).sum() / (len(grid) - len(NAMES))))
     return Fit(_law(constants), tuple(resampled), spread)
 
 
-def _log_gap(log_constants: Array, log_scales: Array) -> Array:
-    """Logarithms of gaps, from logarithms of the constants and of the scales [points, 3]."""
-    coefficients, exponents = log_constants[::2], np.exp(log_constants[1::2])
-    terms: Array = coefficients - exponents * log_scales
-    total: Array = np.logaddexp.reduce(terms, axis=1)
+def _log_scales(points: Sequence[Point]) -> Array:
+    """Logarithms of sentences, width and context in their units [points, 3]."""
+    return np.log([point.scales for point in points])
+
+
+def _log_gap(fitted: Array, log_scales: Array) -> Array:
+    """Logarithms of gaps, from constants as they are fitted and logarithms of scales."""
+    log_a, log_n0, delta, gamma, log_b, kappa, beta = fitted
+    sentences, width, context = log_scales.T
+    estimated = log_a + delta * width + gamma * context - np.logaddexp(sentences, log_n0)
+    learned = log_b - kappa * sentences - beta * width
+    total: Array = np.logaddexp(estimated, learned)
     return total
 
 
-def _starts(log_gaps: Array) -> list[Array]:
-    third = float(log_gaps.mean()) - np.log(3)
-    return [
-        np.array([value for exponent in start for value in (third, np.log(exponent))])
-        for start in STARTS
-    ]
-
-
-def _fit(scales: Array, gaps: Array, start: Array) -> tuple[Array, float]:
-    """Logarithms of the constants, and what they cost."""
+def _fit(scales: Array, gaps: Array, start: Array) -> Array:
+    """The constants as they are fitted."""
     found = least_squares(
         lambda constants: _log_gap(constants, scales) - gaps,
         start,
         loss="huber",
         f_scale=0.1,
-        bounds=(np.full(len(start), -12.0), np.full(len(start), 3.0)),
+        bounds=(_to_fitted(LOWEST, in_units=True), _to_fitted(HIGHEST, in_units=True)),
     )
-    return found.x, float(found.cost)
+    return np.asarray(found.x)
 
 
-def _law(log_constants: Array) -> Law:
-    return Law(tuple(float(value) for value in np.exp(log_constants)))
+def _as_if_unseen(residuals: Array, jacobian: Array, place: NDArray[np.int_]) -> Array:
+    """Residuals of each cluster about as a fit without it leaves them (Bell and McCaffrey 2002).
+
+    A cluster that alone decides on a constant pulls the fit to itself; its own residuals would make
+    that constant seem certain.
+
+    Args:
+        residuals: [points].
+        jacobian: of what is fitted by the constants [points, constants].
+        place: the cluster of each point [points].
+    """
+    hat = jacobian @ np.linalg.pinv(jacobian)
+    found = residuals.copy()
+    for cluster in np.unique(place):
+        own = np.flatnonzero(place == cluster)
+        values, vectors = np.linalg.eigh(np.eye(len(own)) - hat[np.ix_(own, own)])
+        # Where nothing but the cluster decides, there is no fit without it.
+        unseen = (vectors.T @ residuals[own]) / np.maximum(values, 0.05)
+        found[own] = vectors @ unseen
+    return found
+
+
+def _to_fitted(constants: Sequence[float], in_units: bool = False) -> Array:
+    values = np.array(constants) / (1.0 if in_units else SCALE_OF)
+    return np.where(POSITIVE, np.log(np.where(POSITIVE, values, 1.0)), values)
+
+
+def _law(fitted: Array) -> Law:
+    values = np.where(POSITIVE, np.exp(np.where(POSITIVE, fitted, 0.0)), fitted) * SCALE_OF
+    return Law(tuple(float(value) for value in values))
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

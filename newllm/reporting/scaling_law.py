@@ -14,12 +14,15 @@ from newllm.reporting.language import Translate
 DEFINITION = (
     "Test loss above that of the grammar, in nats per token, of the context model trained on N "
     "sentences with P parameters and a context of C numbers, which leave layers H wide; one run a "
-    "point. Epochs, batches, dropout, learning rate and weight decay go with N, from those of the "
-    "modern recipe at 400 sentences to those of modern_12500 at 10,000. The law, a (N/400)^-alpha "
-    "+ b (H/16)^-beta + c (C/16)^-gamma, is fitted to the logarithms of {number} gaps; runs "
-    "scatter and the law misses them by a factor of {spread}, at most {worst}. Intervals are 95 %, "
-    "by a bootstrap over the models."
+    "point. Epochs, batches, dropout and weight decay go with N, from those of the modern recipe "
+    "at 400 sentences to those of modern_12500 at 10,000; the learning rate goes with P. The law, "
+    "a (H/16)^delta (C/16)^gamma 400/(N + N0) + b (N/400)^-kappa (H/16)^-beta, is fitted to the "
+    "logarithms of {number} gaps; runs scatter and the law misses them by a factor of {spread}, at "
+    "most {worst}. The first term is what is badly estimated, the second what too narrow a model "
+    "has not learned. Its form was found on these points. Intervals are 95 %, by a bootstrap over "
+    "the models."
 )
+NO_GAP = "Left out, since they came out below the grammar by chance: {number}."
 PREDICTION = (
     "For the largest point (N = {sentences}, P = {parameters}, C = {context}), which is not among "
     "them, the law says {gap} [{low}, {high}] for a run; "
@@ -35,7 +38,8 @@ LARGEST = Point(10_000, 1_998_480, 493, 512, 0.0)  # of sweep=scaling_largest
 
 def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
     """Tables and a figure; nothing without such runs."""
-    measured = points(runs)
+    everything = points(runs)
+    measured = [point for point in everything if point.gap > 0]
     if not measured:
         return
     found = fit(measured)
@@ -50,6 +54,8 @@ def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Tr
         spread, worst = (f"{math.exp(factor):.2f}" for factor in (found.spread, max(misses)))
         document.text(_(DEFINITION).format(number=number, spread=spread, worst=worst))
         document.text(_prediction(measured, found, _))
+    if left_out := len(everything) - len(measured):
+        document.text(_(NO_GAP).format(number=left_out))
     words = {
         "gap": label("test loss above the grammar's (nats)"),
         "sentences": label("training sentences"),
