@@ -24,7 +24,7 @@ def scaling(measured: Sequence[Point], found: Fit | None, words: Mapping[str, st
         found: the law, drawn as lines, if there is one.
         words: for axes: `gap`, `sentences`, `parameters`, `context`.
     """
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (across, colour) in zip(
         panels,

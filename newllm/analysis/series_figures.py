@@ -111,7 +111,7 @@ def spikes(
     """
     by_name = {summary.name: summary for summary in summaries}
     curves = published()["curve"]
-    figure = Figure(figsize=(15, 7), layout="constrained")
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
     panels = figure.subplots(2, len(curves), squeeze=False)
     for column, curve in enumerate(curves):
         above, below = panels[:, column]
