@@ -24,7 +24,7 @@ GRID = list(itertools.product(SENTENCES, PARAMETERS, CONTEXTS))
 
 def width(parameters: int, context: int) -> int:
     """Much as a budget has it: what the context takes is missing elsewhere."""
-    return int((parameters / 3) ** 0.5 / (1 + context / 300))
+    return int((parameters / 4) ** 0.5 / (1 + context / (parameters / 1000) ** 0.5 / 15))
 
 
 def make_points(noise: float, seed: int = 0) -> list[Point]:
@@ -56,19 +56,20 @@ def test_without_noise_the_law_comes_back() -> None:
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    largest = LARGEST
-    held, predicted = np.zeros(len(NAMES)), 0
+    """Of the constants that more than a few narrow models decide on."""
+    held, widths = [], []
     for seed in range(20):
-        found = fit(make_points(0.05, seed), num_resamples=60)
+        found = fit(make_points(0.05, seed), num_resamples=100)
         assert found is not None
-        for index, true in enumerate(TRUE.constants):
-            _, low, high = found.constant(index)
-            held[index] += low <= true <= high
-        _, low, high = found.prediction(largest)
+        for index, true in list(enumerate(TRUE.constants))[:4]:
+            value, low, high = found.constant(index)
+            held.append(low <= true <= high)
+            widths.append((high - low) / max(abs(value), 0.1))
+        _, low, high = found.prediction(LARGEST)
         noise = np.random.default_rng(1000 + seed).normal(0, 0.05)
-        predicted += low <= TRUE.gap(largest) * float(np.exp(noise)) <= high
-    assert held.min() >= 14
-    assert predicted >= 16
+        held.append(low <= TRUE.gap(LARGEST) * float(np.exp(noise)) <= high)
+    assert np.mean(held) >= 0.85
+    assert np.median(widths) < 0.5
 
 
 def test_what_lies_beyond_the_grid_does_not_decide_on_the_law() -> None:
@@ -97,6 +98,8 @@ def test_points_are_read_from_runs() -> None:
         Run(place, result | {"test_loss": None}),
         Run(place, result | {"test_oracle_loss": None}),
         Run("runs/scaling_2000/seed=1", result),
+        Run(place.replace("140k", "none"), result),
+        Run(place.replace("_2000", "_mine"), result | {"experiment": "scaling_mine"}),
         Run(place.replace("=140k", "=140k,trainer=smoke"), result),
     ]
     (point,) = points([Run(place, result), *others])
@@ -104,16 +107,18 @@ def test_points_are_read_from_runs() -> None:
     assert point.gap == pytest.approx(0.1)
 
 
-def test_best_contexts() -> None:
+def test_contexts_within_the_scatter_are_as_good() -> None:
     measured = [
         Point(400, 50_064, 64, 16, 0.3),
-        Point(400, 49_832, 56, 48, 0.2),
+        Point(400, 49_832, 56, 48, 0.1),
+        Point(400, 49_832, 56, 48, 0.3),  # their mean counts
+        Point(400, 49_506, 38, 160, 0.21),
         Point(400, 139_614, 139, 16, 0.25),
         Point(1000, 50_064, 64, 16, 0.1),
     ]
-    assert best_contexts(measured) == {
-        400: {50_000: measured[1], 140_000: measured[2]},
-        1000: {50_000: measured[3]},
+    assert best_contexts(measured, 1.1) == {
+        400: {50_000: ([48, 160], 0.2), 140_000: ([16], 0.25)},
+        1000: {50_000: ([16], 0.1)},
     }
 
 

@@ -5,21 +5,23 @@
 for N sentences, layers H wide and a context of C numbers. The gap is the test loss above that of
 the grammar, in nats per token, so that, unlike for natural language, the irreducible part is known.
 
-The first term is what is badly estimated: the excess loss of k well estimated parameters goes with
-k / n for n observations (Akaike 1973), N0 is what regularisation adds to these. The second is what
-a model that is too narrow has not learned after the recipe's epochs. The form was found on the grid
+The first term is what is badly estimated: it goes with one over the sentences, as the excess loss
+of any estimate does, but hardly with the number of parameters, as that of an unregularised one
+would. The second is what a model that is too narrow has not learned. The form was found on the grid
 itself, after sums of a power of each size (as of Hoffmann et al. 2022) had missed it: what it says
-of a point beyond the grid is its test. It is fitted to logarithms with a robust loss.
+of a width beyond the grid is its test. It is fitted to logarithms with a robust loss. As the number
+of parameters enters by the width alone, it holds for this depth, and for recipes that go with N.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import approx_fprime, least_squares
+from scipy.optimize import least_squares
 
 from newllm.analysis.gathering import Run
 from newllm.analysis.statistics import CONFIDENCE
@@ -76,7 +78,13 @@ def point_of(run: Run) -> Point | None:
     """What a run says of scaling; None if it is no run of these sweeps, or was not tested."""
     name, _, sentences = str(run.result.get("experiment")).partition("_")
     test_loss, oracle = (run.result.get(key) for key in ("test_loss", "test_oracle_loss"))
-    is_one = name == "scaling" and run.choices.keys() == {"scale", "model.context_dim"}
+    choices = run.choices
+    is_one = (
+        name == "scaling"
+        and sentences.isdecimal()
+        and choices.keys() == {"scale", "model.context_dim"}
+        and choices["scale"] != "none"
+    )
     if not (is_one and run.is_done) or test_loss is None or oracle is None:
         return None
     sizes = run.result["sizes"]
@@ -106,9 +114,10 @@ class Fit:
 
     Attributes:
         law: fitted to all points.
-        resampled: laws fitted to gaps on whose logarithms all residuals of a model, for any number
-            of sentences, lie on either side of the law by chance (a wild bootstrap of clusters,
-            Cameron et al. 2008): where the law misses a model for some N, it does for others.
+        resampled: laws fitted to models drawn with replacement, each with all its points: where the
+            law misses a model for some N, it does for others. What few models decide on comes out
+            as uncertain as it is. What all models share, the recipe and the sentences of each N,
+            is taken as given.
         spread: standard deviation of the logarithm of measured over fitted gaps, by which runs
             scatter and the law misses.
     """
@@ -138,16 +147,15 @@ def fit(measured: Sequence[Point], num_resamples: int = NUM_RESAMPLES) -> Fit | 
         return None
     scales, gaps = _log_scales(grid), np.log([point.gap for point in grid])
     constants = _fit(scales, gaps, _to_fitted(START, in_units=True))
-    fitted = _log_gap(constants, scales)
-    residuals = gaps - fitted
     models = sorted({point.model for point in grid})
-    place = np.array([models.index(point.model) for point in grid])
-    drawn = _as_if_unseen(residuals, approx_fprime(constants, _log_gap, 1e-7, scales), place)
+    places = [[i for i, point in enumerate(grid) if point.model == model] for model in models]
     generator = np.random.default_rng(0)
     resampled = []
     for _ in range(num_resamples):
-        sides = generator.choice((-1.0, 1.0), len(models))[place]
-        resampled.append(_law(_fit(scales, fitted + sides * drawn, constants)))
+        chosen = generator.integers(0, len(models), len(models))
+        drawn = [place for index in chosen for place in places[index]]
+        resampled.append(_law(_fit(scales[drawn], gaps[drawn], constants)))
+    residuals = gaps - _log_gap(constants, scales)
     spread = float(np.sqrt(np.square(residuals).sum() / (len(grid) - len(NAMES))))
     return Fit(_law(constants), tuple(resampled), spread)
 
@@ -179,28 +187,6 @@ def _fit(scales: Array, gaps: Array, start: Array) -> Array:
     return np.asarray(found.x)
 
 
-def _as_if_unseen(residuals: Array, jacobian: Array, place: NDArray[np.int_]) -> Array:
-    """Residuals of each cluster about as a fit without it leaves them (Bell and McCaffrey 2002).
-
-    A cluster that alone decides on a constant pulls the fit to itself; its own residuals would make
-    that constant seem certain.
-
-    Args:
-        residuals: [points].
-        jacobian: of what is fitted by the constants [points, constants].
-        place: the cluster of each point [points].
-    """
-    hat = jacobian @ np.linalg.pinv(jacobian)
-    found = residuals.copy()
-    for cluster in np.unique(place):
-        own = np.flatnonzero(place == cluster)
-        values, vectors = np.linalg.eigh(np.eye(len(own)) - hat[np.ix_(own, own)])
-        # Where nothing but the cluster decides, there is no fit without it.
-        unseen = (vectors.T @ residuals[own]) / np.maximum(values, 0.05)
-        found[own] = vectors @ unseen
-    return found
-
-
 def _to_fitted(constants: Sequence[float], in_units: bool = False) -> Array:
     values = np.array(constants) / (1.0 if in_units else SCALE_OF)
     return np.where(POSITIVE, np.log(np.where(POSITIVE, values, 1.0)), values)
@@ -217,9 +203,24 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def best_contexts(measured: Sequence[Point]) -> dict[int, dict[int, Point]]:
-    """For each number of sentences, by parameters: the point of the least gap."""
-    table: dict[int, dict[int, Point]] = {}
-    for point in sorted(measured, key=lambda point: -point.gap):
-        table.setdefault(point.sentences, {})[point.model[0]] = point
+def best_contexts(
+    measured: Sequence[Point], factor: float
+) -> dict[int, dict[int, tuple[list[int], float]]]:
+    """For each number of sentences, by parameters: contexts as good as the best, and its gap.
+
+    Args:
+        measured: where several have the same sizes, their mean counts.
+        factor: how many times the least gap a gap may be to be as good, since runs scatter.
+    """
+    gaps: dict[tuple[int, int], dict[int, list[float]]] = {}
+    for point in measured:
+        parameters, context = point.model
+        found = gaps.setdefault((point.sentences, parameters), {})
+        found.setdefault(context, []).append(point.gap)
+    table: dict[int, dict[int, tuple[list[int], float]]] = {}
+    for (sentences, parameters), by_context in sorted(gaps.items()):
+        means = {context: fmean(values) for context, values in sorted(by_context.items())}
+        least = min(means.values())
+        good = [context for context, mean in means.items() if mean <= factor * least]
+        table.setdefault(sentences, {})[parameters] = good, least
     return table

@@ -20,28 +20,31 @@ DEFINITION = (
     "logarithms of {number} gaps; runs scatter and the law misses them by a factor of {spread}, at "
     "most {worst}. The first term is what is badly estimated, the second what too narrow a model "
     "has not learned. Its form was found on these points. Intervals are 95 %, by a bootstrap over "
-    "the models."
+    "models (P and C), given the recipe and the sentences of each N; b, kappa and beta rest on the "
+    "few narrow ones."
 )
 NO_GAP = "Left out, since they came out below the grammar by chance: {number}."
 PREDICTION = (
     "For the largest point (N = {sentences}, P = {parameters}, C = {context}), which is not among "
-    "them, the law says {gap} [{low}, {high}] for a run; "
+    "them (H = {width}, where the widest of them has {widest}), the law says {gap} [{low}, {high}] "
+    "for a run; "
 )
 MEASURED = "measured afterwards: {gaps}."
 NOT_MEASURED = "it has not been run."
+CONTEXTS = "The contexts with a gap of at most {factor} times the least, and the least:"
 CAPTION = (
     "Measured gaps and the law. Left and middle: the largest context of the grid; right: the most "
     "parameters of the grid. Rings: beyond the grid."
 )
-LARGEST = Point(10_000, 1_998_480, 493, 512, 0.0)  # of sweep=scaling_largest
+LARGEST = Point(10_000, 2_998_630, 659, 512, 0.0)  # of sweep=scaling_largest
 
 
 def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
     """Tables and a figure; nothing without such runs."""
     everything = points(runs)
-    measured = [point for point in everything if point.gap > 0]
-    if not measured:
+    if not everything:
         return
+    measured = [point for point in everything if point.gap > 0]
     found = fit(measured)
     document.fold(_("How loss scales"))
     if found:
@@ -62,14 +65,15 @@ def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Tr
         "parameters": label("parameters"),
         "context": label("context size"),
     }
-    document.figure("scaling", scaling(measured, found, words), _(CAPTION))
+    if measured:
+        document.figure("scaling", scaling(measured, found, words), _(CAPTION))
     if found:
         rows = []
         for index, name in enumerate(NAMES):
             value, low, high = found.constant(index)
             rows.append([name, f"{value:.3g}", f"[{low:.3g}, {high:.3g}]"])
         document.table([_("constant"), _("value"), _("interval")], rows)
-    _contexts(document, measured, _)
+    _contexts(document, measured, found, _)
     document.unfold()
 
 
@@ -79,6 +83,8 @@ def _prediction(measured: Sequence[Point], found: Fit, _: Translate) -> str:
         sentences=f"{LARGEST.sentences:,}",
         parameters=f"{LARGEST.parameters:,}",
         context=LARGEST.context,
+        width=LARGEST.width,
+        widest=max(point.width for point in measured if not point.is_largest),
         gap=f"{gap:.4f}",
         low=f"{low:.4f}",
         high=f"{high:.4f}",
@@ -93,14 +99,20 @@ def _is_size_of_largest(point: Point) -> bool:
     return (point.sentences, point.model) == (LARGEST.sentences, LARGEST.model)
 
 
-def _contexts(document: Document, measured: Sequence[Point], _: Translate) -> None:
-    """The best context for each number of sentences and parameters."""
-    table = best_contexts([point for point in measured if not point.is_largest])
+def _contexts(
+    document: Document, measured: Sequence[Point], found: Fit | None, _: Translate
+) -> None:
+    """The best contexts for each number of sentences and parameters."""
+    factor = math.exp(found.spread) if found else 1.0
+    table = best_contexts([point for point in measured if not point.is_largest], factor)
     sizes = sorted({parameters for row in table.values() for parameters in row})
     headings = [_("training sentences"), *(f"P = {size:,}" for size in sizes)]
     rows = []
     for sentences, row in sorted(table.items()):
-        cells = {size: f"{point.context} ({point.gap:.4f})" for size, point in row.items()}
+        cells = {
+            size: f"{', '.join(str(context) for context in contexts)} ({gap:.4f})"
+            for size, (contexts, gap) in row.items()
+        }
         rows.append([f"{sentences:,}", *(cells.get(size, "-") for size in sizes)])
-    document.text(_("The context with the least gap, and that gap:"))
+    document.text(_(CONTEXTS).format(factor=f"{factor:.2f}"))
     document.table(headings, rows)
