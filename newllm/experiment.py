@@ -149,7 +149,9 @@ def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
 
 
 def _build_all(config: DictConfig, nodes: DictConfig, **arguments: Any) -> list[Any]:
-    return [_build(config, node, **arguments) for node in nodes.values()]
+    """All but those that were left out: null, or only settings for what was not chosen."""
+    chosen = [node for node in nodes.values() if node and "_target_" in node]
+    return [_build(config, node, **arguments) for node in chosen]
 
 
 def _build_data(config: DictConfig) -> CorpusDataModule:

@@ -168,10 +168,11 @@ def _record_end(job: Job, exit_code: int) -> None:
 
 def _forget_failure(folder: Path) -> None:
     """Before the first step that can fail anew, so that no old reason is taken for the new one."""
-    with contextlib.suppress(RunConflict):
-        run = RunDirectory(folder, goes_on=True)
-        run.forget_failure()
-        run.release()
+    with contextlib.suppress(ValueError):  # of which a conflict is one
+        if read_result(folder)["status"] == "failed":
+            run = RunDirectory(folder, goes_on=True)
+            run.forget_failure()
+            run.release()
 
 
 def _record_failure(folder: Path, reason: str, **fields: Any) -> None:

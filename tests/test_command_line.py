@@ -69,9 +69,9 @@ FAULTY = {
         "callbacks.early_stopping.patience: stands at countermeasures.early_stopping.patience; "
         "set it there"
     ],
-    "model.hidden_dim=null recipe.max_epochs=null": [
+    "model.hidden_dim=null seed=null": [
         "model.hidden_dim=null: must be a whole number, like the default 512",
-        "recipe.max_epochs=null: must be a whole number, like the default 50",
+        "seed=null: must be a whole number, like the default 1",
     ],
     "recipe=modern recipe.initialization=null": [
         "recipe.initialization=null: must be a mapping, like the default "
@@ -85,10 +85,19 @@ FAULTY = {
         "budget.state_widths.context_dim=1: nothing follows from it without budget.state_bytes; "
         "set one or drop it"
     ],
-    "experiment=isolated_few_steps callbacks=none": [
-        "callbacks.steps.every_n_steps: callbacks has no steps that would read it; "
-        "choose another callbacks"
+    "callbacks=none +callbacks.steps.small=3": [
+        "callbacks.steps.small=3: callbacks has no steps that would read it; drop it"
     ],
+    "+callbacks.mine=${nope}": ["Interpolation key 'nope' not found"],
+    "experiment=scaling_400 scale=50k budget.parameters=70000": [
+        "budget.parameters=70000: scale=50k stands in its place; drop one of the two"
+    ],
+    "experiment=scaling_400 scale=50k trial=t01": [
+        "trial=t01: scale=50k stands in its place; drop one of the two"
+    ],
+    "callbacks={}": ["callbacks={}: no such option; there are default, none"],
+    "~budget": ["~budget: cannot be left out; set it instead"],
+    "~scale": ["~scale: cannot be left out; choose one of its options"],
     "data.seed=abc model.context_clip=true": [
         "model.context_clip=True: must be a number",
         "data.seed=abc: must be a whole number",
@@ -150,6 +159,9 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "recipe.output_classes=null data.train_sentences=null",
         "experiment=scaling_400 budget.parameters=null",
         "recipe=modern schedule=null callbacks.samples=null",
+        "trainer.limit_val_batches=null",
+        "experiment=isolated_few_steps callbacks=none",
+        "~callbacks.samples",
     ],
 )
 def test_good_command_lines_have_no_faults(line: str) -> None:

@@ -1,6 +1,7 @@
 """The report: from runs to a page, in both languages, with what is missing and what failed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from conftest import Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm.analysis.claims import NOT_RUN, judge
 from newllm.analysis.gathering import gather, pack
 from newllm.analysis.series import derived, other_figures, published, summarize
 from newllm.analysis.statistics import mean_interval, next_run_interval
@@ -186,17 +188,25 @@ def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: P
 
 
 def test_runs_of_a_study_stand_in_no_other_list(runs: Path, tmp_path: Path) -> None:
+    """But those of a claim without a verdict do."""
+    for seed in (2, 3):
+        make_run(runs, "isolated_layer", seed)
+        make_run(runs, "phase2_layernorm", seed)
     for experiment in ("isolated_gating", "ladder_add_dropout", "mine"):
         make_run(runs, experiment, 1)
+    judged = {j.claim.first for j in judge(gather([runs])) if j.verdict != NOT_RUN}
+    assert "isolated_layer" in judged
     page = write_report(gather([runs]), tmp_path / "page").read_text()
-    others = page.partition("Other runs (2)")[2].partition("</table>")[0]
-    assert "mine" in others
-    assert "modern" in others
+    others = page.partition("Other runs (3)")[2].partition("</table>")[0]
+    assert re.findall(r"<td>(modern|mine|isolated_\w+|ladder_\w+)</td>", others) == [
+        "isolated_gating", "mine", "modern"
+    ]  # fmt: skip
 
 
 def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
     make_run(tmp_path / "runs", "ladder_add_dropout", 1)
     page = write_report(gather([tmp_path / "runs"]), tmp_path / "page").read_text()
+    assert "best epoch" not in page
     assert "5.620" in page.partition("more dropout")[2].partition("</tr>")[0]
 
 

@@ -159,12 +159,13 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
     return judgements
 
 
-def is_evidence(run: Run) -> bool:
-    """Whether a claim rests on a run."""
+def is_evidence(run: Run, judgements: Sequence[Judgement]) -> bool:
+    """Whether a verdict rests on a run."""
     return any(
-        _found(claim, name, [run])
-        for claim in stated_claims()
-        for name in (claim.first, claim.second)
+        _found(judgement.claim, name, [run])
+        for judgement in judgements
+        if judgement.verdict != NOT_RUN
+        for name in (judgement.claim.first, judgement.claim.second)
         if name
     )
 

@@ -112,7 +112,8 @@ def _argument_faults(node: DictConfig, name: str, target: Any) -> Iterator[str]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = [key for key in parameters if key not in ("self", "args")]
-    hints = _hints(target)
+    own = str(target.__module__).startswith("newllm.")
+    hints = _hints(target) if own else {}
     for key in node:
         place = ".".join(filter(None, (name, str(key))))
         if key not in known and not str(key).startswith("_"):
@@ -126,18 +127,19 @@ def _argument_faults(node: DictConfig, name: str, target: Any) -> Iterator[str]:
 
 
 def takes_null(node: DictConfig, key: str) -> bool:
-    """Whether what a node builds is of this project and has an argument that may be None."""
-    path = str(node.get("_target_"))
-    if not path.startswith("newllm.") or list(_call_faults(node, "", ())):
+    """Whether what a node builds says of an argument that it may be None."""
+    if list(_call_faults(node, "", ())):
         return False
-    return NoneType in get_args(_hints(hydra.utils.get_object(path)).get(key))
+    return NoneType in get_args(_hints(hydra.utils.get_object(str(node["_target_"]))).get(key))
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    """What the arguments of this project's own classes and functions are annotated as."""
-    if not str(target.__module__).startswith("newllm."):
+    """What the arguments of a class or function are annotated as, where that can be told."""
+    constructor = target.__init__ if inspect.isclass(target) else target
+    try:
+        return get_type_hints(constructor)
+    except (NameError, TypeError):  # some of others' names exist for type checkers only
         return {}
-    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
 
 
 def _kinds(hint: Any) -> list[type]:

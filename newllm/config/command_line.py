@@ -98,11 +98,14 @@ def _single(overrides: Sequence[Override]) -> list[str]:
 
 def _option_faults(item: Override) -> Iterator[str]:
     group = item.key_or_group
+    if item.is_delete():
+        yield f"{item.input_line}: cannot be left out; choose one of its options"
+        return
     options = sorted(GlobalHydra.instance().config_loader().get_group_options(group))
     if not _values(item):
         yield f"{item.input_line}: matches no option; there are {', '.join(options)}"
     for choice in _values(item):
-        names = choice if isinstance(choice, list) else [choice]
+        names = [_shown(name) for name in (choice if isinstance(choice, list) else [choice])]
         if isinstance(choice, list) and group != "countermeasure":
             yield f"{group}={_shown(choice)}: takes one option, not a list"
         elif "none" in names and len(names) > 1:
@@ -110,8 +113,8 @@ def _option_faults(item: Override) -> Iterator[str]:
         elif len(set(names)) < len(names):
             yield f"{group}={_shown(choice)}: names one twice"
         for name in names:
-            if str(name) not in options:
-                yield f"{group}={_shown(name)}: no such option; there are {', '.join(options)}"
+            if name not in options:
+                yield f"{group}={name}: no such option; there are {', '.join(options)}"
 
 
 def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
@@ -122,6 +125,9 @@ def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
             if any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
                 yield f"{key}={value}: a file is in the way"
     if key.split(".")[0].split("/")[0] == "hydra":
+        return
+    if item.is_delete() and "." not in key:
+        yield f"{item.input_line}: cannot be left out; set it instead"
         return
     if item.is_add():
         if key.partition(".")[0] not in config:

@@ -23,7 +23,7 @@ SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
     *("trusted_packages", "hydra"),
 )
-# Groups that bundle other choices; what they set is checked instead of their name.
+# Groups that bundle other choices: nothing reads them by their name.
 BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "trial", "scale")
 
 
@@ -41,7 +41,8 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         *_unread_choices(config, overrides),
         *_decided_twice(config, overrides),
         *_idle_budget(config, overrides),
-        *_nothing_to_build(config),
+        *_nothing_to_build(config, overrides),
+        *_sizes_twice(overrides),
     ]
     for name in BUILT:
         try:
@@ -93,13 +94,26 @@ def _idle_budget(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
             yield f"{choice}: nothing follows from it without {wishes}; set one or drop it"
 
 
-def _nothing_to_build(config: DictConfig) -> Iterator[str]:
-    """Settings of loggers and callbacks that were not chosen."""
-    for group in ("logger", "callbacks"):
-        for name, node in config[group].items():
-            if isinstance(node, DictConfig) and "_target_" not in node:
-                keys = ", ".join(f"{group}.{name!s}.{key!s}" for key in node)
-                yield f"{keys}: {group} has no {name} that would read it; choose another {group}"
+def _nothing_to_build(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """What was chosen for a logger or callback that is not there (a file's choices are dropped)."""
+    for line in overrides:
+        choice = line.lstrip("+~")
+        group, *names = choice.partition("=")[0].split(".")
+        if group in ("logger", "callbacks") and names:
+            node = _descend(OmegaConf.to_container(config, resolve=False), f"{group}.{names[0]}")
+            if isinstance(node, dict) and "_target_" not in node:
+                yield f"{choice}: {group} has no {names[0]} that would read it; drop it"
+
+
+def _sizes_twice(overrides: Sequence[str]) -> Iterator[str]:
+    """Choices that set what `scale` sets."""
+    chosen = dict(line.lstrip("+~").partition("=")[::2] for line in overrides)
+    if chosen.get("scale", "none") == "none":
+        return
+    for key in ("budget.parameters", "trial"):
+        if chosen.get(key, "none") != "none":
+            scale = f"scale={chosen['scale']}"
+            yield f"{key}={chosen[key]}: {scale} stands in its place; drop one of the two"
 
 
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:

@@ -89,7 +89,8 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
     final = next(summary for summary in summaries if summary.name == "phase5_final_exp1")
     perspective_table(document, runs, final, _)
     all_experiments(document, summaries, _)
-    claims_table(document, judge(runs), _)
+    judgements = judge(runs)
+    claims_table(document, judgements, _)
     _studies(document, runs, _, label)
     timeline(document, summaries, _)
     derived_table(document, summaries, _)
@@ -107,7 +108,9 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
     )
     document.figure("curves", grid, _("Curves of all runs"))
     document.unfold()
-    _other_runs(document, runs, summaries, _)
+    shown = {id(run) for summary in summaries for run in summary.done}
+    shown |= {id(run) for run in runs if is_evidence(run, judgements)}
+    _other_runs(document, [run for run in runs if id(run) not in shown], _)
     _origin(document, runs, "`python -m newllm.train sweep=all`, `python -m newllm.report`", _)
     return document
 
@@ -122,8 +125,9 @@ def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Tran
             caption += f" ({MANY_CURVES}/{len(drawn)})"
         document.figure("curves", figures.comparison(drawn[:MANY_CURVES], *axes), caption)
     others = [run for run in runs if not is_of_study(run)]
-    runs_table(document, others, _)
-    references_table(document, others, _)
+    if others:
+        runs_table(document, others, _)
+        references_table(document, others, _)
     _studies(document, runs, _, label)
     _origin(document, runs, "`python -m newllm.report`", _)
     return document
@@ -195,13 +199,10 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
     return [" ".join(sentences)]
 
 
-def _other_runs(
-    document: Document, runs: Sequence[Run], summaries: Sequence[Summary], _: Translate
-) -> None:
-    of_series = {id(run) for summary in summaries for run in summary.runs}
+def _other_runs(document: Document, runs: Sequence[Run], _: Translate) -> None:
+    """Those that have no place of their own."""
     ended_badly = [run for run in runs if not run.is_done]
-    shown = {id(run) for run in runs if is_of_study(run) or is_evidence(run)} | of_series
-    others = [run for run in runs if run.is_done and id(run) not in shown]
+    others = [run for run in runs if run.is_done and not is_of_study(run)]
     for title, chosen in (
         (_("Failed and unfinished runs"), ended_badly),
         (_("Other runs"), others),
