@@ -8,7 +8,6 @@ recomputation. Writes `benchmark.json` (a flat map), `benchmark.md` and `benchma
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from rich.table import Table
 import newllm
 from newllm.analysis import figures
 from newllm.analysis.timing import Timing, changes, read_timings, write_timings
+from newllm.arguments import Arguments
 from newllm.workloads import FULL, MEASUREMENTS, QUICK, Plan
 
 
@@ -74,7 +74,7 @@ def format_timing(timing: Timing) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m newllm.benchmark", description=__doc__)
+    parser = Arguments(prog="python -m newllm.benchmark", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute, a small model")
     parser.add_argument("--threads", default=None, help="such as 1,2 (default: 1 and all)")
     parser.add_argument("--compare", type=Path, help="an older benchmark.json to set beside")

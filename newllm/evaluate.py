@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from newllm.analysis import figures
 from newllm.analysis.ablations import ablate, dynamics
 from newllm.analysis.predictions import divergences, target_losses
 from newllm.analysis.references import ReferenceModels, gap_closed
+from newllm.arguments import Arguments
 from newllm.config.build import instantiate
 from newllm.data.module import CorpusDataModule
 from newllm.models.context import ContextModel
@@ -108,7 +108,7 @@ def _number(value: float | None) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m newllm.evaluate",
         description="Look at what a run's model has learned: its losses beside the references of "
         "each split, what its context is worth, and how that behaves over time.",

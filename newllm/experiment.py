@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.analysis.references import ReferenceModels, References
@@ -135,7 +134,7 @@ class _Faults:
         """What `build` returns; None if it finds a fault."""
         try:
             return build()
-        except (ValueError, MisconfigurationException) as error:
+        except ValueError as error:
             self._lines += str(error).splitlines()
             return None
 

@@ -5,13 +5,13 @@ Shapes: B sentences, V vocabulary.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 
 import torch
 from torch import Tensor
 
+from newllm.arguments import Arguments
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
 from newllm.runs import load_run
@@ -33,13 +33,15 @@ def sample_sentences(
     `<UNK>`, `<BOS>`, classes without a word) are never drawn.
 
     Raises:
-        ValueError: if the model sees the future, the temperature or the number of sentences is not
-            positive, or the prompt fills `max_tokens` or holds unknown words.
+        ValueError: if the model sees the future, the temperature or a number is not positive,
+            or the prompt fills `max_tokens` or holds unknown words.
     """
     if model.sees_the_future:
         raise ValueError("the model was trained to see the future, so it cannot write it")
     if num_sentences < 1:
         raise ValueError(f"num={num_sentences}: must be at least 1")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens}: must be at least 1")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature}: must be above 0")
     if not 0 <= seed < 2**63:
@@ -78,7 +80,7 @@ def _draw(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m newllm.generate", description="Sample sentences from a trained run."
     )
     parser.add_argument("run", help="a run directory")

@@ -6,7 +6,6 @@ self-contained `index.html`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table
 from newllm.analysis import figures
 from newllm.analysis.bands import write_bands
 from newllm.analysis.gathering import Run, gather, pack
+from newllm.arguments import Arguments
 from newllm.reporting.language import LANGUAGES
 from newllm.reporting.page import write_markdown, write_report
 
@@ -61,7 +61,7 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m newllm.report",
         description="Set runs side by side, and the published series beside its reproduction.",
     )

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from newllm.config.build import instantiate
+from newllm.config.build import ConfigFault, instantiate
 from newllm.data.tokenizer import Tokenizer
 from newllm.identity import config_hash, differences, hashed
 from newllm.models.language_model import LanguageModel
@@ -205,12 +206,19 @@ def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRu
         raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {missing[0]}")
     result = read_result(path)
     config = _read_config(path / "config.yaml")
-    model = instantiate(config.model, trusted_packages)
+    try:
+        model = instantiate(config.model, trusted_packages)
+    except ConfigFault:
+        raise  # it names the key
+    except ValueError as error:
+        raise ValueError(f"{path}: config.yaml describes no model; {error}") from error
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{path}: config.yaml names no language model")
     try:
         load_weights(model, path / "checkpoints" / "best.ckpt")
         tokenizer = Tokenizer.load(path / "tokenizer.json")
+    except UnpicklingError as error:  # torch adds advice that would be dangerous here
+        raise ValueError(f"{path}: cannot be loaded; checkpoints/best.ckpt is damaged") from error
     except Exception as error:  # torch and tokenizers raise a dozen kinds for a broken file
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path}: cannot be loaded; {reason}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         )
     console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
     if experiment.trainer.loggers:
-        console.print(f"look at its curves: tensorboard --logdir {folder}")
+        console.print(f"look at its curves: {_program('tensorboard')} --logdir {folder}")
 
 
 def _next(experiment: Experiment) -> str:
@@ -89,7 +90,14 @@ def _next(experiment: Experiment) -> str:
         return "try a larger model or more epochs, such as trainer.max_epochs=80"
     data = experiment.config.data
     path = f" data.path={data.path}" if "path" in data else ""
-    return f"try: python -m newllm.train experiment=modern data={data.corpus}{path}"
+    corpus = "" if data.corpus == "quality500" else f" data={data.corpus}"
+    return f"try: {_program('python')} -m newllm.train experiment=modern{corpus}{path}"
+
+
+def _program(name: str) -> str:
+    """How to call what is installed beside this Python: by its path, if it lies in this folder."""
+    own = Path(sys.executable).with_name(name)
+    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else name
 
 
 def _console() -> Console:

@@ -16,9 +16,18 @@ from newllm.config.build import conf_directory
 TINY = ("embedding_dim=8", "context_dim=8", "hidden_dim=8", "num_layers=2")
 TINY_CONTEXT = tuple(f"model.{size}" for size in TINY)
 
+# Begun first, so that in the end no process is left alone with one of them.
+LONGEST = ("sweep", "ablations", "benchmark", "distribution", "search", "readme", "report")
+
 Compose = Callable[..., DictConfig]
 SetThreads = Callable[[int], None]
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests before the others."""
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: item.path.name not in names)
 
 
 @pytest.fixture

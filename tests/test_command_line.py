@@ -1,5 +1,6 @@
 """Every fault of a command line: one line each, all at once, exit code 1, nothing written."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,11 @@ FAULTY = {
     ],
     "experiment=scaling_400 scale=50k trial=t01": [
         "trial=t01: scale=50k stands in its place; drop one of the two"
+    ],
+    "scale=50k": ["scale=50k: goes with experiment=scaling_..., which says what widths follow"],
+    "hydra.run.dir=null": ["hydra.run.dir=null: must be a folder"],
+    "model=lstm -m seed=1,2": [
+        "seed=1,2: a flag stands before it; flags go before all overrides or after them"
     ],
     "callbacks={}": ["callbacks={}: no such option; there are default, none"],
     "~budget": ["~budget: cannot be left out; set it instead"],
@@ -209,6 +215,7 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         ("optimizer.betas=[0.9]", "IndexError"),
         ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: a file is in the way"),
         ("data.too_long=foo data.batching=zz", "data.batching=zz"),
+        ("trainer.max_epochs=-3", "max_epochs"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0"),
         ("trainer.max_steps=1", "ends before the first validation, after 25 steps"),
@@ -240,6 +247,18 @@ def test_a_faulty_run_ends_with_lines_and_code_1(
     num_faults = 2 if any(part in line for part in ("=abc", "gradient_clip", "=zz")) else 1
     assert len(lines) == num_faults, lines
     assert not [path for path in tmp_path.rglob("outputs/*/*/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("module", ["benchmark", "data.__main__", "evaluate", "generate", "report"])
+def test_the_other_tools_tell_a_fault_in_a_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tool", "run", "--nope=1"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"newllm.{module}").main()
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--nope=1" in line
 
 
 def test_the_command_line_itself_ends_so(command: Command) -> None:

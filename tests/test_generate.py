@@ -58,6 +58,8 @@ def test_frequencies_are_the_model_s_probabilities(
 
 
 def test_faults(model: ContextModel, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="max_tokens=-1: must be at least 1"):
+        sample_sentences(model, tokenizer, 1, max_tokens=-1)
     with pytest.raises(ValueError, match="temperature=0"):
         sample_sentences(model, tokenizer, 1, temperature=0)
     with pytest.raises(ValueError, match=r"does not know: \['zebra'\]"):

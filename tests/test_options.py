@@ -34,6 +34,8 @@ def test_option_builds_and_takes_a_step(
     overrides = [f"{group}={option}"]
     if option == "text":
         overrides.append("data.path=some.txt")
+    if group == "scale" and option != "none":
+        overrides.append("experiment=scaling_400")  # which says what widths follow
     overrides += shrink(compose_config, *overrides)
     config = compose_config(*overrides)
     experiment = build_experiment(config, tmp_path)

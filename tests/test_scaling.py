@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from newllm.analysis.gathering import Run
 from newllm.analysis.scaling import NAMES, SENTENCES, Law, Point, best_contexts, fit, points
 from newllm.config.build import conf_directory, instantiate
-from newllm.reporting.language import LANGUAGES, translator
+from newllm.reporting.language import translator
 from newllm.reporting.page import write_report
 from newllm.reporting.scaling_law import LARGEST, NO_GAP, NOT_MEASURED
 
@@ -148,8 +148,7 @@ def test_the_sweep_is_the_grid(compose_config: Compose, tmp_path: Path) -> None:
     assert LARGEST.is_largest
 
 
-@pytest.mark.parametrize("lang", LANGUAGES)
-@pytest.mark.parametrize("is_run", [True, False])
+@pytest.mark.parametrize(("lang", "is_run"), [("en", True), ("ja", False)])
 def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
     grid = make_points(0.05)
     measured = [replace(grid[0], gap=-0.001), *grid[1:]]

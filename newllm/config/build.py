@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra.utils
 from hydra.errors import InstantiationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # Where a target may come from. Whole packages would be too much: torch holds classes that start
@@ -65,7 +66,7 @@ def instantiate(node: DictConfig, trusted_packages: Sequence[str] = (), **argume
     try:
         return hydra.utils.instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | TypeError):
+        if isinstance(error.__cause__, ValueError | TypeError | MisconfigurationException):
             raise ValueError(str(error.__cause__)) from error
         raise
 

@@ -31,7 +31,12 @@ def command_line_faults(arguments: Sequence[str]) -> list[str]:
     Of a sweep (`seed=1,2`) every value is checked on its own and the first ones together.
     """
     parsed, unknown = get_args_parser().parse_known_args(list(arguments))
-    faults = [f"{word}: unknown flag, or it stands amid the overrides" for word in unknown]
+    faults = [
+        f"{word}: unknown flag"
+        if word.startswith("-")
+        else f"{word}: a flag stands before it; flags go before all overrides or after them"
+        for word in unknown
+    ]
     if parsed.config_dir and not Path(parsed.config_dir).is_dir():
         return [*faults, f"--config-dir {parsed.config_dir}: no such folder"]
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
@@ -122,7 +127,9 @@ def _value_faults(config: DictConfig, item: Override) -> Iterator[str]:
     if key in ("hydra.run.dir", "hydra.sweep.dir"):
         for value in _values(item):
             path = Path(str(value))
-            if any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
+            if value is None:
+                yield f"{key}=null: must be a folder"
+            elif any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
                 yield f"{key}={value}: a file is in the way"
     if key.split(".")[0].split("/")[0] == "hydra":
         return

@@ -42,7 +42,7 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         *_decided_twice(config, overrides),
         *_idle_budget(config, overrides),
         *_nothing_to_build(config, overrides),
-        *_sizes_twice(overrides),
+        *_scale_faults(config, overrides),
     ]
     for name in BUILT:
         try:
@@ -105,14 +105,16 @@ def _nothing_to_build(config: DictConfig, overrides: Sequence[str]) -> Iterator[
                 yield f"{choice}: {group} has no {names[0]} that would read it; drop it"
 
 
-def _sizes_twice(overrides: Sequence[str]) -> Iterator[str]:
-    """Choices that set what `scale` sets."""
+def _scale_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """A `scale` without widths that could follow, and choices that set what it sets."""
     chosen = dict(line.lstrip("+~").partition("=")[::2] for line in overrides)
     if chosen.get("scale", "none") == "none":
         return
+    scale = f"scale={chosen['scale']}"
+    if not config.budget.widths:
+        yield f"{scale}: goes with experiment=scaling_..., which says what widths follow"
     for key in ("budget.parameters", "trial"):
         if chosen.get(key, "none") != "none":
-            scale = f"scale={chosen['scale']}"
             yield f"{key}={chosen[key]}: {scale} stands in its place; drop one of the two"
 
 

@@ -1,17 +1,16 @@
 """Prints a card for each corpus: ``python -m newllm.data``."""
 
-import argparse
-
 from rich.console import Console
 from rich.table import Table
 
+from newllm.arguments import Arguments
 from newllm.data.corpora import NAMES
 from newllm.data.module import CorpusDataModule
 
 
 def main() -> None:
     """Writes the corpora of this package into a directory and prints what they are like."""
-    parser = argparse.ArgumentParser(prog="python -m newllm.data", description=main.__doc__)
+    parser = Arguments(prog="python -m newllm.data", description=main.__doc__)
     parser.add_argument("--directory", default="data", help="where to write (default: data)")
     directory = parser.parse_args().directory
     console = Console()
