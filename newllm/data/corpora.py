@@ -17,7 +17,7 @@ import random
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -119,8 +119,9 @@ class Corpus:
         return "".join(f"{sentence}\n" for sentence in self.split(split))
 
 
+@lru_cache(maxsize=8)  # drawn once by a program that builds many experiments
 def build_corpus(name: str, seed: int | None = None) -> Corpus:
-    """One of the corpora of this package.
+    """One of the corpora of this package, which nobody can change.
 
     Args:
         name: ``tiny30``, ``augmented124``, ``quality500`` or ``quality12500``.
