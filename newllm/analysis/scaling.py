@@ -30,12 +30,12 @@ SENTENCES = (400, 1000, 2000, 5000, 10_000)
 UNITS = (400.0, 16.0, 16.0)  # of sentences, width and context
 MOST_PARAMETERS = 1_000_000  # of the grid; what lies beyond is predicted
 NAMES = ("a", "N0", "delta", "gamma", "b", "kappa", "beta")
-# Those above zero are fitted by their logarithms; N0 in units of N.
+# Those above zero are fitted by their logarithms; N0, given in sentences, in their unit.
 POSITIVE = np.array([name in ("a", "N0", "b") for name in NAMES])
-SCALE_OF = np.array([SENTENCES[0] if name == "N0" else 1.0 for name in NAMES])
-START = (0.2, 0.5, 0.0, 0.0, 0.02, 1.0, 2.0)
-LOWEST = (1e-4, 1e-3, -2.0, -2.0, 1e-8, 0.0, 0.0)
-HIGHEST = (1e2, 1e3, 2.0, 2.0, 1e2, 8.0, 8.0)
+UNIT_OF = np.array([SENTENCES[0] if name == "N0" else 1.0 for name in NAMES])
+START = (0.2, 200.0, 0.0, 0.0, 0.02, 1.0, 2.0)
+LOWEST = (1e-4, 0.4, -2.0, -2.0, 1e-8, 0.0, 0.0)
+HIGHEST = (1e2, 4e5, 2.0, 2.0, 1e2, 8.0, 8.0)
 NUM_RESAMPLES = 1000
 
 Array = NDArray[np.float64]
@@ -146,7 +146,7 @@ def fit(measured: Sequence[Point], num_resamples: int = NUM_RESAMPLES) -> Fit | 
     if len(grid) < 2 * len(NAMES):
         return None
     scales, gaps = _log_scales(grid), np.log([point.gap for point in grid])
-    constants = _fit(scales, gaps, _to_fitted(START, in_units=True))
+    constants = _fit(scales, gaps, _to_fitted(START))
     models = sorted({point.model for point in grid})
     places = [[i for i, point in enumerate(grid) if point.model == model] for model in models]
     generator = np.random.default_rng(0)
@@ -182,18 +182,18 @@ def _fit(scales: Array, gaps: Array, start: Array) -> Array:
         start,
         loss="huber",
         f_scale=0.1,
-        bounds=(_to_fitted(LOWEST, in_units=True), _to_fitted(HIGHEST, in_units=True)),
+        bounds=(_to_fitted(LOWEST), _to_fitted(HIGHEST)),
     )
     return np.asarray(found.x)
 
 
-def _to_fitted(constants: Sequence[float], in_units: bool = False) -> Array:
-    values = np.array(constants) / (1.0 if in_units else SCALE_OF)
+def _to_fitted(constants: Sequence[float]) -> Array:
+    values = np.array(constants) / UNIT_OF
     return np.where(POSITIVE, np.log(np.where(POSITIVE, values, 1.0)), values)
 
 
 def _law(fitted: Array) -> Law:
-    values = np.where(POSITIVE, np.exp(np.where(POSITIVE, fitted, 0.0)), fitted) * SCALE_OF
+    values = np.where(POSITIVE, np.exp(np.where(POSITIVE, fitted, 0.0)), fitted) * UNIT_OF
     return Law(tuple(float(value) for value in values))
 
 
