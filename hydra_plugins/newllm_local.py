@@ -45,10 +45,9 @@ class LocalLauncher(Launcher):
         jobs = []
         for config, overrides in zip(configs, job_overrides, strict=True):
             with open_dict(config):
-                hydra_node = config.pop("hydra")
-            experiment = hydra_node.runtime.choices["experiment"]
+                del config["hydra"]
             # The folder is told by the overrides alone, so it needs none of Hydra's own values.
-            jobs.append(Job.plan(config, tuple(overrides), experiment, top))
+            jobs.append(Job.plan(config, tuple(overrides), top))
         losses = sweep(jobs, top)
         returns = []
         for config, overrides, loss in zip(configs, job_overrides, losses, strict=True):

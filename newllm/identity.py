@@ -19,7 +19,19 @@ HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures",
 
 def config_hash(config: DictConfig) -> str:
     """Names everything that decides the weights and the figures: equal hashes, equal runs."""
-    return hashlib.sha256(json.dumps(hashed(config), sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(hashed(config))
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def variant_hash(config: DictConfig) -> str:
+    """Names what runs share that differ in their seed alone."""
+    kept = hashed(config)
+    del kept["seed"]
+    kept["data"].pop("order_seed", None)
+    return _digest(kept)
 
 
 def hashed(config: DictConfig) -> dict[str, Any]:

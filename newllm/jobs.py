@@ -21,16 +21,12 @@ class Job:
 
     config: DictConfig
     overrides: tuple[str, ...]
-    experiment: str | None
     folder: Path
 
     @classmethod
-    def plan(
-        cls, config: DictConfig, overrides: tuple[str, ...], experiment: str, top: Path
-    ) -> Job:
+    def plan(cls, config: DictConfig, overrides: tuple[str, ...], top: Path) -> Job:
         """The job of some overrides, in its folder below `top`."""
-        folder = top / run_folder(overrides, config.seed)
-        return cls(config, overrides, None if experiment == "none" else experiment, folder)
+        return cls(config, overrides, top / run_folder(overrides, config.seed))
 
     @property
     def label(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from newllm.analysis.predictions import divergences, target_losses
 from newllm.analysis.references import gap_closed, mean_by_position
 from newllm.analysis.spikes import spikes_of_run
 from newllm.callbacks import StepValidation
+from newllm.config.naming import chosen_experiment
 from newllm.experiment import Experiment
-from newllm.identity import config_hash, git_revision
+from newllm.identity import config_hash, git_revision, variant_hash
 from newllm.runs import RunDirectory
 
 # Those that a loss comes near to.
@@ -42,14 +43,15 @@ LAYOUT = {
 }
 
 
-def record_start(run: RunDirectory, experiment: Experiment, experiment_name: str | None) -> None:
+def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[str]) -> None:
     """Write down what is about to run, before it runs."""
     config, data, model = experiment.config, experiment.data, experiment.model
     run.write_config(config)
     data.tokenizer.save(run.path / "tokenizer.json")
     run.record(
         status="running",
-        experiment=experiment_name,
+        experiment=chosen_experiment(overrides),
+        overrides=list(overrides),
         name=experiment.name,
         seed=config.seed,
         corpus=config.data.corpus,
@@ -72,6 +74,7 @@ def record_start(run: RunDirectory, experiment: Experiment, experiment_name: str
         git_revision=git_revision(),
         data_sha256=data.data_sha256,
         config_hash=config_hash(config),
+        variant_hash=variant_hash(config),
     )
     for logger in experiment.trainer.loggers:
         logger.log_hyperparams(experiment.hyperparameters, {"hp/best_val_loss": float("nan")})

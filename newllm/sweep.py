@@ -75,7 +75,7 @@ def _plan_only(jobs: Sequence[Job]) -> list[float]:
 
     for job in jobs:
         print(f"--- {job.label}")
-        _, reason = attempt(job.config, job.folder, job.experiment, goes_on=True)
+        _, reason = attempt(job.config, job.folder, job.overrides, goes_on=True)
         if reason:
             failed.append(job.folder)
     return [math.nan] * len(jobs)

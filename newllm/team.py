@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.live import Live
 
+from newllm.config.naming import chosen_experiment
 from newllm.jobs import Job, Outcome, read_outcome
 from newllm.runs import ENDS, RunConflict, RunDirectory, read_result
 
@@ -75,7 +75,7 @@ class Team:
         if not self._running:
             self._start_server()
         content = OmegaConf.to_yaml(job.config)
-        arguments = (content, job.folder, job.experiment, self._threads)
+        arguments = (content, job.folder, job.overrides, self._threads)
         process = self._context.Process(target=work, args=arguments, name=job.label)
         process.start()
         self._running[process] = job
@@ -117,7 +117,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def work(content: str, folder: Path, experiment: str | None, threads: int) -> None:
+def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> None:
     """A job's own process: no output but to its log, no more threads than its share."""
     from newllm.train import attempt, quiet_lightning
 
@@ -134,12 +134,12 @@ def work(content: str, folder: Path, experiment: str | None, threads: int) -> No
     assert isinstance(config, DictConfig)
     _forget_failure(folder)
     try:
-        _, reason = attempt(config, folder, experiment, goes_on=True)
+        _, reason = attempt(config, folder, overrides, goes_on=True)
     except KeyboardInterrupt as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     if reason:
-        _record_failure(folder, reason, seed=config.seed, experiment=experiment)
+        _record_failure(folder, reason, config.seed, overrides)
         sys.exit(1)
 
 
@@ -163,7 +163,7 @@ def _record_end(job: Job, exit_code: int) -> None:
     reason = f"ended with exit code {exit_code}"
     if exit_code < 0:
         reason = f"killed by {signal.Signals(-exit_code).name}"
-    _record_failure(job.folder, reason, seed=job.config.seed, experiment=job.experiment)
+    _record_failure(job.folder, reason, job.config.seed, job.overrides)
 
 
 def _forget_failure(folder: Path) -> None:
@@ -175,10 +175,16 @@ def _forget_failure(folder: Path) -> None:
             run.release()
 
 
-def _record_failure(folder: Path, reason: str, **fields: Any) -> None:
+def _record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str]) -> None:
     """Note in the result why a run failed, unless it says so already or belongs to another."""
     with contextlib.suppress(RunConflict):
         run = RunDirectory(folder, goes_on=True)
         if run.status not in (*ENDS, "failed"):
-            run.record(**fields, status="failed", error=reason)
+            run.record(
+                seed=seed,
+                experiment=chosen_experiment(overrides),
+                overrides=list(overrides),
+                status="failed",
+                error=reason,
+            )
         run.release()

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def train(
-    config: DictConfig, folder: Path, experiment_name: str | None = None, goes_on: bool = False
+    config: DictConfig, folder: Path, overrides: Sequence[str] = (), goes_on: bool = False
 ) -> dict[str, Any]:
     """Run one experiment in a folder of its own: build, fit, test, record.
 
     Args:
         config: as composed.
         folder: of the run.
-        experiment_name: the one that was chosen, if any.
+        overrides: what was chosen, for the record.
         goes_on: whether the folder may hold a run that was interrupted, to go on from there.
 
     Returns:
@@ -77,7 +78,7 @@ def train(
     result: dict[str, Any] = {}
     try:
         run.record(status="running")
-        record_start(run, experiment, experiment_name)
+        record_start(run, experiment, overrides)
         _fit_and_test(experiment, run)
         result = predicted(experiment) | {"status": "done"}
     except Diverged as error:
@@ -114,7 +115,7 @@ def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
 
 
 def attempt(
-    config: DictConfig, folder: Path, experiment_name: str | None, goes_on: bool
+    config: DictConfig, folder: Path, overrides: Sequence[str], goes_on: bool
 ) -> tuple[float, str | None]:
     """Train, and put what a user can mend into a line.
 
@@ -124,7 +125,7 @@ def attempt(
     """
     loss = math.nan
     try:
-        result = train(config, folder, experiment_name, goes_on)
+        result = train(config, folder, overrides, goes_on)
         return float(result.get("best_val_loss", math.nan)), None
     except Diverged as error:
         loss, reason = math.inf, str(error)
@@ -152,16 +153,16 @@ def run_job(config: DictConfig) -> float:
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    name = hydra_config.runtime.choices["experiment"]
+    overrides = list(hydra_config.overrides.task)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
-    if faults := composed_faults(config, hydra_config.overrides.task):
+    if faults := composed_faults(config, overrides):
         print("\n".join(faults), file=sys.stderr)
         failed.append(folder)
         return math.nan
     if in_sweep and not config.plan and has_ended(folder, config):
         result = read_result(folder)
         return float(result["best_val_loss"]) if result["status"] == "done" else math.inf
-    loss, reason = attempt(config, folder, None if name == "none" else name, in_sweep)
+    loss, reason = attempt(config, folder, overrides, in_sweep)
     if reason:
         failed.append(folder)
     return loss

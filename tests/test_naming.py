@@ -1,6 +1,6 @@
 """Where the runs of a sweep lie: told by what was asked for."""
 
-from newllm.config.naming import LONGEST, run_folder, run_name
+from newllm.config.naming import LONGEST, chosen_experiment, run_folder, run_name
 
 
 def test_a_name_is_the_experiment_and_the_other_choices_sorted() -> None:
@@ -25,3 +25,9 @@ def test_a_long_name_is_cut_and_stays_different() -> None:
     assert first != second
     assert len(first) == len(second) == LONGEST
     assert "/" not in first
+
+
+def test_the_chosen_experiment_is_told_by_the_overrides() -> None:
+    assert chosen_experiment(["seed=1", "experiment=modern"]) == "modern"
+    assert chosen_experiment(["experiment=none"]) is None
+    assert chosen_experiment(["model=lstm"]) is None

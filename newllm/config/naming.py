@@ -32,6 +32,12 @@ def run_name(overrides: Sequence[str]) -> str:
     return f"{name[: LONGEST - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
+def chosen_experiment(overrides: Sequence[str]) -> str | None:
+    """The experiment among the overrides of a run, if there is one."""
+    name = dict(_split(line) for line in overrides).get("experiment", "none")
+    return None if name == "none" else name
+
+
 def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:
     """The overrides that jobs share which differ in their seed alone."""
     return tuple(line for line in overrides if not line.startswith("seed="))
