@@ -24,6 +24,7 @@ from newllm.data.tokenizer import EOS, PAD, UNK
 from newllm.generate import sample_sentences
 from newllm.models.context import ContextModel, Trace
 from newllm.models.language_model import LanguageModel
+from newllm.module import LanguageModule
 from newllm.recording import History, write_table
 
 
@@ -78,7 +79,8 @@ class ProgressLine(Callback):
                 console=self._console,
                 refresh_per_second=4,
             )
-            total = int(trainer.estimated_stepping_batches)
+            assert isinstance(module, LanguageModule)
+            total = module.num_steps
             self._task = self._progress.add_task("", total=total, epoch=1, losses="")
             self._progress.start()
 

@@ -109,9 +109,9 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     trainer = faults.collect(
         lambda: _build_trainer(config, folder, [*recorders, *(callbacks or [])])
     )
-    faults.collect(lambda: _check_steps(trainer, data))
+    num_steps = faults.collect(lambda: _planned_steps(trainer, data)) or 1
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
-    module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip))
+    module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip, num_steps))
     faults.raise_if_any()
     on_validation = ReferenceModels(data).on("validation")
     # What was resolved names a run, not what was typed.
@@ -119,7 +119,6 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     for callback in callbacks:
         if isinstance(callback, Curves):
             callback.references, callback.title = on_validation.means, name
-    num_steps = planned_steps(trainer, data)
     gates = check(model, data, num_steps)
     return Experiment(config, name, data, module, trainer, history, on_validation, gates)
 
@@ -179,14 +178,16 @@ def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageM
     return model
 
 
-def _build_module(model: Any, optimizer: Any, schedule: Any, clip: Any) -> LanguageModule | None:
+def _build_module(
+    model: Any, optimizer: Any, schedule: Any, clip: Any, num_steps: int
+) -> LanguageModule | None:
     if model is None or optimizer is None or clip is None:
         return None
     # The faults of an optimizer and a scheduler show only when they are built.
     built = _named("optimizer", lambda: optimizer(model.parameters()))
     if schedule is not None:
-        _named("schedule", lambda: schedule.build(built, total_steps=100))
-    return LanguageModule(model, optimizer, schedule, clip)
+        _named("schedule", lambda: schedule.build(built, num_steps))
+    return LanguageModule(model, optimizer, schedule, clip, num_steps)
 
 
 def _named(part: str, build: Callable[[], Any]) -> Any:
@@ -223,23 +224,40 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
     return trainer
 
 
-def _check_steps(trainer: Trainer | None, data: CorpusDataModule | None) -> None:
-    """Whatever is best is best on validation, which comes at an epoch's end."""
-    if trainer and data and 0 <= trainer.max_steps < (steps := _steps_per_epoch(trainer, data)):
-        raise ValueError(
-            f"trainer.max_steps={trainer.max_steps} ends before the first validation, after "
-            f"{steps} steps; limit the epoch as well: trainer.limit_train_batches=N"
-        )
+def _planned_steps(trainer: Trainer | None, data: CorpusDataModule | None) -> int | None:
+    """Optimizer steps, if nothing stops the run early; None without a trainer or data.
 
-
-def planned_steps(trainer: Trainer, data: CorpusDataModule) -> int:
-    """Optimizer steps, if nothing stops the run early."""
-    planned = _steps_per_epoch(trainer, data) * (trainer.max_epochs or 0)
+    Raises:
+        ValueError: the run would end without a validation, by which its best weights are found.
+    """
+    if trainer is None or data is None:
+        return None
+    limit = trainer.limit_train_batches
+    num_batches = data.steps_per_epoch
+    num_batches = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
+    if num_batches < 1:
+        raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
+    _check_validation(trainer, num_batches)
+    planned = -(-num_batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
     return planned if trainer.max_steps < 0 else min(planned, trainer.max_steps)
 
 
-def _steps_per_epoch(trainer: Trainer, data: CorpusDataModule) -> int:
-    limit = trainer.limit_train_batches
-    if isinstance(limit, float):
-        return int(data.steps_per_epoch * limit)
-    return min(data.steps_per_epoch, limit)
+def _check_validation(trainer: Trainer, num_batches: int) -> None:
+    """Whether a run of epochs with so many batches comes to its first validation."""
+    interval, every_n_epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if not isinstance(interval, int | float):
+        raise ValueError(
+            f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
+            "epoch; a validation by the clock could not be repeated"
+        )
+    first = interval if isinstance(interval, int) else max(1, int(num_batches * interval))
+    first += num_batches * ((every_n_epochs or 1) - 1)
+    last = num_batches * (trainer.max_epochs or 0)
+    if trainer.max_steps >= 0:
+        last = min(last, trainer.max_steps * trainer.accumulate_grad_batches)
+    if first > last:
+        raise ValueError(
+            f"trainer: the run ends after {last} batches, before its first validation after "
+            f"{first}; raise trainer.max_epochs or trainer.max_steps, or limit the epoch: "
+            "trainer.limit_train_batches=N"
+        )

@@ -99,8 +99,16 @@ class LanguageModule(LightningModule):
     """Trains a language model to predict the next token.
 
     Logs under `val/` and `test/`; a mean is over real tokens unless its name says otherwise.
-    `train_scores` gathers what the epoch's training batches scored before their steps, and
-    `gradient_norm` holds the norm of the last step's gradient before clipping.
+    `train_scores` gathers what the epoch's training batches scored before their steps,
+    `evaluation_scores` what the split at hand scored, and `gradient_norm` holds the norm of the
+    last step's gradient before clipping.
+
+    Args:
+        model: to be trained.
+        optimizer: makes an optimizer of some parameters.
+        schedule: of its learning rate; None keeps it.
+        gradient_clip: the largest norm of the gradient, by epoch.
+        num_steps: optimizer steps that the run plans.
     """
 
     def __init__(
@@ -109,27 +117,40 @@ class LanguageModule(LightningModule):
         optimizer: Callable[..., Optimizer],
         schedule: Schedule | None,
         gradient_clip: GradientClip,
+        num_steps: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.gradient_clip = gradient_clip
+        self.num_steps = num_steps
         self.gradient_norm = torch.tensor(math.nan)
         self.train_scores = SentenceScores()
-        self._scores = SentenceScores()
+        self.evaluation_scores = SentenceScores()
+        self._num_tokens_of_step: list[Tensor] = []  # of each batch since the last step
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the real tokens of a batch, in nats."""
-        return self._score(batch, SentenceScores())
+        loss_sum, num_tokens = self._score(batch, SentenceScores())
+        return loss_sum / num_tokens
 
-    def _score(self, batch: Batch, scores: SentenceScores) -> Tensor:
+    def _score(self, batch: Batch, scores: SentenceScores) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of a batch, and of how many tokens."""
         loss_BT, correct_BT = self.model.score(batch.tokens_BT, batch.targets_BT)
         scores.add(loss_BT, correct_BT, batch)
-        return loss_BT.sum() / (batch.targets_BT != PAD).sum()
+        return loss_BT.sum(), (batch.targets_BT != PAD).sum()
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        return self._score(batch, self.train_scores)
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """The mean loss of a batch; of accumulated ones, a loss that weights each by its tokens.
+
+        All losses of an optimizer step are divided by the number of tokens of its first batch,
+        since the others are not known yet; `configure_gradient_clipping` makes up for it.
+        """
+        loss_sum, num_tokens = self._score(batch, self.train_scores)
+        self._num_tokens_of_step.append(num_tokens)
+        loss = loss_sum / self._num_tokens_of_step[0]
+        return {"loss": loss, "loss_sum": loss_sum.detach(), "num_tokens": num_tokens}
 
     def configure_gradient_clipping(
         self,
@@ -137,16 +158,23 @@ class LanguageModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        num_tokens, self._num_tokens_of_step = self._num_tokens_of_step, []
+        if (num_batches := self.trainer.accumulate_grad_batches) > 1:
+            # Lightning divides the loss of each batch by their number.
+            scale = num_batches * num_tokens[0] / torch.stack(num_tokens).sum()
+            for weight in self.model.parameters():
+                if weight.grad is not None:
+                    weight.grad.mul_(scale)
         limit = self.gradient_clip(self.current_epoch)
         self.gradient_norm = clip_gradients(optimizer, limit)
 
     def on_validation_epoch_start(self) -> None:
-        self._scores = SentenceScores()
+        self.evaluation_scores = SentenceScores()
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._score(batch, self._scores)
+        self._score(batch, self.evaluation_scores)
 
     test_step = validation_step
 
@@ -157,12 +185,12 @@ class LanguageModule(LightningModule):
         self._log_scores("test")
 
     def _log_scores(self, split: str) -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in self._scores.metrics().items()})
+        metrics = self.evaluation_scores.metrics()
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.model.parameters())
         if self.schedule is None:
             return optimizer
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.schedule.build(optimizer, total_steps)
+        scheduler = self.schedule.build(optimizer, self.num_steps)
         return [optimizer], [{"scheduler": scheduler, "interval": self.schedule.interval}]

@@ -6,19 +6,20 @@ import csv
 import io
 import math
 import operator
+import random
 import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from newllm.data.tokenizer import PAD
 from newllm.module import LanguageModule, SentenceScores, perplexity
 from newllm.runs import write_text
 
@@ -27,59 +28,71 @@ class Diverged(ArithmeticError):
     """The loss is no longer a finite number."""
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What is known of a step at once; tensors, so that nothing waits for them."""
-
-    step: int
-    loss: Tensor
-    num_tokens: Tensor
-    gradient_norm: Tensor
-
-
 class History(Callback):
-    """The run's metrics: one row an epoch in `metrics.csv`, one a step in `steps.csv`.
+    """The run's metrics as tables: `metrics.csv` by epoch, `steps.csv` by optimizer step.
 
-    Epochs count from 1; `tokens` are those seen so far. Logs the metrics of training (means over
-    the epoch's tokens), `grad/norm` (mean over its steps), and `train/loss` and `grad/norm` by
-    step. It is part of a checkpoint, so a resumed run has one history.
+    `metrics.csv` has a row for each epoch, and one with a fraction of an epoch for each validation
+    before its end. Epochs count from 1; `tokens` are those seen in training so far. Logs the
+    metrics of training (means over the epoch's tokens), `grad/norm` (mean over its steps), and
+    `train/loss` and `grad/norm` by step. It is part of a checkpoint, so a resumed run has one
+    history.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.epochs: list[dict[str, float]] = []
         self.steps: list[dict[str, float]] = []
-        self.num_tokens = 0  # seen in training
-        self._pending: list[_Step] = []
-        self._is_validated = False
+        self._num_steps_before = 0  # those of earlier epochs
+        # Of steps that are no rows yet, and of the batches of the step at hand: tensors, so that
+        # nothing waits for them.
+        self._pending: list[dict[str, Tensor]] = []
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._validated: dict[str, float] = {}
         self._module: LanguageModule | None = None
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         assert isinstance(module, LanguageModule)
         self._module = module
 
-    def best(self, metric: str) -> tuple[float | None, int | None]:
-        """The lowest value of a metric over the epochs, and its epoch; None without a value."""
-        pairs = [(row[metric], int(row["epoch"])) for row in self.epochs if metric in row]
-        finite = [pair for pair in pairs if math.isfinite(pair[0])]
-        return min(finite) if finite else (None, None)
+    @property
+    def num_tokens(self) -> int:
+        """Tokens seen in training, up to the last row."""
+        return int(self.steps[-1]["tokens"]) if self.steps else 0
+
+    def best(self, metric: str) -> Mapping[str, float]:
+        """The row with the lowest value of a metric, the first of these; empty without a value."""
+        rows = [row for row in self.epochs if math.isfinite(row.get(metric, math.nan))]
+        return min(rows, key=lambda row: row[metric], default={})
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._batches.append((outputs["loss_sum"], outputs["num_tokens"]))
+        if trainer.global_step == len(self.steps) + len(self._pending):
+            return  # its gradients wait for those of the next batches
+        sums, counts = (torch.stack(column) for column in zip(*self._batches, strict=True))
         norm = module.gradient_norm
         assert isinstance(norm, Tensor)
-        num_tokens = (batch.targets_BT != PAD).sum()
-        step = _Step(trainer.global_step, outputs["loss"].detach(), num_tokens, norm)
-        self._pending.append(step)
+        loss = sums.sum() / counts.sum()
+        self._pending.append({"loss": loss, "num_tokens": counts.sum(), "gradient_norm": norm})
+        self._batches = []
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._is_validated = True
+        self._validated = {
+            name: value.item()
+            for name, value in trainer.callback_metrics.items()
+            if not name.startswith(("train/", "grad/"))
+        }
+        if trainer.is_last_batch:
+            return  # a part of the epoch's row
+        self._close_steps(trainer)
+        done = trainer.fit_loop.batch_idx + 1
+        part = round(done / trainer.num_training_batches, 4)
+        self._add_row(trainer, trainer.current_epoch + part, {})
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        means = self._close_steps(trainer) | self._close_scores()
+        means = self._close_epoch(trainer)
         module.log_dict(means)
-        self._close_epoch(trainer, means)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         write_table(self.folder / "steps.csv", self.steps)
@@ -89,29 +102,41 @@ class History(Callback):
     ) -> None:
         """Keep what led to the end of a run that fails, diverges or is interrupted."""
         if self._pending:
-            self._close_epoch(trainer, self._close_steps(trainer) | self._close_scores())
+            self._close_epoch(trainer)
         write_table(self.folder / "steps.csv", self.steps)
 
-    def _close_steps(self, trainer: Trainer) -> dict[str, float]:
-        """Turn the pending steps into rows; return their means."""
+    def _close_steps(self, trainer: Trainer) -> None:
+        """Turn the pending steps into rows."""
         pending, self._pending = self._pending, []
-        losses, norms, weights = [], [], []
         for step in pending:
-            losses.append(step.loss.item())
-            norms.append(step.gradient_norm.item())
-            weights.append(step.num_tokens.item())
-            row = {"step": step.step, "train/loss": losses[-1], "grad/norm": norms[-1]}
+            row = {
+                "step": len(self.steps) + 1,
+                "tokens": self.num_tokens + int(step["num_tokens"].item()),
+                "train/loss": step["loss"].item(),
+                "grad/norm": step["gradient_norm"].item(),
+            }
             self.steps.append(row)
             by_step = {f"{name}_by_step": row[name] for name in ("train/loss", "grad/norm")}
             for logger in trainer.loggers:
-                logger.log_metrics(by_step, step=step.step)
-        self.num_tokens += int(sum(weights))
-        loss = sum(map(operator.mul, losses, weights)) / max(sum(weights), 1)
-        return {
+                logger.log_metrics(by_step, step=len(self.steps))
+
+    def _close_epoch(self, trainer: Trainer) -> dict[str, float]:
+        """Add the epoch's row; returns its means over the training."""
+        self._close_steps(trainer)
+        first, self._num_steps_before = self._num_steps_before, len(self.steps)
+        before = self.steps[first - 1]["tokens"] if first else 0
+        rows = self.steps[first:]
+        counts = [b - a for a, b in pairwise([before, *(row["tokens"] for row in rows)])]
+        losses = [row["train/loss"] for row in rows]
+        loss = sum(map(operator.mul, losses, counts)) / max(sum(counts), 1)
+        means = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
-            "grad/norm": sum(norms) / max(len(norms), 1),
+            "grad/norm": sum(row["grad/norm"] for row in rows) / max(len(rows), 1),
         }
+        means |= self._close_scores()
+        self._add_row(trainer, trainer.current_epoch + 1, means)
+        return means
 
     def _close_scores(self) -> dict[str, float]:
         """The metrics of the epoch's training batches, but for those that the steps give."""
@@ -124,19 +149,10 @@ class History(Callback):
             if name in metrics
         }
 
-    def _close_epoch(self, trainer: Trainer, means: dict[str, float]) -> None:
-        validated = {
-            name: value.item()
-            for name, value in trainer.callback_metrics.items()
-            if name not in means and self._is_validated
-        }
-        self._is_validated = False
-        position = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "tokens": self.num_tokens,
-        }
-        self.epochs.append(position | means | validated)
+    def _add_row(self, trainer: Trainer, epoch: float, means: dict[str, float]) -> None:
+        position = {"epoch": epoch, "step": trainer.global_step, "tokens": self.num_tokens}
+        self.epochs.append(position | means | self._validated)
+        self._validated = {}
         by_tokens = {
             f"{name}_by_tokens": self.epochs[-1][name]
             for name in ("train/loss", "val/loss")
@@ -147,22 +163,18 @@ class History(Callback):
         write_table(self.folder / "metrics.csv", self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        pending = [
-            (step.step, step.loss, step.num_tokens, step.gradient_norm) for step in self._pending
-        ]
         assert self._module is not None
         return {
             "epochs": list(self.epochs),
             "steps": list(self.steps),
-            "num_tokens": self.num_tokens,
-            "pending": pending,
+            "num_steps_before": self._num_steps_before,
+            "pending": list(self._pending),
             "scores": self._module.train_scores.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.steps = state["epochs"], state["steps"]
-        self.num_tokens = state["num_tokens"]
-        self._pending = [_Step(*fields) for fields in state["pending"]]
+        self._num_steps_before, self._pending = state["num_steps_before"], state["pending"]
         assert self._module is not None
         self._module.train_scores.load_state_dict(state["scores"])
 
@@ -181,8 +193,11 @@ class Checkpoints(Callback):
 
     Both are written at most every `interval` seconds, and the best at the end: writing them at
     every epoch would cost a small model more time than its training. SIGINT and SIGTERM let the
-    step at hand come to its end, and then end the run with both written; a second one does not
-    wait.
+    step at hand and the validation after it come to their end, and then end the run with both
+    written; a second one does not wait.
+
+    The time to write is just before a batch is trained on. All that belongs to the batch before it
+    is over by then: its step, a validation, the end of its epoch with schedules and early stopping.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -193,7 +208,7 @@ class Checkpoints(Callback):
         self.interval = interval
         self._best_loss = math.inf
         self._best: dict[str, Any] | None = None
-        self._random_state: Tensor | None = None
+        self._random_states: dict[str, Any] | None = None  # of the run that goes on
         self._written_at = time.monotonic()
         self._is_asked_to_stop = False
         self._handlers: dict[signal.Signals, Any] = {}
@@ -216,21 +231,27 @@ class Checkpoints(Callback):
             signal.signal(number, handler)
         self._handlers = {}
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        loss = trainer.callback_metrics["val/loss"].item()
-        if loss < self._best_loss:
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # Here, not in `on_validation_end`: callbacks that put averaged weights in the place of the
+        # model's for a validation take them away again right after this.
+        assert isinstance(module, LanguageModule)
+        loss = module.evaluation_scores.metrics().get("loss", math.nan)
+        if loss < self._best_loss and not trainer.sanity_checking:
             self._best_loss = loss
-            weights = {name: value.clone() for name, value in _weights(module).items()}
+            weights = {name: value.clone() for name, value in module.model.state_dict().items()}
             self._best = {"model": weights, "epoch": trainer.current_epoch + 1, "val_loss": loss}
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not after an epoch's last batch: a resumed run would miss the validation that follows.
-        if trainer.is_last_batch:
-            if self._is_asked_to_stop and trainer.num_training_batches == 1:
-                raise KeyboardInterrupt  # there will never be a better moment
-            return
+        if self._random_states is not None:
+            # Not earlier: Lightning itself draws numbers between loading and the first batch.
+            _set_random_states(self._random_states)
+            self._random_states = None
+            # Lightning would count one more, and log later epochs at a step too far.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # a checkpoint holds no gradients
         is_due = time.monotonic() - self._written_at > self.interval
         if is_due or self._is_asked_to_stop:
             self._write_best()
@@ -251,14 +272,6 @@ class Checkpoints(Callback):
         self._restore_handlers()
         self._write_best()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        # Not earlier: Lightning itself draws numbers between loading and the first batch.
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
-            self._random_state = None
-
     def _write_best(self) -> None:
         if self._best is None:
             return
@@ -274,17 +287,33 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(partial)
         partial.replace(self.folder / "last.ckpt")
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning would take an epoch for ended whose last batch has only been fetched.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self._best_loss, "random_state": torch.get_rng_state()}
+        return {"best_loss": self._best_loss, "random_states": _random_states()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best_loss, self._random_state = state["best_loss"], state["random_state"]
+        self._best_loss, self._random_states = state["best_loss"], state["random_states"]
 
 
-def _weights(module: LightningModule) -> dict[str, Tensor]:
-    model = module.model
-    assert isinstance(model, torch.nn.Module)
-    return model.state_dict()
+def _random_states() -> dict[str, Any]:
+    """The states of all generators that a run may draw from, as plain values."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
 
 
 class StopOnDivergence(Callback):

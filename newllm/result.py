@@ -86,17 +86,18 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
 def measured(experiment: Experiment) -> dict[str, Any]:
     """The figures of a run, as far as it came. Each best is the best of its own curve."""
     history, trainer = experiment.history, experiment.trainer
-    loss, epoch = history.best("val/loss")
+    best = history.best("val/loss")
+    loss = best.get("val/loss")
     test_loss = trainer.callback_metrics.get("test/loss")
     looks = [callback.rows for callback in experiment.callbacks(StepValidation)]
     return {
         "steps": trainer.global_step,
-        "epochs": len(history.epochs),
+        "epochs": sum("train/loss" in row for row in history.epochs),
         "best_val_loss": loss,
-        "best_val_loss_batch_mean": history.best("val/loss_batch_mean")[0],
-        "best_epoch": epoch,
+        "best_val_loss_batch_mean": history.best("val/loss_batch_mean").get("val/loss_batch_mean"),
+        "best_epoch": best.get("epoch"),
         "gap_closed": None if loss is None else gap_closed(loss, experiment.references.means),
-        "val_accuracy": None if epoch is None else history.epochs[epoch - 1]["val/accuracy"],
+        "val_accuracy": best.get("val/accuracy"),
         "test_loss": None if test_loss is None else test_loss.item(),
         "spikes": spikes_of_run(history.epochs, history.steps, looks[0] if looks else []),
     }
@@ -138,8 +139,7 @@ def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def log_best(experiment: Experiment) -> None:
     """Fill in the figure that TensorBoard's HParams tab compares runs by."""
-    best, _ = experiment.history.best("val/loss")
-    assert best is not None
+    best_loss = experiment.history.best("val/loss")["val/loss"]
     spikes = "\n".join(
         f"- {series}: from {spike['onset']:g}, peak {spike['height']:.3f} at {spike['peak']:g}, "
         f"{spike['ratio']:.2f} times the level before"
@@ -151,7 +151,7 @@ def log_best(experiment: Experiment) -> None:
             logger.experiment.add_text("spikes", spikes or "none", experiment.trainer.global_step)
             logger.experiment.add_text("references", _as_list(experiment.references.means))
         _log_references(logger, experiment)
-        logger.log_metrics({"hp/best_val_loss": best}, step=experiment.trainer.global_step)
+        logger.log_metrics({"hp/best_val_loss": best_loss}, step=experiment.trainer.global_step)
         logger.finalize("success")
 
 

@@ -114,7 +114,7 @@ def test_a_pass_resumes_where_it_was_broken_off() -> None:
 
 def test_a_state_says_nothing_about_another_epoch() -> None:
     loader = training_batches()
-    loader.load_state_dict({"epoch": 3, "num_consumed": 2})
+    loader.load_state_dict({"epoch": 3, "num_used": 2})
     loader.set_epoch(4)
     assert len(order(loader)) == 4
 

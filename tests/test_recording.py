@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Compose
-from lightning.pytorch import Callback, Trainer
 
 from newllm.experiment import Experiment, build_experiment
 from newllm.models.language_model import score_logits
@@ -52,6 +51,53 @@ def test_the_best_checkpoint_holds_the_best_epoch(experiment: Experiment, tmp_pa
     assert all(float(row["grad/norm"]) > 0 for row in steps)
 
 
+AVERAGED = "+callbacks.average={_target_:lightning.pytorch.callbacks.EMAWeightAveraging}"
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval.*")
+@pytest.mark.parametrize(
+    "chosen", ["+trainer.val_check_interval=1", AVERAGED, "+trainer.check_val_every_n_epoch=3"]
+)
+def test_what_is_called_best_is_what_is_saved(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose_config(*TINY_RUN, "optimizer.lr=0.05", "data.batch_size=5", chosen)
+    experiment = build_experiment(config, tmp_path)
+    experiment.trainer.fit(experiment.module, datamodule=experiment.data)
+    figures = measured(experiment)
+    load_weights(experiment.model, tmp_path / "checkpoints" / "best.ckpt")
+    assert validation_loss(experiment) == pytest.approx(figures["best_val_loss"], rel=1e-6)
+    losses = [row["val/loss"] for row in experiment.history.epochs if "val/loss" in row]
+    assert min(losses) == figures["best_val_loss"]
+    assert figures["epochs"] == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval.*")
+def test_accumulated_batches_count_by_their_tokens(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches of 5 sentences are one of 10, whatever the lengths of their sentences."""
+    monkeypatch.chdir(tmp_path)
+    histories = []
+    for chosen in (["data.batch_size=10"],
+                   ["data.batch_size=5", "+trainer.accumulate_grad_batches=2"]):  # fmt: skip
+        torch.manual_seed(0)
+        overrides = (*TINY_RUN, "recipe.dropout=0", "optimizer.lr=0.01", "data.order_seed=4")
+        experiment = build_experiment(compose_config(*overrides, *chosen), tmp_path)
+        experiment.trainer.fit(experiment.module, datamodule=experiment.data)
+        assert experiment.trainer.global_step == experiment.gates.num_steps == 8 * 3
+        histories.append(experiment.history)
+    one, two = histories
+    assert [row["tokens"] for row in one.steps] == [row["tokens"] for row in two.steps]
+    for name in ("train/loss", "grad/norm"):
+        expected = [row[name] for row in one.steps]
+        assert [row[name] for row in two.steps] == pytest.approx(expected, rel=1e-3), name
+    for name in ("train/loss", "val/loss", "train/accuracy"):
+        expected = [row[name] for row in one.epochs]
+        assert [row[name] for row in two.epochs] == pytest.approx(expected, rel=1e-3), name
+
+
 @pytest.mark.filterwarnings("ignore:.*logging interval.*")
 def test_the_last_checkpoint_holds_all_that_goes_on(experiment: Experiment, tmp_path: Path) -> None:
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)
@@ -59,42 +105,3 @@ def test_the_last_checkpoint_holds_all_that_goes_on(experiment: Experiment, tmp_
     assert last["global_step"] == 16
     assert last["optimizer_states"][0]["state"]
     assert len(last["callbacks"]["History"]["epochs"]) == 8
-
-
-class SaveAt(Callback):
-    """Save a checkpoint after one step, as the recorder does when its time has come."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-
-@pytest.mark.filterwarnings("ignore:.*logging interval.*")
-@pytest.mark.parametrize("step", [11, 14])
-def test_resumed_equals_uninterrupted(
-    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    """Go on from the start of an epoch (of 5 steps) or near its end: what follows is the same."""
-    monkeypatch.chdir(tmp_path)
-    config = compose_config(*TINY_RUN, "data.batch_size=5", "trainer.max_epochs=6")
-    experiments = []
-    for seed, checkpoint in ((3, None), (99, tmp_path / "saved.ckpt")):
-        torch.manual_seed(seed)
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        experiment = build_experiment(config, folder)
-        if checkpoint is None:
-            callbacks: list[Callback] = getattr(experiment.trainer, "callbacks")  # noqa: B009
-            callbacks.append(SaveAt(step, tmp_path / "saved.ckpt"))
-        experiment.trainer.fit(
-            experiment.module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True
-        )
-        experiments.append(experiment)
-    whole, resumed = experiments
-    for name, weights in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], weights), name
-    assert resumed.history.steps == whole.history.steps
-    assert resumed.history.epochs == whole.history.epochs

@@ -114,7 +114,7 @@ class TrainingBatches:
         self._batching = batching
         self._seed = seed
         self._epoch = 0
-        self._num_consumed = 0
+        self._num_used = 0
         self._num_to_skip = 0
 
     @property
@@ -128,12 +128,12 @@ class TrainingBatches:
             self._epoch, self._num_to_skip = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were handed out."""
-        return {"epoch": self._epoch, "num_consumed": self._num_consumed}
+        """The epoch, and how many of its batches were used: all but the one at hand."""
+        return {"epoch": self._epoch, "num_used": self._num_used}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Lets the next pass skip the batches that were handed out when ``state`` was taken."""
-        self._epoch, self._num_to_skip = state["epoch"], state["num_consumed"]
+        """Lets the next pass skip the batches that were used when ``state`` was taken."""
+        self._epoch, self._num_to_skip = state["epoch"], state["num_used"]
 
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
@@ -141,10 +141,10 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         # Being a generator, this looks at the epoch only when the first batch is asked for;
         # Lightning makes the iterator before it announces the epoch.
-        self._num_consumed, self._num_to_skip = self._num_to_skip, 0
-        for sentence_B in self.order(self._epoch)[self._num_consumed :]:
-            self._num_consumed += 1
+        self._num_used, self._num_to_skip = self._num_to_skip, 0
+        for sentence_B in self.order(self._epoch)[self._num_used :]:
             yield self._split.batch(sentence_B)
+            self._num_used += 1
 
     def order(self, epoch: int) -> list[Tensor]:
         """The sentences of each batch of an epoch, the longest first.

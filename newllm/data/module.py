@@ -93,6 +93,8 @@ class CorpusDataModule(LightningDataModule):
         self._kept: dict[str, list[int]] = {}
         self._splits: dict[str, EncodedSplit] = {}
         self._oracle_losses: dict[str, float | None] = {}
+        self._training: TrainingBatches | None = None
+        self._place: dict[str, int] | None = None  # in the training data, where a run goes on
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the corpus, trains the tokenizer on its training part and encodes every split.
@@ -283,9 +285,26 @@ class CorpusDataModule(LightningDataModule):
                 f"trainer.devices={self.trainer.world_size}: the data feeds one process, set"
                 " trainer.devices=1"
             )
-        return TrainingBatches(
+        self._training = TrainingBatches(
             self.split("train"), self._batch_size, self._batching, self._order_seed
         )
+        if self._place:
+            self._training.load_state_dict(self._place)
+        return self._training
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the training data.
+
+        Lightning keeps that of the loader too, but restores it too late for a loader that was
+        asked for early, as `Trainer.estimated_stepping_batches` does.
+        """
+        return self._training.state_dict() if self._training else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets training go on from there."""
+        self._place = state_dict
+        if self._training:
+            self._training.load_state_dict(state_dict)
 
     def val_dataloader(self) -> EvaluationBatches:
         """The validation split in fixed order."""
