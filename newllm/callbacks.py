@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from torch import Tensor
 
 from newllm.analysis import figures
-from newllm.data.batching import EvaluationBatches
+from newllm.data.batching import Batch, EvaluationBatches
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import EOS, PAD, UNK
 from newllm.generate import sample_sentences
@@ -119,30 +119,69 @@ class StepValidation(Callback):
     """`validation_steps.csv`: the validation loss by step, where epochs would hide what happens.
 
     `unk`, `eos` and `other` are what the targets of that kind contribute; they add up to the loss.
-    A small validation split is looked at after every step, a larger one after every few of the
-    first steps. Early stopping and the best epoch know nothing of it.
+    A small validation split is scored after every step. Of a larger one the first sentences are,
+    always the same ones, after every few of the first steps, and less often in a short run, so
+    that all of it takes at most a tenth of the training's time. Early stopping and the best epoch
+    know nothing of it.
 
     Args:
-        small: targets of a split that is looked at after every step.
-        every_n_steps: for a larger one.
-        num_steps: how long a larger one is looked at.
+        small: targets of a split that is scored after every step.
+        most: targets of a larger one that are scored, rounded up to whole sentences.
+        every_n_steps: how often, at most.
+        num_steps: how long.
     """
 
     KINDS = ("unk", "eos", "other")
+    SHARE = 0.1  # of the training's time
+    # A training step also goes backward, which takes about twice as long as forward.
+    COST_OF_TRAINING = 3
 
-    def __init__(self, small: int = 500, every_n_steps: int = 5, num_steps: int = 200) -> None:
-        self.small, self.every_n_steps, self.num_steps = small, every_n_steps, num_steps
+    def __init__(
+        self, small: int = 500, most: int = 2000, every_n_steps: int = 5, num_steps: int = 200
+    ) -> None:
+        self.small, self.most = small, most
+        self.every_n_steps, self.num_steps = every_n_steps, num_steps
         self.rows: list[dict[str, float]] = []
+        self._batches: list[Batch] = []
+        self._interval, self._last_step = 1, math.inf
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, LanguageModule)
+        data = _data(trainer)
+        split = data.split("validation")
+        if split.num_targets <= self.small:
+            self._batches = list(EvaluationBatches(split))
+            return
+        num_sentences = int((split.num_positions_N.cumsum(0) < self.most).sum()) + 1
+        sample = torch.arange(min(num_sentences, len(split)))
+        longest_first = split.num_positions_N[sample].argsort(descending=True)
+        self._batches = [split.batch(sample[longest_first])]
+        num_targets = int(split.num_positions_N[sample].sum())
+        of_a_step = data.split("train").num_targets / data.steps_per_epoch
+        self._interval = self.interval(num_targets, of_a_step, module.num_steps)
+        self._last_step = self.num_steps
+
+    def interval(self, num_targets: int, num_trained: float, num_steps: int) -> int:
+        """Steps from one scoring to the next, so that all of them take their share of the time.
+
+        Args:
+            num_targets: that are scored each time.
+            num_trained: targets of a training step.
+            num_steps: of the whole run.
+        """
+        affordable = self.SHARE * self.COST_OF_TRAINING * num_trained * num_steps / num_targets
+        num_watched = min(self.num_steps, num_steps)
+        return max(self.every_n_steps, math.ceil(num_watched / max(affordable, 1)))
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Before the next step rather than after the last one, so that a run which goes on from a
         # checkpoint neither misses one nor has one twice.
-        self._look(trainer, module)
+        self._score(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._look(trainer, module)
+        self._score(trainer, module)
         self._write(trainer)
 
     def on_exception(
@@ -153,23 +192,25 @@ class StepValidation(Callback):
     def _write(self, trainer: Trainer) -> None:
         write_table(Path(trainer.default_root_dir) / "validation_steps.csv", self.rows)
 
-    def _look(self, trainer: Trainer, module: LightningModule) -> None:
-        split, step = _data(trainer).split("validation"), trainer.global_step
-        is_due = step % self.every_n_steps == 0 and step <= self.num_steps
-        if split.num_targets > self.small and not is_due:
+    def _score(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        is_first = not self.rows or self.rows[-1]["step"] < step  # of batches with this step
+        if not is_first or step > self._last_step or step % self._interval:
             return
         model = _model(module)
         model.eval()
         sums = dict.fromkeys(self.KINDS, 0.0)
+        num_targets = 0
         with torch.no_grad():
-            for batch in EvaluationBatches(split):
+            for batch in self._batches:
                 loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
                 is_unk_BT, is_eos_BT = batch.targets_BT == UNK, batch.targets_BT == EOS
                 masks = (is_unk_BT, is_eos_BT, ~(is_unk_BT | is_eos_BT))
                 for kind, mask_BT in zip(self.KINDS, masks, strict=True):
                     sums[kind] += float((loss_BT * mask_BT).sum())
+                num_targets += int((batch.targets_BT != PAD).sum())
         model.train()
-        shares = {kind: total / split.num_targets for kind, total in sums.items()}
+        shares = {kind: total / num_targets for kind, total in sums.items()}
         loss = sum(shares.values())
         self.rows.append({"step": step, "val/loss": loss, **shares})
         for logger in trainer.loggers:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.analysis.references import ReferenceModels, References
@@ -25,6 +24,7 @@ from newllm.models.budget import Budget
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
 from newllm.recording import Checkpoints, History, StopOnDivergence
+from newllm.trainer import build_trainer, planned_steps
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -106,10 +106,13 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     callbacks = faults.collect(lambda: _build_all(config, config.callbacks))
     history = History(folder)
     recorders = [history, Checkpoints(folder / "checkpoints", config.keep_last), StopOnDivergence()]
+    loggers = faults.collect(lambda: _build_all(config, config.logger, save_dir=str(folder)))
     trainer = faults.collect(
-        lambda: _build_trainer(config, folder, [*recorders, *(callbacks or [])])
+        lambda: build_trainer(config, folder, [*recorders, *(callbacks or [])], loggers or [])
     )
-    num_steps = faults.collect(lambda: _planned_steps(trainer, data)) or 1
+    num_steps = 1
+    if trainer and data:
+        num_steps = faults.collect(lambda: planned_steps(trainer, data.steps_per_epoch)) or 1
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip, num_steps))
     faults.raise_if_any()
@@ -143,6 +146,8 @@ class _Faults:
 
 
 def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
+    if decided := [name for name in arguments if node and name in node]:
+        raise ValueError("\n".join(f"{name}: the run decides on it; drop it" for name in decided))
     return node and instantiate(node, config.trusted_packages, **arguments)
 
 
@@ -196,68 +201,3 @@ def _named(part: str, build: Callable[[], Any]) -> Any:
         return build()
     except (ValueError, TypeError) as error:
         raise ValueError(f"{part}: {error}") from error
-
-
-def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
-    trainer: Trainer = _build(
-        config,
-        config.trainer,
-        default_root_dir=str(folder),
-        callbacks=callbacks,
-        logger=_build_all(config, config.logger, save_dir=str(folder)),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
-    if (trainer.max_epochs or 0) < 1:
-        raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
-    if trainer.num_devices != 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
-        raise ValueError(
-            f"trainer.devices={config.trainer.devices} trainer.strategy={config.trainer.strategy}: "
-            "a run is one process on one device; leave them at 1 and auto"
-        )
-    for split in ("train", "val"):
-        if getattr(trainer, f"limit_{split}_batches") == 0:
-            raise ValueError(f"trainer.limit_{split}_batches=0: a run needs some of both")
-    return trainer
-
-
-def _planned_steps(trainer: Trainer | None, data: CorpusDataModule | None) -> int | None:
-    """Optimizer steps, if nothing stops the run early; None without a trainer or data.
-
-    Raises:
-        ValueError: the run would end without a validation, by which its best weights are found.
-    """
-    if trainer is None or data is None:
-        return None
-    limit = trainer.limit_train_batches
-    num_batches = data.steps_per_epoch
-    num_batches = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
-    if num_batches < 1:
-        raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
-    _check_validation(trainer, num_batches)
-    planned = -(-num_batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
-    return planned if trainer.max_steps < 0 else min(planned, trainer.max_steps)
-
-
-def _check_validation(trainer: Trainer, num_batches: int) -> None:
-    """Whether a run of epochs with so many batches comes to its first validation."""
-    interval, every_n_epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if not isinstance(interval, int | float):
-        raise ValueError(
-            f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
-            "epoch; a validation by the clock could not be repeated"
-        )
-    first = interval if isinstance(interval, int) else max(1, int(num_batches * interval))
-    first += num_batches * ((every_n_epochs or 1) - 1)
-    last = num_batches * (trainer.max_epochs or 0)
-    if trainer.max_steps >= 0:
-        last = min(last, trainer.max_steps * trainer.accumulate_grad_batches)
-    if first > last:
-        raise ValueError(
-            f"trainer: the run ends after {last} batches, before its first validation after "
-            f"{first}; raise trainer.max_epochs or trainer.max_steps, or limit the epoch: "
-            "trainer.limit_train_batches=N"
-        )

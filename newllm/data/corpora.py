@@ -47,6 +47,7 @@ class Corpus:
         line_numbers: for a file, the line of each sentence of each split, counted from 1.
         num_blank_lines: lines of the file that hold no sentence.
         withheld: training sentences that are not to be trained on.
+        unscored: validation sentences that are not to be validated on.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Corpus:
     line_numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     num_blank_lines: int = 0
     withheld: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[str, ...]:
         """The sentences of ``train``, ``validation`` or ``test``."""
@@ -88,7 +90,7 @@ class Corpus:
         """
         if self.grammar is None:
             return 0.0
-        seen = {*self.train, *self.withheld, *self.validation}
+        seen = {*self.train, *self.withheld, *self.validation, *self.unscored}
         mass = math.fsum(math.exp(self.grammar.log_probability(s.split())) for s in sorted(seen))
         return -math.log1p(-mass)
 

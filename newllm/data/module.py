@@ -34,6 +34,9 @@ class CorpusDataModule(LightningDataModule):
             a sentence may take.
         train_sentences: only so many of the training sentences, the first; None takes all. The
             vocabulary stays that of all.
+        validation_sentences: at most so many of the validation sentences, the first; None takes
+            all. They are in random order, and model and references score the same ones.
+        test_sentences: the same of the test sentences.
         too_long: what happens to a longer one. ``truncate`` cuts it, so that it has no ``<EOS>``.
         path: the file of ``text``, and of no other corpus.
         lowercase: whether text and prompts are lower-cased.
@@ -57,6 +60,8 @@ class CorpusDataModule(LightningDataModule):
         max_length: int = 32,
         too_long: str = "error",
         train_sentences: int | None = None,
+        validation_sentences: int | None = None,
+        test_sentences: int | None = None,
         path: str | None = None,
         lowercase: bool = True,
         validation_fraction: float = 0.1,
@@ -68,6 +73,8 @@ class CorpusDataModule(LightningDataModule):
             "batch_size": batch_size,
             "max_length": max_length,
             "train_sentences": 1 if train_sentences is None else train_sentences,
+            "validation_sentences": 1 if validation_sentences is None else validation_sentences,
+            "test_sentences": 1 if test_sentences is None else test_sentences,
         }
         faults += _number_faults(seed, order_seed, **at_least_one)
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
@@ -89,6 +96,7 @@ class CorpusDataModule(LightningDataModule):
         self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
         self._lowercase, self._too_long = lowercase, too_long
         self._train_sentences = train_sentences
+        self._validation_sentences, self._test_sentences = validation_sentences, test_sentences
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
         self._kept: dict[str, list[int]] = {}
         self._splits: dict[str, EncodedSplit] = {}
@@ -132,6 +140,12 @@ class CorpusDataModule(LightningDataModule):
         return corpus
 
     def _shortened(self, corpus: Corpus) -> Corpus:
+        corpus = replace(
+            corpus,
+            validation=corpus.validation[: self._validation_sentences],
+            unscored=corpus.validation[len(corpus.validation[: self._validation_sentences]) :],
+            test=corpus.test[: self._test_sentences],
+        )
         number = self._train_sentences
         if number is None:
             return corpus
