@@ -13,15 +13,20 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
+from newllm.analysis.bands import bands_told
+from newllm.analysis.contest import contests
+from newllm.analysis.gathering import gather, read_run
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import without_seed
 from newllm.jobs import Job, Outcome, read_outcome
+from newllm.reporting.terminal import console, print_contests
 from newllm.runs import RunConflict, has_ended, move_aside
 from newllm.team import Team
+
+MOST_JOBS = 12  # told of one by one; of more only those that did not end well
 
 
 def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
@@ -53,7 +58,7 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
             interrupted = True
             team.stop()
     outcomes |= team.outcomes
-    _print_table(jobs, outcomes, top)
+    _tell(jobs, outcomes, top)
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on")
     if any(outcome.status not in ("skipped", "done") for outcome in outcomes.values()):
@@ -119,7 +124,31 @@ def _side_by_side(config: DictConfig, num_jobs: int) -> int:
     return max(1, min(num_jobs, config.jobs or torch.get_num_threads()))
 
 
-def _print_table(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
+def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
+    """How the jobs ended, what came out over seeds, and where to look at it."""
+    out = console()
+    shown = [job for job in jobs if len(jobs) <= MOST_JOBS or not _is_done(outcomes.get(job))]
+    if len(shown) < len(jobs):
+        print(f"{len(jobs) - len(shown)} of {len(jobs)} jobs are done")
+    if shown:
+        out.print(_jobs_table(shown, outcomes))
+    runs = [read_run(job.folder) for job in jobs if (job.folder / "result.json").is_file()]
+    if len(runs) > 1:
+        out.print()
+        print_contests(contests(runs), out)
+    print(f"all of it lies in {top}")
+    if any(job.config.get("logger") for job in jobs):
+        for line in bands_told(gather([top]), top):
+            print(line)
+        print(f"its curves: tensorboard --logdir {top}")
+    print(f"a page of it: python -m newllm.report {top}")
+
+
+def _is_done(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.status in ("skipped", "done")
+
+
+def _jobs_table(jobs: Sequence[Job], outcomes: dict[Job, Outcome]) -> Table:
     table = Table(box=None)
     for heading in ("job", "status", "best val loss", "seconds", "reason"):
         right = heading in ("best val loss", "seconds")
@@ -129,8 +158,4 @@ def _print_table(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -
         status = "done before" if outcome.status == "skipped" else outcome.status
         loss = f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "-"
         table.add_row(job.label, status, loss, f"{outcome.seconds:.0f}", outcome.reason)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 250
-    console.print(table)
-    console.print(f"all of it lies in {top}; a page of it: python -m newllm.report {top}")
+    return table
