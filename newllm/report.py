@@ -18,7 +18,7 @@ from newllm.analysis.variant_figures import curves, has_curves
 from newllm.arguments import Arguments, ends_with_its_reader
 from newllm.reporting.language import LANGUAGES
 from newllm.reporting.page import is_of_series, write_markdown, write_report
-from newllm.reporting.terminal import console, print_contests
+from newllm.reporting.terminal import console, print_contests, reasons
 
 
 @ends_with_its_reader
@@ -56,7 +56,10 @@ def main() -> None:
         written = _write(runs, options)
     except OSError as error:
         sys.exit(f"cannot be written: {error}")
-    print_contests(found, console())
+    out = console()
+    print_contests(found, out)
+    for line in reasons(found):
+        out.print(line)
     print("\n".join(written))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from newllm.analysis.gathering import Run
 from newllm.analysis.labels import choices, labels
 from newllm.analysis.pairing import Sides, compare_sides
-from newllm.analysis.power import seeds_to_decide
+from newllm.analysis.power import Scatter, seeds_to_decide, seeds_to_see
 from newllm.analysis.statistics import Interval, plan, verdicts
 from newllm.analysis.variants import Variant, grouped, labelled
 
@@ -34,13 +34,16 @@ class Standing:
         variant: of the same corpus.
         sides: what was compared, variant minus baseline; None with fewer than two seeds a side.
         verdict: `lower`, `higher`, `no effect`, `undecided`, or why there is none.
-        seeds: how many would decide, if undecided; None for more than can be asked of anyone.
+        fewest: seeds that would decide, if undecided and the difference is as large as it looks;
+            None for more than can be asked of anyone.
+        most: the same whatever the difference is.
     """
 
     variant: Variant
     sides: Sides | None = None
     verdict: str = ""
-    seeds: int | None = None
+    fewest: int | None = None
+    most: int | None = None
 
     @property
     def difference(self) -> Interval | None:
@@ -160,15 +163,21 @@ def _with_baseline(found: Sequence[Contest], name: str) -> list[Contest]:
 
 def _matching(members: Sequence[Variant], name: str) -> list[Variant]:
     """Those called so, by the first of these ways that finds any."""
+    words = set(name.split())
     ways = (
         lambda member: member.label == name,
         lambda member: member.first("experiment") == name,
         lambda member: member.first("name") == name,
-        lambda member: name in member.label.split(),
-        lambda member: name in member.choices.values(),
+        lambda member: words <= {*member.label.split(), *_words(member.choices)},
         lambda member: name in member.label,
     )
     return next((found for way in ways if (found := [m for m in members if way(m)])), [])
+
+
+def _words(chosen: Mapping[str, str]) -> Iterator[str]:
+    """All ways to name a choice: `model.hidden_dim=8`, `hidden_dim=8`, `8`."""
+    for key, value in chosen.items():
+        yield from (f"{key}={value}", f"{key.rpartition('.')[2]}={value}", value)
 
 
 def _judged(found: Sequence[Contest]) -> list[Contest]:
@@ -207,16 +216,21 @@ def _unjudged(standing: Standing, baseline: Variant) -> Standing:
 
 
 def _decided(standing: Standing, verdict: str, family: int) -> Standing:
+    """With the verdict, and the seeds that it takes at the strictest step of Holm's correction."""
     if verdict != UNDECIDED or standing.sides is None:
         return replace(standing, verdict=verdict)
-    sides = standing.sides
+    sides, interval = standing.sides, standing.sides.comparison.interval
     variance = (
         float(np.var(np.subtract(sides.first, sides.second), ddof=1))
         if sides.is_paired
         else float(np.var(sides.first, ddof=1) + np.var(sides.second, ddof=1))
     )
     effect, alpha = plan().smallest_effects["loss"], plan().alpha / family
-    seeds = seeds_to_decide(variance, effect, alpha, plan().power, sides.is_paired)
-    if seeds is not None:  # what these seeds left open, as many again do
-        seeds = max(seeds, sides.comparison.interval.num_runs + 1)
-    return replace(standing, verdict=verdict, seeds=seeds)
+    scatter = Scatter(variance, sides.is_paired)
+    more = interval.num_runs + 1  # what these seeds left open, as many again do
+    most = seeds_to_decide(scatter, effect, alpha, plan().power, at_least=more)
+    looks = abs(interval.mean)
+    fewest = (
+        seeds_to_see(scatter, looks, alpha, plan().power, at_least=more) if looks > effect else most
+    )
+    return replace(standing, verdict=verdict, fewest=fewest, most=most)

@@ -25,7 +25,7 @@ def choices(run: Run) -> dict[str, str]:
     Runs of older versions have no record of it; those of a sweep have it in their folder's name.
     """
     lines = run.result.get("overrides")
-    if not isinstance(lines, list):
+    if not isinstance(lines, list | tuple):
         lines = _choices_of_folder(run)
     pairs = (str(line).lstrip("+").partition("=") for line in lines)
     found = {key.partition("@")[0].replace("/", "."): value for key, _, value in pairs}
@@ -60,7 +60,7 @@ def labels(groups: Sequence[Choices], others: Sequence[Sequence[str]]) -> list[s
         others: of each group what else it may be known by, the best first; used where choices do
             not tell it from another.
     """
-    keys = differing(groups)
+    keys = differing(groups) if len(groups) > 1 else [*groups[0]]
     found = _texts(groups, keys)
     if max(map(len, found), default=0) > LONGEST:
         found = _texts(groups, _fewest(groups, keys))

@@ -26,8 +26,9 @@ SKY, BLACK = "#56B4E9", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK)
 DASHES = ("-", "--", ":")
 REFERENCES = ("unigram", "bigram", "trigram", "oracle")  # as level lines, where they lie in view
-# Of the training: what comes before it is left out of view, else all that matters is one line.
-START = 0.2
+# Of a training that is not short: what comes before it may lie out of view, else all that matters
+# is one line.
+START, SHORT = 0.4, 10
 
 Words = Callable[[str], str]
 
@@ -66,8 +67,8 @@ def forest(contest: Contest, words: Words = str) -> Figure:
     effect = plan().smallest_effects["loss"]
     right.axvspan(-effect, effect, color=GREY, alpha=0.15, linewidth=0)
     right.axvline(0, color=GREY, linewidth=1)
-    about = words("difference from {baseline} (nats; shaded: within {effect}, no effect)")
-    right.set_xlabel(about.format(baseline=contest.baseline.label, effect=effect), fontsize=9)
+    about = words("difference from the baseline (nats; shaded: within {effect}, no effect)")
+    right.set_xlabel(about.format(effect=effect), fontsize=9)
     _limit(left, [loss for s in rows for loss in s.variant.by_seed(plan().metric).values()])
     _limit(right, [-1.5 * effect, 1.5 * effect, *(_points(s, contest) for s in rows)])
     for axes in (left, right):
@@ -178,9 +179,10 @@ def _view(axes: Axes, drawn: Sequence[Variant]) -> None:
     losses, late = [], []
     for variant in drawn:
         rows = variant.curve("epoch")
+        first = START * len(rows) if len(rows) >= SHORT else 0
         for number, (_, values) in enumerate(rows, 1):
             losses += values
-            if number >= START * len(rows):
+            if number >= first:
                 late += values
     known = [loss for loss in losses if math.isfinite(loss)]
     if not known:

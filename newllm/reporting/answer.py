@@ -15,6 +15,7 @@ from newllm.analysis.variants import Variant
 from newllm.reporting.language import Translate
 
 SEEDS = 5  # to ask for where the plan has no number for a corpus
+MANY_SEEDS = 100  # more are asked of nobody
 DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
 TOLD_REFERENCES = {
     "bigram": "counting pairs of words gives {loss}",
@@ -105,16 +106,26 @@ def _told(standing: Standing, base: Variant, _: Translate) -> str:
 
 def verdict(standing: Standing, _: Translate) -> str:
     """The word, and how many seeds would decide what is undecided."""
-    word = _(standing.verdict)
+    word, needed = _(standing.verdict), seeds_needed(standing, _)
+    return (
+        _("{verdict} ({needed} would decide)").format(verdict=word, needed=needed)
+        if needed
+        else word
+    )
+
+
+def seeds_needed(standing: Standing, _: Translate) -> str:
+    """How many would decide, such as `about 12 seeds`; nothing where there is a verdict."""
     if standing.verdict == ONE_SEED:
-        return _("one seed; at least 2 are needed")
+        return _("2 seeds or more")
     if standing.verdict != UNDECIDED:
-        return word
-    if standing.seeds is None:
-        return _("undecided; more than {number} seeds would decide").format(
-            number=f"{MOST_SEEDS:,}"
-        )
-    return _("undecided; about {number} seeds would decide").format(number=f"{standing.seeds:,}")
+        return ""
+    fewest, most = (
+        f"{n:,}" if n is not None else f"> {MOST_SEEDS:,}" for n in (standing.fewest, standing.most)
+    )
+    if fewest == most:
+        return _("about {number} seeds").format(number=most)
+    return _("{fewest} to {most} seeds").format(fewest=fewest, most=most)
 
 
 def _others(contest: Contest, _: Translate) -> list[str]:
@@ -141,25 +152,19 @@ def _missing(contest: Contest, _: Translate) -> list[str]:
 
 
 def more_seeds(contest: Contest) -> list[str]:
-    """Commands that would decide: first for variants of one seed, else for what is undecided.
+    """Commands that would decide: for all variants of one seed, else for the best undecided one.
 
-    Empty where runs have no record of what was chosen, or nothing is open.
+    Empty where runs have no record of what was chosen, nothing is open, or it takes too many.
     """
-    lone = [
-        v
-        for v in contest.variants
-        if v.loss and not v.is_void and len(v.by_seed(plan().metric)) < 2
-    ]
+    lone = [v for v in contest.variants if v.loss and not v.is_void and v.loss.num_runs < 2]
     if len(contest.ranked) < 2:
         return []
     if lone:
-        number = plan().seeds.get(contest.corpus, SEEDS)
-        return _commands(lone, number)
-    open_ = [s for s in contest.ranked if s.verdict == UNDECIDED and s.seeds is not None]
-    if not open_:
+        return _commands(lone, plan().seeds.get(contest.corpus, SEEDS))
+    best = next((s for s in contest.ranked if s.verdict == UNDECIDED), None)
+    if best is None or best.fewest is None or best.fewest > MANY_SEEDS:
         return []
-    number = max(s.seeds for s in open_ if s.seeds is not None)
-    return _commands([contest.baseline, *(s.variant for s in open_)], number)
+    return _commands([contest.baseline, best.variant], best.fewest)
 
 
 def _commands(variants: Sequence[Variant], number: int) -> list[str]:

@@ -39,10 +39,9 @@ DEFINITION = (
     "same batches (Student's t), or of two groups where they share fewer than two seeds or were "
     "trained on other sentences (Welch's). Verdicts are those of a test of difference and one of "
     "equivalence, both at {alpha:g} after Holm's correction over all {number} comparisons of this "
-    "page, so that an interval without zero can be undecided. The seeds that would decide are "
-    "those at which the tests see a difference of {effect}, or show that there is none as large, "
-    "with a power of {power:g} each, if runs go on to scatter as these do; a much larger "
-    "difference needs fewer."
+    "page, so that an interval without zero can be undecided. The seeds that would decide have a "
+    "power of {power:g}, if runs go on to scatter as these do: the first number sees a difference "
+    "as large as this one looks, the last one of {effect}, or shows that there is none as large."
 )
 FOREST_CAPTION = (
     "Left: each seed (ticks), mean and 95 % interval. Right: differences from the baseline; hollow "
@@ -50,7 +49,7 @@ FOREST_CAPTION = (
 )
 CURVES_CAPTION = (
     "Validation loss by epoch: mean and 95 % band over seeds, as far as all seeds of a group go. "
-    "The first fifth of the training may lie above the axes."
+    "The first part of a training may lie above the axes."
 )
 
 
@@ -71,6 +70,7 @@ def own_runs(
         name = "comparison" if len(found) == 1 else f"comparison{number}"
         _forest(document, contest, name, _, label)
         _table(document, contest, _)
+        _costs(document, contest, _)
     _rules(document, found, _)
     _curves(document, found, _, label)
     _choices(document, found, _)
@@ -102,10 +102,25 @@ def _left_out(contest: Contest, number: int, _: Translate) -> list[str]:
 
 
 def _table(document: Document, contest: Contest, _: Translate) -> None:
-    rows = [[*comparison_row(s, _), *costs_row(s.variant)] for s in contest.ordered]
+    rows = [comparison_row(standing, _) for standing in contest.ordered]
+    _write_table(document, COMPARISON, rows, _)
+
+
+def _costs(document: Document, contest: Contest, _: Translate) -> None:
+    rows = [[s.variant.label, *costs_row(s.variant)] for s in contest.ordered]
+    _write_table(document, ("group", *COSTS), rows, _)
+
+
+def _write_table(
+    document: Document, headings: Sequence[str], rows: Sequence[Sequence[str]], _: Translate
+) -> None:
+    """Only the first column's cells may be broken into lines."""
     document.table(
-        [_(word) for word in (*COMPARISON, *COSTS)],
-        [[quoted(cell) for cell in row] for row in rows],
+        [_(word) for word in headings],
+        [
+            [quoted(row[0]), *(quoted(cell).replace(" ", "&nbsp;") for cell in row[1:])]
+            for row in rows
+        ],
     )
 
 

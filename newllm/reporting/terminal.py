@@ -22,7 +22,7 @@ from newllm.reporting.variant_tables import (
 MOST_ROWS = 40  # groups; more of them are for the page
 MOST_REASONS = 10
 MOST_COMMANDS = 4
-LEFT = ("group", "verdict", "seeds", "reason", "run")
+LEFT = ("group", "verdict", "seeds", "would decide")
 
 
 def console() -> Console:
@@ -34,7 +34,7 @@ def console() -> Console:
 
 
 def print_contests(contests: Sequence[Contest], out: Console) -> None:
-    """The answer, what was compared, what it costs and what failed, for each corpus."""
+    """What was compared, what it costs, and the answer in words, for each corpus."""
     _ = translator("en")
     for contest in contests:
         if len(contests) > 1:
@@ -48,8 +48,6 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
             out.print(f"{len(rows)} groups: the page has the table")
         for label, text in chosen(contest.variants).items():
             out.print(f"{label}: {text}")
-        for line in reasons(contest):
-            out.print(line)
         out.print(answer(contest, shared_references(contest), _))
         if commands := more_seeds(contest):
             out.print("more seeds:", *commands[:MOST_COMMANDS], sep="\n  ", soft_wrap=True)
@@ -65,15 +63,17 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def reasons(contest: Contest) -> Iterator[str]:
-    """A line for each run that failed or diverged."""
-    lines = [
-        f"{variant.label}, seed {run.result.get('seed', '-')}: {run.status}; "
-        + str(run.result.get("error") or "no reason was written down").partition("\n")[0]
-        for variant in contest.variants
-        for run in variant.runs
-        if not run.is_done
-    ]
-    yield from lines[:MOST_REASONS]
-    if len(lines) > MOST_REASONS:
-        yield f"and {len(lines) - MOST_REASONS} more that are not done"
+def reasons(contests: Sequence[Contest]) -> Iterator[str]:
+    """A line for all runs of a group that ended badly for the same reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    variants = [variant for contest in contests for variant in contest.variants]
+    for variant in variants:
+        for run in variant.runs:
+            if not run.is_done:
+                error = str(run.result.get("error") or "no reason was written down")
+                why = f"{run.status}; {error.partition(chr(10))[0]}"
+                found.setdefault((variant.label, why), []).append(str(run.result.get("seed", "-")))
+    for (label, why), seeds in list(found.items())[:MOST_REASONS]:
+        yield f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: {why}"
+    if len(found) > MOST_REASONS:
+        yield f"and {len(found) - MOST_REASONS} more groups with runs that are not done"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from newllm.analysis.contest import BASELINE, Standing
+from newllm.analysis.contest import Standing
 from newllm.analysis.labels import differing
 from newllm.analysis.variants import Variant
-from newllm.reporting.answer import bounds, signed, verdict
+from newllm.reporting.answer import bounds, seeds_needed, signed
 from newllm.reporting.language import Translate
 
-COMPARISON = ("group", "seeds", "best val loss", "difference", "verdict")
+COMPARISON = ("group", "seeds", "best val loss", "difference", "verdict", "would decide")
 COSTS = ("test loss", "gap closed", "parameters", "state (bytes)", "seconds")
 
 
@@ -23,7 +23,8 @@ def comparison_row(standing: Standing, _: Translate) -> list[str]:
         counted(variant, _),
         bounds(variant.loss),
         difference,
-        _(BASELINE) if standing.verdict == BASELINE else verdict(standing, _),
+        _(standing.verdict),
+        seeds_needed(standing, _),
     ]
 
 
