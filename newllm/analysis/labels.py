@@ -36,6 +36,8 @@ def _choices_of_folder(run: Run) -> list[str]:
     place = Path(run.place)
     experiment = run.result.get("experiment")
     found = [f"experiment={experiment}"] if experiment else []
+    if not experiment and "name" not in run.result:  # it does not know what it is
+        found = [f"name={place}"]
     if place.name.startswith("seed=") and not CUT.search(place.parent.name):
         found += [f"{key}={value}" for key, value in run.choices.items() if key != experiment]
     return found
@@ -43,7 +45,8 @@ def _choices_of_folder(run: Run) -> list[str]:
 
 def _is_hidden(key: str, value: str) -> bool:
     is_none = key in FIRST and value in ("none", "null")
-    return is_none or any(key == name or key.startswith(f"{name}.") for name in NOT_SHOWN)
+    part = key.lstrip("~")
+    return is_none or any(part == name or part.startswith(f"{name}.") for name in NOT_SHOWN)
 
 
 def differing(groups: Sequence[Choices]) -> list[str]:
@@ -60,27 +63,35 @@ def labels(groups: Sequence[Choices], others: Sequence[Sequence[str]]) -> list[s
         others: of each group what else it may be known by, the best first; used where choices do
             not tell it from another.
     """
-    keys = differing(groups) if len(groups) > 1 else [*groups[0]]
+    keys = differing(groups) if len(groups) > 1 else [key for group in groups for key in group]
     found = _texts(groups, keys)
     if max(map(len, found), default=0) > LONGEST:
         found = _texts(groups, _fewest(groups, keys))
-    shared = next((group[key] for group in groups for key in FIRST[1:] if key in group), "default")
-    found = [text or shared for text in found]
+    shared = next(
+        (group[key] for group in groups[:1] for key in FIRST if _is_shared(key, groups)), ""
+    )
+    found = [text or shared or "default" for text in found]
     for alternatives in zip(*others, strict=True):
         alike = {text for text, number in Counter(found).items() if number > 1}
         if alike and len(set(alternatives)) > 1:
             found = [
-                (other if text == shared else f"{text} {other}") if text in alike else text
+                (other if text == "default" else f"{text} {other}") if text in alike else text
                 for text, other in zip(found, alternatives, strict=True)
             ]
     return list(_numbered(found))
 
 
+def _is_shared(key: str, groups: Sequence[Choices]) -> bool:
+    return all(key in group for group in groups) and len({group[key] for group in groups}) == 1
+
+
 def _texts(groups: Sequence[Choices], keys: Sequence[str]) -> list[str]:
     """`gated hidden_dim=8`: long keys by their last word, where that names no other."""
     last = Counter(key.rpartition(".")[2] for key in keys)
-    short = {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key
-             for key in keys}  # fmt: skip
+    short = {
+        key: word if last[word := key.rpartition(".")[2]] == 1 and key[0] != "~" else key
+        for key in keys
+    }
     return [
         " ".join(
             group[key] if key in FIRST else f"{short[key]}={group[key]}".rstrip("=")

@@ -28,7 +28,7 @@ DASHES = ("-", "--", ":")
 REFERENCES = ("unigram", "bigram", "trigram", "oracle")  # as level lines, where they lie in view
 # Of a training that is not short: what comes before it may lie out of view, else all that matters
 # is one line.
-START, SHORT = 0.4, 10
+START, SHORT = 0.25, 10
 
 Words = Callable[[str], str]
 
@@ -145,6 +145,7 @@ def curves(contests: Sequence[Contest], words: Words = str) -> Figure:
         _view(axes, [s.variant for s in drawn])
         _level_lines(axes, shared_references(contest))
         _name_curves(axes, ends)
+        axes.margins(x=0.02)
         axes.set_xlabel(words("epoch"))
         axes.set_ylabel(words("validation loss (nats per token)"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

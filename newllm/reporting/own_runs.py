@@ -25,6 +25,7 @@ from newllm.reporting.variant_tables import (
     chosen,
     comparison_row,
     costs_row,
+    without_empty,
 )
 
 RULES = (
@@ -115,6 +116,7 @@ def _write_table(
     document: Document, headings: Sequence[str], rows: Sequence[Sequence[str]], _: Translate
 ) -> None:
     """Only the first column's cells may be broken into lines."""
+    headings, rows = without_empty(headings, rows)
     document.table(
         [_(word) for word in headings],
         [

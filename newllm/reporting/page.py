@@ -174,9 +174,9 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
     agree, differ = verdicts.count("agrees"), verdicts.count("differs")
     sentences = [
         _(
-            "{agree} of the {compared} results that can be compared come out as reported, {differ} "
-            "do not; the published Transformer baseline sees the future, so every comparison with "
-            "it is void."
+            "{agree} of the {compared} results that can be compared come out as reported (a "
+            "further run of ours could have had the reported loss), {differ} do not; the published "
+            "Transformer baseline sees the future, so every comparison with it is void."
         ).format(agree=agree, compared=agree + differ, differ=differ)
     ]
     final = next(summary for summary in summaries if summary.name == "phase5_final_exp1")

@@ -17,12 +17,13 @@ from newllm.reporting.variant_tables import (
     chosen,
     comparison_row,
     costs_row,
+    without_empty,
 )
 
 MOST_ROWS = 40  # groups; more of them are for the page
 MOST_REASONS = 10
 MOST_COMMANDS = 4
-LEFT = ("group", "verdict", "seeds", "would decide")
+LEFT = ("group", "verdict", "seeds", "seeds to decide")
 
 
 def console() -> Console:
@@ -44,10 +45,10 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
             out.print(_table(COMPARISON, [comparison_row(s, _) for s in rows]))
             costs = [[s.variant.label, *costs_row(s.variant)] for s in rows]
             out.print(_table(("group", *COSTS), costs))
+            for label, text in chosen(contest.variants).items():
+                out.print(f"{label}: {text}")
         else:
             out.print(f"{len(rows)} groups: the page has the table")
-        for label, text in chosen(contest.variants).items():
-            out.print(f"{label}: {text}")
         out.print(answer(contest, shared_references(contest), _))
         if commands := more_seeds(contest):
             out.print("more seeds:", *commands[:MOST_COMMANDS], sep="\n  ", soft_wrap=True)
@@ -55,6 +56,7 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    headings, rows = without_empty(headings, rows)
     table = Table(box=None)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in LEFT else "right", overflow="fold")

@@ -10,7 +10,7 @@ from newllm.analysis.variants import Variant
 from newllm.reporting.answer import bounds, seeds_needed, signed
 from newllm.reporting.language import Translate
 
-COMPARISON = ("group", "seeds", "best val loss", "difference", "verdict", "would decide")
+COMPARISON = ("group", "seeds", "best val loss", "difference", "verdict", "seeds to decide")
 COSTS = ("test loss", "gap closed", "parameters", "state (bytes)", "seconds")
 
 
@@ -26,6 +26,14 @@ def comparison_row(standing: Standing, _: Translate) -> list[str]:
         _(standing.verdict),
         seeds_needed(standing, _),
     ]
+
+
+def without_empty(
+    headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns in which no cell says anything."""
+    kept = [i for i in range(len(headings)) if any(row[i] not in ("", "-") for row in rows)]
+    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def counted(variant: Variant, _: Translate) -> str:
