@@ -95,7 +95,8 @@ def _forest(
 def _left_out(contest: Contest, number: int, _: Translate) -> list[str]:
     """Who is not drawn."""
     shown = {standing.variant.label for standing in contest.foremost(number)}
-    missing = [v.label for v in contest.variants if v.loss and v.label not in shown]
+    labels = [s.variant.label for s in contest.ordered if s.variant.loss]
+    missing = [label for label in labels if label not in shown]
     if not missing:
         return []
     text = _("Drawn are the baseline and the {number} lowest means; left out: {names}.")
