@@ -1,9 +1,15 @@
-"""The command lines of all tools but `newllm.train`, which is Hydra's."""
+"""The command lines of all tools: how their faults are told, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+READER_GONE = 141  # what a shell reports for a program that a closed pipe ended
 
 
 class Arguments(argparse.ArgumentParser):
@@ -12,3 +18,23 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program."""
         self.exit(1, f"{message}; see --help\n")
+
+
+def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:
+    """A tool that ends without a word where nobody reads on, as in `newllm.report | head`.
+
+    SIGPIPE stays ignored, as Python leaves it: it would also end a sweep when one of its processes
+    is gone.
+    """
+
+    @functools.wraps(main)
+    def guarded() -> None:
+        try:
+            main()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python writes out what is left at its end, which would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(READER_GONE)
+
+    return guarded

@@ -21,7 +21,7 @@ from rich.table import Table
 import newllm
 from newllm.analysis import figures
 from newllm.analysis.timing import Timing, changes, read_timings, write_timings
-from newllm.arguments import Arguments
+from newllm.arguments import Arguments, ends_with_its_reader
 from newllm.workloads import FULL, MEASUREMENTS, QUICK, Plan
 
 
@@ -72,6 +72,7 @@ def format_timing(timing: Timing) -> str:
     return f"{1000 * timing.seconds:.2f} ms {spread}, {timing.ratio:.2f}x"
 
 
+@ends_with_its_reader
 def main() -> None:
     """The command line."""
     parser = Arguments(prog="python -m newllm.benchmark", description=__doc__)

@@ -16,7 +16,7 @@ from newllm.analysis import figures
 from newllm.analysis.ablations import ablate, dynamics
 from newllm.analysis.predictions import divergences, target_losses
 from newllm.analysis.references import ReferenceModels, gap_closed
-from newllm.arguments import Arguments
+from newllm.arguments import Arguments, ends_with_its_reader
 from newllm.config.build import instantiate
 from newllm.data.module import CorpusDataModule
 from newllm.models.context import ContextModel
@@ -106,6 +106,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+@ends_with_its_reader
 def main() -> None:
     """The command line."""
     parser = Arguments(

@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import Tensor
 
-from newllm.arguments import Arguments
+from newllm.arguments import Arguments, ends_with_its_reader
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
 from newllm.runs import load_run
@@ -78,6 +78,7 @@ def _draw(
     return torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0]
 
 
+@ends_with_its_reader
 def main() -> None:
     """The command line."""
     parser = Arguments(

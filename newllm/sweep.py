@@ -6,22 +6,30 @@ checkpoint. Whatever happens to a job stands in its `result.json`, and its outpu
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
+from newllm.analysis.bands import bands_told
+from newllm.analysis.contest import Contest, contests
+from newllm.analysis.gathering import Run, gather, read_run
+from newllm.analysis.variants import variants
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import without_seed
 from newllm.jobs import Job, Outcome, read_outcome
+from newllm.reporting.terminal import console, print_contests, reasons
 from newllm.runs import RunConflict, has_ended, move_aside
 from newllm.team import Team
+
+MOST_JOBS = 12  # told of one by one; of more how many are done, and why others are not
 
 
 def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
@@ -53,7 +61,7 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
             interrupted = True
             team.stop()
     outcomes |= team.outcomes
-    _print_table(jobs, outcomes, top)
+    _tell(jobs, outcomes, top)
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on")
     if any(outcome.status not in ("skipped", "done") for outcome in outcomes.values()):
@@ -119,7 +127,50 @@ def _side_by_side(config: DictConfig, num_jobs: int) -> int:
     return max(1, min(num_jobs, config.jobs or torch.get_num_threads()))
 
 
-def _print_table(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
+def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
+    """How the jobs ended, what came out over seeds, and where to look at it."""
+    out = console()
+    runs = [read_run(job.folder) for job in jobs if (job.folder / "result.json").is_file()]
+    found = contests(runs)
+    if len(jobs) <= MOST_JOBS:
+        out.print(_jobs_table(jobs, outcomes, _labels(jobs)))
+    else:
+        done = sum(outcome.status in ("skipped", "done") for outcome in outcomes.values())
+        out.print(f"{done} of {len(jobs)} jobs are done")
+        for line in reasons(found):
+            out.print(line)
+    if len(runs) > 1:
+        out.print()
+        print_contests(found, out)
+    _tell_where(found, top, any(job.config.get("logger") for job in jobs))
+
+
+def _tell_where(found: Sequence[Contest], top: Path, has_events: bool) -> None:
+    """Where it lies, and the commands that show it."""
+    print(f"all of it lies in {top}")
+    everything = gather([top]) if found else []
+    if has_events and everything:
+        for line in bands_told(everything, top):
+            print(line)
+        print(f"its curves: tensorboard --logdir {shlex.quote(str(top))}")
+    command = ["python", "-m", "newllm.report", str(top)]
+    if any(len(contest.ranked) > 1 for contest in found):
+        baseline = found[0].baseline.label
+        with contextlib.suppress(ValueError):  # other runs below `top` may go by the same label
+            contests(everything, baseline)
+            command += ["--baseline", baseline]
+    print(f"a page of it: {shlex.join(command)}")
+
+
+def _labels(jobs: Sequence[Job]) -> dict[str, str]:
+    """What to call the jobs, by their folders: by what other jobs do not share."""
+    runs = [Run(str(job.folder), {"overrides": job.overrides}) for job in jobs]
+    return {run.place: variant.label for variant in variants(runs) for run in variant.runs}
+
+
+def _jobs_table(
+    jobs: Sequence[Job], outcomes: dict[Job, Outcome], labels: Mapping[str, str]
+) -> Table:
     table = Table(box=None)
     for heading in ("job", "status", "best val loss", "seconds", "reason"):
         right = heading in ("best val loss", "seconds")
@@ -128,9 +179,6 @@ def _print_table(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -
         outcome = outcomes.get(job, Outcome("not started", math.inf, 0.0, ""))
         status = "done before" if outcome.status == "skipped" else outcome.status
         loss = f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "-"
-        table.add_row(job.label, status, loss, f"{outcome.seconds:.0f}", outcome.reason)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 250
-    console.print(table)
-    console.print(f"all of it lies in {top}; a page of it: python -m newllm.report {top}")
+        label = f"{labels[str(job.folder)]} seed={job.config.seed}"
+        table.add_row(label, status, loss, f"{outcome.seconds:.0f}", outcome.reason)
+    return table

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
+from newllm.arguments import ends_with_its_reader
 from newllm.config.build import ConfigFault, conf_directory
 from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
@@ -175,6 +176,7 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+@ends_with_its_reader
 def main() -> None:
     """The command line: all its faults at once, else the run."""
     quiet_lightning()

@@ -1,7 +1,9 @@
 """The report: from runs to a page, in both languages, with what is missing and what failed."""
 
 import json
+import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,15 @@ import pytest
 from conftest import Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm import report
+from newllm.analysis.bands import write_bands
 from newllm.analysis.claims import NOT_RUN, judge
+from newllm.analysis.contest import contests
 from newllm.analysis.gathering import gather, pack
 from newllm.analysis.series import derived, other_figures, published, summarize
 from newllm.analysis.statistics import mean_interval, next_run_interval
+from newllm.analysis.variant_figures import MOST_CURVES, curves, styles
+from newllm.arguments import ends_with_its_reader
 from newllm.reporting.language import LANGUAGES
 from newllm.reporting.page import write_markdown, write_report
 
@@ -173,6 +180,121 @@ def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
     assert "not run" not in page
     for words in ("mine", "90.0 %", "no disk &#124; left", "data:image/svg+xml;base64,", "3.2500"):
         assert words in page
+
+
+def own(top: Path, chosen: str, losses: list[float | None]) -> None:
+    """Seeds 1, 2, ... of what somebody chose."""
+    for seed, loss in enumerate(losses, 1):
+        make_run(
+            top, chosen.replace(" ", ","), seed, variant_hash=chosen,
+            overrides=["experiment=mine", *chosen.split(), f"seed={seed}"],
+            best_val_loss=loss, status="done" if loss else "diverged",
+            error=None if loss else "val/loss is nan", state_bytes=512, gap_closed=0.9,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def own_runs(tmp_path: Path) -> Path:
+    """Three models with three seeds, one of which diverged."""
+    top = tmp_path / "own"
+    own(top, "model=lstm model.width=9", [1.70, 1.72, 1.69])
+    own(top, "model=better model.width=9", [1.50, 1.53, 1.49])
+    own(top, "model=<b>&|worse model.width=9", [1.90, 1.93, None])
+    return top
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_is_mine_better(own_runs: Path, tmp_path: Path, lang: str) -> None:
+    folder = tmp_path / "page"
+    page = write_report(gather([own_runs]), folder, lang, "lstm").read_text()
+    first_screen = page.partition("<details")[0].replace("&nbsp;", " ")
+    assert ("better is lowest on average: 1.507" in first_screen) == (lang == "en")
+    for words in ("-0.197", "512", "90.0 %", "&lt;b&gt;&amp;&#124;worse"):
+        assert words in first_screen, words
+    assert first_screen.count("<table>") == 2
+    assert first_screen.count("data:image/svg+xml") == 1  # the curves come after the rules
+    assert page.count("data:image/svg+xml") == 2
+    diverged = {"en": "2, 1 diverged", "ja": "2, 1 発散"}[lang]
+    assert diverged in first_screen
+    assert "val/loss is nan" in page
+    assert "<b>&" not in page
+    # What all share is in no label.
+    assert "width=9" not in first_screen
+
+
+def test_a_baseline_makes_a_page_of_any_runs(runs: Path, tmp_path: Path) -> None:
+    page = write_report(gather([runs]), tmp_path / "page", baseline="phase1_baseline").read_text()
+    assert "Runs side by side" in page
+    with pytest.raises(ValueError, match="--baseline nobody: no such group"):
+        write_report(gather([runs]), tmp_path / "none", baseline="nobody")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_terminal_says_what_the_page_says(
+    own_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", "own", "--baseline", "lstm", "--figure", "a/b.png"])
+    report.main()
+    out = capsys.readouterr().out
+    assert (tmp_path / "a" / "b.png").stat().st_size > 0
+    page = (tmp_path / "outputs" / "report" / "index.html").read_text()
+    answer = next(line for line in out.splitlines() if "lowest on average" in line)
+    assert answer.partition(" On the same")[0].strip()[:150] in page
+    assert "<b>&|worse, seed 3: diverged; val/loss is nan" in out
+    assert "bands over seeds for TensorBoard (3, tab Custom Scalars): own/_summary" in out
+    usual = [line.rstrip() for line in out.splitlines() if line.startswith((" lstm", " better"))]
+    assert len(usual) == 4
+    assert max(map(len, usual)) <= 100
+    monkeypatch.setattr("sys.argv", ["report", "own", "--baseline", "gru"])
+    with pytest.raises(SystemExit, match="--baseline gru: no such group; there are"):
+        report.main()
+
+
+def test_nobody_reads_on(own_runs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """As in `newllm.report | head`: the page is written, and nothing is said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", "own"])
+    for main in (report.main, ends_with_its_reader(lambda: print("x" * 100_000))):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as closed:
+            monkeypatch.setattr("sys.stdout", closed)
+            with pytest.raises(SystemExit):
+                main()
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "outputs" / "report" / "index.html").is_file()
+
+
+def test_bands_are_those_of_now_and_nothing_else_goes(own_runs: Path) -> None:
+    assert write_bands(gather([own_runs]), own_runs) == 3
+    names = {path.name for path in (own_runs / "_summary").iterdir()}
+    assert names == {"lstm", "better", "<b>&|worse"}
+    (own_runs / "_summary" / "lstm" / "mine.txt").write_text("not the report's")
+    some = [run for run in gather([own_runs]) if "better" in run.place]
+    assert write_bands(some, own_runs) == 1
+    assert sorted(path.name for path in (own_runs / "_summary").iterdir()) == [
+        "lstm", "mine better width=9"
+    ]  # fmt: skip
+    assert [path.name for path in (own_runs / "_summary" / "lstm").iterdir()] == ["mine.txt"]
+
+
+def test_no_two_curves_look_alike_and_labels_keep_apart(tmp_path: Path) -> None:
+    for number in range(12):
+        own(tmp_path, f"model.width={number}", [1.7 + 0.01 * number, 1.71 + 0.01 * number])
+    found = contests(gather([tmp_path]), "width=11")
+    (contest,) = found
+    drawn = [standing.variant.label for standing in contest.foremost(MOST_CURVES)]
+    assert drawn == ["width=11", *(f"width={number}" for number in range(7))]
+    assert len(set(styles(contest.foremost(MOST_CURVES)).values())) == MOST_CURVES
+    page = write_report(gather([tmp_path]), tmp_path / "page", baseline="width=11").read_text()
+    assert "left out: width=7; width=8; width=9; width=10" in page
+    axes = curves(found).axes[0]
+    assert len(axes.lines) >= MOST_CURVES
+    places = sorted(text.xyann[1] for text in axes.texts if text.get_text() in drawn)
+    low, high = axes.get_ylim()
+    assert all(b - a > 0.05 * (high - low) for a, b in pairwise(places))
 
 
 def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def test_what_is_done_is_not_done_again(command: Command, tmp_path: Path) -> Non
     assert sorted(name.rpartition("/")[2] for name in found) == ["seed=1"] * 2 + ["seed=2"] * 2
     assert "4 of 4 done" in first.stderr
     assert first.stdout.count(" done ") == 4
+    # What came out over seeds, by what differs, and where to look.
+    assert "hidden_dim=8 seed=1" in first.stdout
+    assert "average" in first.stdout
+    assert "newllm.report outputs/runs --baseline hidden_dim=8" in first.stdout
     times = {file: file.stat().st_mtime_ns for file in runs.glob("*/*/*")}
     second = command(*arguments)
     assert second.returncode == 0, second.stderr

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from newllm.analysis.gathering import Run
 from newllm.analysis.timing import Timing
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
@@ -181,34 +180,6 @@ def context_over_time(contexts_TC: np.ndarray, words: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=8)
     axes.set_ylabel("context element (sorted by final value)")
     figure.colorbar(image, ax=axes, label="value")
-    return figure
-
-
-def comparison(
-    runs: Sequence[Run], epoch: str = "epoch", loss: str = "validation loss (nats per token)"
-) -> Figure:
-    """Validation loss of several runs by epoch; references as lines, if all share their data.
-
-    Args:
-        runs: those with a table of epochs.
-        epoch: label of the horizontal axis.
-        loss: label of the vertical axis.
-    """
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for run in runs:
-        losses = [row.get("val/loss", math.nan) for row in run.epochs]
-        marker = "o" if len(losses) < 3 else None
-        name = f"{run.label} ({run.result.get('corpus')}, seed {run.result.get('seed')})"
-        axes.plot([row["epoch"] for row in run.epochs], losses, label=name, marker=marker)
-    # References belong to a validation split; runs on different ones have none in common.
-    if len({run.result.get("data_sha256") for run in runs}) == 1:
-        _reference_lines(axes, runs[0].result.get("references", {}), float)
-    axes.set_xlabel(epoch)
-    axes.set_ylabel(loss)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain(axes)
-    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

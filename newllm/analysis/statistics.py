@@ -67,6 +67,7 @@ class Plan:
     metric: str
     smallest_effects: Mapping[str, float]
     alpha: float
+    power: float
     seeds: Mapping[str, int]
 
 

@@ -3,11 +3,12 @@
 from rich.console import Console
 from rich.table import Table
 
-from newllm.arguments import Arguments
+from newllm.arguments import Arguments, ends_with_its_reader
 from newllm.data.corpora import NAMES
 from newllm.data.module import CorpusDataModule
 
 
+@ends_with_its_reader
 def main() -> None:
     """Writes the corpora of this package into a directory and prints what they are like."""
     parser = Arguments(prog="python -m newllm.data", description=main.__doc__)

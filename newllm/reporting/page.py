@@ -9,8 +9,9 @@ from pathlib import Path
 
 import matplotlib
 
-from newllm.analysis import figures, series_figures
+from newllm.analysis import series_figures
 from newllm.analysis.claims import is_evidence, judge
+from newllm.analysis.contest import contests
 from newllm.analysis.fair import purpose
 from newllm.analysis.gathering import Run
 from newllm.analysis.ladder import is_rung
@@ -20,7 +21,8 @@ from newllm.reporting.document import Document, quoted
 from newllm.reporting.fair_comparison import fair_comparison
 from newllm.reporting.ladder_effects import ladder_effects
 from newllm.reporting.language import Translate, japanese_fonts, translator
-from newllm.reporting.run_tables import references_table, runs_table
+from newllm.reporting.own_runs import own_runs
+from newllm.reporting.run_tables import runs_table
 from newllm.reporting.scaling_law import scaling_law
 from newllm.reporting.spike_study import spike_study
 from newllm.reporting.tables import (
@@ -36,7 +38,6 @@ from newllm.reporting.tables import (
 
 TITLE = "The series, reproduced"
 OWN_TITLE = "Runs side by side"
-MANY_CURVES = 12
 
 DEFINITION_OF_CURVES = (
     "Validation losses are means over batches of 16 sentences, as the series counted them; "
@@ -44,36 +45,59 @@ DEFINITION_OF_CURVES = (
 )
 
 
-def write_report(runs: Sequence[Run], folder: Path, lang: str = "en") -> Path:
-    """Write `report.md`, `index.html` and figures into a folder; returns the page's place."""
+def write_report(
+    runs: Sequence[Run], folder: Path, lang: str = "en", baseline: str | None = None
+) -> Path:
+    """Write `report.md`, `index.html` and figures into a folder; returns the page's place.
+
+    Args:
+        runs: a page of the series if any is of it and no baseline is given, else of these runs.
+        folder: of the page.
+        lang: one of `LANGUAGES`.
+        baseline: what other groups of runs are compared with, as in `contests`.
+
+    Raises:
+        ValueError: there is no such baseline; nothing was written.
+    """
+    if baseline is not None:
+        contests(runs, baseline)
     folder.mkdir(parents=True, exist_ok=True)
-    document = _compose(runs, folder, lang)
+    document = _compose(runs, folder, lang, baseline)
     document.write_markdown(folder / "report.md")
-    is_of_series = any(summary.runs for summary in summarize(runs))
-    title = translator(lang)(TITLE if is_of_series else OWN_TITLE)
-    return document.write_html(folder / "index.html", title, lang)
+    title = TITLE if is_of_series(runs) and baseline is None else OWN_TITLE
+    return document.write_html(folder / "index.html", translator(lang)(title), lang)
 
 
-def write_markdown(runs: Sequence[Run], path: Path, lang: str = "en") -> Path:
+def write_markdown(
+    runs: Sequence[Run], path: Path, lang: str = "en", baseline: str | None = None
+) -> Path:
     """Write the page as one file of Markdown, its figures into a folder named like it."""
+    if baseline is not None:
+        contests(runs, baseline)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    return _compose(runs, folder, lang).write_markdown(path)
+    return _compose(runs, folder, lang, baseline).write_markdown(path)
 
 
-def _compose(runs: Sequence[Run], folder: Path, lang: str) -> Document:
+def is_of_series(runs: Sequence[Run]) -> bool:
+    """Whether any run is of the published series."""
+    return any(summary.runs for summary in summarize(runs))
+
+
+def _compose(runs: Sequence[Run], folder: Path, lang: str, baseline: str | None) -> Document:
     """The whole page; where no font has the letters, figures keep their English words."""
     fonts = japanese_fonts() if lang == "ja" else []
     label = translator(lang if lang == "en" or fonts else "en")
     with matplotlib.rc_context({"font.family": [*fonts, "DejaVu Sans"]}):
-        return _sections(runs, folder, translator(lang), label)
+        document = Document(folder)
+        if is_of_series(runs) and baseline is None:
+            return _series(document, runs, translator(lang), label)
+        return _own_runs(document, runs, baseline, translator(lang), label)
 
 
-def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate) -> Document:
+def _series(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> Document:
+    """The page of the published series."""
     summaries = summarize(runs)
-    document = Document(folder)
-    if not any(summary.runs for summary in summaries):
-        return _own_runs(document, runs, _, label)
     document.text(f"# {_(TITLE)}", *_verdict(summaries, _))
     overview = series_figures.overview(
         summaries,
@@ -115,19 +139,18 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
     return document
 
 
-def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> Document:
-    """A page of runs that are none of the series."""
+def _own_runs(
+    document: Document,
+    runs: Sequence[Run],
+    baseline: str | None,
+    _: Translate,
+    label: Translate,
+) -> Document:
+    """A page of runs that are none of the series, or that are to be compared with a baseline."""
     document.text(f"# {_(OWN_TITLE)}")
-    if drawn := [run for run in runs if run.epochs]:
-        axes = label("epoch"), label("validation loss (nats per token)")
-        caption = _("Validation loss by epoch")
-        if len(drawn) > MANY_CURVES:
-            caption += f" ({MANY_CURVES}/{len(drawn)})"
-        document.figure("curves", figures.comparison(drawn[:MANY_CURVES], *axes), caption)
-    others = [run for run in runs if not is_of_study(run)]
-    if others:
-        runs_table(document, others, _)
-        references_table(document, others, _)
+    own = [run for run in runs if baseline is not None or not is_of_study(run)]
+    if own:
+        own_runs(document, contests(own, baseline), own, _, label)
     _studies(document, runs, _, label)
     _origin(document, runs, "`python -m newllm.report`", _)
     return document
@@ -151,9 +174,9 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
     agree, differ = verdicts.count("agrees"), verdicts.count("differs")
     sentences = [
         _(
-            "{agree} of the {compared} results that can be compared come out as reported, {differ} "
-            "do not; the published Transformer baseline sees the future, so every comparison with "
-            "it is void."
+            "{agree} of the {compared} results that can be compared come out as reported (a "
+            "further run of ours could have had the reported loss), {differ} do not; the published "
+            "Transformer baseline sees the future, so every comparison with it is void."
         ).format(agree=agree, compared=agree + differ, differ=differ)
     ]
     final = next(summary for summary in summaries if summary.name == "phase5_final_exp1")

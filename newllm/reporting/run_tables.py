@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from newllm.analysis.gathering import Run
 from newllm.reporting.document import Document, quoted
@@ -21,19 +21,25 @@ DEFINITION_OF_RUNS = (
 )
 
 
-def runs_table(document: Document, runs: Sequence[Run], _: Translate) -> None:
-    """Any runs, one a row, with the reason where one failed."""
+def _label(run: Run) -> str:
+    return run.label
+
+
+def runs_table(
+    document: Document, runs: Sequence[Run], _: Translate, name: Callable[[Run], str] = _label
+) -> None:
+    """Any runs, one a row, with the reason where one failed; `name` says what each is called."""
     words = ("run", "seed", "corpus", "parameters", "best val loss", "best epoch", "gap closed",
              "oracle", "test loss", "status", "reason")  # fmt: skip
-    document.table([_(word) for word in words], [_run_row(run) for run in runs])
+    document.table([_(word) for word in words], [_run_row(run, name) for run in runs])
     document.text(_(DEFINITION_OF_RUNS))
 
 
-def _run_row(run: Run) -> list[str]:
+def _run_row(run: Run, name: Callable[[Run], str]) -> list[str]:
     result = run.result
     closed, parameters = result.get("gap_closed"), result.get("parameters")
     return [
-        quoted(run.label),
+        quoted(name(run)),
         quoted(result.get("seed", "-")),
         quoted(result.get("corpus", "-")),
         "-" if parameters is None else f"{parameters:,}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from newllm.analysis.claims import Judgement, counts
 from newllm.analysis.gathering import Run, is_of
-from newllm.analysis.series import Summary, derived, other_figures, published
+from newllm.analysis.series import SPREAD_OF_ONE_RUN, Summary, derived, other_figures, published
 from newllm.analysis.statistics import mean_interval, plan
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
@@ -16,6 +16,13 @@ from newllm.reporting.numbers import plus_minus
 DEFINITION = (
     "Losses are best validation losses by the series' own definition (mean over batches of 16 "
     "sentences), in nats per token: mean and 95 % interval over seeds."
+)
+RULE_OF_AGREEMENT = (
+    "A reported loss is of one run. It agrees with ours if a further run of ours could have had "
+    "it: if it lies in the 95 % interval of the next run, from three runs on (for n runs that is "
+    "sqrt(n + 1) times as wide as the interval of their mean that is printed here: 4.6 times for "
+    "20), or within {spread} nats of their mean, since runs of the series that differ in nothing "
+    "that matters lie as far apart. Else it differs."
 )
 # What stands beside the final experiment, and the references that do.
 SIDE = {
@@ -87,7 +94,7 @@ def perspective_table(
 def all_experiments(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
     """Every experiment with all its columns."""
     document.fold(_("All experiments"))
-    document.text(_(DEFINITION))
+    document.text(_(DEFINITION), _(RULE_OF_AGREEMENT).format(spread=SPREAD_OF_ONE_RUN))
     words = ("experiment", "parameters", "equal", "reported", "reproduced", "runs", "best epoch",
              "reported epoch", "spikes by step", "spikes by epoch", "verdict",
              "command")  # fmt: skip

@@ -1,0 +1,176 @@
+"""The page of one's own runs: is mine better, by how much, and what would decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from newllm.analysis.contest import Contest
+from newllm.analysis.gathering import Run
+from newllm.analysis.statistics import plan
+from newllm.analysis.variant_figures import (
+    MOST_CURVES,
+    MOST_ROWS,
+    curves,
+    forest,
+    has_curves,
+    shared_references,
+)
+from newllm.reporting.answer import answer, more_seeds
+from newllm.reporting.document import Document, quoted
+from newllm.reporting.language import Translate
+from newllm.reporting.run_tables import references_table, runs_table
+from newllm.reporting.variant_tables import (
+    COMPARISON,
+    COSTS,
+    chosen,
+    comparison_row,
+    costs_row,
+    without_empty,
+)
+
+RULES = (
+    "Below zero a group is better than the baseline. Differences are taken {how}; verdicts are "
+    "corrected for making {number} comparisons, and certainly less than {effect} nats is no effect."
+)
+PAIRED, MIXED = "between runs of one seed", "between runs of one seed where both groups have them"
+DEFINITION = (
+    "A group is what was chosen without the seed. Losses are best validation losses, means over "
+    "tokens in nats: mean and 95 % interval over seeds. A difference is a group's loss minus that "
+    "of the baseline ({baseline}), with its 95 % interval: in pairs of one seed, which read the "
+    "same batches (Student's t), or of two groups where they share fewer than two seeds or were "
+    "trained on other sentences (Welch's). Verdicts are those of a test of difference and one of "
+    "equivalence, both at {alpha:g} after Holm's correction over all {number} comparisons of this "
+    "page, so that an interval without zero can be undecided. The seeds that would decide have a "
+    "power of {power:g}, if runs go on to scatter as these do: the first number sees a difference "
+    "as large as this one looks, the last one of {effect}, or shows that there is none as large."
+)
+FOREST_CAPTION = (
+    "Left: each seed (ticks), mean and 95 % interval. Right: differences from the baseline; hollow "
+    "points are differences of means without an interval."
+)
+CURVES_CAPTION = (
+    "Validation loss by epoch: mean and 95 % band over seeds, as far as all seeds of a group go. "
+    "The first part of a training may lie above the axes."
+)
+
+
+def own_runs(
+    document: Document,
+    found: Sequence[Contest],
+    runs: Sequence[Run],
+    _: Translate,
+    label: Translate,
+) -> None:
+    """For each corpus an answer, a figure and a table; curves, choices and single runs below."""
+    if len(found) > 1:
+        document.text(_("Losses on different corpora cannot be compared: each has its own part."))
+    for number, contest in enumerate(found, 1):
+        if len(found) > 1:
+            document.text(f"## {quoted(contest.corpus)}")
+        document.text(f"**{quoted(answer(contest, shared_references(contest), _))}**")
+        name = "comparison" if len(found) == 1 else f"comparison{number}"
+        _forest(document, contest, name, _, label)
+        _table(document, contest, _)
+        _costs(document, contest, _)
+    _rules(document, found, _)
+    _curves(document, found, _, label)
+    _choices(document, found, _)
+    document.fold(f"{_('All runs')} ({len(runs)})")
+    names = {id(run): v.label for contest in found for v in contest.variants for run in v.runs}
+    runs_table(document, runs, _, lambda run: names[id(run)])
+    references_table(document, runs, _)
+    document.unfold()
+
+
+def _forest(
+    document: Document, contest: Contest, name: str, _: Translate, label: Translate
+) -> None:
+    shown = contest.foremost(MOST_ROWS)
+    if len(shown) < 2:
+        return
+    document.figure(name, forest(contest, label), _(FOREST_CAPTION))
+    document.text(_(FOREST_CAPTION), *_left_out(contest, MOST_ROWS, _))
+
+
+def _left_out(contest: Contest, number: int, _: Translate) -> list[str]:
+    """Who is not drawn."""
+    shown = {standing.variant.label for standing in contest.foremost(number)}
+    labels = [s.variant.label for s in contest.ordered if s.variant.loss]
+    missing = [label for label in labels if label not in shown]
+    if not missing:
+        return []
+    text = _("Drawn are the baseline and the {number} lowest means; left out: {names}.")
+    return [text.format(number=number - 1, names=quoted("; ".join(missing)))]
+
+
+def _table(document: Document, contest: Contest, _: Translate) -> None:
+    rows = [comparison_row(standing, _) for standing in contest.ordered]
+    _write_table(document, COMPARISON, rows, _)
+
+
+def _costs(document: Document, contest: Contest, _: Translate) -> None:
+    rows = [[s.variant.label, *costs_row(s.variant)] for s in contest.ordered]
+    _write_table(document, ("group", *COSTS), rows, _)
+
+
+def _write_table(
+    document: Document, headings: Sequence[str], rows: Sequence[Sequence[str]], _: Translate
+) -> None:
+    """Only the first column's cells may be broken into lines."""
+    headings, rows = without_empty(headings, rows)
+    document.table(
+        [_(word) for word in headings],
+        [
+            [quoted(row[0]), *(quoted(cell).replace(" ", "&nbsp;") for cell in row[1:])]
+            for row in rows
+        ],
+    )
+
+
+def _rules(document: Document, found: Sequence[Contest], _: Translate) -> None:
+    """What was done to tell groups apart: in short, and folded the whole of it."""
+    compared = [s.sides for contest in found for s in contest.standings if s.sides]
+    if not compared:
+        return
+    effect = plan().smallest_effects["loss"]
+    how = _(PAIRED if all(sides.is_paired for sides in compared) else MIXED)
+    document.text(_(RULES).format(how=how, number=len(compared), effect=effect))
+    baselines = dict.fromkeys(contest.baseline.label for contest in found)
+    document.fold(_("How the groups are compared"))
+    document.text(
+        _(DEFINITION).format(
+            baseline=quoted("; ".join(baselines)),
+            alpha=plan().alpha,
+            number=len(compared),
+            effect=effect,
+            power=plan().power,
+        )
+    )
+    document.unfold()
+
+
+def _curves(document: Document, found: Sequence[Contest], _: Translate, label: Translate) -> None:
+    drawn = [contest for contest in found if has_curves(contest)]
+    if not drawn:
+        return
+    document.figure("curves", curves(drawn, label), _("Validation loss by epoch"))
+    left_out = [text for contest in drawn for text in _left_out(contest, MOST_CURVES, _)]
+    document.text(_(CURVES_CAPTION), *left_out)
+
+
+def _choices(document: Document, found: Sequence[Contest], _: Translate) -> None:
+    """What labels leave out, and the commands for more seeds."""
+    rows = [
+        [quoted(name), quoted(text) or "-"]
+        for contest in found
+        for name, text in chosen(contest.variants).items()
+    ]
+    if rows:
+        document.fold(_("In what the groups differ"))
+        document.table([_("group"), _("chosen")], rows)
+        document.unfold()
+    commands = [command for contest in found for command in more_seeds(contest)]
+    if commands:
+        document.fold(_("Commands for the seeds that are missing"))
+        document.text(*(f"<code>{quoted(command)}</code>" for command in commands))
+        document.unfold()

@@ -1,0 +1,81 @@
+"""Variants side by side in the terminal: `newllm.report`, and the end of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from newllm.analysis.contest import Contest
+from newllm.analysis.variant_figures import shared_references
+from newllm.reporting.answer import answer, more_seeds
+from newllm.reporting.language import translator
+from newllm.reporting.variant_tables import (
+    COMPARISON,
+    COSTS,
+    chosen,
+    comparison_row,
+    costs_row,
+    without_empty,
+)
+
+MOST_ROWS = 40  # groups; more of them are for the page
+MOST_REASONS = 10
+MOST_COMMANDS = 4
+LEFT = ("group", "verdict", "seeds", "seeds to decide")
+
+
+def console() -> Console:
+    """A file or a pipe has no edge to break lines at."""
+    own = Console(highlight=False, markup=False)
+    if not own.is_terminal:
+        own.width = 250
+    return own
+
+
+def print_contests(contests: Sequence[Contest], out: Console) -> None:
+    """What was compared, what it costs, and the answer in words, for each corpus."""
+    _ = translator("en")
+    for contest in contests:
+        if len(contests) > 1:
+            out.print(f"--- {contest.corpus}")
+        rows = contest.ordered
+        if len(rows) <= MOST_ROWS:
+            out.print(_table(COMPARISON, [comparison_row(s, _) for s in rows]))
+            costs = [[s.variant.label, *costs_row(s.variant)] for s in rows]
+            out.print(_table(("group", *COSTS), costs))
+            for label, text in chosen(contest.variants).items():
+                out.print(f"{label}: {text}")
+        else:
+            out.print(f"{len(rows)} groups: the page has the table")
+        out.print(answer(contest, shared_references(contest), _))
+        if commands := more_seeds(contest):
+            out.print("more seeds:", *commands[:MOST_COMMANDS], sep="\n  ", soft_wrap=True)
+        out.print()
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    headings, rows = without_empty(headings, rows)
+    table = Table(box=None)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in LEFT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def reasons(contests: Sequence[Contest]) -> Iterator[str]:
+    """A line for all runs of a group that ended badly for the same reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    variants = [variant for contest in contests for variant in contest.variants]
+    for variant in variants:
+        for run in variant.runs:
+            if not run.is_done:
+                error = str(run.result.get("error") or "no reason was written down")
+                why = f"{run.status}; {error.partition(chr(10))[0]}"
+                found.setdefault((variant.label, why), []).append(str(run.result.get("seed", "-")))
+    for (label, why), seeds in list(found.items())[:MOST_REASONS]:
+        yield f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: {why}"
+    if len(found) > MOST_REASONS:
+        yield f"and {len(found) - MOST_REASONS} more groups with runs that are not done"

@@ -1,0 +1,210 @@
+"""Runs that differ in their seed alone: their label, and what they are beside others."""
+
+from typing import Any
+
+import pytest
+
+from newllm.analysis.contest import BASELINE, NO_RUN, ONE_SEED, UNDECIDED, VOID, contests
+from newllm.analysis.gathering import Run
+from newllm.analysis.labels import labels
+from newllm.analysis.variants import variants
+from newllm.reporting.answer import answer, more_seeds
+from newllm.reporting.language import LANGUAGES, translator
+
+ENGLISH = translator("en")
+REFERENCES = {"uniform": 5.5, "unigram": 5.0, "bigram": 2.35, "oracle": 1.51}
+
+
+def make(chosen: str, seed: int, loss: float | None = 1.7, **fields: Any) -> Run:
+    """A run as the gathering finds it; its choices as one text."""
+    result = {
+        "status": "done" if loss else "diverged", "seed": seed, "best_val_loss": loss,
+        "overrides": [*chosen.split(), f"seed={seed}"], "variant_hash": chosen,
+        "corpus": "quality500", "data_sha256": "x", "references": REFERENCES, "name": "gated C8",
+    }  # fmt: skip
+    return Run(f"runs/{chosen}/seed={seed}", result | fields)
+
+
+def side(chosen: str, losses: list[float | None], **fields: Any) -> list[Run]:
+    """Seeds 1, 2, ... of a variant."""
+    return [make(chosen, seed, loss, **fields) for seed, loss in enumerate(losses, 1)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        # What all share is not shown, nor the keys of what names itself.
+        (["experiment=modern model=context", "experiment=modern model=lstm"], ["context", "lstm"]),
+        # A choice that the other leaves as it is.
+        (["experiment=modern", "experiment=modern recipe.dropout=0.1"], ["modern", "dropout=0.1"]),
+        (["", "model=lstm"], ["default", "lstm"]),
+        # The last words of keys, unless two keys end alike.
+        (["model.width=8 +a.lr=1", "model.width=16 +a.lr=1"], ["width=8", "width=16"]),
+        (["a.lr=1 b.lr=2", "a.lr=2 b.lr=1"], ["a.lr=1 b.lr=2", "a.lr=2 b.lr=1"]),
+        (["~callbacks.early_stopping", ""], ["~callbacks.early_stopping", "default"]),
+        # What changes nothing is no difference.
+        (["model=lstm jobs=2 logger=none", "model=gru threads=1"], ["lstm", "gru"]),
+        (["model=lstm seed=1 name=mine", "model=lstm"], ["mine", "lstm"]),
+    ],
+)  # fmt: skip
+def test_labels_say_what_differs(chosen: list[str], expected: list[str]) -> None:
+    runs = [run for words in chosen for run in side(words, [1.7, 1.8])]
+    found = variants(runs)
+    assert [variant.label for variant in found] == expected
+    assert [len(variant.runs) for variant in found] == [2] * len(chosen)
+
+
+def test_long_labels_keep_what_tells_them_apart() -> None:
+    """Two names that are alike for 200 characters, as folders cut them."""
+    same = " ".join(f"recipe.part_{i}={'x' * 20}" for i in range(8))
+    groups = [f"{same} model={m} model.width={w}" for m, w in (("lstm", 1), ("gru", 2))]
+    unlike = f"{same.replace('x', 'y')} model=lstm model.width=2"
+    found = [v.label for v in variants([make(words, 1) for words in [*groups, unlike]])]
+    assert len(set(found)) == 3
+    assert all(len(label) <= 40 for label in found)
+
+
+def test_labels_are_unique_whatever_the_runs() -> None:
+    assert labels([{}, {}, {}], [["a", "p"], ["b", "q"], ["b", "r"]]) == ["a", "b q", "b r"]
+    assert labels([{}, {}], [["a"], ["a"]]) == ["default", "default (2)"]
+    assert labels([], []) == []
+
+
+def test_older_runs_are_grouped_by_their_folders() -> None:
+    def old(folder: str, seed: int) -> Run:
+        result = {"status": "done", "seed": seed, "experiment": "modern", "best_val_loss": 1.7}
+        return Run(f"{folder}/seed={seed}", result)
+
+    runs = [old("runs/modern,model=lstm", 1), old("runs/modern,model=lstm", 2)]
+    found = variants([*runs, old("runs/modern", 1), Run("day/time", {"status": "broken"})])
+    assert [(v.label, len(v.runs)) for v in found] == [
+        ("modern lstm", 2), ("modern", 1), ("day/time", 1)
+    ]  # fmt: skip
+
+
+def test_a_job_that_never_started_is_counted_where_it_belongs() -> None:
+    dead = Run("runs/b/seed=3", {"status": "failed", "error": "no disk", "seed": 3,
+                                 "overrides": ["model=lstm", "seed=3"]})  # fmt: skip
+    (contest,) = contests([*side("model=gru", [1.7, 1.8]), *side("model=lstm", [1.6, 1.7]), dead])
+    assert contest.variants[1].not_done == {"failed": 1}
+    assert "Not counted, of 5 runs: 1 failed" in answer(contest, {}, ENGLISH)
+
+
+def test_differences_are_paired_by_seed_with_the_verdicts_of_the_plan() -> None:
+    base = [1.70, 1.80, 1.60, 1.75, 1.65]
+    runs = [
+        *side("model=lstm", list(base)),
+        *side("model=better", [loss - 0.2 + 0.001 * i for i, loss in enumerate(base)]),
+        *side("model=worse", [loss + 0.2 + 0.001 * i for i, loss in enumerate(base)]),
+        *side("model=same", [loss + 0.001 * i for i, loss in enumerate(base)]),
+        *side("model=open", [1.75, 1.70, 1.66, 1.70, 1.52]),
+        *side("model=lone", [1.0]),
+        *side("model=gone", [None, None]),
+        *side("model=leaky", [0.5, 0.6], sees_the_future=True),
+    ]
+    (contest,) = contests(runs)
+    verdicts = {s.variant.label: s.verdict for s in contest.standings}
+    assert verdicts == {
+        "lstm": BASELINE, "better": "lower", "worse": "higher", "same": "no effect",
+        "open": UNDECIDED, "lone": ONE_SEED, "gone": NO_RUN, "leaky": VOID,
+    }  # fmt: skip
+    by_label = {s.variant.label: s for s in contest.standings}
+    better, undecided = by_label["better"], by_label["open"]
+    assert better.difference is not None
+    assert better.difference.mean == pytest.approx(-0.198)
+    assert better.difference.half_width < 0.01 < 0.05 < (better.variant.loss or 0).half_width  # type: ignore[union-attr]
+    assert undecided.most is not None
+    assert undecided.most > 5
+    # The leaky one is lowest and counts for nothing; one seed says nothing.
+    assert [s.variant.label for s in contest.ranked][:2] == ["lone", "better"]
+    assert contest.ordered[0].variant.label == "lstm"
+
+
+def test_other_seeds_are_compared_as_groups() -> None:
+    first = side("model=lstm", [1.7, 1.8, 1.6])
+    second = [make("model=gru", seed, 1.7) for seed in (7, 8, 9)]
+    (contest,) = contests([*first, *second])
+    sides = contest.standings[1].sides
+    assert sides is not None
+    assert not sides.is_paired
+    # So are runs on fewer training sentences, which read other batches.
+    fewer = side("model=gru data.train_sentences=9", [1.7, 1.8, 1.6], data_sha256="y")
+    (contest,) = contests([*first, *fewer])
+    assert contest.standings[1].sides is not None
+    assert not contest.standings[1].sides.is_paired
+
+
+def test_other_validation_targets_are_never_compared() -> None:
+    runs = [
+        *side("model=lstm", [1.7, 1.8]),
+        *side("data=tiny30", [4.1, 4.2], corpus="tiny30", data_sha256="t", references={}),
+        *side("model=gru data.seed=2", [1.7, 1.8], data_sha256="r", references={"oracle": 1.4}),
+        *side("model=gru trainer.limit_val_batches=1", [1.0, 1.1]),
+    ]  # fmt: skip
+    found = contests(runs)
+    assert [contest.corpus for contest in found] == [
+        "quality500", "tiny30", "quality500, seed=2", "quality500, limit_val_batches=1"
+    ]  # fmt: skip
+    assert all(len(contest.standings) == 1 for contest in found)
+
+
+@pytest.mark.parametrize("name", ["gated", "model=gated", "C9", "gated lr=1"])
+def test_a_baseline_by_any_of_its_names(name: str) -> None:
+    runs = [*side("model=lstm a.lr=1", [1.7, 1.8]),
+            *side("model=gated a.lr=1", [1.7, 1.8], name="C9")]  # fmt: skip
+    (contest,) = contests(runs, name)
+    assert contest.baseline.label == "gated"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gru", "--baseline gru: no such group; there are 'lstm lr=1', 'lstm lr=2', 'x'"),
+        ("lstm", "--baseline lstm: could be any of 'lstm lr=1', 'lstm lr=2'"),
+    ],
+)
+def test_a_baseline_that_is_none(name: str, message: str) -> None:
+    runs = [make("model=lstm a.lr=1", 1), make("model=lstm a.lr=2", 1), make("model=x", 1)]
+    with pytest.raises(ValueError, match="--baseline") as caught:
+        contests(runs, name)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_answer(lang: str) -> None:
+    """Best against baseline, the baseline best, one seed, one group, none: in both languages."""
+    base = [1.70, 1.71, 1.69]
+    better = [1.50, 1.52, 1.49]
+    cases = {
+        "b is lowest on average: 1.503 [1.465, 1.541] (n=3) against a": (base, better),
+        "No other is lower on average than a, 1.503 [1.465, 1.541] (n=3); next": (better, base),
+        "b is lowest on average: 1.500 (n=1) against a, 1.700 (n=1): -0.200, which with one "
+        "seed says nothing": (base[:1], better[:1]),
+        "None of these runs": ([None], [None]),
+    }  # fmt: skip
+    for beginning, (first, second) in cases.items():
+        (contest,) = contests([*side("model=a", list(first)), *side("model=b", list(second))])
+        text = answer(contest, REFERENCES, translator(lang))
+        if lang == "en":
+            assert text.startswith(beginning)
+            assert "counting pairs of words gives 2.350, the grammar that made them 1.510" in text
+    (contest,) = contests(side("model=a", list(base)))
+    assert ("nothing to compare" in answer(contest, {}, translator(lang))) == (lang == "en")
+
+
+def test_commands_for_the_seeds_that_are_missing() -> None:
+    lone = [*side("experiment=modern model=a", [1.7]), *side("experiment=modern model=b", [1.6])]
+    (contest,) = contests(lone)
+    (command,) = more_seeds(contest)
+    assert command == (
+        "python -m newllm.train -m experiment=modern model=a,b seed=1,2,3,4,5"
+    )  # what the plan asks of this corpus
+    unlike = [*side("model=a +x.y=[1,2]", [1.7]), *side("model=b", [1.6])]
+    (contest,) = contests(unlike)
+    assert more_seeds(contest) == [
+        "python -m newllm.train -m model=a '+x.y=[1,2]' seed=1,2,3,4,5",
+        "python -m newllm.train -m model=b seed=1,2,3,4,5",
+    ]
+    decided = [*side("model=a", [1.70, 1.71, 1.69]), *side("model=b", [1.5, 1.51, 1.49])]
+    (contest,) = contests(decided)
+    assert more_seeds(contest) == []
