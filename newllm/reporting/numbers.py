@@ -29,3 +29,19 @@ def signed(interval: Interval | None) -> str:
     if interval is None:
         return "-"
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def as_known(value: float, low: float, high: float) -> tuple[str, str, str]:
+    """A value and the ends of its interval, to as many digits as the interval leaves certain.
+
+    The half width is shown to two digits, and where it exceeds the value each figure is: what comes
+    after them is another on another machine.
+    """
+    half_width = (high - low) / 2
+    figures = value, low, high
+    if 0 < half_width < abs(value):
+        digits = max(0, 1 - math.floor(math.log10(half_width)))
+        written = [f"{figure:.{digits}f}" for figure in figures]
+    else:
+        written = [f"{float(f'{figure:.2g}'):g}" for figure in figures]
+    return written[0], written[1], written[2]

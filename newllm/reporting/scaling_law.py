@@ -10,6 +10,7 @@ from newllm.analysis.scaling import NAMES, Fit, Point, best_contexts, fit, point
 from newllm.analysis.scaling_figures import scaling
 from newllm.reporting.document import Document
 from newllm.reporting.language import Translate
+from newllm.reporting.numbers import as_known
 
 DEFINITION = (
     "Test loss above that of the grammar, in nats per token, of the context model trained on N "
@@ -70,8 +71,8 @@ def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Tr
     if found:
         rows = []
         for index, name in enumerate(NAMES):
-            value, low, high = found.constant(index)
-            rows.append([name, f"{value:.3g}", f"[{low:.3g}, {high:.3g}]"])
+            value, low, high = as_known(*found.constant(index))
+            rows.append([name, value, f"[{low}, {high}]"])
         document.table([_("constant"), _("value"), _("interval")], rows)
     _contexts(document, measured, found, _)
     document.unfold()
