@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
-from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from newllm.data.tokenizer import BOS, EOS, MAX_PIECE, PAD, UNK, Tokenizer
 
 SENTENCES = ["b a c", "a d c", "a"]
 
@@ -35,7 +36,28 @@ def test_vocabulary_size_counts_the_specials() -> None:
 
 def test_encode_all_is_encode_of_each() -> None:
     for tokenizer in (Tokenizer.train(SENTENCES), Tokenizer.train(SENTENCES, "bpe", 262)):
-        assert tokenizer.encode_all(SENTENCES) == [tokenizer.encode(s) for s in SENTENCES]
+        ids, lengths = tokenizer.encode_all(SENTENCES)
+        assert ids.tolist() == [i for sentence in SENTENCES for i in tokenizer.encode(sentence)]
+        assert lengths.tolist() == [len(tokenizer.encode(sentence)) for sentence in SENTENCES]
+
+
+@pytest.mark.parametrize("text", ["ab" * 5000, "東京は夜" * 700, "🙂" * 500, "a" * 257, "é" * 400])
+def test_a_text_without_blanks_is_cut_between_characters(text: str) -> None:
+    tokenizer = Tokenizer.train([text, "ab abc"], "bpe", 300)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    library = tokenizer._model
+    pieces = library.pre_tokenizer.pre_tokenize_str(text)
+    assert max(len(piece) for piece, _ in pieces) <= MAX_PIECE
+    assert "�" not in "".join(library.decoder.decode([piece]) for piece, _ in pieces)
+
+
+def test_ordinary_words_are_not_cut() -> None:
+    words = ["the", "x" * 200, "東京", "don't", "1234", "!?"]
+    library = Tokenizer.train(words, "bpe", 300)._model
+    cut = library.pre_tokenizer.pre_tokenize_str(" ".join(words))
+    uncut = pre_tokenizers.ByteLevel().pre_tokenize_str(" ".join(words))
+    assert [piece for piece, _ in cut] == [piece for piece, _ in uncut]
 
 
 def test_decode_shows_only_the_unknown() -> None:

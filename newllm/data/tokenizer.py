@@ -1,19 +1,24 @@
 """From sentences to token ids and back: whole words, or byte-level byte-pair encoding."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 PAD, UNK, BOS, EOS = range(4)
 NUM_SPECIALS = 4
+NUM_NEVER_PREDICTED = 2  # <PAD> and <BOS>
 
 # The library's names of the specials hold a blank, which neither a word nor a byte-level token
 # can: a literal `<PAD>` in a text is a word like any other, never the padding.
 _SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
 _NUM_BYTES = 256
+ENCODED_AT_ONCE = 1000  # sentences
+MAX_PIECE = 256  # bytes of a word that byte-pair encoding looks at together
 
 KINDS = ("words", "bpe")
 
@@ -67,10 +72,17 @@ class Tokenizer:
         ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
         return [BOS, *ids]
 
-    def encode_all(self, sentences: Sequence[str]) -> list[list[int]]:
-        """`encode` for many sentences at once."""
-        encodings = self._model.encode_batch(list(sentences), add_special_tokens=False)
-        return [[BOS, *encoding.ids, EOS] for encoding in encodings]
+    def encode_all(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` for many: all ids end to end, and how many each sentence has. int32."""
+        ids, lengths = array("i"), array("i")
+        # In parts, because the library's own results take a hundred bytes a token.
+        for start in range(0, len(sentences), ENCODED_AT_ONCE):
+            part = list(sentences[start : start + ENCODED_AT_ONCE])
+            for encoding in self._model.encode_batch_fast(part, add_special_tokens=False):
+                own = [BOS, *encoding.ids, EOS]
+                ids.extend(own)
+                lengths.append(len(own))
+        return np.array(ids, np.int32), np.array(lengths, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens: ``<PAD>``, ``<BOS>`` and ``<EOS>`` left out, ``<UNK>`` shown.
@@ -83,12 +95,21 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Writes the tokenizer as JSON, in the format of the `tokenizers` library."""
-        path.write_text(self._model.to_str(pretty=True), encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return self._model.to_str(pretty=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Reads what `save` wrote."""
-        return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Makes a tokenizer of what `to_json` gave."""
+        return cls(tokenizers.Tokenizer.from_str(text))
 
 
 def _word_level(
@@ -110,7 +131,12 @@ def _byte_level(
 ) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
     assert vocabulary_size is not None, "kind_and_size_faults asks for it"
     model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            pre_tokenizers.Split(tokenizers.Regex(_piece_pattern()), "isolated"),
+        ]
+    )
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -119,6 +145,18 @@ def _byte_level(
         show_progress=False,
     )
     return model, trainer
+
+
+def _piece_pattern() -> str:
+    """A regular expression for at most `MAX_PIECE` bytes, none of them inside a character.
+
+    Training and encoding take time quadratic in the length of a word. Words of a text with blanks
+    are shorter than that; a text without blanks is cut.
+    """
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # How the library writes the bytes 0x80 to 0xBF, which go on with a character in UTF-8.
+    inner = [level.pre_tokenize_str(chr(byte))[0][0][1] for byte in range(0x80, 0xC0)]
+    return f".{{1,{MAX_PIECE}}}(?![{''.join(inner)}])"
 
 
 def kind_and_size_faults(kind: str, vocabulary_size: int | None) -> list[str]:
