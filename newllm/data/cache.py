@@ -27,6 +27,12 @@ Arrays = dict[str, np.ndarray]
 
 MAX_BYTES = 1_000_000_000  # of all files together; those that were not used for longest go first
 
+# What numpy says of a file that is missing, cut short, changed or another kind of file.
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, KeyError, TypeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
 # The code that decides what the files hold.
 SOURCES = (
     ("newllm.data", "corpora.py"),
@@ -95,9 +101,9 @@ class Cache:
 def _read(path: Path) -> Arrays | None:
     """The arrays of a file; None where it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error):
+    except UNREADABLE:
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # it was used

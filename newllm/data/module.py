@@ -101,7 +101,7 @@ class CorpusDataModule(LightningDataModule):
         self._train_sentences = train_sentences
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
         self._cache = Cache(self._directory / "cache")
-        self._kept: dict[str, np.ndarray] = {}
+        self._kept: dict[str, np.ndarray] = {}  # of splits with dropped sentences
         self._splits: dict[str, EncodedSplit] = {}
         self._oracle_losses: dict[str, float | None] = {}
 
@@ -130,6 +130,8 @@ class CorpusDataModule(LightningDataModule):
                     f" sentence in the {split} split"
                 )
         self._splits = splits
+        del tokens
+        release_free_memory()
         self.steps_per_epoch = -(-len(splits["train"]) // self._batch_size)
 
     def write(self) -> None:
@@ -213,7 +215,6 @@ class CorpusDataModule(LightningDataModule):
         is_too_long_N = length_N - 1 > self.max_length
         too_long = np.flatnonzero(is_too_long_N)
         self.num_too_long[split] = len(too_long)
-        self._kept[split] = np.arange(len(length_N))
         if not len(too_long):
             return EncodedSplit.from_flat(ids_S, length_N)
         if self._too_long == "error":
@@ -238,7 +239,7 @@ class CorpusDataModule(LightningDataModule):
     def sentences(self, name: str) -> list[str]:
         """The same sentences as text; a truncated one appears in full."""
         whole = self.corpus.split(name)
-        return [whole[i] for i in self._kept[name]]
+        return [whole[i] for i in self._kept[name]] if name in self._kept else list(whole)
 
     def oracle_loss(self, name: str) -> float | None:
         """The grammar's own mean -log p over a split's targets, in nats.
