@@ -1,9 +1,9 @@
 """From sentences to token ids and back: whole words, or byte-level byte-pair encoding."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import tokenizers
@@ -17,7 +17,8 @@ NUM_NEVER_PREDICTED = 2  # <PAD> and <BOS>
 # can: a literal `<PAD>` in a text is a word like any other, never the padding.
 _SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
 _NUM_BYTES = 256
-ENCODED_AT_ONCE = 1000  # sentences
+ENCODED_AT_ONCE = 100_000  # characters: the library's own results take 100 bytes for each
+MAX_WORDS = 1000  # of a part of a sentence
 MAX_PIECE = 256  # bytes of a word that byte-pair encoding looks at together
 
 KINDS = ("words", "bpe")
@@ -60,7 +61,8 @@ class Tokenizer:
         )
         if lowercase:
             model.normalizer = normalizers.Lowercase()
-        model.train_from_iterator(sentences, trainer)
+        texts = (part.text for sentence in sentences for part in _parts(sentence))
+        model.train_from_iterator(texts, trainer)
         return cls(model)
 
     def encode(self, sentence: str) -> list[int]:
@@ -72,17 +74,20 @@ class Tokenizer:
         ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
         return [BOS, *ids]
 
-    def encode_all(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_all(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """`encode` for many: all ids end to end, and how many each sentence has. int32."""
-        ids, lengths = array("i"), array("i")
-        # In parts, because the library's own results take a hundred bytes a token.
-        for start in range(0, len(sentences), ENCODED_AT_ONCE):
-            part = list(sentences[start : start + ENCODED_AT_ONCE])
-            for encoding in self._model.encode_batch_fast(part, add_special_tokens=False):
-                own = [BOS, *encoding.ids, EOS]
-                ids.extend(own)
-                lengths.append(len(own))
-        return np.array(ids, np.int32), np.array(lengths, np.int32)
+        ids, ends = array("i"), array("q", [0])
+        for parts in _batches(sentences):
+            texts = [part.text for part in parts]
+            encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+            for part, encoding in zip(parts, encodings, strict=True):
+                if part.is_first:
+                    ids.append(BOS)
+                ids.extend(encoding.ids)
+                if part.is_last:
+                    ids.append(EOS)
+                    ends.append(len(ids))
+        return np.array(ids, np.int32), np.diff(np.array(ends)).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens: ``<PAD>``, ``<BOS>`` and ``<EOS>`` left out, ``<UNK>`` shown.
@@ -110,6 +115,37 @@ class Tokenizer:
     def from_json(cls, text: str) -> Self:
         """Makes a tokenizer of what `to_json` gave."""
         return cls(tokenizers.Tokenizer.from_str(text))
+
+
+class _Part(NamedTuple):
+    text: str
+    is_first: bool
+    is_last: bool
+
+
+def _parts(sentence: str) -> list[_Part]:
+    """A sentence, or the parts of a very long one. Cut at blanks, they give the same tokens."""
+    words = sentence.split(" ") if len(sentence) > ENCODED_AT_ONCE else [sentence]
+    starts = range(0, len(words), MAX_WORDS)
+    return [
+        _Part(" ".join(words[start : start + MAX_WORDS]), start == 0, start == starts[-1])
+        for start in starts
+    ]
+
+
+def _batches(sentences: Iterable[str]) -> Iterator[list[_Part]]:
+    """The parts of all sentences, `ENCODED_AT_ONCE` characters or little more at a time."""
+    batch: list[_Part] = []
+    size = 0
+    for sentence in sentences:
+        for part in _parts(sentence):
+            batch.append(part)
+            size += len(part.text)
+            if size >= ENCODED_AT_ONCE:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _word_level(
