@@ -70,7 +70,8 @@ def hashed(config: DictConfig) -> dict[str, Any]:
 @lru_cache(maxsize=64)  # a sweep asks for every job
 def _file_digest(path: Path, size: int, time: int) -> str:
     """SHA-256 of a file that is known by its size and time."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

@@ -88,6 +88,11 @@ class EncodedSplit:
         """All targets in order, without padding. int32."""
         return torch.from_numpy(self.previous(0))
 
+    @property
+    def different_ids(self) -> set[int]:
+        """The tokens that occur, ``<BOS>`` among them."""
+        return set(np.unique(self._ids_S).tolist())
+
     def previous(self, distance: int) -> np.ndarray:
         """For each target the token so many places before it, ``<BOS>`` before the sentence. int32.
 

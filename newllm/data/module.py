@@ -317,12 +317,12 @@ class CorpusDataModule(LightningDataModule):
         None without a grammar, and where the splits hold something else than what it makes: parts
         of words, `<UNK>`, or no long sentences.
         """
-        is_changed = any(self.num_too_long.values()) or any(
-            bool((split.targets == UNK).any()) for split in self._splits.values()
-        )
-        if self.corpus.grammar is None or not self._reads_words or is_changed:
+        grammar = self.corpus.grammar
+        if grammar is None or not self._reads_words or any(self.num_too_long.values()):
             return None
-        return self.corpus.grammar.entropy_per_token()
+        if any(UNK in split.different_ids for split in self._splits.values()):
+            return None
+        return grammar.entropy_per_token()
 
     @property
     def data_sha256(self) -> str:
