@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.utils import to_absolute_path
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -72,7 +74,7 @@ class Experiment:
         """Time of the planned steps, from a few steps of a copy on the first training batches."""
         module = copy.deepcopy(self.module).train()
         optimizer = module.make_optimizer(module.model.parameters())
-        batches = list(self.data.train_dataloader())[: num_samples + 1]
+        batches = islice(self.data.train_dataloader(), num_samples + 1)
         times = []
         for batch in batches:
             started = time.perf_counter()
@@ -93,7 +95,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     Raises:
         ConfigFault: with all faults that were found on the way.
     """
-    config = config.copy()
+    config = _with_absolute_paths(config)
     faults = _Faults()
     data = faults.collect(lambda: _build_data(config))
     with open_dict(config):
@@ -124,6 +126,18 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
             callback.references, callback.title = on_validation.means, name
     gates = check(model, data, num_steps)
     return Experiment(config, name, data, module, trainer, history, on_validation, gates)
+
+
+def _with_absolute_paths(config: DictConfig) -> DictConfig:
+    """A copy whose paths start where the command was given, whatever folder the run moves to.
+
+    So a run's recorded configuration finds its text from everywhere.
+    """
+    config = config.copy()
+    for key in ("path", "directory"):
+        if config.data.get(key):
+            config.data[key] = to_absolute_path(str(config.data[key]))
+    return config
 
 
 class _Faults:
@@ -161,6 +175,18 @@ def _build_data(config: DictConfig) -> CorpusDataModule:
     data = _build(config, config.data)
     data.setup()
     return data
+
+
+def write_data(data: CorpusDataModule) -> None:
+    """Leave the corpus's files in its directory.
+
+    Raises:
+        ConfigFault: the directory cannot be written.
+    """
+    try:
+        data.write()
+    except ValueError as error:
+        raise ConfigFault([str(error)]) from error
 
 
 def _fill_sizes(config: DictConfig) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from newllm.config.build import ConfigFault
 from newllm.data.module import CorpusDataModule
@@ -24,6 +25,7 @@ MANY_UNKNOWN = 0.05
 MUCH_OVERLAP = 0.01
 MANY_UNUSED = 0.1
 FEW_STEPS = 200
+MAX_POSITIONS = 128  # in which a leak is looked for
 TOLERANCE = 1e-9  # of the largest logit, in float64; another order of the same sums changes less
 
 
@@ -93,23 +95,25 @@ def check(model: LanguageModel, data: CorpusDataModule, num_steps: int) -> Gates
             [f"{model.description} sees the future: {leak}; mend it, it would learn to copy"]
         )
     card = data.card()
-    train_targets = set(data.split("train").targets.tolist())
-    used = train_targets | {PAD, BOS, UNK}
+    train_ids = data.split("train").different_ids
     return Gates(
         causal=leak is None,
         unknown_share=card.unknown_share,
-        unknown_in_train=UNK in train_targets,
+        unknown_in_train=UNK in train_ids,
         overlap_share=card.overlap / len(data.corpus.validation),
         num_too_long=sum(data.num_too_long.values()),
-        num_unused_classes=model.vocabulary_size - len(used),
+        num_unused_classes=model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
         num_classes=model.vocabulary_size,
         num_steps=num_steps,
     )
 
 
 def _longest_sentences(data: CorpusDataModule, number: int = 4) -> Tensor:
+    """Beginnings of the longest validation sentences."""
     split = data.split("validation")
-    return split.batch(split.num_positions_N.argsort(descending=True)[:number]).tokens_BT
+    longest_B = split.num_positions_N.argsort(descending=True)[:number].tolist()
+    beginnings = [split[i][:-1][:MAX_POSITIONS] for i in longest_B]
+    return pad_sequence(beginnings, batch_first=True, padding_value=PAD)
 
 
 @torch.no_grad()

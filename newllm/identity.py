@@ -6,9 +6,11 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.models.budget import decided_sizes
@@ -59,9 +61,17 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     for part, names in left_out.items():
         kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
     text = kept["data"].get("path")
-    if text and Path(text).is_file():  # what it says counts, not where it lies
-        kept["data"]["path"] = hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    if text and (path := Path(to_absolute_path(str(text)))).is_file():
+        status = path.stat()  # what it says counts, not where it lies
+        kept["data"]["path"] = _file_digest(path, status.st_size, status.st_mtime_ns)
     return kept
+
+
+@lru_cache(maxsize=64)  # a sweep asks for every job
+def _file_digest(path: Path, size: int, time: int) -> str:
+    """SHA-256 of a file that is known by its size and time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

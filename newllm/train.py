@@ -25,7 +25,7 @@ from newllm.config.build import ConfigFault, conf_directory
 from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import register_resolvers
-from newllm.experiment import Experiment, build_experiment
+from newllm.experiment import Experiment, build_experiment, write_data
 from newllm.recording import Diverged
 from newllm.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.runs import ENDS, RunConflict, RunDirectory, has_ended, load_weights, read_result
@@ -71,6 +71,7 @@ def train(
     if config.plan:
         print(f"only planned; the training would take {experiment.estimated_seconds():.0f} s here")
         return {}
+    write_data(experiment.data)
     run = RunDirectory(folder, goes_on)
     if run.status in ENDS:  # another sweep was faster
         run.release()

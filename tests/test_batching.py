@@ -3,13 +3,20 @@
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from newllm.data.batching import Batch, EncodedSplit, EvaluationBatches, TrainingBatches
+from newllm.data.batching import (
+    MAX_LOGITS,
+    Batch,
+    EncodedSplit,
+    EvaluationBatches,
+    TrainingBatches,
+)
 from newllm.data.tokenizer import BOS, EOS, PAD
 
 LENGTHS = [3, 1, 7, 2, 2, 5, 1, 4, 6, 3, 9, 2, 8]
@@ -96,6 +103,45 @@ def test_evaluation_is_ordered_by_length_and_complete() -> None:
     assert [len(batch) for batch in batches] == [5, 5, 3]
     assert sorted(indices) == list(range(13))
     assert [LENGTHS[i] for i in indices] == sorted(LENGTHS)
+
+
+def test_an_evaluation_batch_is_bounded_by_its_positions() -> None:
+    split = EncodedSplit(SENTENCES)
+    for limit in (1, 9, 12, 40):
+        batches = list(EvaluationBatches(split, max_positions=limit))
+        assert sorted(i for batch in batches for i in batch.sentence_B.tolist()) == list(range(13))
+        assert all(b.tokens_BT.numel() <= limit or len(b.tokens_BT) == 1 for b in batches)
+        assert len(EvaluationBatches(split, max_positions=limit)) == len(batches)
+
+
+def test_a_long_sentence_or_many_ids_make_small_batches() -> None:
+    long = EncodedSplit([[BOS, *[5] * 100_000, EOS], *SENTENCES])
+    assert [len(batch.tokens_BT) for batch in EvaluationBatches(long)] == [13, 1]
+    many = EncodedSplit([[BOS, MAX_LOGITS // 20, EOS]] * 40)
+    assert {len(batch.tokens_BT) for batch in EvaluationBatches(many)} == {9, 4}
+
+
+def test_targets_are_found_again_in_their_split() -> None:
+    split = EncodedSplit(SENTENCES)
+    batch = split.batch(torch.tensor([3, 12, 1]))
+    found = split.targets[split.target_indices(batch)]
+    assert found.tolist() == batch.targets_BT[batch.targets_BT != PAD].tolist()
+
+
+def test_previous_tokens_reach_back_to_the_start() -> None:
+    split = EncodedSplit([[BOS, 4, 5, EOS], [BOS, 6, EOS]])
+    assert split.previous(0).tolist() == split.targets.tolist() == [4, 5, EOS, 6, EOS]
+    assert split.previous(1).tolist() == [BOS, 4, 5, BOS, 6]
+    assert split.previous(2).tolist() == [BOS, BOS, 4, BOS, BOS]
+
+
+def test_flat_sentences_make_the_same_split() -> None:
+    split, lengths = EncodedSplit(SENTENCES), [len(ids) for ids in SENTENCES]
+    flat = EncodedSplit.from_flat(np.array([*chain(*SENTENCES)], np.uint16), np.array(lengths))
+    assert [flat[i].tolist() for i in range(13)] == SENTENCES
+    assert flat.digest == split.digest
+    assert EncodedSplit(SENTENCES[1:]).digest != split.digest
+    assert EncodedSplit([[*SENTENCES[0], *SENTENCES[1]], *SENTENCES[2:]]).digest != split.digest
 
 
 def test_a_pass_resumes_where_it_was_broken_off() -> None:

@@ -295,6 +295,7 @@ def test_plan_of_a_sweep_runs_nothing(command: Command, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps planned") == 5
     assert not results(tmp_path)
+    assert not (tmp_path / "data").exists()
 
 
 def test_standing(compose_config: Compose, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
-from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from newllm.data import tokenizer as tokenizer_module
+from newllm.data.tokenizer import BOS, EOS, MAX_PIECE, PAD, UNK, Tokenizer
 
 SENTENCES = ["b a c", "a d c", "a"]
 
@@ -35,7 +37,45 @@ def test_vocabulary_size_counts_the_specials() -> None:
 
 def test_encode_all_is_encode_of_each() -> None:
     for tokenizer in (Tokenizer.train(SENTENCES), Tokenizer.train(SENTENCES, "bpe", 262)):
-        assert tokenizer.encode_all(SENTENCES) == [tokenizer.encode(s) for s in SENTENCES]
+        ids, lengths = tokenizer.encode_all(SENTENCES)
+        assert ids.tolist() == [i for sentence in SENTENCES for i in tokenizer.encode(sentence)]
+        assert lengths.tolist() == [len(tokenizer.encode(sentence)) for sentence in SENTENCES]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("words", None), ("bpe", 300)])
+def test_a_very_long_sentence_gives_the_tokens_it_gives_in_one_piece(
+    kind: str, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentences = [*SENTENCES, "a b c, don't d c a 12 é b " * 9 + "d", "c"]
+    whole = Tokenizer.train(sentences, kind, size)
+    expected = [i for sentence in sentences for i in whole.encode(sentence)]
+    monkeypatch.setattr(tokenizer_module, "ENCODED_AT_ONCE", 20)
+    monkeypatch.setattr(tokenizer_module, "MAX_WORDS", 4)
+    in_parts = Tokenizer.train(sentences, kind, size)
+    assert in_parts.to_json() == whole.to_json()
+    ids, lengths = in_parts.encode_all(sentences)
+    assert ids.tolist() == expected
+    assert lengths.tolist() == [len(whole.encode(sentence)) for sentence in sentences]
+    assert [len(array) for array in whole.encode_all([])] == [0, 0]
+
+
+@pytest.mark.parametrize("text", ["ab" * 5000, "東京は夜" * 700, "🙂" * 500, "a" * 257, "é" * 400])
+def test_a_text_without_blanks_is_cut_between_characters(text: str) -> None:
+    tokenizer = Tokenizer.train([text, "ab abc"], "bpe", 300)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    library = tokenizer._model
+    pieces = library.pre_tokenizer.pre_tokenize_str(text)
+    assert max(len(piece) for piece, _ in pieces) <= MAX_PIECE
+    assert "�" not in "".join(library.decoder.decode([piece]) for piece, _ in pieces)
+
+
+def test_ordinary_words_are_not_cut() -> None:
+    words = ["the", "x" * 200, "東京", "don't", "1234", "!?"]
+    library = Tokenizer.train(words, "bpe", 300)._model
+    cut = library.pre_tokenizer.pre_tokenize_str(" ".join(words))
+    uncut = pre_tokenizers.ByteLevel().pre_tokenize_str(" ".join(words))
+    assert [piece for piece, _ in cut] == [piece for piece, _ in uncut]
 
 
 def test_decode_shows_only_the_unknown() -> None:

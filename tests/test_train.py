@@ -151,6 +151,7 @@ def test_plan_writes_nothing(command: Command, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1,250 steps planned" in done.stdout
     assert not list(tmp_path.glob("outputs/*/*"))
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_folder_that_holds_a_run_is_refused(command: Command, tmp_path: Path) -> None:

@@ -6,31 +6,34 @@ An n-gram model interpolates with the next lower order, down to the uniform dist
 
 where h' is h without its oldest token (Dirichlet smoothing; MacKay & Peto 1995). The strength a_k
 of each order is the one that scores best in cross-validation inside the training sentences.
+
+Histories and n-grams are counted as whole numbers: a history is numbered by the number of the
+history that is shorter by its oldest token, and by that token.
+
+Shape suffix: S all targets of a split, in order.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 import numpy as np
 
-from newllm.data.tokenizer import BOS, PAD
+from newllm.data.batching import EncodedSplit
+from newllm.data.memory import release_free_memory
+from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 NUM_FOLDS = 5
-
-Sentence = Sequence[int]
+PART = 2**16
 
 
 class NGram:
-    """An n-gram model of encoded sentences `[BOS, ..., EOS]`.
+    """An n-gram model, which holds those of all lower orders.
 
     Its probabilities sum to 1 over all tokens but `<PAD>` and `<BOS>`, which are never predicted,
     and are positive for unseen tokens and histories.
 
     Args:
-        sentences: the training sentences.
+        train: the training sentences.
         order: 1 for unigrams, 2 for bigrams, and so on.
         vocabulary_size: tokens are 0 ... vocabulary_size - 1.
 
@@ -38,100 +41,151 @@ class NGram:
         ValueError: if the order is below 1 or there are no sentences.
     """
 
-    def __init__(self, sentences: Sequence[Sentence], order: int, vocabulary_size: int) -> None:
-        if order < 1 or not sentences:
+    def __init__(self, train: EncodedSplit, order: int, vocabulary_size: int) -> None:
+        if order < 1 or not len(train):
             raise ValueError(f"an n-gram model needs an order >= 1 and sentences, not {order}")
-        self.order = order
         self.vocabulary_size = vocabulary_size
-        self._strengths = _cross_validate(sentences, order, vocabulary_size)
-        self._counts = [_Counts(sentences, length) for length in range(order)]
+        self._counts: list[_Counts] = []
+        self.strengths: list[float] = []
+        fold_S = _folds(train)
+        history_S = np.zeros(train.num_targets, np.int32)
+        lower_S = np.full(train.num_targets, self._uniform)
+        for length in range(order):
+            counts = _Counts(vocabulary_size)
+            if length:
+                history_S = counts.number_histories(history_S, train.previous(length))
+            gram_S = counts.count(history_S, train.previous(0))
+            grams_S = _held_out_counts(gram_S, counts.grams, fold_S)
+            del gram_S  # in two million words each of these arrays takes 7 MB
+            histories_S = _held_out_counts(history_S, counts.histories, fold_S)
+            self._counts.append(counts)
+            self.strengths.append(_cross_validate(grams_S, histories_S, lower_S))
+            del grams_S, histories_S
+            release_free_memory()
 
-    def log_probabilities(self, sentence: Sentence) -> np.ndarray:
-        """Log-probability of each token after `<BOS>` [len(sentence) - 1]."""
-        return np.log(_interpolate([sentence], self._counts, self._strengths, self._uniform))
-
-    def loss(self, sentences: Sequence[Sentence]) -> float:
-        """Mean of -log p over all tokens of the sentences, `<EOS>` included, in nats."""
-        probabilities = _interpolate(sentences, self._counts, self._strengths, self._uniform)
-        return float(-np.log(probabilities).mean())
-
-    @property
-    def num_predicted(self) -> int:
-        """How many different tokens can be predicted."""
-        return round(1 / self._uniform)
+    def log_probabilities(self, split: EncodedSplit) -> list[np.ndarray]:
+        """Log-probability of each target of a split [S], by order from 1 up."""
+        found = []
+        history_S = np.zeros(split.num_targets, np.int32)
+        probability_S = np.full(split.num_targets, self._uniform)
+        target_S = split.previous(0)
+        for length, (counts, strength) in enumerate(zip(self._counts, self.strengths, strict=True)):
+            if length:
+                history_S = counts.find_histories(history_S, split.previous(length))
+            grams_S, histories_S = counts.look_up(history_S, target_S)
+            probability_S = (grams_S + strength * probability_S) / (histories_S + strength)
+            found.append(np.log(probability_S))
+        return found
 
     @property
     def _uniform(self) -> float:
-        return _uniform(self.vocabulary_size)
+        return 1.0 / (self.vocabulary_size - NUM_NEVER_PREDICTED)
 
 
 class _Counts:
-    """How often each token follows each history of one length."""
+    """How often each token follows each history of one length. An unseen one has the number -1."""
 
-    def __init__(self, sentences: Sequence[Sentence], length: int) -> None:
-        self.length = length
-        self.tokens: Counter[tuple[int, ...]] = Counter()
-        self.histories: Counter[tuple[int, ...]] = Counter()
-        for gram in _grams(sentences, length):
-            self.tokens[gram] += 1
-            self.histories[gram[:-1]] += 1
+    def __init__(self, vocabulary_size: int) -> None:
+        self._vocabulary_size = vocabulary_size
+        self._history_keys = np.zeros(0, np.int64)
 
-    def look_up(self, sentences: Sequence[Sentence]) -> tuple[np.ndarray, np.ndarray]:
-        """count(h w) and count(h) for every predicted token of the sentences."""
-        grams = list(_grams(sentences, self.length))
-        tokens = [self.tokens[gram] for gram in grams]
-        histories = [self.histories[gram[:-1]] for gram in grams]
-        return np.array(tokens, float), np.array(histories, float)
+    def number_histories(self, shorter_S: np.ndarray, oldest_S: np.ndarray) -> np.ndarray:
+        """Numbers of the histories of the training sentences, given those of one token less."""
+        self._history_keys = _different(self._keys(shorter_S, oldest_S))
+        return self.find_histories(shorter_S, oldest_S)
+
+    def find_histories(self, shorter_S: np.ndarray, oldest_S: np.ndarray) -> np.ndarray:
+        """Numbers of the histories of any sentences. int32."""
+        return self._find(self._history_keys, shorter_S, oldest_S)
+
+    def count(self, history_S: np.ndarray, target_S: np.ndarray) -> np.ndarray:
+        """Counts the training sentences; returns the numbers of their n-grams. int32."""
+        self._gram_keys = _different(self._keys(history_S, target_S))
+        number_S = self._find(self._gram_keys, history_S, target_S)
+        self.histories = np.bincount(history_S).astype(np.int32)
+        self.grams = np.bincount(number_S).astype(np.int32)
+        return number_S
+
+    def look_up(self, history_S: np.ndarray, target_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """count(h w) and count(h) for every target of any sentences."""
+        gram_S = self._find(self._gram_keys, history_S, target_S)
+        return _pick(self.grams, gram_S), _pick(self.histories, history_S)
+
+    def _keys(self, number_S: np.ndarray, token_S: np.ndarray) -> np.ndarray:
+        """One whole number for each pair; below zero where the first is. int64."""
+        keys_S = number_S.astype(np.int64)
+        keys_S *= self._vocabulary_size
+        keys_S += token_S
+        keys_S[number_S < 0] = -1
+        return keys_S
+
+    def _find(self, keys: np.ndarray, number_S: np.ndarray, token_S: np.ndarray) -> np.ndarray:
+        """Where the key of each pair stands among the sorted ones, -1 where it does not."""
+        place_S = np.empty(len(number_S), np.int32)
+        for part in _parts(len(number_S)):
+            wanted = self._keys(number_S[part], token_S[part])
+            place = np.searchsorted(keys, wanted)
+            place[place == len(keys)] = 0
+            place[keys[place] != wanted] = -1
+            place_S[part] = place
+        return place_S
 
 
-def _grams(sentences: Sequence[Sentence], length: int) -> list[tuple[int, ...]]:
-    """Each predicted token behind its `length` predecessors, `<BOS>` repeated at the start."""
-    grams = []
-    for sentence in sentences:
-        padded = (BOS,) * (length - 1) + tuple(sentence)
-        shift = max(length - 1, 0)
-        grams += [padded[i + shift - length : i + shift + 1] for i in range(1, len(sentence))]
-    return grams
+def _parts(length: int) -> list[slice]:
+    """Targets that are worked on at once: in the processor's cache, and in little memory."""
+    return [slice(start, start + PART) for start in range(0, length, PART)]
 
 
-def _uniform(vocabulary_size: int) -> float:
-    return 1.0 / len(set(range(vocabulary_size)) - {PAD, BOS})
+def _different(keys_S: np.ndarray) -> np.ndarray:
+    """All different keys, sorted. As `numpy.unique`, in less memory."""
+    keys_S.sort()
+    is_new_S = np.ones(len(keys_S), bool)
+    np.not_equal(keys_S[1:], keys_S[:-1], out=is_new_S[1:])
+    return keys_S[is_new_S]
 
 
-def _interpolate(
-    sentences: Sequence[Sentence],
-    counts: Sequence[_Counts],
-    strengths: Sequence[float],
-    uniform: float,
-) -> np.ndarray:
-    """Probability of every predicted token of the sentences, in order."""
-    probabilities = np.full(sum(len(sentence) - 1 for sentence in sentences), uniform)
-    for order_counts, strength in zip(counts, strengths, strict=True):
-        tokens, histories = order_counts.look_up(sentences)
-        probabilities = (tokens + strength * probabilities) / (histories + strength)
-    return probabilities
+def _pick(counts: np.ndarray, number_S: np.ndarray) -> np.ndarray:
+    """The count of each number, 0 for what is unseen."""
+    return np.where(number_S < 0, 0, counts[number_S])
 
 
-def _cross_validate(sentences: Sequence[Sentence], order: int, vocabulary_size: int) -> list[float]:
-    """The best strength of each order, from the lowest up, on held-out folds of the sentences."""
-    num_folds = min(NUM_FOLDS, len(sentences))
-    held_out = [sentences[fold::num_folds] for fold in range(num_folds)]
-    rest = [
-        [sentence for i, sentence in enumerate(sentences) if i % num_folds != fold]
-        for fold in range(num_folds)
+def _folds(train: EncodedSplit) -> np.ndarray:
+    """The fold of each target: sentences are dealt out in turn."""
+    fold_N = np.arange(len(train)) % NUM_FOLDS
+    return np.repeat(fold_N.astype(np.int8), train.num_positions_N.numpy())
+
+
+def _cross_validate(grams_S: np.ndarray, histories_S: np.ndarray, lower_S: np.ndarray) -> float:
+    """The strength of one order that scores best on held-out folds.
+
+    Args:
+        grams_S, histories_S: count(h w) and count(h) of each training target outside its fold.
+        lower_S: the probability that the next lower order gives it. In its place comes that of
+            this order.
+    """
+    parts = _parts(len(lower_S))
+
+    def probabilities(part: slice, strength: float) -> np.ndarray:
+        found: np.ndarray = lower_S[part] * strength
+        found += grams_S[part]
+        found /= histories_S[part] + strength
+        return found
+
+    scores = [
+        sum(float(np.log(probabilities(part, strength)).sum()) for part in parts)
+        for strength in STRENGTHS
     ]
-    num_tokens = [sum(len(sentence) - 1 for sentence in fold) for fold in held_out]
-    lower = np.full(sum(num_tokens), _uniform(vocabulary_size))
-    strengths: list[float] = []
-    for length in range(order):
-        found = [
-            _Counts(train, length).look_up(test) for train, test in zip(rest, held_out, strict=True)
-        ]
-        tokens = np.concatenate([pair[0] for pair in found])
-        histories = np.concatenate([pair[1] for pair in found])
-        candidates = [(tokens + a * lower) / (histories + a) for a in STRENGTHS]
-        scores = [float(np.log(probabilities).sum()) for probabilities in candidates]
-        best = int(np.argmax(scores))
-        strengths.append(STRENGTHS[best])
-        lower = candidates[best]
-    return strengths
+    best = STRENGTHS[int(np.argmax(scores))]
+    for part in parts:
+        lower_S[part] = probabilities(part, best)
+    return best
+
+
+def _held_out_counts(number_S: np.ndarray, counts: np.ndarray, fold_S: np.ndarray) -> np.ndarray:
+    """How often what stands at each target occurs in the other folds, given all counts. int32."""
+    counts_S = counts[number_S]
+    for fold in range(NUM_FOLDS):
+        is_held_out_S = fold_S == fold
+        own_S = number_S[is_held_out_S]
+        counts_S[is_held_out_S] -= np.bincount(own_S)[own_S].astype(np.int32)
+    return counts_S

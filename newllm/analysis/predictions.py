@@ -14,13 +14,12 @@ from newllm.models.language_model import LanguageModel
 @torch.no_grad()
 def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
     """Cross-entropy of every target in nats, in the order of the split."""
-    by_sentence: list[np.ndarray] = [np.empty(0)] * len(split)
+    losses = np.empty(split.num_targets)
     for batch in EvaluationBatches(split):
         loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
-        for row, sentence in enumerate(batch.sentence_B.tolist()):
-            is_real_T = batch.targets_BT[row] != PAD
-            by_sentence[sentence] = loss_BT[row, is_real_T].double().numpy(force=True)
-    return np.concatenate(by_sentence)
+        is_real_BT = batch.targets_BT != PAD
+        losses[split.target_indices(batch)] = loss_BT[is_real_BT].double().numpy(force=True)
+    return losses
 
 
 @torch.no_grad()

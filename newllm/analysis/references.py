@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from newllm.analysis.ngram import NGram
 from newllm.data.batching import EncodedSplit
+from newllm.data.grammar import Grammar
 from newllm.data.module import CorpusDataModule
+from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 
-ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3}
+NGRAMS = ("unigram", "bigram", "trigram")  # by order
 
 
 @dataclass(frozen=True)
@@ -48,30 +51,42 @@ class References:
 
 
 class ReferenceModels:
-    """All reference models of a corpus, fitted to its training sentences."""
+    """All reference models of a corpus, fitted to its training sentences when they are needed."""
 
     def __init__(self, data: CorpusDataModule) -> None:
         self._data = data
-        train = _sentences(data.split("train"))
-        self._ngrams = {
-            name: NGram(train, order, data.tokenizer.size) for name, order in ORDERS.items()
-        }
-        grammar = data.corpus.grammar
-        self._estimated = grammar and grammar.estimate(
-            sentence.split() for sentence in data.sentences("train")
-        )
 
     def on(self, split: str) -> References:
         """Their losses on a split; those of a grammar only where there is one."""
-        encoded = self._data.split(split)
-        sentences = _sentences(encoded)
-        losses = {
-            name: -np.concatenate([model.log_probabilities(sentence) for sentence in sentences])
-            for name, model in self._ngrams.items()
-        }
-        uniform = np.full(encoded.num_targets, math.log(self._ngrams["unigram"].num_predicted))
+        encoded, vocabulary_size = self._data.split(split), self._data.tokenizer.size
+        counted = self._data.cached(
+            "n-grams",
+            {
+                "train": self._data.split("train").digest,
+                "split": encoded.digest,
+                "vocabulary_size": vocabulary_size,
+            },
+            lambda: self._counted(encoded),
+        )
+        uniform = np.full(encoded.num_targets, math.log(vocabulary_size - NUM_NEVER_PREDICTED))
         of_grammar = self._of_grammar(split)
-        return References({"uniform": uniform, **losses, **of_grammar}, positions(encoded))
+        return References({"uniform": uniform, **counted, **of_grammar}, positions(encoded))
+
+    def _counted(self, split: EncodedSplit) -> dict[str, np.ndarray]:
+        self._data.announce("counting n-grams")
+        logs = self._ngram.log_probabilities(split)
+        return {name: -log for name, log in zip(NGRAMS, logs, strict=True)}
+
+    @cached_property
+    def _ngram(self) -> NGram:
+        return NGram(self._data.split("train"), len(NGRAMS), self._data.tokenizer.size)
+
+    @cached_property
+    def _estimated(self) -> Grammar | None:
+        grammar = self._data.corpus.grammar
+        return grammar and grammar.estimate(
+            sentence.split() for sentence in self._data.sentences("train")
+        )
 
     def _of_grammar(self, split: str) -> dict[str, np.ndarray]:
         if self._estimated is None:
@@ -90,13 +105,10 @@ class ReferenceModels:
         }
 
 
-def _sentences(split: EncodedSplit) -> list[list[int]]:
-    return [split[i].tolist() for i in range(len(split))]
-
-
 def positions(split: EncodedSplit) -> np.ndarray:
     """The position of every target in its sentence, 1 for the first word."""
-    return np.concatenate([np.arange(1, number + 1) for number in split.num_positions_N.tolist()])
+    first_S = np.repeat(split.first_target_N.numpy(), split.num_positions_N.numpy())
+    return np.arange(1, split.num_targets + 1) - first_S
 
 
 def mean_by_position(values: np.ndarray, positions: np.ndarray) -> list[float]:

@@ -21,6 +21,7 @@ def main() -> None:
         data = CorpusDataModule(name, order_seed=0, directory=directory)
         try:
             data.setup()
+            data.write()
         except ValueError as error:
             parser.exit(1, f"{error}\n")
         table = Table(title=name, title_justify="left", show_header=False)

@@ -3,17 +3,23 @@
 Shape suffixes: B batch, T time, N sentences of a split, S all tokens of a split.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.data.tokenizer import PAD
+from newllm.data.tokenizer import BOS, PAD
 
 BATCHINGS = ("shuffled", "bucketed")
+
+# Of an evaluation batch, so that neither long sentences nor a large vocabulary fill the memory.
+MAX_POSITIONS = 256 * 32
+MAX_LOGITS = 2**23
 
 
 class Batch(NamedTuple):
@@ -31,39 +37,88 @@ class Batch(NamedTuple):
 
 
 class EncodedSplit:
-    """The sentences of one split, end to end in one tensor.
+    """The sentences of one split, end to end in one array.
 
     Args:
         sentences: the token ids of each sentence, ``<BOS>`` and ``<EOS>`` included.
     """
 
     def __init__(self, sentences: Sequence[Sequence[int]]) -> None:
+        lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
+        self._set(np.fromiter(chain(*sentences), np.int32, int(lengths.sum())), lengths)
+
+    @classmethod
+    def from_flat(cls, ids_S: np.ndarray, length_N: np.ndarray) -> Self:
+        """A split of sentences that lie end to end already, and how many tokens each has."""
+        split = cls.__new__(cls)
+        split._set(ids_S, length_N)
+        return split
+
+    def _set(self, ids_S: np.ndarray, length_N: np.ndarray) -> None:
+        assert length_N.sum() == len(ids_S)
+        largest = int(ids_S.max()) if len(ids_S) else 0
+        self._ids_S = ids_S.astype(np.min_scalar_type(largest), copy=False)  # batches are int64
+        length = torch.from_numpy(length_N.astype(np.int64))
         # A sentence of n tokens takes n - 1 positions: the last token is only ever a target.
-        self.num_positions_N = torch.tensor([len(ids) - 1 for ids in sentences], dtype=torch.int64)
-        self._start_N = (self.num_positions_N + 1).cumsum(0) - (self.num_positions_N + 1)
-        longest = int(self.num_positions_N.max()) if sentences else 0
-        # The padding at the end lets a batch read past a short sentence that comes last.
-        self._ids_S = torch.tensor([*chain(*sentences), *[PAD] * longest], dtype=torch.int64)
+        self.num_positions_N = length - 1
+        self._start_N = length.cumsum(0) - length
+        self.num_ids = largest + 1  # at most the size of the vocabulary
 
     def __len__(self) -> int:
         return len(self.num_positions_N)
 
     def __getitem__(self, index: int) -> Tensor:
-        """The ids of one sentence, ``<BOS>`` and ``<EOS>`` included."""
-        start = self._start_N[index]
-        return self._ids_S[start : start + self.num_positions_N[index] + 1]
+        """The ids of one sentence, ``<BOS>`` and ``<EOS>`` included. int64."""
+        start = int(self._start_N[index])
+        stop = start + int(self.num_positions_N[index]) + 1
+        return torch.from_numpy(self._ids_S[start:stop].astype(np.int64))
+
+    @property
+    def first_target_N(self) -> Tensor:
+        """Where the first target of each sentence stands among all targets."""
+        return self._start_N - torch.arange(len(self))
 
     @property
     def num_targets(self) -> int:
         """Targets in the whole split, ``<EOS>`` counted."""
-        return int(self.num_positions_N.sum())
+        return len(self._ids_S) - len(self)
 
     @property
     def targets(self) -> Tensor:
-        """All targets in order, without padding."""
-        is_target_S = torch.ones(self.num_targets + len(self), dtype=torch.bool)
-        is_target_S[self._start_N] = False
-        return self._ids_S[: len(is_target_S)][is_target_S]
+        """All targets in order, without padding. int32."""
+        return torch.from_numpy(self.previous(0))
+
+    @property
+    def different_ids(self) -> set[int]:
+        """The tokens that occur, ``<BOS>`` among them."""
+        return set(np.unique(self._ids_S).tolist())
+
+    def previous(self, distance: int) -> np.ndarray:
+        """For each target the token so many places before it, ``<BOS>`` before the sentence. int32.
+
+        At distance 0 it is the target itself.
+        """
+        start_N, length_N = self._start_N.numpy(), self.num_positions_N.numpy() + 1
+        before_S = np.full(len(self._ids_S), BOS, np.int32)
+        before_S[distance:] = self._ids_S[: len(before_S) - distance]
+        for place in range(1, distance):  # what would reach into the sentence before
+            before_S[start_N[place < length_N] + place] = BOS
+        is_target_S = np.ones(len(before_S), dtype=bool)
+        is_target_S[start_N] = False
+        return before_S[is_target_S]
+
+    def target_indices(self, batch: Batch) -> np.ndarray:
+        """Where the real targets of a batch, row by row, stand among the targets of the split."""
+        step_T = torch.arange(batch.targets_BT.shape[1])
+        index_BT = self.first_target_N[batch.sentence_B][:, None] + step_T
+        return index_BT[batch.targets_BT != PAD].numpy()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its tokens, in hexadecimal."""
+        content = hashlib.sha256(self.num_positions_N.numpy().data)
+        content.update(self._ids_S.data)
+        return content.hexdigest()
 
     def batch(self, sentence_B: Tensor) -> Batch:
         """The batch made of these sentences, in this order."""
@@ -71,25 +126,51 @@ class EncodedSplit:
         step_T = torch.arange(int(num_positions_B.max()))
         index_BT = self._start_N[sentence_B][:, None] + step_T
         is_real_BT = step_T < num_positions_B[:, None]
+        index_BT.clamp_(max=len(self._ids_S) - 2)  # short sentences at the end of the split
         return Batch(
-            tokens_BT=torch.where(is_real_BT, self._ids_S[index_BT], PAD),
-            targets_BT=torch.where(is_real_BT, self._ids_S[index_BT + 1], PAD),
+            tokens_BT=torch.where(is_real_BT, self._at(index_BT), PAD),
+            targets_BT=torch.where(is_real_BT, self._at(index_BT + 1), PAD),
             sentence_B=sentence_B,
         )
 
+    def _at(self, index_BT: Tensor) -> Tensor:
+        return torch.from_numpy(self._ids_S[index_BT.numpy()].astype(np.int64))
+
 
 class EvaluationBatches:
-    """A pass over a split in fixed order: by length, because that wastes the least on padding."""
+    """A pass over a split in fixed order: by length, because that wastes the least on padding.
 
-    def __init__(self, split: EncodedSplit, batch_size: int = 256) -> None:
+    Args:
+        split: the sentences.
+        batch_size: the most sentences in a batch.
+        max_positions: the most positions in a batch, padding included; a sentence that is longer
+            is a batch by itself. None takes as many as keep the logits of a batch small.
+    """
+
+    def __init__(
+        self, split: EncodedSplit, batch_size: int = 256, max_positions: int | None = None
+    ) -> None:
         self._split = split
-        self._batches = split.num_positions_N.argsort(stable=True).split(batch_size)
+        limit = max_positions or min(MAX_POSITIONS, MAX_LOGITS // split.num_ids)
+        order_N = split.num_positions_N.argsort(stable=True)
+        self._batches = order_N.split(_sizes(split.num_positions_N[order_N], batch_size, limit))
 
     def __len__(self) -> int:
         return len(self._batches) if len(self._split) else 0
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self._split.batch, self._batches[: len(self)])
+
+
+def _sizes(length_N: Tensor, batch_size: int, max_positions: int) -> list[int]:
+    """How many sentences, ordered from short to long, each batch takes."""
+    sizes, size = [], 0
+    for length in length_N.tolist():
+        if size and (size == batch_size or (size + 1) * length > max_positions):
+            sizes.append(size)
+            size = 0
+        size += 1
+    return [*sizes, size] if size else sizes
 
 
 class TrainingBatches:

@@ -1,7 +1,11 @@
 """The data card: the figures that tell whether a loss on a corpus means anything."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
 
 from newllm.data.corpora import SPLITS, Corpus
 
@@ -33,35 +37,38 @@ class Card:
         """Sentences of each split."""
         return {split: len(self.corpus.split(split)) for split in SPLITS}
 
-    @property
-    def lengths(self) -> list[int]:
+    @cached_property
+    def lengths(self) -> np.ndarray:
         """Words in each sentence."""
-        return [len(sentence.split()) for sentence in self._seen]
+        return np.array([sentence.count(" ") + 1 for sentence in self._seen()], np.int32)
 
     @property
     def num_words(self) -> int:
         """Words, repetitions counted."""
-        return sum(self.lengths)
+        return int(self.lengths.sum())
 
-    @property
+    @cached_property
     def num_unique_words(self) -> int:
         """Distinct words."""
-        return len({word for sentence in self._seen for word in sentence.split()})
+        words: set[str] = set()
+        for sentence in self._seen():
+            words.update(sentence.split())
+        return len(words)
 
     @property
     def unknown_share(self) -> float:
         """Share of ``<UNK>`` among the validation targets."""
         return self.num_unknown / self.num_validation_targets
 
-    @property
+    @cached_property
     def overlap(self) -> int:
         """Validation sentences that are in train as well."""
-        train = set(self.corpus.train)
-        return sum(sentence in train for sentence in self.corpus.validation)
+        validation = set(self.corpus.validation)  # the smaller one
+        shared = validation.intersection(self.corpus.train)
+        return sum(sentence in shared for sentence in self.corpus.validation)
 
-    @property
-    def _seen(self) -> tuple[str, ...]:
-        return self.corpus.train + self.corpus.validation
+    def _seen(self) -> Iterator[str]:
+        return chain(self.corpus.train, self.corpus.validation)
 
     def rows(self) -> dict[str, str]:
         """The whole card, a label and a value in each row."""
@@ -74,7 +81,7 @@ class Card:
             "vocabulary": f"{self.vocabulary:,} (train, with 4 specials)",
             "<UNK> in validation": f"{self.num_unknown:,} of {self.num_validation_targets:,}"
             f" targets ({self.unknown_share:.1%})",
-            "words a sentence": f"{min(lengths)} to {max(lengths)},"
+            "words a sentence": f"{lengths.min()} to {lengths.max()},"
             f" mean {self.num_words / len(lengths):.2f}",
             "too long": self._too_long() or "none",
             "blank lines": f"{corpus.num_blank_lines:,}",

@@ -15,7 +15,8 @@ import math
 import os
 import random
 import tomllib
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -44,6 +45,7 @@ class Corpus:
         seed: what was drawn and split with, None for the default draw.
         grammar: the distribution the sentences were drawn from, None where there is none.
         path: the file that was read, None for the corpora of this package.
+        path_sha256: digest of that file, in hexadecimal.
         line_numbers: for a file, the line of each sentence of each split, counted from 1.
         num_blank_lines: lines of the file that hold no sentence.
         withheld: training sentences that are not to be trained on.
@@ -57,7 +59,8 @@ class Corpus:
     seed: int | None = None
     grammar: Grammar | None = None
     path: Path | None = None
-    line_numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    path_sha256: str | None = None
+    line_numbers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     num_blank_lines: int = 0
     withheld: tuple[str, ...] = ()
     unscored: tuple[str, ...] = ()
@@ -77,7 +80,12 @@ class Corpus:
     @cached_property
     def sha256(self) -> str:
         """Digest of all three splits, in hexadecimal."""
-        return hashlib.sha256("\f".join(map(self._text, SPLITS)).encode()).hexdigest()
+        content = hashlib.sha256()
+        for split in SPLITS:
+            content.update(b"" if split == SPLITS[0] else b"\f")
+            for part in self._text(split):
+                content.update(part)
+        return content.hexdigest()
 
     @cached_property
     def test_shift(self) -> float:
@@ -103,7 +111,7 @@ class Corpus:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for split in SPLITS:
-                path, content = directory / self._file_name(split), self._text(split).encode()
+                path, content = directory / self._file_name(split), b"".join(self._text(split))
                 if not path.exists() or path.read_bytes() != content:
                     partial = path.with_name(f".{path.name}.{os.getpid()}")
                     partial.write_bytes(content)
@@ -117,8 +125,11 @@ class Corpus:
         seed = "" if self.seed is None else f".seed{self.seed}"
         return f"{self.name}{seed}.{split}.txt"
 
-    def _text(self, split: str) -> str:
-        return "".join(f"{sentence}\n" for sentence in self.split(split))
+    def _text(self, split: str) -> Iterator[bytes]:
+        """A split as it stands in a file, in parts."""
+        sentences = self.split(split)
+        for start in range(0, len(sentences), 10_000):
+            yield "".join(f"{text}\n" for text in sentences[start : start + 10_000]).encode()
 
 
 @lru_cache(maxsize=8)  # drawn once by a program that builds many experiments
@@ -197,37 +208,41 @@ def read_text_corpus(
             directory, not UTF-8 text, empty, or too short to be split.
     """
     _check_fractions(validation_fraction, test_fraction)
-    lines = _read_lines(path)
-    numbered = [
-        (number, " ".join((line.lower() if lowercase else line).split()))
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    num_blank_lines = len(lines) - len(numbered)
-    num_validation = max(1, round(validation_fraction * len(numbered)))
-    num_test = max(1, round(test_fraction * len(numbered))) if test_fraction else 0
-    num_train = len(numbered) - num_validation - num_test
+    text, sha256 = _read_text(path)
+    # Only real line ends count, as in an editor: str.splitlines would also cut at form feeds.
+    lines = text.removesuffix("\n").split("\n")
+    numbers, sentences = array("i"), []
+    for number, line in enumerate(lines, start=1):
+        if words := (line.lower() if lowercase else line).split():
+            numbers.append(number)
+            sentences.append(" ".join(words))
+    num_validation = max(1, round(validation_fraction * len(sentences)))
+    num_test = max(1, round(test_fraction * len(sentences))) if test_fraction else 0
+    num_train = len(sentences) - num_validation - num_test
     if num_train < 1:
         raise ValueError(
-            f"data.path={path} holds too few sentences to be split ({len(numbered)}):"
+            f"data.path={path} holds too few sentences to be split ({len(sentences)}):"
             " put one on each line, at least one for each split"
         )
-    random.Random(SPLIT_SEED if seed is None else seed).shuffle(numbered)
-    train_end, validation_end = num_train, num_train + num_validation
-    line_numbers, sentences = zip(*numbered, strict=True)
+    order = list(range(len(sentences)))
+    random.Random(SPLIT_SEED if seed is None else seed).shuffle(order)
+    of_split = {
+        "train": order[:num_train],
+        "validation": order[num_train : num_train + num_validation],
+        "test": order[num_train + num_validation :],
+    }
     return Corpus(
         "text",
-        train=sentences[:train_end],
-        validation=sentences[train_end:validation_end],
-        test=sentences[validation_end:],
+        train=tuple(sentences[i] for i in of_split["train"]),
+        validation=tuple(sentences[i] for i in of_split["validation"]),
+        test=tuple(sentences[i] for i in of_split["test"]),
         seed=seed,
         path=path,
+        path_sha256=sha256,
         line_numbers={
-            "train": line_numbers[:train_end],
-            "validation": line_numbers[train_end:validation_end],
-            "test": line_numbers[validation_end:],
+            split: array("i", (numbers[i] for i in chosen)) for split, chosen in of_split.items()
         },
-        num_blank_lines=num_blank_lines,
+        num_blank_lines=len(lines) - len(sentences),
     )
 
 
@@ -243,13 +258,15 @@ def _check_fractions(validation: float, test: float) -> None:
         )
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_text(path: Path) -> tuple[str, str]:
+    """What a file says, its line ends made alike, and the digest of its bytes."""
     if not path.exists():
         raise ValueError(f"data.path={path} does not exist")
     if path.is_dir():
         raise ValueError(f"data.path={path} is a directory: name a text file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"data.path={path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
@@ -258,8 +275,8 @@ def _read_lines(path: Path) -> list[str]:
         raise ValueError(f"data.path={path} is a binary file, not text: it holds zero bytes")
     if not text.strip():
         raise ValueError(f"data.path={path} is empty: it needs a sentence on each line")
-    # Only real line ends count, as in an editor: str.splitlines would also cut at form feeds.
-    return text.removesuffix("\n").split("\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text, hashlib.sha256(content).hexdigest()
 
 
 def _resource(name: str) -> str:

@@ -1,20 +1,28 @@
 """The data module: from a corpus's name to batches, the oracle and the data card."""
 
 import math
+import sys
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from lightning import LightningDataModule
 from torch import Tensor
 
 from newllm.data.batching import BATCHINGS, EncodedSplit, EvaluationBatches, TrainingBatches
+from newllm.data.cache import Arrays, Cache
 from newllm.data.card import Card
 from newllm.data.corpora import NAMES, SPLITS, Corpus, build_corpus, read_text_corpus
 from newllm.data.grammar import END, Grammar
+from newllm.data.memory import release_free_memory
 from newllm.data.tokenizer import EOS, UNK, Tokenizer, kind_and_size_faults
 
 TOO_LONG = ("error", "truncate", "drop")
+LARGE_TEXT = 500_000  # bytes of a file
 OPTIONS = {"corpus": NAMES, "batching": BATCHINGS, "too_long": TOO_LONG}
 
 
@@ -27,7 +35,8 @@ class CorpusDataModule(LightningDataModule):
         batch_size: sentences in a training batch.
         batching: ``shuffled`` or ``bucketed`` (sentences of like length together).
         seed: redraws and splits the corpus anew; None gives the published corpus.
-        directory: where the corpus's files are written for reading; ``text`` writes none.
+        directory: where `write` leaves the corpus's files for reading, and in its folder ``cache``
+            what was computed from a large text.
         tokenizer: ``words`` or ``bpe``.
         vocabulary_size: the largest vocabulary, the four specials counted; None keeps all words.
         max_length: positions, that is ``<BOS>`` and the tokens after it but not ``<EOS>``, that
@@ -87,7 +96,8 @@ class CorpusDataModule(LightningDataModule):
 
         self.max_length = max_length
         self.steps_per_epoch = 0
-        self._name, self._seed, self._path = corpus, seed, path
+        self.num_too_long: dict[str, int] = {}
+        self._name, self._seed, self._path = corpus, seed, Path(path) if path else None
         self._fractions = {
             "validation_fraction": validation_fraction,
             "test_fraction": test_fraction,
@@ -98,7 +108,8 @@ class CorpusDataModule(LightningDataModule):
         self._train_sentences = train_sentences
         self._validation_sentences, self._test_sentences = validation_sentences, test_sentences
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
-        self._kept: dict[str, list[int]] = {}
+        self._cache = Cache(self._directory / "cache")
+        self._kept: dict[str, np.ndarray] = {}  # of splits with dropped sentences
         self._splits: dict[str, EncodedSplit] = {}
         self._oracle_losses: dict[str, float | None] = {}
         self._training: TrainingBatches | None = None
@@ -107,20 +118,21 @@ class CorpusDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Reads the corpus, trains the tokenizer on its training part and encodes every split.
 
-        A second call does nothing; ``stage`` makes no difference.
+        A second call does nothing; ``stage`` makes no difference. Nothing is written.
         """
         if self._splits:
             return
-        self.corpus = self._shortened(self._read_corpus())
-        # All training sentences decide on the vocabulary, so that losses can be compared.
-        self.tokenizer = Tokenizer.train(
-            self.corpus.train + self.corpus.withheld,
-            self._tokenizer_kind,
-            self._vocabulary_size,
-            self._lowercase,
+        whole = self._read_corpus()
+        tokens = self.cached(
+            "tokens", self._tokens_follow_from(whole), partial(self._tokens, whole)
         )
-        self.num_too_long: dict[str, int] = {}
-        splits = {split: self._encode(split) for split in SPLITS}
+        self.tokenizer = Tokenizer.from_json(tokens["tokenizer"].tobytes().decode())
+        self.corpus = self._shortened(whole)
+        splits = {}
+        for split in SPLITS:
+            length_N = tokens[f"{split}_lengths"][: len(self.corpus.split(split))]
+            ids_S = tokens[f"{split}_ids"][: length_N.sum()]
+            splits[split] = self._fit(split, ids_S, length_N)
         for split in ("train", "validation"):
             if not len(splits[split]):
                 raise ValueError(
@@ -128,16 +140,75 @@ class CorpusDataModule(LightningDataModule):
                     f" sentence in the {split} split"
                 )
         self._splits = splits
+        del tokens
+        release_free_memory()
         self.steps_per_epoch = -(-len(splits["train"]) // self._batch_size)
 
+    def write(self) -> None:
+        """Leaves the files of a corpus of this package in the directory, to be looked at.
+
+        Of a large text, what was computed is left there for the next process.
+
+        Raises:
+            ValueError: the files of a corpus cannot be written.
+        """
+        if not self._path:
+            build_corpus(self._name, self._seed).write(self._directory)
+        self._cache.write()
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether a user would have to wait for what is computed from the text."""
+        return self._path is not None and self._path.stat().st_size >= LARGE_TEXT
+
+    def announce(self, stage: str) -> None:
+        """Says what is about to run, if one has to wait for it."""
+        if self.is_large:
+            print(f"{stage} ...", file=sys.stderr, flush=True)
+
+    def cached(
+        self, name: str, follows_from: Mapping[str, Any], compute: Callable[[], Arrays]
+    ) -> Arrays:
+        """`Cache.get` of what was computed from this corpus; a small one is computed every time."""
+        if not self.is_large:
+            return compute()
+        arrays = self._cache.get(name, follows_from, compute)
+        release_free_memory()
+        return arrays
+
     def _read_corpus(self) -> Corpus:
-        if self._path:
-            return read_text_corpus(
-                Path(self._path), seed=self._seed, lowercase=self._lowercase, **self._fractions
-            )
-        corpus = build_corpus(self._name, self._seed)
-        corpus.write(self._directory)
-        return corpus
+        if not self._path:
+            return build_corpus(self._name, self._seed)
+        if self._path.is_file():
+            self.announce(f"reading {self._path}")
+        return read_text_corpus(
+            self._path, seed=self._seed, lowercase=self._lowercase, **self._fractions
+        )
+
+    def _tokens_follow_from(self, corpus: Corpus) -> dict[str, Any]:
+        return {
+            "text": corpus.path_sha256,
+            "seed": self._seed,
+            "lowercase": self._lowercase,
+            "tokenizer": self._tokenizer_kind,
+            "vocabulary_size": self._vocabulary_size,
+            **self._fractions,
+        }
+
+    def _tokens(self, corpus: Corpus) -> Arrays:
+        """The tokenizer, and what it makes of each split: all ids, and how many a sentence has."""
+        # All training sentences decide on the vocabulary, so that losses can be compared.
+        self.announce("training the tokenizer")
+        tokenizer = Tokenizer.train(
+            corpus.train, self._tokenizer_kind, self._vocabulary_size, self._lowercase
+        )
+        self.announce("encoding the text")
+        found = {"tokenizer": np.frombuffer(tokenizer.to_json().encode(), np.uint8)}
+        for split in SPLITS:
+            ids_S, length_N = tokenizer.encode_all(corpus.split(split))
+            smallest = np.min_scalar_type(tokenizer.size)
+            found |= {f"{split}_ids": ids_S.astype(smallest), f"{split}_lengths": length_N}
+        return found
 
     def _shortened(self, corpus: Corpus) -> Corpus:
         corpus = replace(
@@ -155,20 +226,27 @@ class CorpusDataModule(LightningDataModule):
             )
         return replace(corpus, train=corpus.train[:number], withheld=corpus.train[number:])
 
-    def _encode(self, split: str) -> EncodedSplit:
-        encoded = self.tokenizer.encode_all(self.corpus.split(split))
-        too_long = [i for i, ids in enumerate(encoded) if len(ids) - 1 > self.max_length]
+    def _fit(self, split: str, ids_S: np.ndarray, length_N: np.ndarray) -> EncodedSplit:
+        """A split whose sentences take at most `max_length` positions."""
+        is_too_long_N = length_N - 1 > self.max_length
+        too_long = np.flatnonzero(is_too_long_N)
         self.num_too_long[split] = len(too_long)
-        if too_long and self._too_long == "error":
+        if not len(too_long):
+            return EncodedSplit.from_flat(ids_S, length_N)
+        if self._too_long == "error":
             raise ValueError(
                 f"{self.corpus.location(split, too_long[0])} takes"
-                f" {len(encoded[too_long[0]]) - 1} positions, more than data.max_length="
+                f" {length_N[too_long[0]] - 1} positions, more than data.max_length="
                 f"{self.max_length} ({len(too_long)} such in the {split} split): raise it, or set"
                 " data.too_long=truncate or data.too_long=drop"
             )
-        dropped = set(too_long) if self._too_long == "drop" else set()
-        self._kept[split] = [i for i in range(len(encoded)) if i not in dropped]
-        return EncodedSplit([encoded[i][: self.max_length + 1] for i in self._kept[split]])
+        if self._too_long == "drop":
+            self._kept[split] = np.flatnonzero(~is_too_long_N)
+            is_kept_S = np.repeat(~is_too_long_N, length_N)
+            return EncodedSplit.from_flat(ids_S[is_kept_S], length_N[~is_too_long_N])
+        start_N = np.cumsum(length_N) - length_N
+        is_kept_S = np.arange(len(ids_S)) - np.repeat(start_N, length_N) <= self.max_length
+        return EncodedSplit.from_flat(ids_S[is_kept_S], np.minimum(length_N, self.max_length + 1))
 
     def split(self, name: str) -> EncodedSplit:
         """The encoded sentences of ``train``, ``validation`` or ``test``, without dropped ones."""
@@ -177,7 +255,7 @@ class CorpusDataModule(LightningDataModule):
     def sentences(self, name: str) -> list[str]:
         """The same sentences as text; a truncated one appears in full."""
         whole = self.corpus.split(name)
-        return [whole[i] for i in self._kept[name]]
+        return [whole[i] for i in self._kept[name]] if name in self._kept else list(whole)
 
     def oracle_loss(self, name: str) -> float | None:
         """The grammar's own mean -log p over a split's targets, in nats.
@@ -255,20 +333,20 @@ class CorpusDataModule(LightningDataModule):
         None without a grammar, and where the splits hold something else than what it makes: parts
         of words, `<UNK>`, or no long sentences.
         """
-        is_changed = any(self.num_too_long.values()) or any(
-            bool((split.targets == UNK).any()) for split in self._splits.values()
-        )
-        if self.corpus.grammar is None or not self._reads_words or is_changed:
+        grammar = self.corpus.grammar
+        if grammar is None or not self._reads_words or any(self.num_too_long.values()):
             return None
-        return self.corpus.grammar.entropy_per_token()
+        if any(UNK in split.different_ids for split in self._splits.values()):
+            return None
+        return grammar.entropy_per_token()
 
     @property
     def data_sha256(self) -> str:
         """Digest of the corpus's splits."""
         return self.corpus.sha256
 
-    def card(self) -> Card:
-        """What there is to know about the data at a glance."""
+    @cached_property
+    def _card(self) -> Card:
         corpus, targets = self.corpus, self.split("validation").targets
         dropped_or_truncated = "dropped" if self._too_long == "drop" else "truncated"
         return Card(
@@ -283,6 +361,10 @@ class CorpusDataModule(LightningDataModule):
             test_oracle_loss=self.oracle_loss("test"),
             num_test_targets=self.split("test").num_targets,
         )
+
+    def card(self) -> Card:
+        """What there is to know about the data at a glance."""
+        return self._card
 
     def summary(self) -> str:
         """The card in one line."""

@@ -1,19 +1,25 @@
 """From sentences to token ids and back: whole words, or byte-level byte-pair encoding."""
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 PAD, UNK, BOS, EOS = range(4)
 NUM_SPECIALS = 4
+NUM_NEVER_PREDICTED = 2  # <PAD> and <BOS>
 
 # The library's names of the specials hold a blank, which neither a word nor a byte-level token
 # can: a literal `<PAD>` in a text is a word like any other, never the padding.
 _SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
 _NUM_BYTES = 256
+ENCODED_AT_ONCE = 100_000  # characters: the library's own results take 100 bytes for each
+MAX_WORDS = 1000  # of a part of a sentence
+MAX_PIECE = 256  # bytes of a word that byte-pair encoding looks at together
 
 KINDS = ("words", "bpe")
 
@@ -55,7 +61,8 @@ class Tokenizer:
         )
         if lowercase:
             model.normalizer = normalizers.Lowercase()
-        model.train_from_iterator(sentences, trainer)
+        texts = (part.text for sentence in sentences for part in _parts(sentence))
+        model.train_from_iterator(texts, trainer)
         return cls(model)
 
     def encode(self, sentence: str) -> list[int]:
@@ -67,10 +74,20 @@ class Tokenizer:
         ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
         return [BOS, *ids]
 
-    def encode_all(self, sentences: Sequence[str]) -> list[list[int]]:
-        """`encode` for many sentences at once."""
-        encodings = self._model.encode_batch(list(sentences), add_special_tokens=False)
-        return [[BOS, *encoding.ids, EOS] for encoding in encodings]
+    def encode_all(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` for many: all ids end to end, and how many each sentence has. int32."""
+        ids, ends = array("i"), array("q", [0])
+        for parts in _batches(sentences):
+            texts = [part.text for part in parts]
+            encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
+            for part, encoding in zip(parts, encodings, strict=True):
+                if part.is_first:
+                    ids.append(BOS)
+                ids.extend(encoding.ids)
+                if part.is_last:
+                    ids.append(EOS)
+                    ends.append(len(ids))
+        return np.array(ids, np.int32), np.diff(np.array(ends)).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens: ``<PAD>``, ``<BOS>`` and ``<EOS>`` left out, ``<UNK>`` shown.
@@ -83,12 +100,52 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Writes the tokenizer as JSON, in the format of the `tokenizers` library."""
-        path.write_text(self._model.to_str(pretty=True), encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return self._model.to_str(pretty=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Reads what `save` wrote."""
-        return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Makes a tokenizer of what `to_json` gave."""
+        return cls(tokenizers.Tokenizer.from_str(text))
+
+
+class _Part(NamedTuple):
+    text: str
+    is_first: bool
+    is_last: bool
+
+
+def _parts(sentence: str) -> list[_Part]:
+    """A sentence, or the parts of a very long one. Cut at blanks, they give the same tokens."""
+    words = sentence.split(" ") if len(sentence) > ENCODED_AT_ONCE else [sentence]
+    starts = range(0, len(words), MAX_WORDS)
+    return [
+        _Part(" ".join(words[start : start + MAX_WORDS]), start == 0, start == starts[-1])
+        for start in starts
+    ]
+
+
+def _batches(sentences: Iterable[str]) -> Iterator[list[_Part]]:
+    """The parts of all sentences, `ENCODED_AT_ONCE` characters or little more at a time."""
+    batch: list[_Part] = []
+    size = 0
+    for sentence in sentences:
+        for part in _parts(sentence):
+            batch.append(part)
+            size += len(part.text)
+            if size >= ENCODED_AT_ONCE:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _word_level(
@@ -110,7 +167,12 @@ def _byte_level(
 ) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
     assert vocabulary_size is not None, "kind_and_size_faults asks for it"
     model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            pre_tokenizers.Split(tokenizers.Regex(_piece_pattern()), "isolated"),
+        ]
+    )
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -119,6 +181,18 @@ def _byte_level(
         show_progress=False,
     )
     return model, trainer
+
+
+def _piece_pattern() -> str:
+    """A regular expression for at most `MAX_PIECE` bytes, none of them inside a character.
+
+    Training and encoding take time quadratic in the length of a word. Words of a text with blanks
+    are shorter than that; a text without blanks is cut.
+    """
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # How the library writes the bytes 0x80 to 0xBF, which go on with a character in UTF-8.
+    inner = [level.pre_tokenize_str(chr(byte))[0][0][1] for byte in range(0x80, 0xC0)]
+    return f".{{1,{MAX_PIECE}}}(?![{''.join(inner)}])"
 
 
 def kind_and_size_faults(kind: str, vocabulary_size: int | None) -> list[str]:

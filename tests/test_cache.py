@@ -1,0 +1,178 @@
+"""What is kept of a large text: equal to what is computed, never stale, never needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from newllm.analysis.references import ReferenceModels
+from newllm.data import cache, module
+from newllm.data.cache import Arrays, Cache
+from newllm.data.module import CorpusDataModule
+
+Build = Callable[..., CorpusDataModule]
+
+
+def never() -> Arrays:
+    raise AssertionError("it was computed before")
+
+
+def numbers() -> Arrays:
+    return {"a": np.arange(5), "b": np.array([0.5])}
+
+
+def filled(folder: Path) -> Path:
+    """The one file of a cache that holds `numbers`."""
+    made = Cache(folder)
+    made.get("numbers", {"n": 1}, numbers)
+    made.write()
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_arrays_come_back(tmp_path: Path) -> None:
+    path = filled(tmp_path / "new" / "cache")
+    found = Cache(path.parent).get("numbers", {"n": 1}, never)
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "a": [0, 1, 2, 3, 4],
+        "b": [0.5],
+    }
+
+
+def test_nothing_is_written_unasked(tmp_path: Path) -> None:
+    Cache(tmp_path).get("numbers", {}, numbers)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "follows_from"), [("others", {"n": 1}), ("numbers", {"n": 2}), ("numbers", {})]
+)
+def test_another_key_is_another_file(
+    tmp_path: Path, name: str, follows_from: dict[str, Any]
+) -> None:
+    filled(tmp_path)
+    with pytest.raises(AssertionError, match="computed before"):
+        Cache(tmp_path).get(name, follows_from, never)
+
+
+def test_changed_code_computes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    monkeypatch.setattr(cache, "_code_digest", lambda: "changed")
+    with pytest.raises(AssertionError, match="computed before"):
+        Cache(tmp_path).get("numbers", {"n": 1}, never)
+
+
+def test_a_damaged_file_is_computed_and_written_anew(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    whole = path.read_bytes()
+    middle = len(whole) // 3
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    for damaged in (b"", whole[:50], whole[:-30], flipped, b"x" * 500):
+        path.write_bytes(damaged)
+        again = Cache(tmp_path)
+        assert again.get("numbers", {"n": 1}, numbers)["a"].tolist() == [0, 1, 2, 3, 4]
+        again.write()
+        Cache(tmp_path).get("numbers", {"n": 1}, never)
+
+
+def test_pickled_objects_are_not_read(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    with path.open("wb") as file:
+        np.savez(file, a=np.array([print], dtype=object))
+    assert Cache(tmp_path).get("numbers", {"n": 1}, numbers).keys() == {"a", "b"}
+
+
+def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    made = Cache(tmp_path / "file" / "cache")
+    made.get("numbers", {}, numbers)
+    made.write()
+
+
+def test_the_files_together_stay_below_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.npz").write_bytes(b"x" * 10_000)
+    size = filled(tmp_path / "one").stat().st_size
+    monkeypatch.setattr(cache, "MAX_BYTES", 2 * size)
+    for n in range(4):
+        made = Cache(tmp_path)
+        made.get("numbers", {"n": n}, numbers)
+        made.write()
+    Cache(tmp_path).get("numbers", {"n": 3}, never)
+    assert len(list(tmp_path.glob("*.npz"))) == 3  # two of them, and what is not its own
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Builds data modules of a small text that counts as large."""
+    monkeypatch.setattr(module, "LARGE_TEXT", 1)
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the {i % 7} cat saw {i % 5} dogs and {i % 3}\n" for i in range(60)))
+
+    def build_data(**settings: Any) -> CorpusDataModule:
+        settings = {"path": str(text), "directory": str(tmp_path / "data")} | settings
+        data = CorpusDataModule("text", order_seed=0, **settings)
+        data.setup()
+        return data
+
+    return build_data
+
+
+def test_a_text_is_tokenized_and_counted_once(
+    build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"tokenizer": "bpe", "vocabulary_size": 280, "max_length": 90}
+    first = build(**settings)
+    counted = ReferenceModels(first).on("validation").means
+    stages = ["reading", "training the tokenizer", "encoding the text", "counting n-grams"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.startswith(stage) for line, stage in zip(said, stages, strict=True)] == [True] * 4
+    assert not (tmp_path / "data").exists()
+    first.write()
+
+    second = build(**settings)
+    assert ReferenceModels(second).on("validation").means == counted
+    assert capsys.readouterr().err.splitlines() == said[:1]
+    assert second.tokenizer.to_json() == first.tokenizer.to_json()
+    for split in ("train", "validation", "test"):
+        assert second.split(split).digest == first.split(split).digest
+
+
+def test_what_changes_the_tokens_is_not_taken_from_before(
+    build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build().write()
+    capsys.readouterr()
+    cut = build(max_length=4, too_long="truncate", train_sentences=9)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert int(cut.split("train").num_positions_N.max()) == 4
+    assert len(cut.split("train")) == 9
+    for change in (
+        {"seed": 3},
+        {"lowercase": False},
+        {"vocabulary_size": 9},
+        {"test_fraction": 0.0},
+    ):
+        build(**change)
+        assert "training the tokenizer" in capsys.readouterr().err
+    with (tmp_path / "text.txt").open("a") as file:
+        file.write("one more\n")
+    build()
+    assert "training the tokenizer" in capsys.readouterr().err
+
+
+def test_a_small_text_is_silent_and_not_kept(
+    build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module, "LARGE_TEXT", 1_000_000)
+    data = build()
+    ReferenceModels(data).on("validation")
+    data.write()
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "data").exists()
