@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from newllm.analysis.figures import run_title
 from newllm.analysis.references import ReferenceModels, References
 from newllm.callbacks import Curves
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.module import CorpusDataModule
 from newllm.gates import Gates, check
+from newllm.loggers import build_loggers
 from newllm.models.budget import Budget
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
@@ -56,17 +58,20 @@ class Experiment:
         """What decides the run, flat, for TensorBoard's HParams tab."""
         resolved = OmegaConf.to_container(self.config, resolve=True)
         assert isinstance(resolved, dict)
-        flat = {
-            f"{part}/{key}": value
-            for part in ("model", "data", "optimizer", "recipe")
-            for key, value in resolved[part].items()
-            if isinstance(value, int | float | str)
-            and not key.startswith("_")
-            and key not in ("directory", "order_seed")
-        }
+        # What a recipe says stands where it is read, such as in optimizer/lr.
+        resolved["recipe"] = {"name": self.config.recipe.name}
+        parts = ("model", "data", "recipe", "optimizer", "schedule", "trainer", "countermeasures")
+        flat = dict(_flat({part: resolved[part] for part in parts}))
+        for name in ("data/directory", "data/order_seed"):
+            flat.pop(name, None)
         countermeasures = ",".join(self.config.countermeasures) or "none"
         own = {"name": self.name, "seed": self.config.seed, "countermeasures": countermeasures}
         return own | flat
+
+    @property
+    def title(self) -> str:
+        """What pictures of the run say above them."""
+        return _title(self.config, self.name)
 
     def estimated_seconds(self, num_samples: int = 3) -> float:
         """Time of the planned steps, from a few steps of a copy on the first training batches."""
@@ -81,6 +86,23 @@ class Experiment:
             optimizer.zero_grad()
             times.append(time.perf_counter() - started)
         return statistics.median(times[1:] or times) * self.gates.num_steps
+
+
+def _title(config: DictConfig, name: str) -> str:
+    file = config.data.path and Path(config.data.path).name
+    return run_title(name, file or config.data.corpus, config.seed)
+
+
+def _flat(content: Any, name: str = "") -> Iterator[tuple[str, int | float | str]]:
+    """Plain values by their place, such as `optimizer/lr`; an object is told by its class."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "_target_":
+                yield name, str(value).rpartition(".")[2]
+            elif not key.startswith("_"):
+                yield from _flat(value, f"{name}/{key}".lstrip("/"))
+    elif isinstance(content, int | float | str):
+        yield name, content
 
 
 def build_experiment(config: DictConfig, folder: Path) -> Experiment:
@@ -118,7 +140,8 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     name = str(config.name or model.description)
     for callback in callbacks:
         if isinstance(callback, Curves):
-            callback.references, callback.title = on_validation.means, name
+            callback.references = on_validation.means
+            callback.title = _title(config, name)
     num_steps = planned_steps(trainer, data)
     gates = check(model, data, num_steps)
     return Experiment(config, name, data, module, trainer, history, on_validation, gates)
@@ -203,7 +226,7 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
         config.trainer,
         default_root_dir=str(folder),
         callbacks=callbacks,
-        logger=_build_all(config, config.logger, save_dir=str(folder)),
+        logger=build_loggers(config.logger, folder, config.trusted_packages),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
