@@ -20,7 +20,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatterMathtext, MaxNLocator, NullFormatter
 
 OWN_FONT = "DejaVu Sans"  # comes with matplotlib
 # Of fonts that have the same letters, the one that goes best with it.
@@ -44,6 +44,9 @@ class Figure(MatplotlibFigure):
         """Draw everything, with the labels that matplotlib makes only now."""
         for axes in self.axes:
             for axis in (axes.xaxis, axes.yaxis):
+                if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                    axis.set_major_formatter("{x:g}")
+                    axis.set_minor_formatter(NullFormatter())
                 axis.get_ticklabels()  # fills in their texts
         texts: list[Text] = self.findobj(Text)
         families = font_families(letter for text in texts for letter in text.get_text())
@@ -91,7 +94,8 @@ def epoch_axis(axes: Axes, label: str = "epoch") -> None:
 
 def can_show(text: str) -> bool:
     """Whether the fonts of this machine have all letters of a text."""
-    return not _lacking(text, _fonts_with(_lacking(text, [OWN_FONT])))
+    lacking = _lacking(text, [OWN_FONT])
+    return not _lacking(lacking, _fonts_with(lacking))
 
 
 def font_families(letters: Iterable[str]) -> list[str]:

@@ -192,8 +192,6 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
     right.plot(range(len(norms)), norms, color=BLUE, marker="o", markersize=3)
     right.set_yscale("log")
     right.set_xlabel("tokens between a context and a loss")
-    right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter(NullFormatter())
     right.set_ylabel("norm of d loss / d context")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):

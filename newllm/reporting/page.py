@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
 from newllm.analysis import figures, series_figures
 from newllm.analysis.claims import is_evidence, judge
+from newllm.analysis.drawing import can_show
 from newllm.analysis.fair import purpose
 from newllm.analysis.gathering import Run
 from newllm.analysis.ladder import is_rung
@@ -19,7 +18,7 @@ from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.fair_comparison import fair_comparison
 from newllm.reporting.ladder_effects import ladder_effects
-from newllm.reporting.language import Translate, japanese_fonts, translator
+from newllm.reporting.language import Translate, translator
 from newllm.reporting.run_tables import references_table, runs_table
 from newllm.reporting.scaling_law import scaling_law
 from newllm.reporting.spike_study import spike_study
@@ -37,6 +36,8 @@ from newllm.reporting.tables import (
 TITLE = "The series, reproduced"
 OWN_TITLE = "Runs side by side"
 MANY_CURVES = 12
+
+NO_FONT = "Figures are in English: no font of this machine has the letters of this page."
 
 DEFINITION_OF_CURVES = (
     "Validation losses are means over batches of 16 sentences, as the series counted them; "
@@ -63,22 +64,25 @@ def write_markdown(runs: Sequence[Run], path: Path, lang: str = "en") -> Path:
 
 def _compose(runs: Sequence[Run], folder: Path, lang: str) -> Document:
     """The whole page; where no font has the letters, figures keep their English words."""
-    fonts = japanese_fonts() if lang == "ja" else []
-    label = translator(lang if lang == "en" or fonts else "en")
-    with matplotlib.rc_context({"font.family": [*fonts, "DejaVu Sans"]}):
-        return _sections(runs, folder, translator(lang), label)
+    document, _ = Document(folder), translator(lang)
+    label = _ if can_show(_(NO_FONT)) else translator("en")
+    _sections(document, runs, _, label)
+    if document.figures and label is not _:
+        document.text(_(NO_FONT))
+    return document
 
 
-def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate) -> Document:
+def _sections(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
     summaries = summarize(runs)
-    document = Document(folder)
     if not any(summary.runs for summary in summaries):
-        return _own_runs(document, runs, _, label)
+        _own_runs(document, runs, _, label)
+        return
     document.text(f"# {_(TITLE)}", *_verdict(summaries, _))
     overview = series_figures.overview(
         summaries,
         label("reported best loss"),
-        label("reproduced, each seed and mean"),
+        label("reproduced, each seed"),
+        label("reproduced, mean"),
         label("best validation loss (nats per token)"),
     )
     caption = _(
@@ -99,23 +103,24 @@ def _sections(runs: Sequence[Run], folder: Path, _: Translate, label: Translate)
     spike_study(document, summaries, _, label)
     document.fold(_("Curves of all runs"))
     document.text(_(DEFINITION_OF_CURVES))
-    grid = series_figures.curve_grid(
-        summaries,
-        label("train"),
-        label("validation"),
-        label("epoch"),
-        label("validation loss (nats per token)"),
-    )
-    document.figure("curves", grid, _("Curves of all runs"))
+    words = {
+        "epoch": label("epoch"),
+        "loss": label("validation loss (nats per token)"),
+        "train": label("train"),
+        "validation": label("validation"),
+        "reported": label("reported best loss"),
+        "counts": label("unigram and bigram counts"),
+        "oracle": label("oracle"),
+    }
+    document.figure("curves", series_figures.curve_grid(summaries, words), _("Curves of all runs"))
     document.unfold()
     shown = {id(run) for summary in summaries for run in summary.done}
     shown |= {id(run) for run in runs if is_evidence(run, judgements)}
     _other_runs(document, [run for run in runs if id(run) not in shown], _)
     _origin(document, runs, "`python -m newllm.train sweep=all`, `python -m newllm.report`", _)
-    return document
 
 
-def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> Document:
+def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
     """A page of runs that are none of the series."""
     document.text(f"# {_(OWN_TITLE)}")
     if drawn := [run for run in runs if run.epochs]:
@@ -130,7 +135,6 @@ def _own_runs(document: Document, runs: Sequence[Run], _: Translate, label: Tran
         references_table(document, others, _)
     _studies(document, runs, _, label)
     _origin(document, runs, "`python -m newllm.report`", _)
-    return document
 
 
 def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
