@@ -65,7 +65,7 @@ class Experiment:
         for name in ("data/directory", "data/order_seed"):
             flat.pop(name, None)
         countermeasures = ",".join(self.config.countermeasures) or "none"
-        own = {"name": self.name, "seed": self.config.seed, "countermeasures": countermeasures}
+        own = {"name": self.name, "seed": self.config.seed, "countermeasure": countermeasures}
         return own | flat
 
     @property
@@ -89,7 +89,7 @@ class Experiment:
 
 
 def _title(config: DictConfig, name: str) -> str:
-    file = config.data.path and Path(config.data.path).name
+    file = config.data.corpus == "text" and Path(config.data.path).name
     return run_title(name, file or config.data.corpus, config.seed)
 
 
@@ -98,7 +98,7 @@ def _flat(content: Any, name: str = "") -> Iterator[tuple[str, int | float | str
     if isinstance(content, dict):
         for key, value in content.items():
             if key == "_target_":
-                yield name, str(value).rpartition(".")[2]
+                yield f"{name}/class", str(value).rpartition(".")[2]
             elif not key.startswith("_"):
                 yield from _flat(value, f"{name}/{key}".lstrip("/"))
     elif isinstance(content, int | float | str):
@@ -226,7 +226,7 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
         config.trainer,
         default_root_dir=str(folder),
         callbacks=callbacks,
-        logger=build_loggers(config.logger, folder, config.trusted_packages),
+        logger=build_loggers(config, folder),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

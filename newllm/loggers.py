@@ -7,19 +7,21 @@ first (`best/`), its pictures last (`view/`).
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig
 from torch.utils.tensorboard.summary import hparams
 
 from newllm.analysis.drawing import Figure
-from newllm.config.build import instantiate, target_faults
+from newllm.config.build import ConfigFault, instantiate, target_faults
 
 PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # loggers that need one
 # Those that a loss comes near to.
@@ -46,40 +48,50 @@ LAYOUT = {
 }
 
 
-def build_loggers(
-    nodes: Mapping[str, Any], folder: Path, trusted_packages: Sequence[str] = ()
-) -> list[Logger]:
-    """The loggers of a configuration, all of which write into the run's folder.
+def build_loggers(config: DictConfig, folder: Path) -> list[Logger]:
+    """The loggers of a configuration, which write into the run's folder unless told otherwise.
+
+    A plan has none: some write as soon as they are built.
 
     Raises:
         ValueError: a logger that is not trusted, takes an argument amiss or needs a package.
     """
-    chosen = {name: node for name, node in nodes.items() if node and "_target_" in node}
-    return [_build(str(name), node, folder, trusted_packages) for name, node in chosen.items()]
+    nodes = {name: node for name, node in config.logger.items() if node and "_target_" in node}
+    faults = [
+        fault
+        for name, node in nodes.items()
+        for fault in _faults(f"logger.{name}", node, config.trusted_packages)
+    ]
+    if faults:
+        raise ConfigFault(faults)
+    chosen = [] if config.plan else nodes.values()
+    return [_build(node, folder, config.trusted_packages) for node in chosen]
 
 
-def _build(name: str, node: DictConfig, folder: Path, trusted_packages: Sequence[str]) -> Logger:
-    if faults := list(target_faults(node, f"logger.{name}", trusted_packages)):
-        raise ValueError("\n".join(faults))
+def _faults(place: str, node: DictConfig, trusted_packages: Sequence[str]) -> Iterator[str]:
+    yield from target_faults(node, place, trusted_packages)
+    package = PACKAGES.get(str(node["_target_"]).rpartition(".")[2])
+    if package and importlib.util.find_spec(package) is None:
+        yield f"{place}: needs a package that is not installed: pip install {package}"
+
+
+def _build(node: DictConfig, folder: Path, trusted_packages: Sequence[str]) -> Logger:
+    """One of them, with a place and a name if it takes one and none was chosen."""
     target = hydra.utils.get_object(str(node["_target_"]))
+    kind = target if inspect.isclass(target) else object
+    offered = {"save_dir": str(folder)}
     label = f"{folder.parent.name}/{folder.name}"
-    offered = {"save_dir": str(folder), "run_name": label}
-    if inspect.isclass(target) and issubclass(target, WandbLogger):
+    if issubclass(kind, WandbLogger):
         offered["name"] = label
+    if issubclass(kind, MLFlowLogger):
+        offered |= {"save_dir": str(folder / "mlruns"), "run_name": label}
+        # Files need no server, and no lock between the jobs of a sweep.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     taken = inspect.signature(target).parameters
     arguments = {
         key: value for key, value in offered.items() if key in taken and node.get(key) is None
     }
-    try:
-        logger: Logger = instantiate(node, trusted_packages, **arguments)
-    except Exception as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ImportError):
-            reason = f"{target.__name__} needs a package that is not installed"
-            package = PACKAGES.get(target.__name__)
-            hint = f"pip install {package}" if package else str(cause).splitlines()[0]
-            raise ValueError(f"logger.{name}: {reason}; {hint}") from error
-        raise
+    logger: Logger = instantiate(node, trusted_packages, **arguments)
     return logger
 
 
