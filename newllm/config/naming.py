@@ -34,6 +34,15 @@ def run_name(overrides: Sequence[str], longest: int = LONGEST) -> str:
     return f"{name[: longest - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
+def choices(overrides: Sequence[str]) -> dict[str, str]:
+    """What was chosen and changes what a run learns, but for its seed; none is no choice."""
+    chosen = dict(_split(line) for line in overrides)
+    name = chosen.pop("name", "null")
+    kept = {key: value for key, value in chosen.items() if not _is_left_out(key)}
+    kept = {key: value for key, value in kept.items() if (key, value) != ("experiment", "none")}
+    return kept if name == "null" else {"name": name, **kept}
+
+
 def chosen_experiment(overrides: Sequence[str]) -> str | None:
     """The experiment among the overrides of a run, if there is one."""
     name = dict(_split(line) for line in overrides).get("experiment", "none")
