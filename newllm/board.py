@@ -7,6 +7,7 @@ it is given a folder of links with short names, which is kept up to date while i
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, default=[default], help=help)
     parser.add_argument("--port", type=int, default=6006, help="of the page (6006)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without tidying up
     with tempfile.TemporaryDirectory(prefix="newllm-board-") as top:
         try:
             code = serve(options.runs, Path(top), options.port)

@@ -77,6 +77,22 @@ def test_curves_of_a_run_that_diverges(losses: tuple[float, float]) -> None:
     drawn(figures.curves(rows, {"bigram": 2.0, "oracle": 1.0}, "a run"))
 
 
+@pytest.mark.parametrize(
+    ("references", "labels"),
+    [
+        ({"unigram": 4.24, "bigram": 4.19, "trigram": 4.16}, {"unigram", "bigram", "trigram"}),
+        ({"unigram": 8.0, "bigram": 4.02, "trigram": 4.0}, {"unigram", "bigram, trigram"}),
+        ({"unigram": 4.3, "bigram": 4.2, "oracle": 4.1}, {"unigram", "bigram", "oracle"}),
+    ],
+)
+def test_lines_have_labels_of_their_own_where_there_is_room(
+    references: dict[str, float], labels: set[str]
+) -> None:
+    figure = figures.curves([{"epoch": 1, "val/loss": 4.5}], references, "a run")
+    for axes in figure.axes:
+        assert {text.get_text() for text in axes.texts} == labels
+
+
 def test_a_long_title_takes_three_lines_at_most() -> None:
     for title in ("long " * 200, "x" * 900):
         figure = figures.curves([{"epoch": 1, "val/loss": 2.0}], {}, title)

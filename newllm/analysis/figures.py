@@ -52,31 +52,37 @@ def curves(
         with np.errstate(over="ignore"):  # of a run that diverges
             perplexities = np.exp(losses)
         perplexity_axes.plot(epochs, perplexities, color=colour, label=label, marker=marker)
-    for axes, transform in ((loss_axes, float), (perplexity_axes, math.exp)):
-        _reference_lines(axes, references, transform)
-        epoch_axis(axes)
-        plain(axes)
     loss_axes.set_ylabel("loss (nats per token)")
     perplexity_axes.set_ylabel("perplexity")
     perplexity_axes.set_yscale("log")
     perplexity_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     perplexity_axes.yaxis.set_major_formatter("{x:g}")
     perplexity_axes.yaxis.set_minor_formatter(NullFormatter())
+    for axes, transform in ((loss_axes, float), (perplexity_axes, math.exp)):
+        _reference_lines(axes, references, transform)
+        epoch_axis(axes)
+        plain(axes)
     loss_axes.legend(frameon=False)
     figure.headline(title)
     return figure
 
 
-CLOSE = 0.12  # nats: lines no farther apart share a label
+CLOSE = 0.045  # of the axes' height: lines no farther apart share a label
 
 
 def _reference_lines(axes: Axes, references: Mapping[str, float], transform: Any) -> None:
-    shared: list[tuple[float, list[str]]] = []
-    for name, loss in sorted(references.items(), key=lambda pair: -pair[1]):
+    """Lines with their names; to be called when all curves are drawn, which decide the limits."""
+    ordered = sorted(references.items(), key=lambda pair: -pair[1])
+    for name, loss in ordered:
         style = "-" if name == "oracle" else "--"
         colour = GREEN if name == "oracle" else GREY
         axes.axhline(transform(loss), color=colour, linestyle=style, linewidth=1)
-        if shared and shared[-1][0] - loss <= CLOSE:
+    axes.autoscale_view()
+    to_height = axes.transScale + axes.transLimits
+    heights = {name: to_height.transform((1, transform(loss)))[1] for name, loss in ordered}
+    shared: list[tuple[float, list[str]]] = []
+    for name, loss in ordered:
+        if shared and heights[shared[-1][1][0]] - heights[name] <= CLOSE:
             shared[-1][1].append(name)
         else:
             shared.append((loss, [name]))
@@ -166,6 +172,9 @@ def _means(values: Any, weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return totals / np.add.reduceat(weights, edges[:-1])
 
 
+FEW_DECADES = 1e3  # of a logarithmic axis, which has room for labels between the powers of ten
+
+
 def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str) -> Figure:
     """What taking the context away costs, and how far back gradients reach.
 
@@ -180,7 +189,7 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
         "always zero": losses["zeroed"] - losses["loss"],
         "of another sentence": (losses["shuffled"] or losses["loss"]) - losses["loss"],
     } | {
-        f"frozen after {frozen['after']} tokens": frozen["loss"] - frozen["loss_intact"]
+        f"frozen after {_tokens(frozen['after'])}": frozen["loss"] - frozen["loss_intact"]
         for frozen in losses["frozen"]
     }
     bars = left.barh(list(costs), list(costs.values()), color=ORANGE)
@@ -192,12 +201,18 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
     right.plot(range(len(norms)), norms, color=BLUE, marker="o", markersize=3)
     right.set_yscale("log")
     right.set_xlabel("tokens between a context and a loss")
+    if min(norms, default=0) > max(norms, default=0) / FEW_DECADES:
+        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.set_ylabel("norm of d loss / d context")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
         plain(axes)
     figure.headline(title)
     return figure
+
+
+def _tokens(number: int) -> str:
+    return f"{number} token{'s' * (number != 1)}"
 
 
 MANY_WORDS = 40  # more of them would not stand side by side
