@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 from conftest import Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm.analysis import series_figures
 from newllm.analysis.claims import NOT_RUN, judge
 from newllm.analysis.gathering import gather, pack
 from newllm.analysis.series import derived, other_figures, published, summarize
 from newllm.analysis.statistics import mean_interval, next_run_interval
+from newllm.reporting import page as page_module
+from newllm.reporting.document import Document
 from newllm.reporting.language import LANGUAGES
 from newllm.reporting.page import write_markdown, write_report
 
@@ -173,6 +177,39 @@ def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
     assert "not run" not in page
     for words in ("mine", "90.0 %", "no disk &#124; left", "data:image/svg+xml;base64,", "3.2500"):
         assert words in page
+
+
+@pytest.mark.parametrize("has_font", [True, False])
+def test_figures_speak_the_page_s_language_or_the_page_says_why_not(
+    has_font: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "can_show", lambda text: text.isascii() or has_font)
+    titles: list[str] = []
+    # Drawing takes longer than all else.
+    monkeypatch.setattr(Document, "figure", lambda self, name, *_: self.figures.update({name: _}))
+    overview = series_figures.overview
+    monkeypatch.setattr(
+        series_figures, "overview", lambda *words: titles.append(words[1]) or overview(*words)
+    )
+    pages = [write_markdown(gather([runs]), tmp_path / f"{lang}.md", lang) for lang in LANGUAGES]
+    english, japanese = (page.read_text("utf-8") for page in pages)
+    assert titles == ["reported best loss", "報告された最良損失" if has_font else titles[0]]
+    assert ("英語のまま" in japanese) != has_font
+    assert page_module.NO_FONT not in english
+
+
+def test_every_kind_of_line_has_a_legend(runs: Path) -> None:
+    summaries = summarize(gather([runs]))
+    words = defaultdict(lambda: "a word")
+    grid = series_figures.curve_grid(summaries, words)
+    (legend,) = grid.legends
+    known = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
+    found = {(line.get_color(), line.get_linestyle()) for axes in grid.axes for line in axes.lines}
+    assert found == known
+    spikes = series_figures.spikes(summaries, words, {"unk": "unknown", "other": "others"})
+    above = spikes.axes[0]
+    known_colours = {line.get_color() for line in above.get_legend().get_lines()}
+    assert {line.get_color() for line in above.lines} == known_colours
 
 
 def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: Path) -> None:
