@@ -46,8 +46,8 @@ reproduce: $(READY)  ## run the whole published series (about 15 minutes a seed)
 	$(BIN)/python -m newllm.train sweep=all $(ARGS)
 	$(BIN)/python -m newllm.report outputs/runs
 
-tensorboard: $(READY)  ## look at all runs in a browser
-	$(BIN)/tensorboard --logdir outputs
+tensorboard: $(READY)  ## look at runs in a browser; RUNS="FOLDER ..." chooses some
+	$(BIN)/python -m newllm.board $(RUNS)
 
 clean:  ## remove the environment and caches; never outputs/ or data/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

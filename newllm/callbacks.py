@@ -12,26 +12,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from newllm.analysis import figures
+from newllm.analysis.drawing import never_fatal
 from newllm.data.batching import Batch, EvaluationBatches
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import EOS, PAD, UNK
 from newllm.generate import sample_sentences
+from newllm.loggers import boards, log_figure, log_text
 from newllm.models.context import ContextModel, Trace
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
 from newllm.recording import History, write_table
-
-
-def _writer(trainer: Trainer) -> Any | None:
-    """TensorBoard's writer, if the run logs there."""
-    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return boards[0].experiment if boards else None
 
 
 def _history(trainer: Trainer) -> History:
@@ -234,10 +229,10 @@ class Curves(Callback):
         self.title = ""
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        figure = figures.curves(_history(trainer).epochs, self.references, self.title)
-        figure.savefig(Path(trainer.default_root_dir) / "curves.png", dpi=120)
-        if writer := _writer(trainer):
-            writer.add_figure("curves", figure, trainer.global_step)
+        with never_fatal("curves.png"):
+            figure = figures.curves(_history(trainer).epochs, self.references, self.title)
+            figure.savefig(Path(trainer.default_root_dir) / "curves.png", dpi=120)
+            log_figure(trainer.loggers, "curves", figure, trainer.global_step)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
@@ -254,8 +249,8 @@ class SampleSentences(Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        writer, model = _writer(trainer), _model(module)
-        if writer is None or not _due(trainer, self.every_n_epochs):
+        model = _model(module)
+        if not boards(trainer.loggers) or not _due(trainer, self.every_n_epochs):
             return
         if model.sees_the_future:
             return  # The future is not there yet when one writes.
@@ -263,8 +258,7 @@ class SampleSentences(Callback):
         sentences = sample_sentences(
             model, data.tokenizer, self.num_sentences, max_tokens=data.max_length
         )
-        text = "\n".join(f"- {sentence}" for sentence in sentences)
-        writer.add_text("samples", text, trainer.global_step)
+        log_text(trainer.loggers, "samples", sentences, trainer.global_step)
 
 
 class ContextInspector(Callback):
@@ -293,20 +287,24 @@ class ContextInspector(Callback):
         self._seen = batch.tokens_BT, trace
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        writer = _writer(trainer)
-        if self._seen is None or writer is None or not _due(trainer, self.every_n_epochs):
+        writers = boards(trainer.loggers)
+        if self._seen is None or not writers or not _due(trainer, self.every_n_epochs):
             return
         tokens_BT, trace = self._seen
-        for name, gate_BTC in trace.gates.items():
-            writer.add_histogram(f"gates/{name}", gate_BTC[tokens_BT != PAD], trainer.global_step)
-        self._draw(trainer, writer, tokens_BT, trace)
+        with never_fatal("the picture of the context"):
+            for name, gate_BTC in trace.gates.items():
+                for writer in writers:
+                    gates = gate_BTC[tokens_BT != PAD]
+                    writer.add_histogram(f"view/gates_{name}", gates, trainer.global_step)
+            self._draw(trainer, tokens_BT, trace)
 
     @staticmethod
-    def _draw(trainer: Trainer, writer: Any, tokens_BT: Tensor, trace: Trace) -> None:
+    def _draw(trainer: Trainer, tokens_BT: Tensor, trace: Trace) -> None:
         length_B = (tokens_BT != PAD).sum(1)
         row, length = int(length_B.argmax()), int(length_B.max())
         tokenizer = _data(trainer).tokenizer
         words = ["<BOS>", *(tokenizer.decode([i]) for i in tokens_BT[row, 1:length].tolist())]
         contexts_TC = trace.contexts_BTC[row, :length].float().numpy(force=True)
-        figure = figures.context_over_time(contexts_TC, words)
-        writer.add_figure("context/over_time", figure, trainer.global_step)
+        title = f"context over a validation sentence, epoch {trainer.current_epoch + 1}"
+        figure = figures.context_over_time(contexts_TC, words, title)
+        log_figure(trainer.loggers, "context_over_time", figure, trainer.global_step)

@@ -131,7 +131,8 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
     if "ablations" in found:
-        figure = figures.ablations(found["ablations"], found["dynamics"], run.result["name"])
+        title = figures.run_title(*(run.result[key] for key in ("name", "corpus", "seed")))
+        figure = figures.ablations(found["ablations"], found["dynamics"], title)
         figure.savefig(folder / "ablations.png", dpi=120)
     print(f"all of it lies in {folder}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,12 +16,14 @@ from hydra.utils import to_absolute_path
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from newllm.analysis.figures import run_title
 from newllm.analysis.references import ReferenceModels, References
 from newllm.callbacks import Curves
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.module import CorpusDataModule
 from newllm.gates import Gates, check
+from newllm.loggers import build_loggers
 from newllm.models.budget import Budget
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
@@ -58,17 +60,20 @@ class Experiment:
         """What decides the run, flat, for TensorBoard's HParams tab."""
         resolved = OmegaConf.to_container(self.config, resolve=True)
         assert isinstance(resolved, dict)
-        flat = {
-            f"{part}/{key}": value
-            for part in ("model", "data", "optimizer", "recipe")
-            for key, value in resolved[part].items()
-            if isinstance(value, int | float | str)
-            and not key.startswith("_")
-            and key not in ("directory", "order_seed")
-        }
+        # What a recipe says stands where it is read, such as in optimizer/lr.
+        resolved["recipe"] = {"name": self.config.recipe.name}
+        parts = ("model", "data", "recipe", "optimizer", "schedule", "trainer", "countermeasures")
+        flat = dict(_flat({part: resolved[part] for part in parts}))
+        for name in ("data/directory", "data/order_seed"):
+            flat.pop(name, None)
         countermeasures = ",".join(self.config.countermeasures) or "none"
-        own = {"name": self.name, "seed": self.config.seed, "countermeasures": countermeasures}
+        own = {"name": self.name, "seed": self.config.seed, "countermeasure": countermeasures}
         return own | flat
+
+    @property
+    def title(self) -> str:
+        """What pictures of the run say above them."""
+        return _title(self.config, self.name)
 
     def estimated_seconds(self, num_samples: int = 3) -> float:
         """Time of the planned steps, from a few steps of a copy on the first training batches."""
@@ -83,6 +88,23 @@ class Experiment:
             optimizer.zero_grad()
             times.append(time.perf_counter() - started)
         return statistics.median(times[1:] or times) * self.gates.num_steps
+
+
+def _title(config: DictConfig, name: str) -> str:
+    file = config.data.corpus == "text" and Path(config.data.path).name
+    return run_title(name, file or config.data.corpus, config.seed)
+
+
+def _flat(content: Any, name: str = "") -> Iterator[tuple[str, int | float | str]]:
+    """Plain values by their place, such as `optimizer/lr`; an object is told by its class."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "_target_":
+                yield f"{name}/class", str(value).rpartition(".")[2]
+            elif not key.startswith("_"):
+                yield from _flat(value, f"{name}/{key}".lstrip("/"))
+    elif isinstance(content, int | float | str):
+        yield name, content
 
 
 def build_experiment(config: DictConfig, folder: Path) -> Experiment:
@@ -108,7 +130,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     callbacks = faults.collect(lambda: _build_all(config, config.callbacks))
     history = History(folder)
     recorders = [history, Checkpoints(folder / "checkpoints", config.keep_last), StopOnDivergence()]
-    loggers = faults.collect(lambda: _build_all(config, config.logger, save_dir=str(folder)))
+    loggers = faults.collect(lambda: build_loggers(config, folder))
     trainer = faults.collect(
         lambda: build_trainer(config, folder, [*recorders, *(callbacks or [])], loggers or [])
     )
@@ -123,7 +145,8 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     name = str(config.name or model.description)
     for callback in callbacks:
         if isinstance(callback, Curves):
-            callback.references, callback.title = on_validation.means, name
+            callback.references = on_validation.means
+            callback.title = _title(config, name)
     gates = check(model, data, num_steps)
     return Experiment(config, name, data, module, trainer, history, on_validation, gates)
 

@@ -26,7 +26,7 @@ class Job:
     @classmethod
     def plan(cls, config: DictConfig, overrides: tuple[str, ...], top: Path) -> Job:
         """The job of some overrides, in its folder below `top`."""
-        return cls(config, overrides, top / run_folder(overrides, config.seed))
+        return cls(config, overrides, top / run_folder(overrides, config.seed, top))
 
     @property
     def label(self) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from newllm import loggers
 from newllm.analysis import figures
+from newllm.analysis.drawing import never_fatal
 from newllm.analysis.predictions import divergences, target_losses
 from newllm.analysis.references import gap_closed, mean_by_position
 from newllm.analysis.spikes import spikes_of_run
@@ -18,29 +20,6 @@ from newllm.config.naming import chosen_experiment
 from newllm.experiment import Experiment
 from newllm.identity import config_hash, git_revision, variant_hash
 from newllm.runs import RunDirectory
-
-# Those that a loss comes near to.
-SHOWN_REFERENCES = ("bigram", "trigram", "grammar_known", "oracle")
-# TensorBoard's tab "Custom Scalars": what belongs together in one chart.
-LAYOUT = {
-    "loss": {
-        f"train and validation {when}": ["Multiline", [f"^train/{tag}$", f"^val/{tag}$"]]
-        for when, tag in (
-            ("at the end of each epoch", "loss"),
-            ("by step", "loss_by_step"),
-            ("by tokens seen", "loss_by_tokens"),
-        )
-    },
-    "references": {
-        "validation beside them": [
-            "Multiline",
-            ["^val/loss$", *(f"^references/{name}$" for name in SHOWN_REFERENCES)],
-        ]
-    },
-    "over seeds": {
-        "validation loss": ["Margin", [f"val/loss/{tag}" for tag in ("mean", "low", "high")]]
-    },
-}
 
 
 def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[str]) -> None:
@@ -76,11 +55,9 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         config_hash=config_hash(config),
         variant_hash=variant_hash(config),
     )
-    for logger in experiment.trainer.loggers:
-        logger.log_hyperparams(experiment.hyperparameters, {"hp/best_val_loss": float("nan")})
-        _log_references(logger, experiment)
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(LAYOUT)
+    loggers.log_start(
+        experiment.trainer.loggers, experiment.hyperparameters, experiment.references.means
+    )
 
 
 def measured(experiment: Experiment) -> dict[str, Any]:
@@ -117,16 +94,18 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
 
 def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
     """`positions.png`, also in TensorBoard: loss and KL at each position, beside the references."""
-    figure = figures.positions(
-        result["val_loss_by_position"],
-        result["val_kl_by_position"],
-        experiment.references.by_position,
-        experiment.name,
-    )
-    figure.savefig(folder / "positions.png", dpi=120)
-    for logger in experiment.trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure("positions", figure, experiment.trainer.global_step)
+    references, trainer = experiment.references, experiment.trainer
+    with never_fatal("positions.png"):
+        figure = figures.positions(
+            result["val_loss_by_position"],
+            result["val_kl_by_position"],
+            references.by_position,
+            experiment.title,
+            numbers=np.bincount(references.positions)[1:].tolist(),
+            unit="words" if experiment.config.data.tokenizer == "words" else "tokens",
+        )
+        figure.savefig(folder / "positions.png", dpi=120)
+        loggers.log_figure(trainer.loggers, "positions", figure, trainer.global_step)
 
 
 def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,28 +117,19 @@ def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def log_best(experiment: Experiment) -> None:
-    """Fill in the figure that TensorBoard's HParams tab compares runs by."""
-    best_loss = experiment.history.best("val/loss")["val/loss"]
-    spikes = "\n".join(
-        f"- {series}: from {spike['onset']:g}, peak {spike['height']:.3f} at {spike['peak']:g}, "
+    """Tell the loggers how the run ended: the figures that runs are compared by, its spikes."""
+    found, trainer, references = measured(experiment), experiment.trainer, experiment.references
+    spikes = [
+        f"{series}: from {spike['onset']:g}, peak {spike['height']:.3f} at {spike['peak']:g}, "
         f"{spike['ratio']:.2f} times the level before"
-        for series, found in measured(experiment)["spikes"].items()
-        for spike in found
-    )
-    for logger in experiment.trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("spikes", spikes or "none", experiment.trainer.global_step)
-            logger.experiment.add_text("references", _as_list(experiment.references.means))
-        _log_references(logger, experiment)
-        logger.log_metrics({"hp/best_val_loss": best_loss}, step=experiment.trainer.global_step)
-        logger.finalize("success")
-
-
-def _log_references(logger: Logger, experiment: Experiment) -> None:
-    """As scalars at the start and at the end, which makes them level lines beside the curves."""
-    losses = {f"references/{name}": loss for name, loss in experiment.references.means.items()}
-    logger.log_metrics(losses, step=experiment.trainer.global_step)
-
-
-def _as_list(losses: Mapping[str, float]) -> str:
-    return "\n".join(f"- {name}: {loss:.4f} nats per token" for name, loss in losses.items())
+        for series, some in found["spikes"].items()
+        for spike in some
+    ]
+    losses = [f"{name}: {loss:.4f} nats per token" for name, loss in references.means.items()]
+    step = trainer.global_step
+    loggers.log_text(trainer.loggers, "spikes", spikes or ["none"], step)
+    loggers.log_text(trainer.loggers, "references", losses, step)
+    loggers.log_references(trainer.loggers, references.means, step)
+    best = {name: found[f"best_{name}"] for name in ("val_loss", "epoch")}
+    best |= {name: found[name] for name in ("test_loss", "gap_closed", "val_accuracy")}
+    loggers.log_end(trainer.loggers, best, step)

@@ -178,8 +178,8 @@ class Recorder(LightningModule):
         self.seen.append((self.current_epoch, batch.sentence_B.tolist()))
         return self.weight.sum()
 
-    def on_train_batch_end(self, *_: object) -> None:
-        self.maybe_stop("on_train_batch_end")
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.maybe_stop("on_train_batch_start")
 
     def on_validation_end(self) -> None:
         self.maybe_stop("on_validation_end")
@@ -227,7 +227,7 @@ def test_a_trainer_walks_through_the_epochs() -> None:
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
-        *(("on_train_batch_end", step) for step in (1, 2, 4, 5, 8)),
+        *(("on_train_batch_start", step) for step in (1, 2, 4, 5, 8)),
         *(("on_validation_end", step) for step in (4, 8)),
         *(("on_train_epoch_end", step) for step in (4, 8)),
     ],

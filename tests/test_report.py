@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from conftest import Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm import report
+from newllm.analysis import series_figures
 from newllm.analysis.bands import write_bands
 from newllm.analysis.claims import NOT_RUN, judge
 from newllm.analysis.contest import contests
@@ -20,6 +22,8 @@ from newllm.analysis.series import derived, other_figures, published, summarize
 from newllm.analysis.statistics import mean_interval, next_run_interval
 from newllm.analysis.variant_figures import MOST_CURVES, curves, styles
 from newllm.arguments import ends_with_its_reader
+from newllm.reporting import page as page_module
+from newllm.reporting.document import Document
 from newllm.reporting.language import LANGUAGES
 from newllm.reporting.numbers import as_known
 from newllm.reporting.page import write_markdown, write_report
@@ -296,6 +300,39 @@ def test_no_two_curves_look_alike_and_labels_keep_apart(tmp_path: Path) -> None:
     places = sorted(text.xyann[1] for text in axes.texts if text.get_text() in drawn)
     low, high = axes.get_ylim()
     assert all(b - a > 0.05 * (high - low) for a, b in pairwise(places))
+
+
+@pytest.mark.parametrize("has_font", [True, False])
+def test_figures_speak_the_page_s_language_or_the_page_says_why_not(
+    has_font: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "can_show", lambda text: text.isascii() or has_font)
+    titles: list[str] = []
+    # Drawing takes longer than all else.
+    monkeypatch.setattr(Document, "figure", lambda self, name, *_: self.figures.update({name: _}))
+    overview = series_figures.overview
+    monkeypatch.setattr(
+        series_figures, "overview", lambda *words: titles.append(words[1]) or overview(*words)
+    )
+    pages = [write_markdown(gather([runs]), tmp_path / f"{lang}.md", lang) for lang in LANGUAGES]
+    english, japanese = (page.read_text("utf-8") for page in pages)
+    assert titles == ["reported best loss", "報告された最良損失" if has_font else titles[0]]
+    assert ("英語のまま" in japanese) != has_font
+    assert page_module.NO_FONT not in english
+
+
+def test_every_kind_of_line_has_a_legend(runs: Path) -> None:
+    summaries = summarize(gather([runs]))
+    words = defaultdict(lambda: "a word")
+    grid = series_figures.curve_grid(summaries, words)
+    (legend,) = grid.legends
+    known = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
+    found = {(line.get_color(), line.get_linestyle()) for axes in grid.axes for line in axes.lines}
+    assert found == known
+    spikes = series_figures.spikes(summaries, words, {"unk": "unknown", "other": "others"})
+    above = spikes.axes[0]
+    known_colours = {line.get_color() for line in above.get_legend().get_lines()}
+    assert {line.get_color() for line in above.lines} == known_colours
 
 
 def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: Path) -> None:

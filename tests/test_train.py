@@ -86,11 +86,11 @@ def test_tensorboard_has_curves_samples_pictures_and_hyperparameters(
     command("newllm.train", "trainer.max_epochs=1", "hydra.run.dir=run", *TINY_CONTEXT)
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     tags = events.Tags()
-    assert {"train/loss", "train/loss_by_step", "val/loss", "test/loss", "hp/best_val_loss"} <= set(
+    assert {"train/loss", "train/loss_by_step", "val/loss", "test/loss", "best/val_loss"} <= set(
         tags["scalars"]
     )
-    assert {"context/over_time", "curves"} <= set(tags["images"])
-    assert {"gates/forget", "gates/input"} <= set(tags["histograms"])
+    assert {"view/context_over_time", "view/curves"} <= set(tags["images"])
+    assert {"view/gates_forget", "view/gates_input"} <= set(tags["histograms"])
     assert "samples/text_summary" in tags["tensors"]
     references = read_result(tmp_path / "run")["references"]
     for name, loss in references.items():  # a level line, from the start to the end
@@ -98,7 +98,7 @@ def test_tensorboard_has_curves_samples_pictures_and_hyperparameters(
         assert [line.step for line in lines] == [0, 25]
         assert [line.value for line in lines] == pytest.approx([loss] * 2, rel=1e-6)
     assert events.PluginTagToContent("hparams")
-    assert events.Scalars("hp/best_val_loss")[-1].value == pytest.approx(
+    assert events.Scalars("best/val_loss")[-1].value == pytest.approx(
         read_result(tmp_path / "run")["best_val_loss"], rel=1e-6
     )
 

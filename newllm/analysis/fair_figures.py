@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from newllm.analysis.drawing import Figure
 from newllm.analysis.fair import MODELS, SIZES, Contestant
 from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, plain
 
@@ -27,7 +27,8 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
 
     Args:
         found: all contestants.
-        words: for titles and axes: the sizes, `trials`, `best`, `bytes`, `gap`, and the models.
+        words: for titles and axes: the sizes, `trials`, `best`, `bytes`, `gap`,
+            `interval`, and the models.
     """
     sizes = [size for size in SIZES if any(one.size == size for one in found)]
     figure = Figure(figsize=(3.6 * (len(sizes) + 1), 3.5), layout="constrained")
@@ -47,7 +48,8 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
             last.plot([], [], color=COLOURS[model], label=words[model])
     for size in sizes:
         last.plot([], [], MARKERS[size], color="black", markersize=5, label=words[size])
-    figure.legend(*last.get_legend_handles_labels(), loc="outside lower center", ncols=9,
+    last.plot([], [], "|", color="black", markersize=9, label=words["interval"])
+    figure.legend(*last.get_legend_handles_labels(), loc="outside lower center", ncols=5,
                   frameon=False, fontsize=8)  # fmt: skip
     return figure
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from newllm.analysis.drawing import Figure
 from newllm.analysis.figures import plain
 from newllm.analysis.scaling import Fit, Point
 
@@ -22,7 +23,8 @@ def scaling(measured: Sequence[Point], found: Fit | None, words: Mapping[str, st
     Args:
         measured: all points; those beyond the grid are drawn as rings.
         found: the law, drawn as lines, if there is one.
-        words: for axes: `gap`, `sentences`, `parameters`, `context`.
+        words: for axes and legend: `gap`, `sentences`, `parameters`, `context`, `measured`, `law`
+            and `largest`.
     """
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
@@ -34,6 +36,14 @@ def scaling(measured: Sequence[Point], found: Fit | None, words: Mapping[str, st
         _panel(axes, measured, found, across, colour, words)
         axes.set_xlabel(words[across])
     panels[0].set_ylabel(words["gap"])
+    marks = {"measured": Line2D([], [], color="black", linestyle="", marker="o", markersize=4)}
+    if found:
+        marks["law"] = Line2D([], [], color="black", linewidth=1)
+    if any(point.is_largest for point in measured):
+        marks["largest"] = Line2D([], [], color="black", linestyle="", marker="o", mfc="none")
+    labels = [words[name] for name in marks]
+    figure.legend(list(marks.values()), labels, loc="outside lower center", ncols=len(marks),
+                  frameon=False, fontsize=8)  # fmt: skip
     return figure
 
 
@@ -63,7 +73,7 @@ def _panel(
                 markersize=4 + 3 * is_largest,
                 mfc="none" if is_largest else tint,
             )
-        axes.plot([], [], "o-", color=tint, markersize=4, label=f"{level:,}")
+        axes.plot([], [], "o-" if found else "o", color=tint, markersize=4, label=f"{level:,}")
         if found:
             line.sort(key=lambda point: int(getattr(point, across)))
             sizes = [getattr(point, across) for point in line]
@@ -76,7 +86,8 @@ def _panel(
     axes.yaxis.set_major_formatter("{x:g}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
-    axes.legend(title=words[colour], frameon=False, fontsize=7, title_fontsize=7)
+    axes.legend(title=words[colour], loc="upper right", ncols=2, frameon=False,
+                fontsize=7, title_fontsize=7)  # fmt: skip
     plain(axes)
 
 

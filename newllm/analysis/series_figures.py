@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from newllm.analysis.drawing import Figure
 from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE, plain
 from newllm.analysis.gathering import Run
 from newllm.analysis.series import Summary, published
@@ -17,13 +17,16 @@ CORPORA = ("tiny30", "augmented124", "quality500")
 KIND_COLOURS = {"unk": ORANGE, "eos": GREEN, "other": BLUE}
 
 
-def overview(summaries: Sequence[Summary], reported: str, ours: str, label: str) -> Figure:
+def overview(
+    summaries: Sequence[Summary], reported: str, each: str, mean: str, label: str
+) -> Figure:
     """Reported and reproduced best losses in the series' order, a panel for each corpus.
 
     Args:
         summaries: all experiments.
         reported: what a reported loss is called.
-        ours: what a reproduced one is called.
+        each: what the reproduced one of a seed is called.
+        mean: what the mean over seeds is called.
         label: of the horizontal axis.
     """
     groups = {
@@ -50,7 +53,8 @@ def overview(summaries: Sequence[Summary], reported: str, ours: str, label: str)
         plain(axes)
     first = panels[0]
     first.plot([], [], "D", mfc="none", mec=ORANGE, ms=6, label=reported)
-    first.plot([], [], "o", color=BLUE, ms=4, label=ours)
+    first.plot([], [], "|", color=BLUE, ms=7, label=each)
+    first.plot([], [], "o", color=BLUE, ms=4, label=mean)
     first.legend(frameon=False, fontsize=8)
     panels[-1].set_xlabel(label, fontsize=9)
     return figure
@@ -62,10 +66,14 @@ def _corpus(summary: Summary) -> str:
     return "quality500" if "final" in summary.name else "tiny30"
 
 
-def curve_grid(
-    summaries: Sequence[Summary], train: str, validation: str, epoch: str, loss_label: str
-) -> Figure:
-    """All loss curves by epoch on common axes; unigram, bigram and oracle of the same split."""
+def curve_grid(summaries: Sequence[Summary], words: Mapping[str, str]) -> Figure:
+    """All loss curves by epoch on common axes, beside the references of the same split.
+
+    Args:
+        summaries: all experiments.
+        words: for axes and legend: `epoch`, `loss`, `train`, `validation`, `reported`, `counts`
+            and `oracle`.
+    """
     columns = 5
     rows = math.ceil(len(summaries) / columns)
     figure = Figure(figsize=(13, 2.1 * rows), layout="constrained")
@@ -78,35 +86,36 @@ def curve_grid(
                 axes.plot(epochs, losses, color=colour, linewidth=0.7, alpha=0.8)
         if summary.reported is not None:
             axes.axhline(summary.reported, color=ORANGE, linewidth=0.8)
-        for name, loss in (summary.done[0].result["references"] if summary.done else {}).items():
-            style = "-" if name == "oracle" else ":"
-            axes.axhline(loss, color=GREEN, linewidth=0.6, linestyle=style)
+        references = summary.done[0].result["references"] if summary.done else {}
+        for name, style in (("unigram", ":"), ("bigram", ":"), ("oracle", "-")):
+            if name in references:
+                axes.axhline(references[name], color=GREEN, linewidth=0.6, linestyle=style)
         axes.set_title(summary.name.replace("phase", "p"), fontsize=7)
         axes.tick_params(labelsize=7)
         plain(axes)
     for axes in panels[len(summaries) :]:
         axes.set_visible(False)
-    figure.supxlabel(epoch, fontsize=9)
-    figure.supylabel(loss_label, fontsize=9)
+    for axes in panels[max(0, len(summaries) - columns) : len(summaries)]:
+        axes.tick_params(labelbottom=True)  # the lowest of each column
+    figure.supxlabel(words["epoch"], fontsize=9)
+    figure.supylabel(words["loss"], fontsize=9)
     panels[0].set_ylim(1.3, 9)
     panels[0].set_xscale("log")
     panels[0].set_xlim(1, 150)
-    for colour, label in ((GREY, train), (BLUE, validation)):
-        panels[0].plot([], [], color=colour, label=label)
-    panels[0].legend(frameon=False, fontsize=7)
+    lines = {"train": (GREY, "-"), "validation": (BLUE, "-"), "reported": (ORANGE, "-"),
+             "counts": (GREEN, ":"), "oracle": (GREEN, "-")}  # fmt: skip
+    for name, (colour, style) in lines.items():
+        panels[0].plot([], [], style, color=colour, label=words[name])
+    figure.legend(loc="outside upper center", ncols=len(lines), frameon=False, fontsize=9)
     return figure
 
 
-def spikes(
-    summaries: Sequence[Summary], label: str, epoch: str, step: str, kinds: dict[str, str]
-) -> Figure:
+def spikes(summaries: Sequence[Summary], words: Mapping[str, str], kinds: dict[str, str]) -> Figure:
     """The published spikes by epoch beside ours, above; by step and kind of target, below.
 
     Args:
         summaries: all experiments.
-        label: of the vertical axes.
-        epoch: of the horizontal axes above.
-        step: of those below.
+        words: for axes and legend: `epoch`, `step`, `loss`, `published` and `each`.
         kinds: what the kinds of targets are called.
     """
     by_name = {summary.name: summary for summary in summaries}
@@ -122,15 +131,19 @@ def spikes(
             losses = [row.get("val/loss_batch_mean", math.nan) for row in run.epochs]
             above.plot([row["epoch"] for row in run.epochs], losses, color=BLUE, linewidth=0.8)
         above.set_title(curve["name"], fontsize=9)
-        above.set_ylabel(label)
-        above.set_xlabel(epoch)
+        above.set_ylabel(words["loss"])
+        above.set_xlabel(words["epoch"])
         plain(above)
         if summary.done:
             _contributions(below, summary.done, kinds)
-        below.set_ylabel(label)
-        below.set_xlabel(step)
+        below.set_ylabel(words["loss"])
+        below.set_xlabel(words["step"])
         below.set_title(curve["name"], fontsize=9)
         plain(below)
+    first = panels[0, 0]
+    first.plot([], [], "D-", color=ORANGE, mfc="none", ms=5, label=words["published"])
+    first.plot([], [], color=BLUE, linewidth=0.8, label=words["each"])
+    first.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -146,4 +159,4 @@ def _contributions(axes: Axes, runs: Sequence[Run], kinds: dict[str, str]) -> No
     ]
     colours = [KIND_COLOURS[kind] for kind in kinds]
     axes.stackplot(steps, heights, labels=list(kinds.values()), colors=colours, alpha=0.8)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(framealpha=0.9, fontsize=8)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from newllm.analysis.contest import Contest, Standing
+from newllm.analysis.drawing import Figure
 from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, plain
 from newllm.analysis.statistics import mean_interval, plan
 from newllm.analysis.variants import Variant

@@ -111,7 +111,7 @@ def _option_faults(item: Override) -> Iterator[str]:
         yield f"{item.input_line}: matches no option; there are {', '.join(options)}"
     for choice in _values(item):
         names = [_shown(name) for name in (choice if isinstance(choice, list) else [choice])]
-        if isinstance(choice, list) and group != "countermeasure":
+        if isinstance(choice, list) and group not in ("countermeasure", "logger"):
             yield f"{group}={_shown(choice)}: takes one option, not a list"
         elif "none" in names and len(names) > 1:
             yield f"{group}={_shown(choice)}: none stands alone; drop it or the others"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
-LONGEST = 100  # characters of a name
+LONGEST = 200  # characters of a name
+FORMER_LONGEST = 100  # where names were cut in older sweeps, whose folders keep them
 # They change nothing that a run learns, or have a place of their own in the path.
 LEFT_OUT = (
     *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
@@ -16,7 +18,7 @@ LEFT_OUT = (
 )
 
 
-def run_name(overrides: Sequence[str]) -> str:
+def run_name(overrides: Sequence[str], longest: int = LONGEST) -> str:
     """The experiment and all other choices, sorted; a long list is cut and gets a digest."""
     chosen = dict(_split(line) for line in overrides)
     parts = [
@@ -27,9 +29,18 @@ def run_name(overrides: Sequence[str]) -> str:
     first = [chosen.get("name", "null"), chosen.get("experiment", "none")]
     words = [word for word in first if word not in ("null", "none")] + parts
     name = ",".join(words).replace("/", ".") or "default"
-    if len(name) <= LONGEST:
+    if len(name) <= longest:
         return name
-    return f"{name[: LONGEST - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return f"{name[: longest - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def choices(overrides: Sequence[str]) -> dict[str, str]:
+    """What was chosen and changes what a run learns, but for its seed; none is no choice."""
+    chosen = dict(_split(line) for line in overrides)
+    name = chosen.pop("name", "null")
+    kept = {key: value for key, value in chosen.items() if not _is_left_out(key)}
+    kept = {key: value for key, value in kept.items() if (key, value) != ("experiment", "none")}
+    return kept if name == "null" else {"name": name, **kept}
 
 
 def chosen_experiment(overrides: Sequence[str]) -> str | None:
@@ -52,11 +63,13 @@ def _is_left_out(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in LEFT_OUT)
 
 
-def run_folder(overrides: Sequence[str], seed: int) -> str:
-    """The path of a run below the folder of all sweeps."""
-    return f"{run_name(overrides)}/seed={seed}"
+def run_folder(overrides: Sequence[str], seed: int, top: str | Path = ".") -> str:
+    """The path of a run below the folder of all sweeps, `top`."""
+    former = run_name(overrides, FORMER_LONGEST)
+    name = former if (Path(top) / former).is_dir() else run_name(overrides)
+    return f"{name}/seed={seed}"
 
 
 def register_resolvers() -> None:
-    """Let the configuration say `${run_folder:overrides,seed}`."""
+    """Let the configuration say `${run_folder:overrides,seed,top}`."""
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)

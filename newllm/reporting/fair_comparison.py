@@ -50,6 +50,7 @@ def fair_comparison(
         "best": label("validation loss above the grammar's (nats)"),
         "bytes": label("state (bytes)"),
         "gap": label("test loss above the grammar's (nats)"),
+        "interval": label("95 % interval of the mean"),
         **{key: label(text) for key, text in (SIZES | MODELS).items()},
     }
     document.figure("fair", fair(found, words), _(CAPTION))

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
 from newllm.analysis import series_figures
 from newllm.analysis.claims import is_evidence, judge
 from newllm.analysis.contest import contests
+from newllm.analysis.drawing import can_show
 from newllm.analysis.fair import purpose
 from newllm.analysis.gathering import Run
 from newllm.analysis.ladder import is_rung
@@ -20,7 +19,7 @@ from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.fair_comparison import fair_comparison
 from newllm.reporting.ladder_effects import ladder_effects
-from newllm.reporting.language import Translate, japanese_fonts, translator
+from newllm.reporting.language import Translate, translator
 from newllm.reporting.own_runs import own_runs
 from newllm.reporting.run_tables import runs_table
 from newllm.reporting.scaling_law import scaling_law
@@ -38,6 +37,8 @@ from newllm.reporting.tables import (
 
 TITLE = "The series, reproduced"
 OWN_TITLE = "Runs side by side"
+
+NO_FONT = "Figures are in English: no font of this machine has the letters of this page."
 
 DEFINITION_OF_CURVES = (
     "Validation losses are means over batches of 16 sentences, as the series counted them; "
@@ -86,23 +87,26 @@ def is_of_series(runs: Sequence[Run]) -> bool:
 
 def _compose(runs: Sequence[Run], folder: Path, lang: str, baseline: str | None) -> Document:
     """The whole page; where no font has the letters, figures keep their English words."""
-    fonts = japanese_fonts() if lang == "ja" else []
-    label = translator(lang if lang == "en" or fonts else "en")
-    with matplotlib.rc_context({"font.family": [*fonts, "DejaVu Sans"]}):
-        document = Document(folder)
-        if is_of_series(runs) and baseline is None:
-            return _series(document, runs, translator(lang), label)
-        return _own_runs(document, runs, baseline, translator(lang), label)
+    document, _ = Document(folder), translator(lang)
+    label = _ if can_show(_(NO_FONT)) else translator("en")
+    if is_of_series(runs) and baseline is None:
+        _series(document, runs, _, label)
+    else:
+        _own_runs(document, runs, baseline, _, label)
+    if document.figures and label is not _:
+        document.text(_(NO_FONT))
+    return document
 
 
-def _series(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> Document:
+def _series(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
     """The page of the published series."""
     summaries = summarize(runs)
     document.text(f"# {_(TITLE)}", *_verdict(summaries, _))
     overview = series_figures.overview(
         summaries,
         label("reported best loss"),
-        label("reproduced, each seed and mean"),
+        label("reproduced, each seed"),
+        label("reproduced, mean"),
         label("best validation loss (nats per token)"),
     )
     caption = _(
@@ -123,20 +127,21 @@ def _series(document: Document, runs: Sequence[Run], _: Translate, label: Transl
     spike_study(document, summaries, _, label)
     document.fold(_("Curves of all runs"))
     document.text(_(DEFINITION_OF_CURVES))
-    grid = series_figures.curve_grid(
-        summaries,
-        label("train"),
-        label("validation"),
-        label("epoch"),
-        label("validation loss (nats per token)"),
-    )
-    document.figure("curves", grid, _("Curves of all runs"))
+    words = {
+        "epoch": label("epoch"),
+        "loss": label("validation loss (nats per token)"),
+        "train": label("train"),
+        "validation": label("validation"),
+        "reported": label("reported best loss"),
+        "counts": label("unigram and bigram counts"),
+        "oracle": label("oracle"),
+    }
+    document.figure("curves", series_figures.curve_grid(summaries, words), _("Curves of all runs"))
     document.unfold()
     shown = {id(run) for summary in summaries for run in summary.done}
     shown |= {id(run) for run in runs if is_evidence(run, judgements)}
     _other_runs(document, [run for run in runs if id(run) not in shown], _)
     _origin(document, runs, "`python -m newllm.train sweep=all`, `python -m newllm.report`", _)
-    return document
 
 
 def _own_runs(
@@ -145,7 +150,7 @@ def _own_runs(
     baseline: str | None,
     _: Translate,
     label: Translate,
-) -> Document:
+) -> None:
     """A page of runs that are none of the series, or that are to be compared with a baseline."""
     document.text(f"# {_(OWN_TITLE)}")
     own = [run for run in runs if baseline is not None or not is_of_study(run)]
@@ -153,7 +158,6 @@ def _own_runs(
         own_runs(document, contests(own, baseline), own, _, label)
     _studies(document, runs, _, label)
     _origin(document, runs, "`python -m newllm.report`", _)
-    return document
 
 
 def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:

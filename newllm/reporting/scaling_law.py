@@ -65,6 +65,9 @@ def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Tr
         "sentences": label("training sentences"),
         "parameters": label("parameters"),
         "context": label("context size"),
+        "measured": label("measured"),
+        "law": label("the law"),
+        "largest": label("measured, beyond the grid"),
     }
     if measured:
         document.figure("scaling", scaling(measured, found, words), _(CAPTION))

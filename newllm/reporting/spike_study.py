@@ -94,9 +94,14 @@ def _published_beside_ours(
         "eos": label("<EOS> targets"),
         "other": label("other targets"),
     }
-    loss = label("validation loss (nats per token)")
-    summaries = list(by_name.values())
-    figure = series_figures.spikes(summaries, loss, label("epoch"), label("step"), kinds)
+    words = {
+        "epoch": label("epoch"),
+        "step": label("step"),
+        "loss": label("validation loss (nats per token)"),
+        "published": label("published"),
+        "each": label("reproduced, each seed"),
+    }
+    figure = series_figures.spikes(list(by_name.values()), words, kinds)
     document.figure("spikes", figure, _("The published spikes beside ours"))
 
 
