@@ -246,6 +246,8 @@ def _read_lines(path: Path) -> list[str]:
         raise ValueError(f"data.path={path} does not exist")
     if path.is_dir():
         raise ValueError(f"data.path={path} is a directory: name a text file")
+    if not path.is_file():  # a device or a pipe may never end
+        raise ValueError(f"data.path={path} is not a regular file: name a text file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

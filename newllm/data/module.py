@@ -27,7 +27,8 @@ class CorpusDataModule(LightningDataModule):
         batch_size: sentences in a training batch.
         batching: ``shuffled`` or ``bucketed`` (sentences of like length together).
         seed: redraws and splits the corpus anew; None gives the published corpus.
-        directory: where the corpus's files are written for reading; ``text`` writes none.
+        directory: where the corpus's files are written for reading; ``text`` writes none, nor does
+            None.
         tokenizer: ``words`` or ``bpe``.
         vocabulary_size: the largest vocabulary, the four specials counted; None keeps all words.
         max_length: positions, that is ``<BOS>`` and the tokens after it but not ``<EOS>``, that
@@ -51,7 +52,7 @@ class CorpusDataModule(LightningDataModule):
         batch_size: int = 16,
         batching: str = "shuffled",
         seed: int | None = None,
-        directory: str = "data",
+        directory: str | None = "data",
         tokenizer: str = "words",
         vocabulary_size: int | None = None,
         max_length: int = 32,
@@ -85,7 +86,7 @@ class CorpusDataModule(LightningDataModule):
             "validation_fraction": validation_fraction,
             "test_fraction": test_fraction,
         }
-        self._directory = Path(directory)
+        self._directory = None if directory is None else Path(directory)
         self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
         self._lowercase, self._too_long = lowercase, too_long
         self._train_sentences = train_sentences
@@ -126,7 +127,8 @@ class CorpusDataModule(LightningDataModule):
                 Path(self._path), seed=self._seed, lowercase=self._lowercase, **self._fractions
             )
         corpus = build_corpus(self._name, self._seed)
-        corpus.write(self._directory)
+        if self._directory is not None:
+            corpus.write(self._directory)
         return corpus
 
     def _shortened(self, corpus: Corpus) -> Corpus:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from newllm.reading import parse_json, read_text
 
 PAD, UNK, BOS, EOS = range(4)
 NUM_SPECIALS = 4
@@ -16,6 +18,18 @@ _SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
 _NUM_BYTES = 256
 
 KINDS = ("words", "bpe")
+
+# The parts of a saved tokenizer, each of one of these types.
+SAVED: dict[str, tuple[str | None, ...]] = {
+    "model": ("WordLevel", "BPE"),
+    "normalizer": (None, "Lowercase"),
+    "pre_tokenizer": ("WhitespaceSplit", "ByteLevel"),
+    "decoder": (None, "ByteLevel"),
+    "post_processor": (None,),
+    "truncation": (None,),
+    "padding": (None,),
+}
+LARGEST_FILE = 1 << 28  # bytes
 
 
 class Tokenizer:
@@ -87,8 +101,41 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote."""
-        return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        text = read_text(path, LARGEST_FILE)
+        _check_saved(parse_json(text))
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except BaseException as error:  # a panic of the library, in Rust, is no Exception
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise ValueError(f"it is no tokenizer; {error}") from error
+
+
+def _check_saved(content: Any) -> None:
+    """That a file holds what `train` makes; others of the library's parts take any time or memory.
+
+    So do numbers of tokens without tokens between them: a model would have to be as large.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no tokenizer")
+    for name, kinds in SAVED.items():
+        part = content.get(name)
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind not in kinds:
+            raise ValueError(f"its {name} is none of newllm's")
+    added = content.get("added_tokens")
+    if not isinstance(added, list) or [
+        (token.get("id"), token.get("content")) for token in added if isinstance(token, dict)
+    ] != list(enumerate(_SPECIALS)):
+        raise ValueError("its special tokens are not newllm's")
+    vocabulary = content["model"].get("vocab")
+    if not isinstance(vocabulary, dict) or set(vocabulary.values()) != {*range(len(vocabulary))}:
+        raise ValueError("its tokens are not numbered from 0 on")
 
 
 def _word_level(
