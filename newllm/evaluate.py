@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +23,7 @@ from newllm.config.trust import Trust
 from newllm.data.module import CorpusDataModule
 from newllm.models.context import ContextModel
 from newllm.reading import one_line
-from newllm.runs import LoadedRun, load_run, write_bytes, write_text
+from newllm.runs import LoadedRun, load_run, telling, write_bytes, write_text
 
 SPLITS = ("train", "validation", "test")
 
@@ -145,17 +144,12 @@ def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> CorpusDat
     Raises:
         ValueError: it cannot be, or is not what the run was made of.
     """
-    node = run.config.get("data")
-    if not isinstance(node, DictConfig):
-        raise ValueError(f"{run.path}: config.yaml describes no data")
-    part = checked(node, "data", Trust.in_stranger(trusted_packages))
-    try:
-        data = part.build(directory=None)
-    except TypeError as error:
-        raise ValueError(f"{run.path}: config.yaml describes no data; {error}") from error
-    if not isinstance(data, CorpusDataModule):
-        raise ValueError(f"{run.path}: config.yaml describes no data")
-    data.setup()
+    with telling(run.path, "config.yaml describes no data"):
+        node = run.config.get("data")
+        data = checked(node, "data", Trust.in_stranger(trusted_packages)).build(directory=None)
+        if not isinstance(data, CorpusDataModule):
+            raise ValueError("it names no corpus")
+        data.setup()
     if data.data_sha256 != run.result.get("data_sha256"):
         raise ValueError(f"{run.path}: its data has changed since; evaluate a run on data as it is")
     if data.tokenizer.size > run.model.vocabulary_size:

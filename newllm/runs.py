@@ -214,12 +214,12 @@ def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRu
         if not os.path.lexists(path / name):
             raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {name}")
     result, config = read_result(path), read_config(path)
-    with _telling(path, f"{BEST} cannot be loaded"):
+    with telling(path, f"{BEST} cannot be loaded"):
         weights = run_files.read_weights(path / BEST)
-    with _telling(path, "config.yaml cannot be loaded"):
+    with telling(path, "config.yaml cannot be loaded"):
         largest = (path / BEST).stat().st_size
         model = load_model(config.model, weights, Trust.in_stranger(trusted_packages), largest)
-    with _telling(path, "tokenizer.json cannot be loaded"):
+    with telling(path, "tokenizer.json cannot be loaded"):
         tokenizer = Tokenizer.load(path / "tokenizer.json")
         if tokenizer.size > model.vocabulary_size:
             sizes = f"it has {tokenizer.size} tokens, the model {model.vocabulary_size} classes"
@@ -228,7 +228,7 @@ def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRu
 
 
 @contextlib.contextmanager
-def _telling(path: Path, fault: str) -> Iterator[None]:
+def telling(path: Path, fault: str) -> Iterator[None]:
     """Put what is wrong with a file of a run into a line."""
     try:
         yield
@@ -245,7 +245,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     if not os.path.lexists(path / "result.json"):
         raise ValueError(f"{path}: not a run directory; lacks result.json")
-    with _telling(path, "result.json is broken"):
+    with telling(path, "result.json is broken"):
         result = run_files.read_result(path / "result.json")
     if result["status"] == "running" and not _is_owned(path):
         result["status"] = "interrupted"
@@ -258,7 +258,7 @@ def read_config(path: Path) -> DictConfig:
     Raises:
         ValueError: it cannot be read.
     """
-    with _telling(path, "config.yaml cannot be read"):
+    with telling(path, "config.yaml cannot be read"):
         return run_files.read_config(path / "config.yaml")
 
 

@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import random
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -242,11 +243,15 @@ def _check_fractions(validation: float, test: float) -> None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    if not path.exists():
-        raise ValueError(f"data.path={path} does not exist")
-    if path.is_dir():
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"data.path={path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(kind):
         raise ValueError(f"data.path={path} is a directory: name a text file")
-    if not path.is_file():  # a device or a pipe may never end
+    if not stat.S_ISREG(kind):  # a device or a pipe may never end
         raise ValueError(f"data.path={path} is not a regular file: name a text file")
     try:
         text = path.read_text(encoding="utf-8-sig")

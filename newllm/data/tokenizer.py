@@ -125,7 +125,7 @@ def _check_saved(content: Any) -> None:
         raise ValueError("it holds no tokenizer")
     for name, kinds in SAVED.items():
         part = content.get(name)
-        kind = part.get("type") if isinstance(part, dict) else part
+        kind = part.get("type", "unknown") if isinstance(part, dict) else part
         if kind not in kinds:
             raise ValueError(f"its {name} is none of newllm's")
     added = content.get("added_tokens")
@@ -136,6 +136,8 @@ def _check_saved(content: Any) -> None:
     vocabulary = content["model"].get("vocab")
     if not isinstance(vocabulary, dict) or set(vocabulary.values()) != {*range(len(vocabulary))}:
         raise ValueError("its tokens are not numbered from 0 on")
+    if [vocabulary.get(name) for name in _SPECIALS] != [*range(NUM_SPECIALS)]:
+        raise ValueError("its special tokens are not newllm's")
 
 
 def _word_level(
