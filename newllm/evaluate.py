@@ -123,7 +123,7 @@ def main() -> None:
     try:
         run = load_run(options.run, options.trust)
         data = load_data(run, options.trust)
-        folder = _folder(options.run)
+        folder = evaluation_folder(options.run)
         found = evaluate(run, data)
     except (ValueError, RuntimeError, IndexError) as error:  # of parts that do not fit each other
         sys.exit(one_line(error))
@@ -157,7 +157,7 @@ def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> CorpusDat
     return data
 
 
-def _folder(run: Path) -> Path:
+def evaluation_folder(run: Path) -> Path:
     """`evaluation` of a run, made if it is missing; not what a link puts in its place."""
     folder = run / "evaluation"
     if folder.is_symlink():

@@ -19,7 +19,7 @@ from newllm.run_files import misfit
 
 # Beside the weights of a checkpoint a model may hold tables that follow from its sizes.
 SPARE = 1 << 24  # elements
-OVERHEAD = 1000  # elements that each tensor counts more, for the module around it
+OVERHEAD = 4000  # elements that each tensor counts more, for the module around it
 
 
 def load_model(

@@ -1,5 +1,6 @@
 """What the tests of hostile run directories share: a good one, and a watch on what is done."""
 
+import codecs
 import json
 import os
 import shutil
@@ -51,6 +52,7 @@ class Watch:
 
 
 WATCH = Watch()
+codecs.lookup("cp437")  # Python's own archives load it late
 
 
 @contextmanager
@@ -100,7 +102,8 @@ def config_of(vocabulary_size: int) -> dict[str, Any]:
     """Its configuration."""
     model = {"_target_": "newllm.models.context.ContextModel", "vocabulary_size": vocabulary_size}
     data = {"_target_": "newllm.data.module.CorpusDataModule", "corpus": "tiny30", "order_seed": 1}
-    return {"model": model | SIZES, "data": data, "seed": 1}
+    recurrence = {"_target_": "newllm.models.fused.Fused", "recompute": False}
+    return {"model": model | SIZES | {"recurrence": recurrence}, "data": data, "seed": 1}
 
 
 def write_config(folder: Path, config: Any) -> None:

@@ -163,10 +163,11 @@ class Evil:
 
 
 def model_with(text: str, above: str = "") -> Damage:
-    """Lines of YAML added to the model, and others above it."""
+    """A line of YAML added to the model in the place of another, and others above it."""
 
     def damage(folder: Path) -> None:
         model = json.loads((folder / CONFIG).read_text())["model"]
+        del model["recurrence"]
         lines = [f"  {key}: {json.dumps(value)}" for key, value in model.items()]
         content = "\n".join([above, "model:", *lines, f"  {text}"])
         (folder / CONFIG).write_text(f"{content}\n")
@@ -252,7 +253,7 @@ CONFIGS: dict[str, Damage] = {
     "gating of a list": model_with("gating: [1, 2]"),
     "recurrence of a word": model_with("recurrence: fused"),
     "recurrence of a layer": model_with("recurrence: {_target_: torch.nn.Identity}"),
-    "recurrence of arguments": model_with("recurrence: {_target_: newllm.models.fused.Fused, "
+    "recurrence of a number": model_with("recurrence: {_target_: newllm.models.fused.Fused, "
                                           "native: 7}"),
     "abstract": model_with("gating: {_target_: newllm.models.gating.Gating, _partial_: true}"),
     "a cell alone": written(CONFIG, "model: {_target_: newllm.models.fnn.PlainFNN, "
