@@ -157,7 +157,7 @@ def _check_yaml(text: str) -> None:
             raise ValueError(f"it holds a tag, {event.tag}, as no run's does")
         if "${" in getattr(event, "value", ""):
             raise ValueError(
-                "it holds an interpolation, ${, which a run's configuration never does"
+                "it holds an interpolation, ${...}, which a run's configuration never does"
             )
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)

@@ -32,15 +32,13 @@ class Kind(NamedTuple):
     home: str
 
 
-# What a stranger's model may be made of: our layers, and those of torch whose output is no larger
-# than their input and their weights. A layer that only pads can fill the memory.
+# Modules of torch.nn whose layers put out no more than they read, or have weights for. Others could
+# fill the memory, as one that pads.
+BOUNDED = ("activation", "batchnorm", "dropout", "instancenorm", "linear", "normalization")
+# What a stranger's model may be made of.
 MODEL_KINDS = (
     Kind(nn.Module, "newllm.models"),
-    *(
-        Kind(nn.Module, f"torch.nn.modules.{module}")
-        for module in ("activation", "batchnorm", "dropout", "instancenorm", "linear")
-    ),
-    Kind(nn.Module, "torch.nn.modules.normalization"),
+    *(Kind(nn.Module, f"torch.nn.modules.{module}") for module in BOUNDED),
 )
 KINDS = (
     *MODEL_KINDS,
@@ -68,8 +66,9 @@ OWN = frozenset(
 OWN_MODULES = ("newllm.models", "newllm.callbacks", "newllm.data.module", "newllm.module")
 TOLD = (
     "layers, optimizers, schedules, callbacks, loggers and metrics of newllm, torch, torchmetrics "
-    "and lightning, and what newllm lists"
+    "and lightning"
 )
+MODEL_TOLD = f"layers of newllm, and of torch.nn those in {', '.join(BOUNDED)}"
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,19 @@ class Trust:
     Attributes:
         packages: of the user's own, trusted with everything that they define.
         kinds: of classes, beside the package's own list.
+        told: these kinds, for messages.
         remedy: how a user adds a package, for messages.
     """
 
     packages: tuple[str, ...] = ()
     kinds: tuple[Kind, ...] = KINDS
+    told: str = TOLD
     remedy: str = "trusted_packages=[PACKAGE]"
 
     @classmethod
     def in_stranger(cls, packages: Sequence[str] = ()) -> Trust:
         """For a model that somebody else may have described."""
-        return cls(tuple(packages), MODEL_KINDS, "--trust PACKAGE")
+        return cls(tuple(packages), MODEL_KINDS, MODEL_TOLD, "--trust PACKAGE")
 
     def target(self, path: Any) -> Any:
         """The class or function of a dotted name.
@@ -110,7 +111,7 @@ class Trust:
         if not callable(target):
             raise ValueError("no such class or function")
         if not (self._is_defined_there(target) if is_foreign else self._may_be_built(target)):
-            raise ValueError(f"not among what may be built ({TOLD})")
+            raise ValueError(f"not among what may be built ({self.told})")
         return target
 
     def _is_defined_there(self, target: Any) -> bool:

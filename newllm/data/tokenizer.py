@@ -29,7 +29,7 @@ SAVED: dict[str, tuple[str | None, ...]] = {
     "truncation": (None,),
     "padding": (None,),
 }
-LARGEST_FILE = 1 << 28  # bytes
+LARGEST_FILE = 1 << 26  # bytes
 
 
 class Tokenizer:
