@@ -49,9 +49,11 @@ def _list_of(kind: Kind) -> Kind:
 
 def _mapping_to(kind: Kind) -> Kind:
     def fits(value: Any) -> bool:
-        return isinstance(value, dict) and all(map(kind.fits, value.values()))
+        # Names become headings and tags.
+        names_fit = isinstance(value, dict) and all(map(str.isidentifier, value))
+        return names_fit and all(map(kind.fits, value.values()))
 
-    return Kind(f"a mapping, each value {kind.words}", fits)
+    return Kind(f"a mapping of names, each value {kind.words}", fits)
 
 
 def _or_null(kind: Kind) -> Kind:

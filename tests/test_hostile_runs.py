@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import markdown
 import pytest
 import torch
 from hostile import Damage, copy_of, good_run, nothing_done, write_config
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 from newllm.analysis.gathering import gather, read_run
 from newllm.evaluate import load_data
 from newllm.reading import LONGEST_LINE
+from newllm.reporting.document import quoted
 from newllm.run_files import FIELDS
 from newllm.runs import has_ended, load_run, read_result
 
@@ -473,6 +475,7 @@ RESULTS = {
     "cut": '{"status": "done"',
     "not JSON": "{'status': 'done'}",
     "byte order": "\ufeff{}",
+    "references of markup": '{"status": "done", "references": {"<script>": 1}}',
     "spikes of words": '{"status": "done", "spikes": {"val_by_step": [{"ratio": "x"}]}}',
 }  # fmt: skip
 HARMLESS = ("rather deep",)
@@ -496,11 +499,20 @@ def test_strings_of_a_stranger_do_nothing_to_a_terminal(good: Path, tmp_path: Pa
     folder = copy_of(good, tmp_path / "run")
     result = json.loads((folder / RESULT).read_text())
     evil = "\x1b]0;title\x07\x1b[2J\u202egnp\ud800 plain"
-    (folder / RESULT).write_text(json.dumps(result | {"name": evil, "references": {evil: 1.0}}))
+    (folder / RESULT).write_text(json.dumps(result | {"name": evil, "own": {evil: 1.0}}))
     run = load_run(folder)
-    for text in (run.result["name"], *run.result["references"]):
+    for text in (run.result["name"], *run.result["own"]):
         assert text.isprintable()
         assert text.endswith(" plain")
+
+
+def test_strings_of_a_stranger_are_no_markup() -> None:
+    evil = "<script>x</script> | [a](javascript:x) ![b](x) `c`"
+    page = markdown.markdown(f"- {quoted(evil)}")
+    assert "<script" not in page
+    assert "<a" not in page
+    assert "<img" not in page
+    assert "<code" not in page
 
 
 # ------------------------------------------------------------------------------------------------
