@@ -89,7 +89,7 @@ FIELDS: dict[str, Kind] = {
     "seconds": _or_null(NUMBER),
     "sees_the_future": FLAG,
     "overrides": _list_of(TEXT),
-    "sizes": _mapping_to(WHOLE),
+    "sizes": _mapping_to(Kind("a whole number or a flag", lambda value: isinstance(value, int))),
     "references": _mapping_to(NUMBER),
     "references_by_position": _mapping_to(NUMBERS),
     **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), _or_null(NUMBERS)),

@@ -701,6 +701,13 @@ def test_a_hostile_pack(tmp_path: Path, case: str) -> None:
     assert "no packed runs" in refused(lambda: gather([path]), tmp_path)
 
 
+def test_what_training_left_is_taken() -> None:
+    """The committed runs are of every model and many versions."""
+    packed = Path(__file__).parents[1] / "docs" / "data"
+    runs = gather(sorted(packed.glob("*.json.gz")))
+    assert {run.status for run in runs} == {"done"}
+
+
 def mutated(content: bytes, draw: random.Random) -> bytes:
     """A file cut, with bytes or words changed, or with a part of it twice."""
     start, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
