@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from newllm.analysis.ablations import ablate, dynamics
 from newllm.analysis.predictions import divergences, target_losses
 from newllm.analysis.references import ReferenceModels, gap_closed
 from newllm.arguments import Arguments, ends_with_its_reader
-from newllm.config.build import instantiate
+from newllm.config.build import checked
+from newllm.config.trust import Trust
 from newllm.data.module import CorpusDataModule
 from newllm.models.context import ContextModel
-from newllm.runs import LoadedRun, load_run, write_text
+from newllm.reading import one_line
+from newllm.runs import LoadedRun, load_run, telling, write_bytes, write_text
 
 SPLITS = ("train", "validation", "test")
 
@@ -120,26 +123,53 @@ def main() -> None:
     options = parser.parse_args()
     try:
         run = load_run(options.run, options.trust)
-        data = instantiate(run.config.data, options.trust)
-        data.setup()
-        _check_data(run, data)
-    except ValueError as error:
-        sys.exit(str(error))
-    found = evaluate(run, data)
+        data = load_data(run, options.trust)
+        folder = evaluation_folder(options.run)
+        found = evaluate(run, data)
+    except (ValueError, RuntimeError, IndexError) as error:  # of parts that do not fit each other
+        sys.exit(one_line(error))
     _show(found, run.model.sees_the_future, Console(highlight=False))
-    folder = options.run / "evaluation"
-    folder.mkdir(exist_ok=True)
     write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
     if "ablations" in found:
-        title = figures.run_title(*(run.result[key] for key in ("name", "corpus", "seed")))
+        result = run.result
+        name = result.get("name") or run.model.description
+        title = figures.run_title(name, run.config.data.corpus, result.get("seed"))
         figure = figures.ablations(found["ablations"], found["dynamics"], title)
-        figure.savefig(folder / "ablations.png", dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        write_bytes(folder / "ablations.png", picture.getvalue())
     print(f"all of it lies in {folder}")
 
 
-def _check_data(run: LoadedRun, data: CorpusDataModule) -> None:
+def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> CorpusDataModule:
+    """A run's data, read or drawn again; nothing is written.
+
+    Raises:
+        ValueError: it cannot be, or is not what the run was made of.
+    """
+    with telling(run.path, "config.yaml describes no data"):
+        node = run.config.get("data")
+        data = checked(node, "data", Trust.in_stranger(trusted_packages)).build(directory=None)
+        if not isinstance(data, CorpusDataModule):
+            raise ValueError("it names no corpus")
+        data.setup()
     if data.data_sha256 != run.result.get("data_sha256"):
         raise ValueError(f"{run.path}: its data has changed since; evaluate a run on data as it is")
+    if data.tokenizer.size > run.model.vocabulary_size:
+        raise ValueError(f"{run.path}: its data has more tokens than the model has classes")
+    return data
+
+
+def evaluation_folder(run: Path) -> Path:
+    """`evaluation` of a run, made if it is missing; not what a link puts in its place."""
+    folder = run / "evaluation"
+    if folder.is_symlink():
+        raise ValueError(f"{folder}: is a link; remove it, since nothing is written elsewhere")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made; {error.strerror}") from error
+    return folder
 
 
 def _show(found: Mapping[str, Any], sees_the_future: bool, console: Console) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from newllm.arguments import Arguments, ends_with_its_reader
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
+from newllm.reading import printable
 from newllm.runs import load_run
 
 
@@ -74,6 +75,8 @@ def sample_sentences(
 def _draw(
     logits_BV: Tensor, never_V: Tensor, temperature: float, generator: torch.Generator
 ) -> Tensor:
+    if not bool(logits_BV.isfinite().all()):
+        raise ValueError("the model's logits are not finite: its weights are too large")
     probabilities_BV = (logits_BV.masked_fill(never_V, -torch.inf) / temperature).softmax(-1)
     return torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0]
 
@@ -106,7 +109,7 @@ def main() -> None:
         )
     except ValueError as error:
         sys.exit(str(error))
-    print("\n".join(sentences))
+    print("\n".join(map(printable, sentences)))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
         if old != new:
             yield f"{name} was {old}, is {new}"
         return
-    for key in sorted({*old, *new}):
+    for key in sorted({*old, *new}, key=str):
         yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
 
 

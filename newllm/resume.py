@@ -76,7 +76,7 @@ def _as_recorded(folder: Path, result: dict[str, Any]) -> tuple[DictConfig, list
     Raises:
         RunConflict: a part of what decides the run has changed since.
     """
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder)
     if result.get("config_hash") != config_hash(config):
         raise RunConflict(
             f"{folder}: was begun with another text or another version of newllm, or was changed; "

@@ -11,23 +11,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
-from newllm.config.build import ConfigFault, instantiate
+from newllm import run_files
+from newllm.config.trust import Trust
 from newllm.data.tokenizer import Tokenizer
 from newllm.identity import config_hash, differences, hashed
+from newllm.loading import load_model
 from newllm.models.language_model import LanguageModel
+from newllm.reading import one_line
 
+BEST = "checkpoints/best.ckpt"
 PATIENCE = 30.0  # seconds to wait for a run that was asked to end
 
 
@@ -62,8 +66,8 @@ class RunDirectory:
             self._lock.close()
             raise
         if goes_on:
-            with contextlib.suppress(OSError, ValueError):
-                self._result = json.loads(self.result_file.read_text())
+            with contextlib.suppress(ValueError):
+                self._result = run_files.read_result(self.result_file)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -116,7 +120,8 @@ class RunDirectory:
     def record(self, **fields: Any) -> dict[str, Any]:
         """Add fields to `result.json`, whole or not at all; returns all fields so far."""
         self._result |= fields
-        write_text(self.result_file, json.dumps(self._result, indent=2) + "\n")
+        text = json.dumps(_finite(self._result), indent=2, allow_nan=False)
+        write_text(self.result_file, f"{text}\n")
         return dict(self._result)
 
     def forget_failure(self) -> None:
@@ -140,9 +145,10 @@ def has_ended(path: Path, config: DictConfig) -> bool:
     """Whether a folder holds this very run, ended; one that only started can go on.
 
     Raises:
-        RunConflict: if it holds a run of another configuration, or a broken one.
+        RunConflict: if it holds a run of another configuration, or a broken one: one that is done
+            but has lost its weights is broken too.
     """
-    if not (path / "result.json").is_file():
+    if not os.path.lexists(path / "result.json"):
         return False
     ways_out = "name=NEW keeps both, overwrite=true moves the old one aside"
     try:
@@ -151,13 +157,15 @@ def has_ended(path: Path, config: DictConfig) -> bool:
             return False  # it failed before it could say what it is
         found: list[str] = []
         if result["config_hash"] != config_hash(config):
-            found += differences(hashed(_read_config(path / "config.yaml")), hashed(config))
+            found += differences(hashed(read_config(path)), hashed(config))
             found = found or ["by an older version of newllm, or from another text"]
     except ValueError as error:
         raise RunConflict(f"{error}; {ways_out}") from error
     if found:
-        shown = "; ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+        shown = "; ".join(map(one_line, found[:3])) + (" ..." if len(found) > 3 else "")
         raise RunConflict(f"{path}: holds a run made otherwise ({shown}); {ways_out}")
+    if result["status"] == "done" and not (path / BEST).is_file():
+        raise RunConflict(f"{path}: is done, but {BEST} is gone; {ways_out}")
     return result["status"] in ENDS
 
 
@@ -190,39 +198,43 @@ class LoadedRun:
 def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRun:
     """Load a run directory with the weights of its best epoch.
 
-    Nothing in the directory is executed: objects are built from trusted modules only, and
-    checkpoints are read as plain tensors.
+    Nothing in the directory is executed: only layers are built, and checkpoints are read as plain
+    tensors. Nothing is built either that is larger than the checkpoint.
 
     Args:
         path: the run directory.
         trusted_packages: of the user's own, where the model has parts from there.
 
     Raises:
-        ValueError: if it is no run directory, its run has no checkpoint yet, or a file is broken.
+        ValueError: if it is no run directory, its run has no checkpoint yet, or a file is broken;
+            always one line.
     """
     path = Path(path)
-    needed = ("config.yaml", "result.json", "tokenizer.json", "checkpoints/best.ckpt")
-    if missing := [name for name in needed if not (path / name).is_file()]:
-        raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {missing[0]}")
-    result = read_result(path)
-    config = _read_config(path / "config.yaml")
-    try:
-        model = instantiate(config.model, trusted_packages)
-    except ConfigFault:
-        raise  # it names the key
-    except ValueError as error:
-        raise ValueError(f"{path}: config.yaml describes no model; {error}") from error
-    if not isinstance(model, LanguageModel):
-        raise ValueError(f"{path}: config.yaml names no language model")
-    try:
-        load_weights(model, path / "checkpoints" / "best.ckpt")
+    for name in ("config.yaml", "result.json", "tokenizer.json", BEST):
+        if not os.path.lexists(path / name):
+            raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {name}")
+    result, config = read_result(path), read_config(path)
+    with telling(path, f"{BEST} cannot be loaded"):
+        weights = run_files.read_weights(path / BEST)
+    with telling(path, "config.yaml cannot be loaded"):
+        largest = (path / BEST).stat().st_size
+        model = load_model(config.model, weights, Trust.in_stranger(trusted_packages), largest)
+    with telling(path, "tokenizer.json cannot be loaded"):
         tokenizer = Tokenizer.load(path / "tokenizer.json")
-    except UnpicklingError as error:  # torch adds advice that would be dangerous here
-        raise ValueError(f"{path}: cannot be loaded; checkpoints/best.ckpt is damaged") from error
-    except Exception as error:  # torch and tokenizers raise a dozen kinds for a broken file
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: cannot be loaded; {reason}") from error
-    return LoadedRun(path, config, result, model.eval(), tokenizer)
+        if tokenizer.size > model.vocabulary_size:
+            sizes = f"it has {tokenizer.size} tokens, the model {model.vocabulary_size} classes"
+            raise ValueError(sizes)
+    return LoadedRun(path, config, result, model, tokenizer)
+
+
+@contextlib.contextmanager
+def telling(path: Path, fault: str) -> Iterator[None]:
+    """Put what is wrong with a file of a run into a line."""
+    try:
+        yield
+    except Exception as error:  # of a file that is broken on purpose, there is no list
+        reason = "; ".join(str(error).splitlines()) or type(error).__name__
+        raise ValueError(f"{path}: {fault}; {one_line(reason)}") from error
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -231,49 +243,67 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the folder holds no run, or its result is broken.
     """
-    try:
-        result = json.loads((path / "result.json").read_text())
-        if not isinstance(result, dict) or "status" not in result:
-            raise ValueError("it holds no status")
-    except OSError as error:
-        raise ValueError(f"{path}: not a run directory; lacks result.json") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: result.json is broken; {error}") from error
+    if not os.path.lexists(path / "result.json"):
+        raise ValueError(f"{path}: not a run directory; lacks result.json")
+    with telling(path, "result.json is broken"):
+        result = run_files.read_result(path / "result.json")
     if result["status"] == "running" and not _is_owned(path):
         result["status"] = "interrupted"
     return result
 
 
+def read_config(path: Path) -> DictConfig:
+    """A run's configuration, resolved.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    with telling(path, "config.yaml cannot be read"):
+        return run_files.read_config(path / "config.yaml")
+
+
 def _is_owned(path: Path) -> bool:
     """Whether a living process owns the run."""
     try:
-        with (path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock = os.open(path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
+    finally:
+        os.close(lock)
     return False
-
-
-def _read_config(path: Path) -> DictConfig:
-    try:
-        config = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: cannot be read; {reason}") from error
-    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
-        raise ValueError(f"{path}: describes no model")
-    return config
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
     """Load the weights of a checkpoint into a model of the same shape."""
-    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    model.load_state_dict(run_files.read_weights(checkpoint))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; a link in its place is replaced, never followed."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # refuses a link that somebody put there in the meantime
+        file.write(content)
     partial.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has not."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content

@@ -26,7 +26,7 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def run_title(name: str, corpus: str, seed: int) -> str:
+def run_title(name: str, corpus: str, seed: object) -> str:
     """What a figure of one run says above it."""
     return f"{name}, {corpus}, seed {seed}"
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import math
+import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from newllm.reading import one_line, parse_json, printable, read_bytes, read_text
+from newllm.run_files import check_complete, check_result
 from newllm.runs import read_result
 
 Rows = list[dict[str, float]]
 
 TABLES = {"epochs": "metrics.csv", "looks": "validation_steps.csv"}
+# What each row of them must have.
+NEEDED = {"epochs": ("epoch", "step"), "looks": ("step", "val/loss", "unk", "eos", "other")}
+LARGEST_TABLE = 1 << 27  # bytes; a million steps have some 80 million
+LARGEST_PACKED, LARGEST_UNPACKED = 1 << 26, 1 << 27
 # What a packed file keeps of each table.
 COLUMNS = {
     "epochs": (
@@ -76,20 +85,40 @@ def read_run(path: Path) -> Run:
     """A run directory; tables that it lacks are empty.
 
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder holds no run, or what it says of it cannot be.
     """
-    tables = {name: _read_table(path / file) for name, file in TABLES.items()}
-    return Run(str(path), read_result(path), **tables)
+    tables = {name: _read_table(path / file, NEEDED[name]) for name, file in TABLES.items()}
+    return _checked(Run(str(path), read_result(path), **tables))
 
 
-def _read_table(path: Path) -> Rows:
-    if not path.is_file():
+def _checked(run: Run) -> Run:
+    try:
+        check_complete(run.result)
+    except ValueError as error:
+        raise ValueError(f"{run.place}: result.json is broken; {error}") from error
+    return run
+
+
+def _read_table(path: Path, needed: Sequence[str]) -> Rows:
+    if not os.path.lexists(path):
         return []
-    with path.open(newline="") as table:
-        return [
+    try:
+        lines = read_text(path, LARGEST_TABLE).splitlines()
+        rows = [
             {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(table)
+            for row in csv.DictReader(lines)
         ]
+        return _complete(rows, needed)
+    except (ValueError, TypeError, csv.Error) as error:  # a row may be longer than the heading
+        raise ValueError(f"{path}: cannot be read; {one_line(error)}") from error
+
+
+def _complete(rows: Rows, needed: Sequence[str]) -> Rows:
+    for number, row in enumerate(rows, start=1):
+        for name in needed:
+            if name not in row:
+                raise ValueError(f"its row {number} lacks {name}")
+    return rows
 
 
 def gather(paths: Iterable[Path]) -> list[Run]:
@@ -159,22 +188,29 @@ def _columns(rows: Rows, names: Sequence[str]) -> dict[str, list[float | None]]:
 
 def _unpack(path: Path) -> list[Run]:
     try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
-        return [
-            Run(
-                entry["place"],
-                entry["result"],
-                **{name: _rows(entry[name]) for name in COLUMNS},
-            )
-            for entry in content
-        ]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise ValueError(f"{path}: no packed runs ({type(error).__name__})") from error
+        with gzip.open(io.BytesIO(read_bytes(path, LARGEST_PACKED))) as file:
+            raw = file.read(LARGEST_UNPACKED + 1)
+        if len(raw) > LARGEST_UNPACKED:
+            raise ValueError("it is too large when unpacked")
+        return [_unpacked(entry) for entry in parse_json(raw)]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: no packed runs ({one_line(error)})") from error
 
 
-def _rows(columns: dict[str, list[float | None]]) -> Rows:
+def _unpacked(entry: dict[str, Any]) -> Run:
+    tables = {name: _rows(entry[name], NEEDED[name]) for name in COLUMNS}
+    return _checked(Run(printable(entry["place"]), check_result(entry["result"]), **tables))
+
+
+def _rows(columns: dict[str, list[float | None]], needed: Sequence[str]) -> Rows:
+    """Rows of columns, in which null stands for what was not finite, or was not there."""
     return [
-        {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+        dict.fromkeys(needed, math.nan)
+        | {
+            name: float(value)
+            for name, value in zip(columns, row, strict=True)
+            if value is not None
+        }
         for row in zip(*columns.values(), strict=True)
     ]
 

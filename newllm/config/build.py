@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import hydra.utils
-from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-# Where a target may come from. Whole packages would be too much: torch holds classes that start
-# processes, and a run directory from a stranger must not execute anything.
-TRUSTED_MODULES = (
-    "newllm.models.budget",
-    "newllm.models.context",
-    "newllm.models.fused",
-    "newllm.models.gating",
-    "newllm.models.initialization",
-    "newllm.models.mingru",
-    "newllm.models.recurrent",
-    "newllm.models.recurrence",
-    "newllm.models.transformer",
-    "newllm.data.module",
-    "newllm.callbacks",
-    "newllm.module",
-    "torch.nn",
-    "torch.optim",
-    "torchmetrics",
-    "lightning.pytorch.trainer",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-)
-TRUSTED_PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
+from newllm.config.trust import Trust
+
+SPECIAL = ("_target_", "_partial_")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -54,84 +35,151 @@ def conf_directory() -> Path:
     return next(path for path in candidates if (path / "config.yaml").is_file())
 
 
+@dataclass(frozen=True)
+class Part:
+    """A target that was checked, and its arguments; those that are to be built are parts again."""
+
+    target: Callable[..., Any]
+    arguments: dict[str, Any]
+    is_partial: bool
+
+    def build(self, **more: Any) -> Any:
+        """Call the target, or hand it on with its arguments; `more` stands in for those."""
+        own = {key: _built(value) for key, value in self.arguments.items() if key not in more}
+        if self.is_partial:
+            return functools.partial(self.target, **own, **more)
+        return self.target(**own, **more)
+
+
+def _built(content: Any) -> Any:
+    if isinstance(content, Part):
+        return content.build()
+    if isinstance(content, dict):
+        return {key: _built(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_built(value) for value in content]
+    return content
+
+
 def instantiate(node: DictConfig, trusted_packages: Sequence[str] = (), **arguments: Any) -> Any:
     """Build what a node's `_target_` names, `arguments` added to those of the node.
 
+    As `hydra.utils.instantiate`, which resolves a node again while it builds, so that something
+    else could be built than what was checked.
+
     Raises:
-        ConfigFault: a target outside the trusted packages, or an argument that it does not take.
+        ConfigFault: a target that is not trusted, or an argument that it does not take.
         ValueError: the constructor refuses its arguments.
     """
-    if faults := list(target_faults(node, "", trusted_packages)):
-        raise ConfigFault(faults)
+    part = checked(node, "", Trust(tuple(trusted_packages)))
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | TypeError | MisconfigurationException):
-            raise ValueError(str(error.__cause__)) from error
-        raise
+        return part.build(**arguments)
+    except (TypeError, MisconfigurationException) as error:
+        raise ValueError(str(error)) from error
 
 
-def target_faults(node: Any, name: str, trusted_packages: Sequence[str] = ()) -> Iterator[str]:
+def checked(node: DictConfig, name: str, trust: Trust) -> Part:
+    """What a node asks to be built.
+
+    Raises:
+        ConfigFault: with all of its faults, if it has any.
+    """
+    check = _Check(trust)
+    part = check.read(_plain(node), name)
+    if not check.faults and not isinstance(part, Part):
+        check.faults.append(f"{name or 'the node'}: names no _target_")
+    if check.faults:
+        raise ConfigFault(check.faults)
+    return part
+
+
+def target_faults(node: Any, name: str, trusted_packages: Sequence[str] = ()) -> list[str]:
     """Targets below `node` that are not trusted, and arguments that a target does not take."""
-    if isinstance(node, ListConfig):
-        for index, item in enumerate(node):
-            yield from target_faults(item, f"{name}[{index}]", trusted_packages)
-    if not isinstance(node, DictConfig):
-        return
-    if "_target_" in node:
-        yield from _call_faults(node, name, trusted_packages)
-    for key in node:
-        if not OmegaConf.is_missing(node, key):
-            place = ".".join(filter(None, (name, str(key))))
-            yield from target_faults(node[key], place, trusted_packages)
+    check = _Check(Trust(tuple(trusted_packages)))
+    check.read(_plain(node), name)
+    return check.faults
 
 
-def _call_faults(node: DictConfig, name: str, trusted_packages: Sequence[str]) -> Iterator[str]:
-    path = str(node["_target_"])
-    place = f"{name}._target_={path}".lstrip(".")
-    # The name is checked before it is imported: an import runs code.
-    packages = (*TRUSTED_PACKAGES, *trusted_packages)
-    if path.partition(".")[0] not in packages:
-        yield f"{place}: not from {', '.join(packages)}; if it is safe: trusted_packages=[PACKAGE]"
-        return
+def _plain(node: Any) -> Any:
+    """A node as plain containers, in which nothing is left to be resolved."""
+    if not OmegaConf.is_config(node):
+        return node
     try:
-        target = hydra.utils.get_object(path)
-    except (ImportError, ValueError):
-        yield f"{place}: no such class or function"
-        return
-    # A trusted module may hold something foreign: torch.os.system is os.system.
-    home = f"{getattr(target, '__module__', None)}."
-    trusted = (*TRUSTED_MODULES, *trusted_packages)
-    if "_args_" in node or not home.startswith(tuple(f"{module}." for module in trusted)):
-        yield f"{place}: not among what may be built ({', '.join(trusted)})"
-        return
-    yield from _argument_faults(node, name, target)
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigFault([str(error).partition("\n")[0]]) from error
 
 
-def _argument_faults(node: DictConfig, name: str, target: Any) -> Iterator[str]:
+class _Check:
+    """Makes parts of plain containers, and gathers their faults in the order they stand in."""
+
+    def __init__(self, trust: Trust) -> None:
+        self.faults: list[str] = []
+        self._trust = trust
+
+    def read(self, content: Any, name: str) -> Any:
+        if isinstance(content, list):
+            return [self.read(item, f"{name}[{index}]") for index, item in enumerate(content)]
+        if content == "???":
+            self.faults.append(f"{name}=???: lacks a value; set it")
+        if not isinstance(content, dict):
+            return content
+        target = self._target(content, name) if "_target_" in content else None
+        arguments = {
+            key: self.read(value, _joined(name, key))
+            for key, value in content.items()
+            if "_target_" not in content or key not in SPECIAL
+        }
+        return Part(target, arguments, bool(content.get("_partial_"))) if target else arguments
+
+    def _target(self, content: dict[Any, Any], name: str) -> Any:
+        place = f"{name}._target_={content['_target_']}".lstrip(".")
+        try:
+            target = self._trust.target(content["_target_"])
+        except ValueError as error:
+            self.faults.append(f"{place}: {error}")
+            return None
+        for key, value in content.items():
+            if not isinstance(key, str):
+                self.faults.append(f"{_joined(name, key)}: not the name of an argument")
+            elif key == "_partial_" and not isinstance(value, bool):
+                self.faults.append(f"{_joined(name, key)}={value}: must be true or false")
+            elif key.startswith("_") and key not in SPECIAL:
+                self.faults.append(f"{_joined(name, key)}: not read here; drop it")
+        self.faults += _argument_faults(content, name, target)
+        return target
+
+
+def _joined(name: str, key: Any) -> str:
+    return ".".join(filter(None, (name, str(key))))
+
+
+def _argument_faults(content: dict[Any, Any], name: str, target: Any) -> Iterator[str]:
     parameters = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = [key for key in parameters if key not in ("self", "args")]
     own = str(target.__module__).startswith("newllm.")
     hints = _hints(target) if own else {}
-    for key in node:
-        place = ".".join(filter(None, (name, str(key))))
+    for key, value in content.items():
+        place = _joined(name, key)
         if key not in known and not str(key).startswith("_"):
-            taker = str(node["_target_"]).rpartition(".")[2]
+            taker = str(content["_target_"]).rpartition(".")[2]
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             yield f"{place}: {taker} takes no {key!s}{hint}"
-        elif key in hints and not _fits(node[key], hints[key]):
+        elif key in hints and not _fits(value, hints[key]):
             kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
-            yield f"{place}={node[key]}: must be {kinds}"
+            yield f"{place}={value}: must be {kinds}"
 
 
 def takes_null(node: DictConfig, key: str) -> bool:
     """Whether what a node builds says of an argument that it may be None."""
-    if list(_call_faults(node, "", ())):
+    try:
+        target = Trust().target(node["_target_"])
+    except ValueError:
         return False
-    return NoneType in get_args(_hints(hydra.utils.get_object(str(node["_target_"]))).get(key))
+    return NoneType in get_args(_hints(target).get(key))
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -49,10 +49,10 @@ class Cache:
     """Named arrays in a folder. Nothing is written before `write` is called.
 
     Args:
-        folder: where the files lie; made by `write` if it is missing.
+        folder: where the files lie; made by `write` if it is missing. None keeps nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._unwritten: dict[Path, Arrays] = {}
 
@@ -66,6 +66,8 @@ class Cache:
             follows_from: all that it depends on beside the code, as plain values.
             compute: returns arrays of numbers by name.
         """
+        if self._folder is None:
+            return compute()
         path = self._folder / f"{_digest(name, follows_from)}.npz"
         arrays = _read(path)
         if arrays is None:
@@ -76,7 +78,7 @@ class Cache:
         """Writes what was computed since; each file whole or not at all."""
         with contextlib.suppress(OSError):
             for path, arrays in self._unwritten.items():
-                self._folder.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(f".{os.getpid()}.partial")
                 try:
                     with partial.open("wb") as file:
@@ -84,13 +86,14 @@ class Cache:
                     partial.replace(path)
                 finally:
                     partial.unlink(missing_ok=True)
-            if self._unwritten:
-                self._remove_oldest()
+            if self._folder and self._unwritten:
+                self._remove_oldest(self._folder)
         self._unwritten.clear()
 
-    def _remove_oldest(self) -> None:
+    @staticmethod
+    def _remove_oldest(folder: Path) -> None:
         """Keeps the files together below `MAX_BYTES`."""
-        found = [(path, path.stat()) for path in self._folder.glob("[0-9a-f]" * 64 + ".npz")]
+        found = [(path, path.stat()) for path in folder.glob("[0-9a-f]" * 64 + ".npz")]
         total = 0
         for path, status in sorted(found, key=lambda pair: -pair[1].st_mtime):
             total += status.st_size

@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import random
+import stat
 import tomllib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -260,10 +261,16 @@ def _check_fractions(validation: float, test: float) -> None:
 
 def _read_text(path: Path) -> tuple[str, str]:
     """What a file says, its line ends made alike, and the digest of its bytes."""
-    if not path.exists():
-        raise ValueError(f"data.path={path} does not exist")
-    if path.is_dir():
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"data.path={path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(kind):
         raise ValueError(f"data.path={path} is a directory: name a text file")
+    if not stat.S_ISREG(kind):  # a device or a pipe may never end
+        raise ValueError(f"data.path={path} is not a regular file: name a text file")
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")

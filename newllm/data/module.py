@@ -36,7 +36,7 @@ class CorpusDataModule(LightningDataModule):
         batching: ``shuffled`` or ``bucketed`` (sentences of like length together).
         seed: redraws and splits the corpus anew; None gives the published corpus.
         directory: where `write` leaves the corpus's files for reading, and in its folder ``cache``
-            what was computed from a large text.
+            what was computed from a large text; None keeps nothing.
         tokenizer: ``words`` or ``bpe``.
         vocabulary_size: the largest vocabulary, the four specials counted; None keeps all words.
         max_length: positions, that is ``<BOS>`` and the tokens after it but not ``<EOS>``, that
@@ -63,7 +63,7 @@ class CorpusDataModule(LightningDataModule):
         batch_size: int = 16,
         batching: str = "shuffled",
         seed: int | None = None,
-        directory: str = "data",
+        directory: str | None = "data",
         tokenizer: str = "words",
         vocabulary_size: int | None = None,
         max_length: int = 32,
@@ -102,13 +102,13 @@ class CorpusDataModule(LightningDataModule):
             "validation_fraction": validation_fraction,
             "test_fraction": test_fraction,
         }
-        self._directory = Path(directory)
+        self._directory = None if directory is None else Path(directory)
         self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
         self._lowercase, self._too_long = lowercase, too_long
         self._train_sentences = train_sentences
         self._validation_sentences, self._test_sentences = validation_sentences, test_sentences
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
-        self._cache = Cache(self._directory / "cache")
+        self._cache = Cache(self._directory and self._directory / "cache")
         self._kept: dict[str, np.ndarray] = {}  # of splits with dropped sentences
         self._splits: dict[str, EncodedSplit] = {}
         self._oracle_losses: dict[str, float | None] = {}
@@ -152,7 +152,7 @@ class CorpusDataModule(LightningDataModule):
         Raises:
             ValueError: the files of a corpus cannot be written.
         """
-        if not self._path:
+        if self._directory and not self._path:
             build_corpus(self._name, self._seed).write(self._directory)
         self._cache.write()
 

@@ -1,13 +1,16 @@
 """From sentences to token ids and back: whole words, or byte-level byte-pair encoding."""
 
+import json
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from newllm.reading import parse_json, read_text
 
 PAD, UNK, BOS, EOS = range(4)
 NUM_SPECIALS = 4
@@ -22,6 +25,18 @@ MAX_WORDS = 1000  # of a part of a sentence
 MAX_PIECE = 256  # bytes of a word that byte-pair encoding looks at together
 
 KINDS = ("words", "bpe")
+
+# The parts of a saved tokenizer, each of one of these types.
+SAVED: dict[str, tuple[str | None, ...]] = {
+    "model": ("WordLevel", "BPE"),
+    "normalizer": (None, "Lowercase"),
+    "pre_tokenizer": ("WhitespaceSplit", "ByteLevel", "Sequence"),
+    "decoder": (None, "ByteLevel"),
+    "post_processor": (None,),
+    "truncation": (None,),
+    "padding": (None,),
+}
+LARGEST_FILE = 1 << 26  # bytes
 
 
 class Tokenizer:
@@ -108,8 +123,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote."""
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        text = read_text(path, LARGEST_FILE)
+        _check_saved(parse_json(text))
+        try:
+            return cls.from_json(text)
+        except BaseException as error:  # a panic of the library, in Rust, is no Exception
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise ValueError(f"it is no tokenizer; {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -146,6 +172,32 @@ def _batches(sentences: Iterable[str]) -> Iterator[list[_Part]]:
                 batch, size = [], 0
     if batch:
         yield batch
+
+
+def _check_saved(content: Any) -> None:
+    """That a file holds what `train` makes; others of the library's parts take any time or memory.
+
+    So do numbers of tokens without tokens between them: a model would have to be as large.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no tokenizer")
+    for name, kinds in SAVED.items():
+        part = content.get(name)
+        kind = part.get("type", "unknown") if isinstance(part, dict) else part
+        if kind not in kinds:
+            raise ValueError(f"its {name} is none of newllm's")
+        if kind == "Sequence" and part != json.loads(_byte_level(NUM_SPECIALS)[0].to_str())[name]:
+            raise ValueError(f"its {name} is none of newllm's")  # a pattern may take any time
+    added = content.get("added_tokens")
+    if not isinstance(added, list) or [
+        (token.get("id"), token.get("content")) for token in added if isinstance(token, dict)
+    ] != list(enumerate(_SPECIALS)):
+        raise ValueError("its special tokens are not newllm's")
+    vocabulary = content["model"].get("vocab")
+    if not isinstance(vocabulary, dict) or set(vocabulary.values()) != {*range(len(vocabulary))}:
+        raise ValueError("its tokens are not numbered from 0 on")
+    if [vocabulary.get(name) for name in _SPECIALS] != [*range(NUM_SPECIALS)]:
+        raise ValueError("its special tokens are not newllm's")
 
 
 def _word_level(

@@ -42,7 +42,8 @@ summary { cursor: pointer; font-weight: 600; }
 
 def quoted(text: object) -> str:
     """Text from elsewhere as a cell or a line that holds no markup."""
-    return html.escape(" ".join(str(text).split())).replace("|", "&#124;")
+    words = html.escape(" ".join(str(text).split()))
+    return "".join(f"&#{ord(char)};" if char in "|[]`" else char for char in words)
 
 
 class Document:

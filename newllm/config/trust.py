@@ -1,0 +1,153 @@
+"""What a configuration may have built: classes of known kinds, and the package's own list.
+
+A run directory from a stranger must execute nothing. So a name is looked up where nothing has to
+be imported for it, and it must name a class whose constructor does no more than construct, or
+stand on the list. No package is trusted with all of its functions: torch alone has some that load
+code, start processes and remove files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+
+PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
+
+
+class Kind(NamedTuple):
+    """Classes that derive from `base` and are defined in the module `home` or below it."""
+
+    base: type
+    home: str
+
+
+# Modules of torch.nn whose layers put out no more than they read, or have weights for. Others could
+# fill the memory, as one that pads.
+BOUNDED = ("activation", "batchnorm", "dropout", "instancenorm", "linear", "normalization")
+# What a stranger's model may be made of.
+MODEL_KINDS = (
+    Kind(nn.Module, "newllm.models"),
+    *(Kind(nn.Module, f"torch.nn.modules.{module}") for module in BOUNDED),
+)
+KINDS = (
+    *MODEL_KINDS,
+    Kind(nn.Module, "torch.nn.modules"),
+    Kind(Optimizer, "torch.optim"),
+    Kind(LRScheduler, "torch.optim"),
+    Kind(Trainer, "lightning.pytorch.trainer"),
+    Kind(Callback, "lightning.pytorch.callbacks"),
+    Kind(Callback, "newllm.callbacks"),
+    Kind(Logger, "lightning.pytorch.loggers"),
+    Kind(Metric, "torchmetrics"),
+)
+# What is ours and of none of these kinds.
+OWN = frozenset(
+    {
+        "newllm.data.module.CorpusDataModule",
+        "newllm.models.budget.Budget",
+        "newllm.models.fused.Fused",
+        "newllm.models.initialization.normal",
+        "newllm.models.initialization.variance_preserving",
+        "newllm.models.recurrence.Reference",
+        "newllm.module.Schedule",
+    }
+)
+OWN_MODULES = ("newllm.models", "newllm.callbacks", "newllm.data.module", "newllm.module")
+TOLD = (
+    "layers, optimizers, schedules, callbacks, loggers and metrics of newllm, torch, torchmetrics "
+    "and lightning"
+)
+MODEL_TOLD = f"layers of newllm, and of torch.nn those in {', '.join(BOUNDED)}"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What may be built.
+
+    Attributes:
+        packages: of the user's own, trusted with everything that they define.
+        kinds: of classes, beside the package's own list.
+        told: these kinds, for messages.
+        remedy: how a user adds a package, for messages.
+    """
+
+    packages: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = KINDS
+    told: str = TOLD
+    remedy: str = "trusted_packages=[PACKAGE]"
+
+    @classmethod
+    def in_stranger(cls, packages: Sequence[str] = ()) -> Trust:
+        """For a model that somebody else may have described."""
+        return cls(tuple(packages), MODEL_KINDS, MODEL_TOLD, "--trust PACKAGE")
+
+    def target(self, path: Any) -> Any:
+        """The class or function of a dotted name.
+
+        Raises:
+            ValueError: it is not trusted, or does not exist.
+        """
+        if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
+            raise ValueError("not the dotted name of a class or function")
+        module, _, name = path.rpartition(".")
+        is_foreign = _is_below(module, self.packages)
+        if not is_foreign and not _is_below(path, PACKAGES):
+            known = ", ".join((*PACKAGES, *self.packages))
+            raise ValueError(f"not from {known}; if it is safe: {self.remedy}")
+        # Nothing is looked for inside of classes, whose methods do all kinds of things.
+        holder = _imported(module) if is_foreign else _own_or_loaded(module)
+        target = vars(holder).get(name)
+        if not callable(target):
+            raise ValueError("no such class or function")
+        if not (self._is_defined_there(target) if is_foreign else self._may_be_built(target)):
+            raise ValueError(f"not among what may be built ({self.told})")
+        return target
+
+    def _is_defined_there(self, target: Any) -> bool:
+        """A package also holds what it imports: `my_package.subprocess` is not its own."""
+        return _is_below(_home(target), self.packages)
+
+    def _may_be_built(self, target: Any) -> bool:
+        home = _home(target)
+        if f"{home}.{getattr(target, '__qualname__', '')}" in OWN:
+            return True
+        # What a class is made of counts, not what it claims to be an instance of.
+        bases = type.mro(target) if isinstance(target, type) else []
+        return any(kind.base in bases and _is_below(home, [kind.home]) for kind in self.kinds)
+
+
+def _home(target: Any) -> str:
+    return str(getattr(target, "__module__", None))
+
+
+def _is_below(path: str, homes: Sequence[str]) -> bool:
+    return any(path == home or path.startswith(f"{home}.") for home in homes)
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever a module of the user's own does
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"cannot be imported; {type(error).__name__}: {reason}") from error
+
+
+def _own_or_loaded(module: str) -> Any:
+    """A module of ours, or one that is loaded already: an import runs code."""
+    if _is_below(module, OWN_MODULES):
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(module)
+    if module not in sys.modules:
+        raise ValueError("no such class or function")
+    return sys.modules[module]

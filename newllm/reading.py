@@ -1,0 +1,89 @@
+"""Reading files that anybody may have written: no more than is there, and no surprises.
+
+Every fault is a ValueError with the reason alone; who asked knows the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+LONGEST_LINE = 300  # characters of a message that quotes what others wrote
+# What controls a terminal, turns the direction of writing, or is half a character.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text, without what would do something to a terminal instead of being shown there."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: object) -> str:
+    """The text as a part of a message: in one line, printable, without the middle of a long one."""
+    line = printable(" ".join(str(text).split()))
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes.
+
+    Raises:
+        ValueError: it is missing, of another kind (a pipe would wait for ever), or larger.
+    """
+    try:
+        # Without the flag, already to open a pipe waits for somebody who writes.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("it is not a regular file")
+            if found.st_size > largest:
+                raise ValueError(f"it has {found.st_size:,} bytes, more than {largest:,}")
+            return file.read(found.st_size)
+    except OSError as error:
+        raise ValueError(error.strerror or type(error).__name__) from error
+
+
+def read_text(path: Path, largest: int) -> str:
+    """The same as text."""
+    try:
+        return read_bytes(path, largest).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text (byte {error.start})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: it is no JSON, holds a number that is not finite, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}, which is no JSON")
+
+
+def cleaned(content: Any) -> Any:
+    """The same plain containers, all strings in them printable.
+
+    Raises:
+        ValueError: a number in them is not finite.
+    """
+    if isinstance(content, str):
+        return printable(content)
+    if isinstance(content, float) and abs(content) == float("inf"):  # 1e999
+        raise ValueError("it holds a number that is not finite")
+    if isinstance(content, list):
+        return [cleaned(item) for item in content]
+    if isinstance(content, dict):
+        return {printable(key): cleaned(value) for key, value in content.items()}
+    return content
