@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -19,6 +20,7 @@ from newllm.analysis.references import ReferenceModels, References
 from newllm.callbacks import Curves
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
+from newllm.config.reading import blame_origin
 from newllm.data.module import CorpusDataModule
 from newllm.gates import Gates, check
 from newllm.models.budget import Budget
@@ -111,16 +113,18 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     )
     faults.collect(lambda: _check_steps(trainer, data))
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
+    num_steps = planned_steps(trainer, data) if trainer and data else 1
+    num_epochs = trainer.max_epochs if trainer else 1
+    faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip))
-    faults.raise_if_any()
+    faults.raise_if_any(config)
     on_validation = ReferenceModels(data).on("validation")
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
     for callback in callbacks:
         if isinstance(callback, Curves):
             callback.references, callback.title = on_validation.means, name
-    num_steps = planned_steps(trainer, data)
-    gates = check(model, data, num_steps)
+    gates = check(model, data, num_steps, instantiate(config.budget))
     return Experiment(config, name, data, module, trainer, history, on_validation, gates)
 
 
@@ -138,9 +142,10 @@ class _Faults:
             self._lines += str(error).splitlines()
             return None
 
-    def raise_if_any(self) -> None:
-        if self._lines:
-            raise ConfigFault(list(dict.fromkeys(self._lines)))
+    def raise_if_any(self, config: DictConfig) -> None:
+        """Raise all faults, each told of the key that was set."""
+        if lines := [blame_origin(config, line) for line in self._lines]:
+            raise ConfigFault(list(dict.fromkeys(lines)))
 
 
 def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
@@ -179,13 +184,20 @@ def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageM
     return model
 
 
+def _check_schedule(
+    model: Any, optimizer: Any, schedule: Any, num_steps: int, num_epochs: int
+) -> None:
+    """The faults of an optimizer and a scheduler show only when they are built."""
+    if model is None or optimizer is None:
+        return
+    built = _named("optimizer", lambda: optimizer(model.parameters()))
+    if schedule is not None:
+        _named("schedule", lambda: schedule.check(built, num_steps, num_epochs))
+
+
 def _build_module(model: Any, optimizer: Any, schedule: Any, clip: Any) -> LanguageModule | None:
     if model is None or optimizer is None or clip is None:
         return None
-    # The faults of an optimizer and a scheduler show only when they are built.
-    built = _named("optimizer", lambda: optimizer(model.parameters()))
-    if schedule is not None:
-        _named("schedule", lambda: schedule.build(built, total_steps=100))
     return LanguageModule(model, optimizer, schedule, clip)
 
 
@@ -193,8 +205,9 @@ def _named(part: str, build: Callable[[], Any]) -> Any:
     """What `build` returns; torch's own message does not say what it is about."""
     try:
         return build()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{part}: {error}") from error
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{part}: {reason}") from error
 
 
 def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
@@ -209,6 +222,8 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
+        # One process, whatever cluster it runs on: Lightning would look for the others of a job.
+        plugins=[LightningEnvironment()],
     )
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")

@@ -56,12 +56,10 @@ def test_the_state_is_decided_first() -> None:
 
 
 def test_a_budget_that_no_size_follows_from() -> None:
-    with pytest.raises(
-        ValueError, match=r"parameters: say which .* \+budget\.widths\.hidden_dim=1"
-    ):
+    with pytest.raises(ValueError, match=r"parameters: say which .* budget\.widths\.hidden_dim=1"):
         Budget(200_000).sizes(partial(LSTMModel, 256))
     with pytest.raises(
-        ValueError, match=r"budget\.state_bytes: .* \+budget\.state_widths\.hidden_dim=1"
+        ValueError, match=r"budget\.state_bytes: .* budget\.state_widths\.hidden_dim=1"
     ):
         Budget(200_000, {"hidden_dim": 1}, state_bytes=64).sizes(partial(LSTMModel, 256))
     both = {"hidden_dim": 1}  # the state decides on it, and leaves nothing to the parameters

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
-LONGEST = 100  # characters of a name
+LONGEST = 100  # bytes of a name, which may be in any script; a folder's may have 255
 # They change nothing that a run learns, or have a place of their own in the path.
 LEFT_OUT = (
     *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
@@ -27,9 +27,13 @@ def run_name(overrides: Sequence[str]) -> str:
     first = [chosen.get("name", "null"), chosen.get("experiment", "none")]
     words = [word for word in first if word not in ("null", "none")] + parts
     name = ",".join(words).replace("/", ".") or "default"
-    if len(name) <= LONGEST:
+    if not name.strip("."):  # a folder of that name would be this one, or the one above
+        name = f"name={name}"
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) <= LONGEST:
         return name
-    return f"{name[: LONGEST - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    beginning = encoded[: LONGEST - 11].decode(errors="ignore")
+    return f"{beginning}-{hashlib.sha256(encoded).hexdigest()[:10]}"
 
 
 def chosen_experiment(overrides: Sequence[str]) -> str | None:
