@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.errors import InstantiationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -170,7 +171,17 @@ def _fill_sizes(config: DictConfig) -> None:
     if unknown := [name for name in budget.names if name not in config.model]:
         model = str(config.model._target_).rpartition(".")[2]
         raise ValueError(f"budget: {model} has no {', '.join(unknown)}")
-    sizes = budget.sizes(partial(instantiate, config.model, config.trusted_packages))
+    try:
+        sizes = budget.sizes(partial(instantiate, config.model, config.trusted_packages))
+    except ValueError as error:
+        if str(error).startswith("budget."):
+            raise
+        multiples = (
+            f"the sizes that follow from a budget are multiples of budget.step={budget.step}"
+        )
+        raise ValueError(
+            "\n".join(f"{line}; {multiples}" for line in str(error).splitlines())
+        ) from error
     config.model.update(sizes)
 
 
@@ -211,19 +222,9 @@ def _named(part: str, build: Callable[[], Any]) -> Any:
 
 
 def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
-    trainer: Trainer = _build(
-        config,
-        config.trainer,
-        default_root_dir=str(folder),
-        callbacks=callbacks,
-        logger=_build_all(config, config.logger, save_dir=str(folder)),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        # One process, whatever cluster it runs on: Lightning would look for the others of a job.
-        plugins=[LightningEnvironment()],
+    loggers = _build_all(config, config.logger, save_dir=str(folder))
+    trainer = _make_trainer(
+        config, default_root_dir=str(folder), callbacks=callbacks, logger=loggers
     )
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
@@ -235,6 +236,30 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
     for split in ("train", "val"):
         if getattr(trainer, f"limit_{split}_batches") == 0:
             raise ValueError(f"trainer.limit_{split}_batches=0: a run needs some of both")
+    return trainer
+
+
+def _make_trainer(config: DictConfig, **arguments: Any) -> Trainer:
+    try:
+        trainer: Trainer = _build(
+            config,
+            config.trainer,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            # One process, whatever cluster it runs on: Lightning would look for a job's others.
+            plugins=[LightningEnvironment()],
+            **arguments,
+        )
+    except ConfigFault:
+        raise
+    except Exception as error:  # it raises a dozen kinds, for an accelerator that is not there
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        asked = f"trainer.accelerator={config.trainer.accelerator}"
+        place = "trainer" if config.trainer.accelerator == "cpu" else asked
+        raise ValueError(f"{place}: {' '.join(str(cause).split())}") from error
     return trainer
 
 

@@ -39,7 +39,7 @@ def print_banner(experiment: Experiment) -> None:
 def _left_out(experiment: Experiment, choices: Sequence[str]) -> str:
     """What an experiment's file says, and the model that was chosen beside it does not take."""
     taker = type(experiment.model).__name__
-    return f"{', '.join(choices)}: the experiment's own, and {taker} takes no such"
+    return f"{', '.join(choices)} (set by the experiment; {taker} does not take it)"
 
 
 def _state(experiment: Experiment) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
@@ -43,10 +44,8 @@ from newllm.team import forget_failure, record_failure
 # What Lightning says at every start although no user of this program can act on it.
 LIGHTNING_CHATTER = (".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*")
 
+LONGEST_MESSAGE = 500  # characters of another library's exception
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-# Flags that Hydra answers by itself: help, or the configuration instead of a run.
-HYDRA_QUESTIONS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
-HYDRA_QUESTIONS |= {"-sc", "--shell-completion", "--shell_completion"}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -144,8 +143,7 @@ def attempt(
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        reason = f"{type(error).__name__}: {first_line} (HYDRA_FULL_ERROR=1 shows where)"
+        reason = f"{_told(error)} (HYDRA_FULL_ERROR=1 shows where)"
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -155,6 +153,15 @@ def attempt(
     return loss, reason
 
 
+def _told(error: Exception) -> str:
+    """An exception in a line; Hydra's hides that of what it was to build."""
+    cause = error.__cause__ if isinstance(error, InstantiationException) else None
+    message = " ".join(str(cause or error).split()) or "no message"
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[:LONGEST_MESSAGE]} ..."
+    return f"{type(cause or error).__name__}: {message}"
+
+
 @hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
 def run_job(config: DictConfig) -> float | None:
     """One job, single or by another launcher than `local`; its best validation loss, for sweepers.
@@ -162,6 +169,7 @@ def run_job(config: DictConfig) -> float | None:
     Raises:
         SystemExit: a single run did not end well.
     """
+    quiet_lightning()  # this may be a process of a launcher's own
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
@@ -216,8 +224,7 @@ def main() -> None:
     quiet_lightning()
     register_resolvers()
     arguments = sys.argv[1:]
-    asks_hydra = any(word.partition("=")[0] in HYDRA_QUESTIONS for word in arguments)
-    if not asks_hydra and (faults := command_line_faults(arguments)):
+    if faults := command_line_faults(arguments):
         print("\n".join(faults), file=sys.stderr)
         sys.exit(1)
     try:

@@ -46,7 +46,8 @@ FAULTY = {
     ],
     "model=[gated,lstm]": ["model=[gated,lstm]: takes one option, not a list"],
     "model=transformer countermeasure=context_clipping": [
-        "model.context_clip: Transformer takes no context_clip"
+        "model.context_clip (from countermeasure=context_clipping): "
+        "Transformer takes no context_clip"
     ],
     "model=lstm recipe.fnn=residual": ["recipe.fnn=residual: LSTMModel does not read it; drop it"],
     "+foo=1": ["+foo: nothing reads it; drop it"],

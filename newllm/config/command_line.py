@@ -31,6 +31,11 @@ REFUSED = {
     "package": "--package: the configuration has its own place",
     "experimental_rerun": "--experimental-rerun: give the same command again",
 }
+# Help, completion, or the configuration instead of a run.
+HYDRA_QUESTIONS = (
+    *("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"),
+    *("-sc", "--shell-completion"),
+)
 OWN_SWEEPERS = ("basic", "each", "search")  # which go through lists of values
 
 
@@ -43,12 +48,12 @@ def command_line_faults(arguments: Sequence[str]) -> list[str]:
 
     Of a sweep (`seed=1,2`) every value is checked on its own and the first ones together.
     """
-    parser = get_args_parser()
-    parser.exit_on_error = False
     try:
-        parsed, unknown = parser.parse_known_args(list(arguments))
+        parsed, unknown = _parse_flags(arguments)
     except argparse.ArgumentError as error:
         return [str(error)]
+    if asks_hydra(arguments):
+        return []  # it shows what there is, faults and all
     faults = [
         f"{word}: unknown flag"
         if word.startswith("-")
@@ -73,30 +78,44 @@ def command_line_faults(arguments: Sequence[str]) -> list[str]:
             return [*faults, *unparsed, *error.args]
 
 
+def _parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    return parser.parse_known_args(list(arguments))
+
+
+def asks_hydra(arguments: Sequence[str]) -> bool:
+    """Whether the command line is a question that Hydra answers by itself, not a run."""
+    return any(word.partition("=")[0] in HYDRA_QUESTIONS for word in arguments)
+
+
 def _override_faults(name: str, overrides: Sequence[Override], multirun: bool) -> list[str]:
     """The faults of words that could be read: of groups, then of values, then of all together."""
-    loader = GlobalHydra.instance().config_loader()
     faults, good = [], []
     for item in overrides:
         found = list(_sweep_faults(item, overrides))
         faults += found
         good += [] if found else [item]
-    groups = [item for item in good if loader.get_group_options(item.key_or_group)]
+    groups = [item for item in good if _options(item)]
     values = [item for item in good if item not in groups]
     found_in = {id(item): list(_option_faults(item)) for item in groups}
     # What a target takes decides which of its keys can be left out.
     targets = [item for item in values if item.key_or_group.endswith("._target_")]
     chosen = [item for item in groups if not found_in[id(item)]]
     targets = [item for item in targets if not item.is_delete()]
-    config = _without_hydra(_compose(name, _single([*chosen, *targets])))
+    try:
+        config = _compose(name, _single([*chosen, *targets]))
+    except _Impossible:
+        config = _compose(name, _single(chosen))
+    config = _without_hydra(config)
     found_in |= {id(item): list(value_faults(config, item, _values(item))) for item in values}
     faults += [fault for item in good for fault in found_in[id(item)]]
     good = [item for item in good if not found_in[id(item)]]
     config = _compose(name, _single(good))
     faults += composed_faults(_without_hydra(config), _single(good))
-    in_sweep = multirun or config.hydra.mode == RunMode.MULTIRUN
+    in_sweep = multirun or _selected(config, "hydra.mode") == RunMode.MULTIRUN
     if not in_sweep:
-        faults += list(_only_in_sweeps(overrides))
+        faults += list(_only_in_sweeps(good))
     key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
     faults += _folder_faults(config, key)
     return faults + (list(_param_faults(config)) if in_sweep else [])
@@ -147,7 +166,7 @@ def _sweep_faults(item: Override, overrides: Sequence[Override]) -> Iterator[str
         number = sum(1 for _ in itertools.islice(_sweep_values(item), MOST_VALUES + 1))
         if number > MOST_VALUES:
             yield f"{item.input_line}: makes more than {MOST_VALUES} jobs"
-        elif number == 0 and not str(item.value_type).endswith("GLOB_CHOICE_SWEEP"):
+        elif number == 0 and not _options(item):  # a group says what options there are
             yield f"{item.input_line}: has no value"
 
 
@@ -160,12 +179,20 @@ def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
             yield f"{item.input_line}: several values make a sweep; add -m"
 
 
-def _folder_faults(config: DictConfig, key: str) -> Iterator[str]:
+def _selected(config: DictConfig, key: str) -> Any:
+    """A value of Hydra's own.
+
+    Raises:
+        _Impossible: it refers to nothing.
+    """
     try:
-        folder = OmegaConf.select(config, key)
+        return OmegaConf.select(config, key)
     except OmegaConfBaseException as error:
-        yield f"{key}: {_one_line(error)}"
-        return
+        raise _Impossible(f"{key}: {_one_line(error)}") from error
+
+
+def _folder_faults(config: DictConfig, key: str) -> Iterator[str]:
+    folder = _selected(config, key)
     if not isinstance(folder, str) or not folder:
         yield f"{key}={shown(folder)}: must be a folder"
     else:
@@ -174,16 +201,16 @@ def _folder_faults(config: DictConfig, key: str) -> Iterator[str]:
 
 def _param_faults(config: DictConfig) -> Iterator[str]:
     """The faults of what a sweep's file, or `hydra.sweeper.params` itself, goes over."""
-    params = OmegaConf.select(config, "hydra.sweeper.params")
-    words = [f"{key}={shown(value)}" for key, value in (params or {}).items()]
+    params = _selected(config, "hydra.sweeper.params") or {}
+    words = [f"{key}={shown(value)}" for key, value in params.items()]
     overrides, faults = _parse(words, GlobalHydra.instance().config_loader())
-    groups = GlobalHydra.instance().config_loader().get_group_options
+    own = _without_hydra(config)
     for item in overrides:
         found = list(_sweep_faults(item, ()))
-        if not found and groups(item.key_or_group):
-            found = list(_option_faults(item))
-        elif not found:
-            found = list(value_faults(_without_hydra(config), item, _values(item)))
+        if not found:
+            found = list(
+                _option_faults(item) if _options(item) else value_faults(own, item, _values(item))
+            )
         faults += found
     yield from (f"hydra.sweeper.params: {fault}" for fault in faults)
 
@@ -213,12 +240,17 @@ def _single(overrides: Sequence[Override]) -> list[str]:
     return lines
 
 
+def _options(item: Override) -> list[str]:
+    """The options of the group that an override chooses from; none if it names no group."""
+    return sorted(GlobalHydra.instance().config_loader().get_group_options(item.key_or_group))
+
+
 def _option_faults(item: Override) -> Iterator[str]:
     group = item.key_or_group
     if item.is_delete():
         yield f"{item.input_line}: cannot be left out; choose one of its options"
         return
-    options = sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+    options = _options(item)
     if not _values(item):
         yield f"{item.input_line}: matches no option; there are {', '.join(options)}"
     for choice in _values(item):
@@ -235,5 +267,5 @@ def _option_faults(item: Override) -> Iterator[str]:
 
 
 def _one_line(error: Exception) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = re.sub(r"\s+", " ", str(error).partition("\n    full_key:")[0]).strip()
     return re.sub(r"^In '[^']*': ", "", text)

@@ -125,7 +125,16 @@ def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
             ]
             words = " ".join(f"'~{name}'" for name in left)
             yield f"{key}={value}: takes no {', '.join(names)}; leave them out: {words}"
-    yield from faults
+    yield from (_told_of_countermeasure(config, fault) for fault in faults)
+
+
+def _told_of_countermeasure(config: DictConfig, fault: str) -> str:
+    """A fault of a key, with the countermeasure that set it: nobody chose the key itself."""
+    key, colon, rest = fault.partition(": ")
+    part, _, name = origin(config, key).partition(".")
+    if part != "countermeasures" or not colon:
+        return fault
+    return f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:

@@ -60,10 +60,11 @@ def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] |
     """The names of the arguments that a node's target takes; None where that cannot be told."""
     if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, "_target_"):
         return None
-    target = str(node.get("_target_"))
-    if list(target_faults(OmegaConf.create({"_target_": target}), "", trusted_packages)):
+    if "_target_" not in node or list(
+        target_faults(OmegaConf.masked_copy(node, "_target_"), "", trusted_packages)
+    ):
         return None
-    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
+    parameters = inspect.signature(hydra.utils.get_object(str(node["_target_"]))).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     return list(parameters)

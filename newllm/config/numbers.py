@@ -38,6 +38,8 @@ RANGES: dict[str, dict[str, Range]] = {
         **dict.fromkeys(("patience", "min_delta", "small", "num_steps"), FROM_ZERO),
         **dict.fromkeys(("every_n_steps", "every_n_epochs", "num_sentences"), FROM_ONE),
     },
+    # Lightning would make a list of them.
+    "trainer": {"devices": ("1: a run is one process on one device", lambda number: number < 1000)},
     "budget": dict.fromkeys(
         ("parameters", "state_bytes", "step", "widths", "state_widths"), FROM_ONE
     ),
@@ -69,14 +71,14 @@ def _unmet(part: str, name: str, value: Any) -> Iterator[str]:
     numbers = list(_numbers(value))
     if not all(math.isfinite(number) for number in numbers):
         yield "a finite number" if isinstance(value, float) else "finite numbers"
-    elif any(abs(number) > LARGEST for number in numbers if isinstance(number, int)):
-        yield f"no larger than {LARGEST}"
-    else:
-        for word in name.split("."):
-            if wanted := RANGES.get(part, {}).get(word):
-                text, holds = wanted
-                if not all(map(holds, numbers)):
-                    yield text
+        return
+    for word in name.split("."):
+        text, holds = RANGES.get(part, {}).get(word, ("", None))
+        if holds and not all(map(holds, numbers)):
+            yield text
+            return
+    if any(abs(number) > LARGEST for number in numbers if isinstance(number, int)):
+        yield f"at most {LARGEST}"
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

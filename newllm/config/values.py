@@ -31,6 +31,8 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
     content = raw(config)
     if key in FOLDERS and None in values:
         yield f"{key}=null: must be a folder"
+    if key == "hydra.sweeper.params" and not all(isinstance(v, dict | None) for v in values):
+        yield f"{item.input_line}: must be a mapping of keys to values, as in {{seed: '1,2'}}"
     if key.partition(".")[0].partition("/")[0] == "hydra":
         return  # Hydra's own, and Hydra's to check
     if "/" in key or "@" in str(item.input_line).partition("=")[0]:
@@ -89,8 +91,7 @@ def _deletion_faults(config: DictConfig, item: Override) -> Iterator[str]:
     parent, _, leaf = key.rpartition(".")
     known = arguments_of(OmegaConf.select(config, parent)) if parent else None
     if known is None or leaf in known or leaf.startswith("_"):
-        instead = f"{key}=null" if _may_be_null(config, key) else "it"
-        yield f"{item.input_line}: cannot be left out; set {instead} instead"
+        yield f"{item.input_line}: cannot be left out; set it instead"
 
 
 def _may_be_null(config: DictConfig, key: str) -> bool:

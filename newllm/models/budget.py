@@ -85,7 +85,7 @@ class Budget:
         for what, _ in PAIRS:
             target, cost = getattr(self, what), MEASURES[what](model)
             if target is not None and abs(cost - target) > NOTABLE_MISS * target:
-                finer = f"; smaller than budget.step={self.step} comes nearer"
+                finer = f"; a step below budget.step={self.step} comes nearer"
                 yield (
                     f"budget.{what}={target}: the nearest model takes {cost:,} "
                     f"({cost / target - 1:+.1%}){finer if self.step > 1 else ''}"
