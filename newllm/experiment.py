@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.analysis.references import ReferenceModels, References
@@ -240,6 +241,12 @@ def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) 
 
 
 def _make_trainer(config: DictConfig, **arguments: Any) -> Trainer:
+    """The trainer of a run that is one process, whatever cluster it is on.
+
+    Left alone, Lightning looks for the others of a cluster's job, and a process that the cluster
+    gave a number above 0 writes no events.
+    """
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
     try:
         trainer: Trainer = _build(
             config,
@@ -249,7 +256,6 @@ def _make_trainer(config: DictConfig, **arguments: Any) -> Trainer:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
-            # One process, whatever cluster it runs on: Lightning would look for a job's others.
             plugins=[LightningEnvironment()],
             **arguments,
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from newllm.data.tokenizer import PAD
 from newllm.module import LanguageModule, SentenceScores, perplexity
-from newllm.runs import write_text
+from newllm.runs import write_text, written_whole
 
 
 class Diverged(ArithmeticError):
@@ -263,16 +263,14 @@ class Checkpoints(Callback):
         if self._best is None:
             return
         self.folder.mkdir(exist_ok=True)
-        partial = self.folder / ".best.ckpt.partial"
-        torch.save(self._best, partial)
-        partial.replace(self.folder / "best.ckpt")
+        with written_whole(self.folder / "best.ckpt") as partial:
+            torch.save(self._best, partial)
         self._best = None
 
     def _write_last(self, trainer: Trainer) -> None:
         self.folder.mkdir(exist_ok=True)
-        partial = self.folder / ".last.ckpt.partial"
-        trainer.save_checkpoint(partial)
-        partial.replace(self.folder / "last.ckpt")
+        with written_whole(self.folder / "last.ckpt") as partial:
+            trainer.save_checkpoint(partial)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self._best_loss, "random_state": torch.get_rng_state()}

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -219,9 +220,17 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+    """A line for what ended a thread, such as TensorBoard's on a full disk."""
+    if isinstance(args.exc_value, Exception):
+        print(_told(args.exc_value), file=sys.stderr)
+
+
 def main() -> None:
     """The command line: all its faults at once, else the run."""
     quiet_lightning()
+    if not os.environ.get("HYDRA_FULL_ERROR"):
+        threading.excepthook = _tell_of_thread
     register_resolvers()
     arguments = sys.argv[1:]
     if faults := command_line_faults(arguments):
