@@ -1,7 +1,6 @@
 """Command lines drawn at random: groups, keys, sweeps, deletions, additions, flags, odd values."""
 
 import random
-from pathlib import Path
 
 from newllm.config.build import conf_directory
 
@@ -52,18 +51,61 @@ VALUES = (
     *("sort(3,1,2)", "int(2.5)", "str(1)", "bool(x)", "range(0,1000000000)", "(", "a=b", "a:b"),
     *("[1", "'", "../..", "/proc/nope", "x" * 300, "字" * 100, "\t", "a/b", "~", "+", "--"),
 )
+LIKELY_GROUPS = (
+    "model",
+    "data",
+    "recipe",
+    "countermeasure",
+    "experiment",
+    "gating",
+    "normalization",
+)
+LIKELY = {
+    "seed": ("0", "1", "1,2"),
+    "model.hidden_dim": ("8", "16", "8,16", "7"),
+    "model.embedding_dim": ("8", "9"),
+    "model.context_dim": ("8",),
+    "model.num_layers": ("1", "2"),
+    "optimizer.lr": ("1e-3", "0.1", "1", "0"),
+    "optimizer._target_": ("torch.optim.SGD", "torch.optim.RMSprop"),
+    "~optimizer.betas": ("",),
+    "~callbacks.curves": ("",),
+    "schedule": ("null",),
+    "trainer.max_epochs": ("1", "2", "0"),
+    "recipe.max_epochs": ("1", "2"),
+    "recipe.dropout": ("0", "0.5", "1"),
+    "recipe.batch_size": ("1", "64", "0"),
+    "recipe.gradient_clip": ("[]", "[[0,1.0]]", "[[1,1]]"),
+    "budget.parameters": ("50000", "1", "null"),
+    "budget.widths": ("{hidden_dim: 1}", "{embedding_dim: 1}"),
+    "trainer.limit_train_batches": ("1", "0.5", "0", "2.0"),
+    "trainer.precision": ("bf16-mixed", "32"),
+    "callbacks.steps.every_n_steps": ("1", "0"),
+    "logger": ("none", "tensorboard"),
+    "data.train_sentences": ("1", "5", "null"),
+    "data.max_length": ("4", "1"),
+}
 FLAGS = ("-m", "--multirun", "-r", "--nope", "--config-dir", "--config-name=nope", "-p", "--run")
 LONGEST = 5  # words of a line
 
 
 def draw_line(rng: random.Random) -> list[str]:
-    """The words of one command line, most of them wrong."""
-    words = [_draw_word(rng) for _ in range(rng.randint(1, LONGEST))]
+    """The words of a command line: in two of three anything, else what could be meant."""
+    draw = _draw_word if rng.random() < 0.67 else _draw_likely_word
+    words = [draw(rng) for _ in range(rng.randint(1, LONGEST))]
     if rng.random() < 0.3:
         words.insert(rng.choice((0, len(words))), "-m")
-    if rng.random() < 0.1:
+    if draw is _draw_word and rng.random() < 0.1:
         words.insert(rng.randint(0, len(words)), rng.choice(FLAGS))
     return words
+
+
+def _draw_likely_word(rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        group = rng.choice(LIKELY_GROUPS)
+        return f"{group}={rng.choice(GROUPS[group])}"
+    key, values = rng.choice(sorted(LIKELY.items()))
+    return f"{key}={rng.choice(values)}".removesuffix("=")
 
 
 def _draw_word(rng: random.Random) -> str:
@@ -81,8 +123,3 @@ def _draw_word(rng: random.Random) -> str:
     if kind < 0.53:
         return rng.choice((key, value, f"={value}", f"{key}==", f"{key}.={value}", f".{key}=1"))
     return f"{key}={value}"
-
-
-def is_written_in(folder: Path) -> bool:
-    """Whether anything was left in a folder."""
-    return any(folder.iterdir())

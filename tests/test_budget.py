@@ -112,3 +112,24 @@ def test_budgets_make_different_runs(compose_config: Compose) -> None:
         for overrides in ((), ("budget.parameters=300000",), ("budget.step=8",), ("test=false",))
     }
     assert len(hashes) == 4
+
+
+def test_a_budget_that_is_missed_is_told(compose_config: Compose, tmp_path: Path) -> None:
+    gates = {
+        number: build_experiment(
+            compose_config("experiment=fair_gru_200k", f"budget.parameters={number}"), tmp_path
+        ).gates
+        for number in (100_000, 200_000)
+    }
+    assert gates[200_000].missed_budget == ()
+    (line,) = gates[100_000].missed_budget
+    assert line.startswith("budget.parameters=100000: the nearest model takes 96,856 (-3.1%)")
+    assert line in list(gates[100_000].warnings())
+
+
+def test_widths_can_be_named_and_dropped(compose_config: Compose) -> None:
+    build = partial(LSTMModel, 256, num_layers=2)
+    config = compose_config("budget.parameters=200000", "budget.widths={hidden_dim:2}")
+    assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
+    config = compose_config("experiment=fair_lstm_200k", "budget.widths.embedding_dim=null")
+    assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
