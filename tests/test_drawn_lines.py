@@ -9,7 +9,7 @@ from drawn_lines import draw_line
 from newllm.config.command_line import command_line_faults
 
 CHUNKS = 6
-PER_CHUNK = 12
+PER_CHUNK = 10
 
 # What earlier drawings found: each of them ended in a traceback.
 FOUND = [

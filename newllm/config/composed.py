@@ -65,7 +65,7 @@ def _unresolved(config: DictConfig) -> Iterator[str]:
     told = set()
     for name, value in leaves(content):
         # The last of a chain of references tells it for all.
-        key = origin(config, name)
+        key = origin(content, name)
         key = name if descend(content, key) is None else key
         if key in told:
             continue
@@ -131,7 +131,7 @@ def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
 def _told_of_countermeasure(config: DictConfig, fault: str) -> str:
     """A fault of a key, with the countermeasure that set it: nobody chose the key itself."""
     key, colon, rest = fault.partition(": ")
-    part, _, name = origin(config, key).partition(".")
+    part, _, name = origin(raw(config), key).partition(".")
     if part != "countermeasures" or not colon:
         return fault
     return f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"

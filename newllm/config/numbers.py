@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.config.reading import leaves, origin
+from newllm.config.reading import leaves, origin, raw
 
 LARGEST = 2**63 - 1  # what torch and numpy take for a whole number
 
@@ -54,13 +54,14 @@ def number_faults(config: DictConfig) -> Iterator[str]:
     It names the key where the number is set. A value that cannot be resolved is another's fault.
     """
     told = set()
+    content = raw(config)
     for part in (*USED, "recipe.gradient_clip"):
         node = OmegaConf.select(config, part)
         if not OmegaConf.is_config(node):
             continue
         for name, value in leaves(OmegaConf.to_container(node, resolve=True), part):
             for wanted in _unmet(part.partition(".")[0], name, value):
-                key = origin(config, name)
+                key = origin(content, name)
                 told.add(f"{key}={_shown(value)}: must be {wanted}")
     yield from sorted(told)
 

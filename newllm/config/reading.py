@@ -35,12 +35,15 @@ def leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{name}.{key}".lstrip("."))
 
 
-def origin(config: DictConfig, key: str) -> str:
+def origin(content: dict[str, Any], key: str) -> str:
     """Where the value of a key is set: the end of the chain of ${...} that begins there.
 
     The default's `data.batch_size` is `${recipe.batch_size}`, so `recipe.batch_size` sets it.
+
+    Args:
+        content: a configuration as `raw` gives it.
+        key: dotted.
     """
-    content = raw(config)
     for _ in range(LONGEST_CHAIN):
         names = key.split(".")
         for depth in range(1, len(names) + 1):
@@ -56,7 +59,7 @@ def origin(config: DictConfig, key: str) -> str:
 def blame_origin(config: DictConfig, fault: str) -> str:
     """A fault that begins with a key, told of the key that sets its value."""
     match = re.match(r"[A-Za-z_]\w*(\.\w+)+", fault)
-    return f"{origin(config, match[0])}{fault[match.end() :]}" if match else fault
+    return f"{origin(raw(config), match[0])}{fault[match.end() :]}" if match else fault
 
 
 def overlap(key: str, name: str) -> bool:

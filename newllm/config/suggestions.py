@@ -69,14 +69,14 @@ def suggest(config: DictConfig, key: str) -> str | None:
         neighbours += GlobalHydra.instance().config_loader().list_groups("")
     synonyms = {word: name for word, name in SYNONYMS.items() if _exists(content, name)}
     if leaf in synonyms:
-        return origin(config, synonyms[leaf])
+        return origin(content, synonyms[leaf])
     if close := difflib.get_close_matches(leaf, neighbours, n=1):
         return f"{parent}.{close[0]}".lstrip(".")
     everywhere = {
         name.rpartition(".")[2]: name for name, _ in leaves(content) if "._" not in name
     } | synonyms
     if close := difflib.get_close_matches(leaf, everywhere, n=1, cutoff=NEAR):
-        return origin(config, everywhere[close[0]])
+        return origin(content, everywhere[close[0]])
     return None
 
 

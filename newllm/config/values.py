@@ -113,7 +113,7 @@ def _may_be_null(config: DictConfig, key: str) -> bool:
 def _borrowed_from(config: DictConfig, key: str) -> str | None:
     """Where a key really stands, if a node above it is a ${...}: Hydra cannot set it here."""
     parent, _, leaf = key.rpartition(".")
-    holder = origin(config, parent) if parent else ""
+    holder = origin(raw(config), parent) if parent else ""
     return f"{holder}.{leaf}" if holder != parent else None
 
 
