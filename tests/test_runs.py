@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_a_result_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.record(status="running", error=None, name="some")
+    run.record(status="running", error=None, name="some", sizes=list(range(50)))
 
     def write(path: Path, text: str) -> int:
         with path.open("w") as file:
