@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import chain
-from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from omegaconf import open_dict
+
+from hydra_plugins.newllm_each import Each
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -36,7 +36,7 @@ ConfigStore.instance().store(
 )
 
 
-class Search(BasicSweeper):
+class Search(Each):
     """Trials first, then the best of them.
 
     Args:
@@ -55,9 +55,9 @@ class Search(BasicSweeper):
         super().__init__(max_batch_size, params)
         self._then = then
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """All jobs of both stages, as Hydra wants them returned."""
-        returns = super().sweep(arguments)
+    def run_all(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """The jobs of both stages."""
+        returns = super().run_all(arguments)
         assert self.config is not None
         assert self.launcher is not None
         if self.config.plan:

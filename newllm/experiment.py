@@ -21,6 +21,7 @@ from newllm.analysis.references import ReferenceModels, References
 from newllm.callbacks import Curves
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
+from newllm.config.reading import blame_origin
 from newllm.data.module import CorpusDataModule
 from newllm.gates import Gates, check
 from newllm.loggers import build_loggers
@@ -138,8 +139,10 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     if trainer and data:
         num_steps = faults.collect(lambda: planned_steps(trainer, data.steps_per_epoch)) or 1
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
+    num_epochs = trainer.max_epochs if trainer else 1
+    faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip, num_steps))
-    faults.raise_if_any()
+    faults.raise_if_any(config)
     on_validation = ReferenceModels(data).on("validation")
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
@@ -147,7 +150,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
         if isinstance(callback, Curves):
             callback.references = on_validation.means
             callback.title = _title(config, name)
-    gates = check(model, data, num_steps)
+    gates = check(model, data, num_steps, instantiate(config.budget))
     return Experiment(config, name, data, module, trainer, history, on_validation, gates)
 
 
@@ -177,9 +180,10 @@ class _Faults:
             self._lines += str(error).splitlines()
             return None
 
-    def raise_if_any(self) -> None:
-        if self._lines:
-            raise ConfigFault(list(dict.fromkeys(self._lines)))
+    def raise_if_any(self, config: DictConfig) -> None:
+        """Raise all faults, each told of the key that was set."""
+        if lines := [blame_origin(config, line) for line in self._lines]:
+            raise ConfigFault(list(dict.fromkeys(lines)))
 
 
 def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
@@ -218,7 +222,17 @@ def _fill_sizes(config: DictConfig) -> None:
     if unknown := [name for name in budget.names if name not in config.model]:
         model = str(config.model._target_).rpartition(".")[2]
         raise ValueError(f"budget: {model} has no {', '.join(unknown)}")
-    sizes = budget.sizes(partial(instantiate, config.model, config.trusted_packages))
+    try:
+        sizes = budget.sizes(partial(instantiate, config.model, config.trusted_packages))
+    except ValueError as error:
+        if str(error).startswith("budget."):
+            raise
+        multiples = (
+            f"the sizes that follow from a budget are multiples of budget.step={budget.step}"
+        )
+        raise ValueError(
+            "\n".join(f"{line}; {multiples}" for line in str(error).splitlines())
+        ) from error
     config.model.update(sizes)
 
 
@@ -232,15 +246,22 @@ def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageM
     return model
 
 
+def _check_schedule(
+    model: Any, optimizer: Any, schedule: Any, num_steps: int, num_epochs: int
+) -> None:
+    """The faults of an optimizer and a scheduler show only when they are built."""
+    if model is None or optimizer is None:
+        return
+    built = _named("optimizer", lambda: optimizer(model.parameters()))
+    if schedule is not None:
+        _named("schedule", lambda: schedule.check(built, num_steps, num_epochs))
+
+
 def _build_module(
     model: Any, optimizer: Any, schedule: Any, clip: Any, num_steps: int
 ) -> LanguageModule | None:
     if model is None or optimizer is None or clip is None:
         return None
-    # The faults of an optimizer and a scheduler show only when they are built.
-    built = _named("optimizer", lambda: optimizer(model.parameters()))
-    if schedule is not None:
-        _named("schedule", lambda: schedule.build(built, num_steps))
     return LanguageModule(model, optimizer, schedule, clip, num_steps)
 
 
@@ -248,5 +269,6 @@ def _named(part: str, build: Callable[[], Any]) -> Any:
     """What `build` returns; torch's own message does not say what it is about."""
     try:
         return build()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{part}: {error}") from error
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{part}: {reason}") from error

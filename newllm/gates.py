@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from newllm.config.build import ConfigFault
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import BOS, PAD, UNK
+from newllm.models.budget import Budget
 from newllm.models.language_model import LanguageModel
 
 # From where on a warning is worth a line.
@@ -42,6 +43,7 @@ class Gates:
         num_unused_classes: outputs that are never a training target.
         num_classes: all outputs.
         num_steps: optimizer steps planned.
+        missed_budget: a line for each budget that the model does not keep.
     """
 
     causal: bool
@@ -52,6 +54,7 @@ class Gates:
     num_unused_classes: int
     num_classes: int
     num_steps: int
+    missed_budget: tuple[str, ...] = ()
 
     def as_result(self) -> dict[str, Any]:
         """All findings by name, and the warnings."""
@@ -81,9 +84,12 @@ class Gates:
             )
         if self.num_steps < FEW_STEPS:
             yield f"only {self.num_steps:,} optimizer steps are planned"
+        yield from self.missed_budget
 
 
-def check(model: LanguageModel, data: CorpusDataModule, num_steps: int) -> Gates:
+def check(
+    model: LanguageModel, data: CorpusDataModule, num_steps: int, budget: Budget | None = None
+) -> Gates:
     """Look at a model and its data.
 
     Raises:
@@ -105,6 +111,7 @@ def check(model: LanguageModel, data: CorpusDataModule, num_steps: int) -> Gates
         num_unused_classes=model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
         num_classes=model.vocabulary_size,
         num_steps=num_steps,
+        missed_budget=tuple(budget.misses(model)) if budget else (),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.models.budget import decided_sizes
+from newllm.models.budget import decided_sizes, named_sizes
 
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
@@ -54,7 +54,7 @@ def hashed(config: DictConfig) -> dict[str, Any]:
         left_out["model"] = ["vocabulary_size"]  # it follows from the data
     budget = content.get("budget") or {}  # older runs have none
     if sizes := decided_sizes(budget):
-        kept["budget"] = budget
+        kept["budget"] = named_sizes(budget)
         left_out["model"] = [*left_out.get("model", ()), *sizes]  # they follow from it
     if not content.get("test", True):
         kept["test"] = False  # such a run lacks the figure

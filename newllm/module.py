@@ -6,6 +6,7 @@ Shapes: B batch, T time (tokens), N sentences of a split.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +37,38 @@ class Schedule:
 
     def build(self, optimizer: Optimizer, total_steps: int) -> Any:
         """The scheduler of an optimizer."""
-        arguments = {"total_steps": total_steps} if self.interval == "step" else {}
-        return self.scheduler(optimizer, **arguments)
+        if self.interval == "epoch":
+            return self.scheduler(optimizer)
+        # A cycle rises and falls, which takes two steps.
+        total_steps = max(total_steps, 2)
+        return self.scheduler(optimizer, total_steps=total_steps, **self._no_division(total_steps))
+
+    def _no_division(self, total_steps: int) -> dict[str, float]:
+        """The share of a warm-up that ends at the very first step, a hair smaller.
+
+        OneCycleLR divides by the steps of its warm-up less one. Where the warm-up is shorter than a
+        step, it begins near its peak, and so it does here.
+        """
+        share = getattr(self.scheduler, "keywords", {}).get("pct_start")
+        return {"pct_start": share * (1 - 1e-6)} if share and share * total_steps == 1 else {}
+
+    def check(
+        self, optimizer: Optimizer, total_steps: int, num_epochs: int, most: int = 200
+    ) -> None:
+        """Go through the first steps of a schedule: those of a short run are where it may break.
+
+        Raises:
+            ValueError: or what else the scheduler itself raises.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer takes no steps here
+            scheduler = self.build(optimizer, total_steps)
+            for number in range(min(total_steps if self.interval == "step" else num_epochs, most)):
+                scheduler.step()
+                for group in optimizer.param_groups:
+                    if not (0 <= group["lr"] < math.inf):
+                        rate = f"the learning rate is {group['lr']}"
+                        raise ValueError(f"{rate} after {number + 1} of its {self.interval}s")
 
     def __post_init__(self) -> None:
         if self.interval not in ("step", "epoch"):

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from newllm.module import LanguageModule, SentenceScores, perplexity
-from newllm.runs import write_text
+from newllm.runs import write_text, written_whole
 
 
 class Diverged(ArithmeticError):
@@ -276,16 +276,14 @@ class Checkpoints(Callback):
         if self._best is None:
             return
         self.folder.mkdir(exist_ok=True)
-        partial = self.folder / ".best.ckpt.partial"
-        torch.save(self._best, partial)
-        partial.replace(self.folder / "best.ckpt")
+        with written_whole(self.folder / "best.ckpt") as partial:
+            torch.save(self._best, partial)
         self._best = None
 
     def _write_last(self, trainer: Trainer) -> None:
         self.folder.mkdir(exist_ok=True)
-        partial = self.folder / ".last.ckpt.partial"
-        trainer.save_checkpoint(partial)
-        partial.replace(self.folder / "last.ckpt")
+        with written_whole(self.folder / "last.ckpt") as partial:
+            trainer.save_checkpoint(partial)
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]

@@ -14,14 +14,9 @@ from omegaconf import DictConfig
 from newllm.identity import config_hash
 from newllm.runs import RunConflict, read_config, read_result
 
-KEY, TRUSTED = "run", "trusted_packages"
+RUN, TRUSTED = "run", "trusted_packages"
 
 Attempt = Callable[[DictConfig, Path, Sequence[str], bool], tuple[Any, str | None]]
-
-
-def resumes(arguments: Sequence[str]) -> bool:
-    """Whether a command line names a run that is to go on."""
-    return any(word.partition("=")[0] == KEY for word in arguments)
 
 
 def resume(arguments: Sequence[str], attempt: Attempt) -> int:
@@ -48,7 +43,7 @@ def resume(arguments: Sequence[str], attempt: Attempt) -> int:
 
 def _parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     chosen = dict(word.partition("=")[::2] for word in arguments)
-    if others := [word for word in arguments if word.partition("=")[0] not in (KEY, TRUSTED)]:
+    if others := [word for word in arguments if word.partition("=")[0] not in (RUN, TRUSTED)]:
         raise ValueError(
             f"{others[0]}: run=FOLDER goes on with the configuration of that run; drop it, or "
             "train another run with it"
@@ -56,7 +51,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     packages = yaml.safe_load(chosen.get(TRUSTED, "[]"))
     if not isinstance(packages, list):
         raise ValueError(f"{TRUSTED}={chosen[TRUSTED]}: must be a list, such as [my_package]")
-    return Path(chosen[KEY]), [str(package) for package in packages]
+    return Path(chosen[RUN]), [str(package) for package in packages]
 
 
 def _say_why_not(folder: Path, result: dict[str, Any]) -> int:

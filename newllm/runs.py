@@ -120,9 +120,29 @@ class RunDirectory:
     def record(self, **fields: Any) -> dict[str, Any]:
         """Add fields to `result.json`, whole or not at all; returns all fields so far."""
         self._result |= fields
-        text = json.dumps(_finite(self._result), indent=2, allow_nan=False)
-        write_text(self.result_file, f"{text}\n")
+        try:
+            text = json.dumps(_finite(self._result), indent=2, allow_nan=False)
+            write_text(self.result_file, f"{text}\n")
+        except OSError as error:
+            self._record_in_place(error)
+            raise
         return dict(self._result)
+
+    def _record_in_place(self, error: OSError) -> None:
+        """Say in the old result that the run failed: a full disk has no room for a new one.
+
+        Without indentation it is shorter than what is there, and so needs no room.
+        """
+        if self._result.get("status") == "running" or not self.result_file.is_file():
+            return
+        end = {"status": "failed", "error": self._result.get("error") or f"OSError: {error}"}
+        with contextlib.suppress(OSError, ValueError):
+            old = self.result_file.read_text()
+            text = json.dumps(json.loads(old) | end)
+            if len(text.encode()) <= len(old.encode()):
+                with self.result_file.open("r+") as file:
+                    file.write(text)
+                    file.truncate()
 
     def forget_failure(self) -> None:
         """A failed run that is tried again counts as interrupted: a new reason is its own."""
@@ -291,11 +311,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; a link in its place is replaced, never followed."""
+    # "x" refuses a link that somebody puts in the place of the partial file.
+    with written_whole(path) as partial, partial.open("xb") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`; it is gone if that fails.
+
+    What a full disk cut off would else keep the room that the result needs to say so.
+    """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
-    with partial.open("xb") as file:  # refuses a link that somebody put there in the meantime
-        file.write(content)
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _finite(content: Any) -> Any:

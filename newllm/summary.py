@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,16 @@ def print_banner(experiment: Experiment) -> None:
     console = _console()
     for label, text in lines.items():
         console.print(f"[bold]{label:<16}[/]{text}")
+    if left_out := config.get("left_out"):
+        console.print(f"[bold]{'left out':<16}[/]", Text(_left_out(experiment, left_out)), sep="")
     for warning in experiment.gates.warnings():
         console.print("[bold red]warning:[/]", Text(warning))
+
+
+def _left_out(experiment: Experiment, choices: Sequence[str]) -> str:
+    """What an experiment's file says, and the model that was chosen beside it does not take."""
+    taker = type(experiment.model).__name__
+    return f"{', '.join(choices)} (set by the experiment; {taker} does not take it)"
 
 
 def _state(experiment: Experiment) -> str:

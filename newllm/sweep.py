@@ -32,10 +32,11 @@ from newllm.team import Team
 MOST_JOBS = 12  # told of one by one; of more how many are done, and why others are not
 
 
-def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
+def sweep(jobs: Sequence[Job], top: Path) -> list[float | None]:
     """Run all jobs; returns the best validation loss of each.
 
-    It is infinite where a job diverged, as it would again, and no number where one failed.
+    It is infinite where a job diverged, as it would again, no number where one failed, and None
+    where it was only planned.
 
     Raises:
         SystemExit: a job cannot be composed, or its folder holds another run; none was started.
@@ -64,8 +65,6 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float]:
     _tell(jobs, outcomes, top)
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on")
-    if any(outcome.status not in ("skipped", "done") for outcome in outcomes.values()):
-        failed.append(top)
     return [_loss(outcomes[job]) for job in jobs]
 
 
@@ -75,18 +74,15 @@ def _loss(outcome: Outcome) -> float:
     return math.inf if outcome.status == "diverged" else math.nan
 
 
-failed: list[Path] = []  # sweeps and jobs of this process that did not end well
-
-
-def _plan_only(jobs: Sequence[Job]) -> list[float]:
+def _plan_only(jobs: Sequence[Job]) -> list[float | None]:
     from newllm.train import attempt  # this module is what train.py runs its sweeps with
 
+    losses = []
     for job in jobs:
         print(f"--- {job.label}")
-        _, reason = attempt(job.config, job.folder, job.overrides, goes_on=True)
-        if reason:
-            failed.append(job.folder)
-    return [math.nan] * len(jobs)
+        loss, _ = attempt(job.config, job.folder, job.overrides, goes_on=True)
+        losses.append(loss)
+    return losses
 
 
 def _check(jobs: Sequence[Job], top: Path) -> None:

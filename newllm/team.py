@@ -132,14 +132,14 @@ def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> 
     quiet_lightning()
     config = OmegaConf.create(content)
     assert isinstance(config, DictConfig)
-    _forget_failure(folder)
+    forget_failure(folder)
     try:
         _, reason = attempt(config, folder, overrides, goes_on=True)
     except KeyboardInterrupt as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     if reason:
-        _record_failure(folder, reason, config.seed, overrides)
+        record_failure(folder, reason, config.seed, overrides)
         sys.exit(1)
 
 
@@ -163,10 +163,10 @@ def _record_end(job: Job, exit_code: int) -> None:
     reason = f"ended with exit code {exit_code}"
     if exit_code < 0:
         reason = f"killed by {signal.Signals(-exit_code).name}"
-    _record_failure(job.folder, reason, job.config.seed, job.overrides)
+    record_failure(job.folder, reason, job.config.seed, job.overrides)
 
 
-def _forget_failure(folder: Path) -> None:
+def forget_failure(folder: Path) -> None:
     """Before the first step that can fail anew, so that no old reason is taken for the new one."""
     with contextlib.suppress(ValueError):  # of which a conflict is one
         if read_result(folder)["status"] == "failed":
@@ -175,7 +175,7 @@ def _forget_failure(folder: Path) -> None:
             run.release()
 
 
-def _record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str]) -> None:
+def record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str]) -> None:
     """Note in the result why a run failed, unless it says so already or belongs to another."""
     with contextlib.suppress(RunConflict):
         run = RunDirectory(folder, goes_on=True)

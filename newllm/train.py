@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -24,20 +25,29 @@ from newllm.arguments import ends_with_its_reader
 from newllm.config.build import ConfigFault, conf_directory
 from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
+from newllm.config.leftovers import without_leftovers
 from newllm.config.naming import register_resolvers
 from newllm.experiment import Experiment, build_experiment, write_data
 from newllm.recording import Diverged
 from newllm.result import draw_positions, log_best, measured, predicted, record_start
-from newllm.runs import ENDS, RunConflict, RunDirectory, has_ended, load_weights, read_result
+from newllm.resume import RUN, resume
+from newllm.runs import (
+    ENDS,
+    RunConflict,
+    RunDirectory,
+    has_ended,
+    load_weights,
+    move_aside,
+    read_result,
+)
 from newllm.summary import print_banner, print_result
-from newllm.sweep import failed
+from newllm.team import forget_failure, record_failure
 
 # What Lightning says at every start although no user of this program can act on it.
 LIGHTNING_CHATTER = (".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*")
 
+LONGEST_MESSAGE = 500  # characters of another library's exception
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-# Flags that Hydra answers by itself: help, or the configuration instead of a run.
-HYDRA_QUESTIONS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -87,7 +97,8 @@ def train(
         result = {"status": "diverged", "error": str(error)}
         raise
     except SystemExit as end:  # Lightning's answer to Ctrl-C
-        raise Interrupted(f"interrupted; what was done lies in {folder}") from end
+        goes_on = f"it goes on with: python -m newllm.train {RUN}={folder}"
+        raise Interrupted(f"interrupted; what was done lies in {folder}; {goes_on}") from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
@@ -118,17 +129,17 @@ def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
 
 def attempt(
     config: DictConfig, folder: Path, overrides: Sequence[str], goes_on: bool
-) -> tuple[float, str | None]:
+) -> tuple[float | None, str | None]:
     """Train, and put what a user can mend into a line.
 
     Returns:
-        The best validation loss and None; else infinity for a run that diverged, no number for one
-        that failed, and the reason, which is printed too.
+        The best validation loss, None for `plan=true`, and None; else infinity for a run that
+        diverged, no number for one that failed, and the reason, which is printed too.
     """
     loss = math.nan
     try:
         result = train(config, folder, overrides, goes_on)
-        return float(result.get("best_val_loss", math.nan)), None
+        return result.get("best_val_loss"), None
     except Diverged as error:
         loss, reason = math.inf, str(error)
     except (ConfigFault, RunConflict) as error:
@@ -136,8 +147,7 @@ def attempt(
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        reason = f"{type(error).__name__}: {first_line} (HYDRA_FULL_ERROR=1 shows where)"
+        reason = f"{_told(error)} (HYDRA_FULL_ERROR=1 shows where)"
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -147,26 +157,61 @@ def attempt(
     return loss, reason
 
 
+def _told(error: Exception) -> str:
+    """An exception in a line."""
+    message = " ".join(str(error).split()) or "no message"
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[:LONGEST_MESSAGE]} ..."
+    return f"{type(error).__name__}: {message}"
+
+
 @hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
-def run_job(config: DictConfig) -> float:
+def run_job(config: DictConfig) -> float | None:
     """One job, single or by another launcher than `local`; its best validation loss, for sweepers.
 
-    A job of a sweep is done once and goes on where it was interrupted.
+    Raises:
+        SystemExit: a single run did not end well.
     """
+    quiet_lightning()  # this may be a process of a launcher's own
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     overrides = list(hydra_config.overrides.task)
     in_sweep = hydra_config.mode == RunMode.MULTIRUN
-    if faults := composed_faults(config, overrides):
+    faults = composed_faults(config, overrides)
+    config = without_leftovers(config, overrides)
+    if faults:
         print("\n".join(faults), file=sys.stderr)
-        failed.append(folder)
-        return math.nan
-    if in_sweep and not config.plan and has_ended(folder, config):
+        loss: float | None = math.nan
+    elif in_sweep:
+        loss = _job_of_sweep(config, folder, overrides, Path(hydra_config.sweep.dir))
+    else:
+        loss, _ = attempt(config, folder, overrides, goes_on=False)
+    if not in_sweep and loss is not None and not math.isfinite(loss):
+        sys.exit(1)
+    return loss
+
+
+def _job_of_sweep(
+    config: DictConfig, folder: Path, overrides: Sequence[str], top: Path
+) -> float | None:
+    """A job is done once, goes on where it stopped, and says in its result why it failed."""
+    if config.plan:
+        return attempt(config, folder, overrides, goes_on=True)[0]
+    try:
+        ended = has_ended(folder, config)
+    except RunConflict as error:
+        if not config.overwrite:
+            print(error, file=sys.stderr)
+            return math.nan
+        print(f"{folder}: moved to {move_aside(folder, top)}", file=sys.stderr)
+        ended = False
+    if ended:
         result = read_result(folder)
         return float(result["best_val_loss"]) if result["status"] == "done" else math.inf
-    loss, reason = attempt(config, folder, overrides, in_sweep)
+    forget_failure(folder)
+    loss, reason = attempt(config, folder, overrides, goes_on=True)
     if reason:
-        failed.append(folder)
+        record_failure(folder, reason, config.seed, overrides)
     return loss
 
 
@@ -177,17 +222,26 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+    """A line for what ended a thread, such as TensorBoard's on a full disk."""
+    if isinstance(args.exc_value, Exception):
+        print(_told(args.exc_value), file=sys.stderr)
+
+
 @ends_with_its_reader
 def main() -> None:
     """The command line: all its faults at once, else the run."""
     quiet_lightning()
+    if not os.environ.get("HYDRA_FULL_ERROR"):
+        threading.excepthook = _tell_of_thread
     register_resolvers()
     arguments = sys.argv[1:]
-    asks_hydra = any(word.partition("=")[0] in HYDRA_QUESTIONS for word in arguments)
-    if not asks_hydra and (faults := command_line_faults(arguments)):
-        print("\n".join(faults), file=sys.stderr)
-        sys.exit(1)
     try:
+        if any(word.startswith(f"{RUN}=") for word in arguments):
+            sys.exit(resume(arguments, attempt))
+        if faults := command_line_faults(arguments):
+            print("\n".join(faults), file=sys.stderr)
+            sys.exit(1)
         run_job()
     except (ConfigFault, RunConflict) as error:
         print(error, file=sys.stderr)
@@ -195,7 +249,6 @@ def main() -> None:
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted before the training started", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from newllm.config.build import instantiate
+from newllm.config.build import ConfigFault, instantiate
 
 # Arguments of Lightning's trainer that the run decides on, and what to set instead.
 DECIDED = {
@@ -71,10 +73,11 @@ def build_trainer(
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
+        "plugins": [LightningEnvironment()],
     }
     if chosen.get("profiler") is not None:
         arguments["profiler"] = _profiler(chosen.profiler, folder)
-    trainer: Trainer = instantiate(chosen, config.trusted_packages, **arguments)
+    trainer = _make(config, arguments)
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
     if trainer.num_devices != 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
@@ -82,6 +85,24 @@ def build_trainer(
             f"trainer.devices={chosen.devices} trainer.strategy={chosen.strategy}: "
             "a run is one process on one device; leave them at 1 and auto"
         )
+    return trainer
+
+
+def _make(config: DictConfig, arguments: dict[str, Any]) -> Trainer:
+    """The trainer of a run that is one process, whatever cluster it is on.
+
+    Left alone, Lightning looks for the others of a cluster's job, and a process that the cluster
+    gave a number above 0 writes no events.
+    """
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+    try:
+        trainer: Trainer = instantiate(config.trainer, config.trusted_packages, **arguments)
+    except ConfigFault:
+        raise
+    except Exception as error:  # it raises a dozen kinds, for an accelerator that is not there
+        asked = f"trainer.accelerator={config.trainer.accelerator}"
+        place = "trainer" if config.trainer.accelerator == "cpu" else asked
+        raise ValueError(f"{place}: {' '.join(str(error).split())}") from error
     return trainer
 
 

@@ -56,12 +56,10 @@ def test_the_state_is_decided_first() -> None:
 
 
 def test_a_budget_that_no_size_follows_from() -> None:
-    with pytest.raises(
-        ValueError, match=r"parameters: say which .* \+budget\.widths\.hidden_dim=1"
-    ):
+    with pytest.raises(ValueError, match=r"parameters: say which .* budget\.widths\.hidden_dim=1"):
         Budget(200_000).sizes(partial(LSTMModel, 256))
     with pytest.raises(
-        ValueError, match=r"budget\.state_bytes: .* \+budget\.state_widths\.hidden_dim=1"
+        ValueError, match=r"budget\.state_bytes: .* budget\.state_widths\.hidden_dim=1"
     ):
         Budget(200_000, {"hidden_dim": 1}, state_bytes=64).sizes(partial(LSTMModel, 256))
     both = {"hidden_dim": 1}  # the state decides on it, and leaves nothing to the parameters
@@ -114,3 +112,24 @@ def test_budgets_make_different_runs(compose_config: Compose) -> None:
         for overrides in ((), ("budget.parameters=300000",), ("budget.step=8",), ("test=false",))
     }
     assert len(hashes) == 4
+
+
+def test_a_budget_that_is_missed_is_told(compose_config: Compose, tmp_path: Path) -> None:
+    gates = {
+        number: build_experiment(
+            compose_config("experiment=fair_gru_200k", f"budget.parameters={number}"), tmp_path
+        ).gates
+        for number in (100_000, 200_000)
+    }
+    assert gates[200_000].missed_budget == ()
+    (line,) = gates[100_000].missed_budget
+    assert line.startswith("budget.parameters=100000: the nearest model takes 96,856 (-3.1%)")
+    assert line in list(gates[100_000].warnings())
+
+
+def test_widths_can_be_named_and_dropped(compose_config: Compose) -> None:
+    build = partial(LSTMModel, 256, num_layers=2)
+    config = compose_config("budget.parameters=200000", "budget.widths={hidden_dim:2}")
+    assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
+    config = compose_config("experiment=fair_lstm_200k", "budget.widths.embedding_dim=null")
+    assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}

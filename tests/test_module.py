@@ -1,10 +1,19 @@
 """Metrics against their definitions, clipping and schedules."""
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import (
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
 from newllm.data.batching import Batch, EncodedSplit
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK
@@ -69,3 +78,77 @@ def test_token_losses_are_zero_at_padding() -> None:
 def test_schedule_refuses_an_unknown_interval() -> None:
     with pytest.raises(ValueError, match=r"schedule\.interval=batch"):
         Schedule("batch", lambda optimizer: None)
+
+
+PEAK = 0.1
+
+
+def some_optimizer() -> Optimizer:
+    return SGD(nn.Linear(1, 1).parameters(), lr=PEAK)
+
+
+def rates(schedule: Schedule, num_steps: int) -> list[float]:
+    """The learning rate of each step of a run, which advances the schedule after its last one."""
+    optimizer = some_optimizer()
+    scheduler = schedule.build(optimizer, num_steps)
+    found = []
+    for _ in range(num_steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("num_steps", [*range(1, 13), 19, 20, 21, 100])
+def test_a_cycle_fits_a_run_of_any_length(num_steps: int, pct_start: float) -> None:
+    cycle = partial(OneCycleLR, max_lr=PEAK, pct_start=pct_start, cycle_momentum=False)
+    found = rates(Schedule("step", cycle), num_steps)
+    assert all(0 < rate <= PEAK for rate in found)
+    assert max(found) > PEAK / 4, "no step that would learn anything"
+    if num_steps > 1:
+        assert found[-1] == min(found)
+
+
+def test_a_cycle_of_a_long_run_is_that_of_torch() -> None:
+    cycle = partial(OneCycleLR, max_lr=PEAK, pct_start=0.1, cycle_momentum=False)
+    optimizer = some_optimizer()
+    scheduler = cycle(optimizer, total_steps=50)
+    expected = []
+    for _ in range(50):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates(Schedule("step", cycle), 50) == expected
+
+
+@pytest.mark.parametrize(
+    ("interval", "scheduler", "message"),
+    [
+        ("step", partial(OneCycleLR, max_lr=1.0, pct_start=1.0), "division"),
+        ("epoch", ReduceLROnPlateau, "metrics"),
+        ("epoch", partial(StepLR, step_size=1, gamma=1e200), "learning rate is inf"),
+        ("epoch", partial(StepLR, step_size=1, gamma=-1.0), "learning rate is -0.1 after 1"),
+        ("step", partial(StepLR, step_size=1), "total_steps"),
+    ],
+)
+def test_a_schedule_that_breaks_on_its_way_does_so_before_the_run(
+    interval: str, scheduler: Any, message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError, ZeroDivisionError), match=message):
+        Schedule(interval, scheduler).check(some_optimizer(), total_steps=10, num_epochs=5)
+
+
+def test_a_check_takes_as_many_steps_as_the_run_or_some_hundred() -> None:
+    taken = []
+
+    class Counting(LRScheduler):
+        def get_lr(self) -> list[float]:
+            taken.append(1)
+            return list(self.base_lrs)
+
+    Schedule("epoch", Counting).check(some_optimizer(), total_steps=10, num_epochs=3)
+    assert len(taken) == 1 + 3  # the first when it is built
+    taken.clear()
+    Schedule("epoch", Counting).check(some_optimizer(), total_steps=10, num_epochs=10**9)
+    assert len(taken) < 1000

@@ -55,3 +55,14 @@ def test_the_chosen_experiment_is_told_by_the_overrides() -> None:
     assert chosen_experiment(["seed=1", "experiment=modern"]) == "modern"
     assert chosen_experiment(["experiment=none"]) is None
     assert chosen_experiment(["model=lstm"]) is None
+
+
+def test_a_name_in_any_script_fits_a_folder() -> None:
+    first, second = (run_name([f"name={'漢' * 100}{number}"]) for number in (1, 2))
+    assert first != second
+    assert len(first.encode()) <= LONGEST
+
+
+def test_no_name_leads_out_of_the_folder() -> None:
+    assert run_name(["name=.."]) == "name=.."
+    assert run_name(["name=../.."]) == "name=....."

@@ -1,5 +1,6 @@
 """The run directory: ownership, and loading what may be broken or hostile."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from conftest import Compose
 from newllm.data.tokenizer import Tokenizer
 from newllm.identity import config_hash
 from newllm.models.context import ContextModel
-from newllm.runs import RunConflict, RunDirectory, load_run
+from newllm.runs import RunConflict, RunDirectory, load_run, read_result
 
 MODEL = """model:
   _target_: newllm.models.context.ContextModel
@@ -124,3 +125,26 @@ def test_the_hash_covers_what_decides_the_weights(compose_config: Compose, tmp_p
     assert first == second
     texts[1].write_text("one two three\n")
     assert of("data=text", f"data.path={texts[1]}") != first
+
+
+def test_a_full_disk_leaves_a_result_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.record(status="running", error=None, name="some", sizes=list(range(50)))
+
+    def write(path: Path, text: str) -> int:
+        with path.open("w") as file:
+            file.write(text[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with pytest.raises(OSError, match="No space left"):
+        run.record(status="done", val_loss_by_position=[1.0] * 100)
+    run.release()
+    result = read_result(run.path)
+    assert result["status"] == "failed"
+    assert "No space left" in result["error"]
+    assert result["name"] == "some"
+    assert not list(run.path.glob("*.partial"))
+    assert not list(run.path.glob(".*.partial"))

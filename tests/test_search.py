@@ -101,9 +101,7 @@ def test_an_experiment_whose_trials_all_fail_does_not_go_on(
     assert len(list(tmp_path.rglob("result.json"))) == 2
 
 
-def test_a_trial_that_diverged_is_none_of_the_best(
-    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_that_diverged_is_none_of_the_best(compose_config: Compose, tmp_path: Path) -> None:
     config = compose_config("data=tiny30")
     jobs = [Job(config, (), tmp_path / name) for name in ("good", "bad")]
     results = {"good": ("done", 1.9), "bad": ("diverged", 1.7)}  # the latter was better before
@@ -113,7 +111,6 @@ def test_a_trial_that_diverged_is_none_of_the_best(
         (job.folder / "checkpoints").mkdir(parents=True)
         (job.folder / "checkpoints" / "best.ckpt").touch()
         (job.folder / "result.json").write_text(json.dumps(result))
-    monkeypatch.setattr("newllm.sweep.failed", [])
     assert sweep(jobs, tmp_path) == [1.9, math.inf]
 
 

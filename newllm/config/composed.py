@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -13,7 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import ConfigFault, target_faults
-from newllm.models.budget import decided_sizes
+from newllm.config.leftovers import arguments_of, chose_another_model, split, without_leftovers
+from newllm.config.numbers import number_faults
+from newllm.config.reading import (
+    descend,
+    leaves,
+    origin,
+    overlap,
+    raw,
+    read_nodes,
+)
+from newllm.models.budget import decided_sizes, named_sizes
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
@@ -36,28 +44,104 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         config: as composed, interpolations unresolved.
         overrides: what was explicitly chosen on the command line.
     """
-    faults = [
+    if faults := list(_unresolved(config)) or list(_broken_parts(config)):
+        return faults  # nothing more can be said of such values
+    config = without_leftovers(config, overrides)
+    return [
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
         *_decided_twice(config, overrides),
         *_idle_budget(config, overrides),
         *_nothing_to_build(config, overrides),
         *_scale_faults(config, overrides),
+        *_target_faults(config, overrides),
+        *number_faults(config),
     ]
-    for name in BUILT:
-        try:
-            node = OmegaConf.select(config, name)
-            OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else None
-        except OmegaConfBaseException as error:
-            faults.append(str(error).partition("\n")[0])
+
+
+def _unresolved(config: DictConfig) -> Iterator[str]:
+    """Values that refer to nothing, and those that are still to be given."""
+    content = raw(config)
+    told = set()
+    for name, value in leaves(content):
+        # The last of a chain of references tells it for all.
+        key = origin(content, name)
+        key = name if descend(content, key) is None else key
+        if key in told:
             continue
-        faults += target_faults(node, name, config.trusted_packages or ())
-    return faults
+        told.add(key)
+        if value == "???":
+            yield f"{key}=???: has no value yet; set it"
+        elif "${" in str(value) and (reason := _resolution_fault(config, key)):
+            yield f"{key}={descend(content, key)}: {reason}"
+
+
+def _resolution_fault(config: DictConfig, key: str) -> str | None:
+    """Why a value cannot be resolved; None if it can."""
+    try:
+        value = OmegaConf.select(config, key)
+        if OmegaConf.is_config(value):
+            OmegaConf.to_container(value, resolve=True)
+    except RecursionError:
+        return "refers to itself"
+    except OmegaConfBaseException as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def _broken_parts(config: DictConfig) -> Iterator[str]:
+    """Parts that are no mappings, or do not say what is to be built."""
+    for part in (*BUILT, "recipe", "countermeasures"):
+        node = config.get(part)
+        if node is None and part == "schedule":
+            continue
+        if not isinstance(node, DictConfig):
+            yield f"{part}: must be a mapping"
+        elif part in ("logger", "callbacks", "countermeasures"):
+            for name, item in node.items():
+                if not isinstance(item, DictConfig | None):
+                    yield f"{part}.{name!s}: must be a mapping"
+        elif part != "recipe" and "_target_" not in node:
+            yield f"{part}._target_: lacks; it says what is built"
+
+
+def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """What cannot be built, or does not take its arguments."""
+    trusted = config.trusted_packages or ()
+    faults = [fault for part in BUILT for fault in target_faults(config[part], part, trusted)]
+    chosen = dict(map(split, overrides))
+    for key, value in chosen.items():
+        part, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(config, part) if leaf == "_target_" else None
+        known = arguments_of(node, trusted)
+        if node is None or known is None:
+            continue
+        # They are the arguments of what stood in its place, which nobody chose.
+        names = [str(name) for name in node if name not in known and not str(name).startswith("_")]
+        left = [f"{part}.{name}" for name in names if f"{part}.{name}" not in chosen]
+        if left:
+            faults = [
+                fault for fault in faults if not fault.startswith(tuple(f"{k}:" for k in left))
+            ]
+            words = " ".join(f"'~{name}'" for name in left)
+            yield f"{key}={value}: takes no {', '.join(names)}; leave them out: {words}"
+    yield from (_told_of_countermeasure(config, fault) for fault in faults)
+
+
+def _told_of_countermeasure(config: DictConfig, fault: str) -> str:
+    """A fault of a key, with the countermeasure that set it: nobody chose the key itself."""
+    key, colon, rest = fault.partition(": ")
+    part, _, name = origin(raw(config), key).partition(".")
+    if part != "countermeasures" or not colon:
+        return fault
+    return f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
     wanted = {
-        name: node.corpus for name, node in config.countermeasures.items() if "corpus" in node
+        name: node.corpus
+        for name, node in config.countermeasures.items()
+        if node and "corpus" in node
     }
     if len(set(wanted.values())) > 1:
         wishes = " and ".join(f"{name} wants data={corpus}" for name, corpus in wanted.items())
@@ -100,7 +184,7 @@ def _nothing_to_build(config: DictConfig, overrides: Sequence[str]) -> Iterator[
         choice = line.lstrip("+~")
         group, *names = choice.partition("=")[0].split(".")
         if group in ("logger", "callbacks") and names:
-            node = _descend(OmegaConf.to_container(config, resolve=False), f"{group}.{names[0]}")
+            node = descend(raw(config), f"{group}.{names[0]}")
             if isinstance(node, dict) and "_target_" not in node:
                 yield f"{choice}: {group} has no {names[0]} that would read it; drop it"
 
@@ -111,7 +195,7 @@ def _scale_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]
     if chosen.get("scale", "none") == "none":
         return
     scale = f"scale={chosen['scale']}"
-    if not config.budget.widths:
+    if not named_sizes(config.budget)["widths"]:
         yield f"{scale}: goes with experiment=scaling_..., which says what widths follow"
     for key in ("budget.parameters", "trial"):
         if chosen.get(key, "none") != "none":
@@ -124,24 +208,26 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
     What an experiment's file sets may be replaced by a value on the command line, as
     `trainer.max_epochs=5` replaces `recipe.max_epochs`: that is no fault of anybody.
     """
-    read = _read_nodes(config)
+    read = read_nodes(config, READ)
     values = [line for line in overrides if "." in line.partition("=")[0]]
     if values and any(line.startswith("experiment=") for line in overrides):
         others = [line for line in overrides if line not in values]
-        by_file = _read_nodes(_compose(others))
+        by_file = read_nodes(_compose(others), READ)
     else:
         by_file = read
     model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
     for key, source in _explicit_choices(overrides):
+        if source.startswith("experiment=") and chose_another_model(overrides):
+            continue  # what the file chose for its own model is left out
         if key.split(".")[0] in (*SETTINGS, *BUILT) or key in BUNDLES:
             continue
         readable = by_file if source.startswith("experiment=") else read
-        if not any(_overlap(key, name) for name in readable):
+        if not any(overlap(key, name) for name in readable):
             chosen = source if source.startswith(key) else f"{key} (from {source})"
             # With nothing else chosen than what decides on the model, would it be read?
             deciding = [line for line in overrides if line.startswith(("model=", "experiment="))]
             alone = _compose([*deciding, source]) if source not in deciding else config
-            if any(_overlap(key, name) for name in _read_nodes(alone)):
+            if any(overlap(key, name) for name in read_nodes(alone, READ)):
                 yield f"{chosen}: another choice stands in its place; drop one of the two"
             else:
                 yield f"{chosen}: {model} does not read it; drop it"
@@ -150,8 +236,8 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
 def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Pairs of a chosen key and where it was chosen: an override, or an experiment's file."""
     for line in overrides:
-        key, _, value = line.lstrip("+~").partition("=")
-        yield key.partition("@")[0].replace("/", "."), line
+        key, value = split(line)
+        yield key, line
         if key == "experiment":
             loader = GlobalHydra.instance().config_loader()
             file = loader.repository.load_config(f"experiment/{value}")  # type: ignore[attr-defined]
@@ -159,53 +245,14 @@ def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
             for default in file.defaults_list:
                 if default.is_override():
                     yield default.group.strip("/"), line
-            for leaf in _leaves(OmegaConf.to_container(file.config)):
-                yield leaf, line
+            for leaf, _ in leaves(OmegaConf.to_container(file.config)):
+                if leaf.partition(".")[0] != "defaults":
+                    yield leaf, line
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
     loader = GlobalHydra.instance().config_loader()
     return loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN)
-
-
-def _leaves(content: Any, name: str = "") -> Iterator[str]:
-    if name and not (isinstance(content, dict) and content):
-        yield name
-        return
-    for key, value in content.items():
-        if key != "defaults":
-            yield from _leaves(value, f"{name}.{key}".lstrip("."))
-
-
-def _overlap(key: str, name: str) -> bool:
-    return key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.")
-
-
-def _read_nodes(config: DictConfig) -> set[str]:
-    """Dotted names of the nodes that are read, directly or by a chain of ${...}."""
-    raw = OmegaConf.to_container(config, resolve=False)
-    read: set[str] = set()
-    waiting = list(READ)
-    while waiting:
-        name = waiting.pop()
-        if name not in read:
-            read.add(name)
-            waiting += _references(_descend(raw, name))
-    return read
-
-
-def _descend(content: Any, name: str) -> Any:
-    for key in name.split("."):
-        content = content.get(key) if isinstance(content, dict) else None
-    return content
-
-
-def _references(content: Any) -> Iterator[str]:
-    if isinstance(content, str):
-        yield from re.findall(r"\$\{([A-Za-z_][\w.]*)\}", content)
-    elif isinstance(content, dict | list):
-        for item in content.values() if isinstance(content, dict) else content:
-            yield from _references(item)
 
 
 def check_settings(config: DictConfig) -> None:

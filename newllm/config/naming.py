@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-LONGEST = 200  # characters of a name
+LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
 FORMER_LONGEST = 100  # where names were cut in older sweeps, whose folders keep them
 # They change nothing that a run learns, or have a place of their own in the path.
 LEFT_OUT = (
@@ -29,9 +29,13 @@ def run_name(overrides: Sequence[str], longest: int = LONGEST) -> str:
     first = [chosen.get("name", "null"), chosen.get("experiment", "none")]
     words = [word for word in first if word not in ("null", "none")] + parts
     name = ",".join(words).replace("/", ".") or "default"
-    if len(name) <= longest:
+    if not name.strip("."):  # a folder of that name would be this one, or the one above
+        name = f"name={name}"
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) <= longest:
         return name
-    return f"{name[: longest - 11]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    beginning = encoded[: longest - 11].decode(errors="ignore")
+    return f"{beginning}-{hashlib.sha256(encoded).hexdigest()[:10]}"
 
 
 def choices(overrides: Sequence[str]) -> dict[str, str]:

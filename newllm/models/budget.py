@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +12,9 @@ import torch
 from newllm.models.language_model import LanguageModel
 
 WIDEST = 1 << 16
+NOTABLE_MISS = 0.02  # of a budget
+# What is asked for, and the sizes that follow from it.
+PAIRS = (("parameters", "widths"), ("state_bytes", "state_widths"))
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Budget:
     Attributes:
         parameters: how many; None leaves `widths` alone.
         widths: sizes of the model as multiples of one width, which then comes as near to that
-            number as it can.
+            number as it can; None for a size that does not follow from it.
         state_bytes: of a sequence after its first token; None leaves `state_widths` alone.
         state_widths: the same of the width that decides on the state, and so no longer follows
             from the number of parameters.
@@ -29,15 +32,15 @@ class Budget:
     """
 
     parameters: int | None = None
-    widths: Mapping[str, int] = field(default_factory=dict)
+    widths: Mapping[str, int | None] = field(default_factory=dict)
     state_bytes: int | None = None
-    state_widths: Mapping[str, int] = field(default_factory=dict)
+    state_widths: Mapping[str, int | None] = field(default_factory=dict)
     step: int = 1
 
     @property
     def names(self) -> list[str]:
         """Of all sizes that it decides on."""
-        return [*self.widths, *self.state_widths]
+        return [*_following(self.widths), *_following(self.state_widths)]
 
     def sizes(self, build: Callable[..., LanguageModel]) -> dict[str, int]:
         """The sizes at which a model comes nearest to the budget.
@@ -51,10 +54,12 @@ class Budget:
         found: dict[str, int] = {}
         if self.state_bytes is not None:
             # Its other sizes are any, while only the state is looked at.
-            any_size = dict.fromkeys(self.widths, self.step)
-            found |= self._sizes("state_bytes", self.state_widths, partial(build, **any_size))
+            any_size = dict.fromkeys(_following(self.widths), self.step)
+            widths = _following(self.state_widths)
+            found |= self._sizes("state_bytes", widths, partial(build, **any_size))
         if self.parameters is not None:
-            free = {name: multiple for name, multiple in self.widths.items() if name not in found}
+            widths = _following(self.widths)
+            free = {name: multiple for name, multiple in widths.items() if name not in found}
             found |= self._sizes("parameters", free, partial(build, **found))
         return found
 
@@ -63,7 +68,7 @@ class Budget:
     ) -> dict[str, int]:
         if not widths:
             key = "widths" if what == "parameters" else "state_widths"
-            example = f"+budget.{key}.hidden_dim=1"
+            example = f"budget.{key}.hidden_dim=1"
             raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
 
         def sizes(width: int) -> dict[str, int]:
@@ -75,15 +80,38 @@ class Budget:
 
         return sizes(nearest_width(cost, getattr(self, what), self.step, f"budget.{what}"))
 
+    def misses(self, model: LanguageModel) -> Iterator[str]:
+        """A line for each cost of the model that is not what was asked for."""
+        for what, _ in PAIRS:
+            target, cost = getattr(self, what), MEASURES[what](model)
+            if target is not None and abs(cost - target) > NOTABLE_MISS * target:
+                finer = f"; a step below budget.step={self.step} comes nearer"
+                yield (
+                    f"budget.{what}={target}: the nearest model takes {cost:,} "
+                    f"({cost / target - 1:+.1%}){finer if self.step > 1 else ''}"
+                )
+
+
+def _following(widths: Mapping[str, int | None]) -> dict[str, int]:
+    """Those sizes that follow from a budget, as multiples of its width."""
+    return {str(name): multiple for name, multiple in widths.items() if multiple is not None}
+
+
+def named_sizes(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """A budget as it stands in a configuration, without the sizes that do not follow from it."""
+    return {
+        key: _following(value or {}) if key in ("widths", "state_widths") else value
+        for key, value in budget.items()
+    }
+
 
 def decided_sizes(budget: Mapping[str, Any]) -> dict[str, str]:
     """Sizes that a budget decides on, as it stands in a configuration, and by what."""
-    pairs = (("parameters", "widths"), ("state_bytes", "state_widths"))
     return {
         name: f"budget.{what}={budget[what]}"
-        for what, names in pairs
+        for what, names in PAIRS
         if budget.get(what) is not None
-        for name in budget[names]
+        for name in _following(budget[names])
     }
 
 

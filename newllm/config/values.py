@@ -1,0 +1,148 @@
+"""Faults of single values: of keys that do not exist, of a wrong type, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from newllm.config.build import TYPE_NAMES, takes_null
+from newllm.config.leftovers import arguments_of
+from newllm.config.reading import descend, leaves, origin, raw
+from newllm.config.suggestions import suggest
+
+FILLED_IN = ("model.vocabulary_size",)  # null until the experiment is built
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+PARTS_AT_WILL = ("logger", "callbacks")  # a run may lack any of them
+
+
+def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> Iterator[str]:
+    """The faults of an override of a key.
+
+    Args:
+        config: composed from the chosen groups, without this override.
+        item: the override.
+        values: all that it would set.
+    """
+    key = item.key_or_group
+    content = raw(config)
+    if key in FOLDERS and None in values:
+        yield f"{key}=null: must be a folder"
+    if key == "hydra.sweeper.params" and not all(isinstance(v, dict | None) for v in values):
+        yield f"{item.input_line}: must be a mapping of keys to values, as in {{seed: '1,2'}}"
+    if key.partition(".")[0].partition("/")[0] == "hydra":
+        return  # Hydra's own, and Hydra's to check
+    if "/" in key or "@" in str(item.input_line).partition("=")[0]:
+        yield f"{item.input_line}: no such group"
+        return
+    parent, _, leaf = key.rpartition(".")
+    holder = descend(content, parent) if parent else content
+    exists = isinstance(holder, dict) and leaf in holder
+    if item.is_delete():
+        if exists or _borrowed_from(config, key):
+            yield from _deletion_faults(config, item)
+        else:
+            yield _unknown(config, key)
+    elif item.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and not exists:
+        if key.partition(".")[0] not in content:
+            meant = suggest(config, key)
+            yield f"+{key}: nothing reads it; " + (f"did you mean {meant}?" if meant else "drop it")
+    elif source := _borrowed_from(config, key):
+        yield f"{key}: stands at {source}; set it there"
+    elif not isinstance(holder, dict):
+        yield f"{key}: unknown key; {parent} holds no keys"
+    elif not exists:
+        yield _unknown(config, key)
+    else:
+        default = _default(config, key)
+        for value in values:
+            if not ((value is None and _may_be_null(config, key)) or _has_type_of(default, value)):
+                wanted = f"{_type_name(default)}, like the default {shown(default)}"
+                yield f"{key}={shown(value)}: must be {wanted}"
+
+
+def _default(config: DictConfig, key: str) -> Any:
+    """What stands there; None where that cannot be told yet."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _unknown(config: DictConfig, key: str) -> str:
+    parent = key.rpartition(".")[0]
+    if meant := suggest(config, key):
+        return f"{key}: unknown key; did you mean {meant}?"
+    holder = descend(raw(config), parent) if parent else raw(config)
+    keys = [str(name) for name in holder or () if not str(name).startswith("_")]
+    place = parent or "the configuration"
+    return f"{key}: unknown key; {place} has {', '.join(keys) or 'no keys'}"
+
+
+def _deletion_faults(config: DictConfig, item: Override) -> Iterator[str]:
+    """Only what nothing would build, or take, can be left out: else a default would come in."""
+    key = item.key_or_group
+    part, _, name = key.partition(".")
+    if part in PARTS_AT_WILL and name and "." not in name:
+        return
+    parent, _, leaf = key.rpartition(".")
+    known = arguments_of(OmegaConf.select(config, parent)) if parent else None
+    if known is None or leaf in known or leaf.startswith("_"):
+        yield f"{item.input_line}: cannot be left out; set it instead"
+
+
+def _may_be_null(config: DictConfig, key: str) -> bool:
+    """Whether a value is of a part that a run may lack, or ends in arguments that may be None."""
+    group, _, name = key.partition(".")
+    if key == "schedule" or (group in PARTS_AT_WILL and "." not in name):
+        return True
+    content = raw(config)
+    places = [key, *(place for place, value in leaves(content) if value == f"${{{key}}}")]
+    holders = [(OmegaConf.select(config, place.rpartition(".")[0]), place) for place in places]
+    ends = [
+        place in FILLED_IN or takes_null(holder, place.rpartition(".")[2])
+        for holder, place in holders
+        if isinstance(holder, DictConfig) and "_target_" in holder
+    ]
+    return bool(ends) and all(ends)
+
+
+def _borrowed_from(config: DictConfig, key: str) -> str | None:
+    """Where a key really stands, if a node above it is a ${...}: Hydra cannot set it here."""
+    parent, _, leaf = key.rpartition(".")
+    holder = origin(raw(config), parent) if parent else ""
+    return f"{holder}.{leaf}" if holder != parent else None
+
+
+def _has_type_of(default: Any, value: Any) -> bool:
+    """Whether a value has the type of the default it replaces; a default of null takes anything."""
+    if default is None or (isinstance(value, str) and value.startswith("${")):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int if isinstance(default, int) else int | float)
+    if isinstance(default, str):
+        return not isinstance(value, list | dict | None)
+    if isinstance(default, ListConfig):
+        return isinstance(value, list)
+    return isinstance(value, dict)
+
+
+def _type_name(default: Any) -> str:
+    kinds = {**TYPE_NAMES, ListConfig: "a list", DictConfig: "a mapping"}
+    return next(name for kind, name in kinds.items() if isinstance(default, kind))
+
+
+def shown(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, list | ListConfig):
+        return f"[{','.join(shown(item) for item in value)}]"
+    if isinstance(value, DictConfig):
+        return f"{{{','.join(str(key) for key in value)}}}"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
