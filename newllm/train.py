@@ -97,8 +97,8 @@ def train(
         result = {"status": "diverged", "error": str(error)}
         raise
     except SystemExit as end:  # Lightning's answer to Ctrl-C
-        goes_on = f"it goes on with: python -m newllm.train {RUN}={folder}"
-        raise Interrupted(f"interrupted; what was done lies in {folder}; {goes_on}") from end
+        command = f"it goes on with: python -m newllm.train {RUN}={folder}"
+        raise Interrupted(f"interrupted; what was done lies in {folder}; {command}") from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
