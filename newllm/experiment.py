@@ -24,6 +24,7 @@ from newllm.gates import Gates, check
 from newllm.models.budget import Budget
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
+from newllm.precision import precision_name
 from newllm.recording import Checkpoints, History, StopOnDivergence
 
 Kind = TypeVar("Kind", bound=Callback)
@@ -198,9 +199,11 @@ def _named(part: str, build: Callable[[], Any]) -> Any:
 
 
 def _build_trainer(config: DictConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+    precision = precision_name(config.trainer.precision)
     trainer: Trainer = _build(
         config,
         config.trainer,
+        precision=precision,
         default_root_dir=str(folder),
         callbacks=callbacks,
         logger=_build_all(config, config.logger, save_dir=str(folder)),
