@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,20 +65,6 @@ class Experiment:
         countermeasures = ",".join(self.config.countermeasures) or "none"
         own = {"name": self.name, "seed": self.config.seed, "countermeasures": countermeasures}
         return own | flat
-
-    def estimated_seconds(self, num_samples: int = 3) -> float:
-        """Time of the planned steps, from a few steps of a copy on the first training batches."""
-        module = copy.deepcopy(self.module).train()
-        optimizer = module.make_optimizer(module.model.parameters())
-        batches = list(self.data.train_dataloader())[: num_samples + 1]
-        times = []
-        for batch in batches:
-            started = time.perf_counter()
-            module.loss(batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[1:] or times) * self.gates.num_steps
 
 
 def build_experiment(config: DictConfig, folder: Path) -> Experiment:

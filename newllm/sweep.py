@@ -6,6 +6,7 @@ checkpoint. Whatever happens to a job stands in its `result.json`, and its outpu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from rich.table import Table
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import without_seed
-from newllm.jobs import Job, Outcome, read_outcome
+from newllm.jobs import Job, Outcome, duration, read_outcome, side_by_side_seconds
 from newllm.runs import RunConflict, has_ended, move_aside
 from newllm.team import Team
 
@@ -71,14 +72,30 @@ failed: list[Path] = []  # sweeps and jobs of this process that did not end well
 
 
 def _plan_only(jobs: Sequence[Job]) -> list[float]:
+    from newllm.estimate import planned
     from newllm.train import attempt  # this module is what train.py runs its sweeps with
 
-    for job in jobs:
+    size = _side_by_side(jobs[0].config, len(jobs))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // size))  # as each job will have
+    waiting = [job for job in jobs if not _is_done(job)]
+    planned.clear()
+    for job in waiting:
         print(f"--- {job.label}")
         _, reason = attempt(job.config, job.folder, job.overrides, goes_on=True)
         if reason:
             failed.append(job.folder)
+    torch.set_num_threads(threads)
+    done = f", {len(jobs) - len(waiting)} done before" if len(waiting) < len(jobs) else ""
+    total = duration(side_by_side_seconds(planned, size))
+    print(f"--- {len(waiting)} jobs to do{done}: about {total}, {size} at once")
     return [math.nan] * len(jobs)
+
+
+def _is_done(job: Job) -> bool:
+    with contextlib.suppress(RunConflict):  # a run that was made otherwise is none of these
+        return has_ended(job.folder, job.config)
+    return False
 
 
 def _check(jobs: Sequence[Job], top: Path) -> None:

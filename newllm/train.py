@@ -24,6 +24,7 @@ from newllm.config.build import ConfigFault, conf_directory
 from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import register_resolvers
+from newllm.estimate import estimate, planned, warm_up
 from newllm.experiment import Experiment, build_experiment
 from newllm.recording import Diverged
 from newllm.result import draw_positions, log_best, measured, predicted, record_start
@@ -68,12 +69,18 @@ def train(
     experiment = build_experiment(config, folder)
     print_banner(experiment)
     if config.plan:
-        print(f"only planned; the training would take {experiment.estimated_seconds():.0f} s here")
+        expected = estimate(experiment)
+        planned.append(expected.total)
+        print(
+            f"only planned; the run would take about {expected.total:.0f} s here, "
+            f"{expected.validation:.0f} s of it for validation"
+        )
         return {}
     run = RunDirectory(folder, goes_on)
     if run.status in ENDS:  # another sweep was faster
         run.release()
         return run.result
+    warm_up(experiment)
     before, started = run.seconds_before, time.monotonic()
     result: dict[str, Any] = {}
     try:
