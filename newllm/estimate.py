@@ -24,7 +24,7 @@ from newllm.precision import weight_dtype
 WARM_UP_SENTENCES, WARM_UP_TOKENS = 2, 8
 CONSIDERED = 500  # batches among which samples are chosen
 # What Lightning, the loggers and the tables add, measured on two cores.
-SECONDS_A_STEP, SECONDS_AN_EPOCH = 0.002, 0.1
+SECONDS_A_STEP, SECONDS_AN_EPOCH, SECONDS_A_RUN = 0.002, 0.1, 2.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def warm_up(experiment: Experiment) -> None:
     _Rehearsal(experiment).step(Batch(tokens_BT[:, first], targets_BT[:, first], sentence_B))
 
 
-def estimate(experiment: Experiment, num_samples: int = 5) -> Estimate:
+def estimate(experiment: Experiment, num_samples: int = 10) -> Estimate:
     """Time some steps and some batches of the validation split, of all lengths that occur."""
     warm_up(experiment)
     rehearsal, data = _Rehearsal(experiment), experiment.data
@@ -66,8 +66,9 @@ def estimate(experiment: Experiment, num_samples: int = 5) -> Estimate:
     num_batches = len(EvaluationBatches(data.split("validation")))
     limited = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
     epochs = trainer.max_epochs or 1
+    around = num_steps * SECONDS_A_STEP + epochs * SECONDS_AN_EPOCH + SECONDS_A_RUN
     return Estimate(
-        training=num_steps * (step * batches_a_step + SECONDS_A_STEP) + epochs * SECONDS_AN_EPOCH,
+        training=num_steps * step * batches_a_step + around,
         validation=look * (epochs * limited + _num_looks(experiment) * num_batches),
     )
 
@@ -89,16 +90,11 @@ def _mean_seconds(
     """Mean time over batches, from samples spread over their sizes."""
     by_size = sorted(batches, key=lambda batch: batch.tokens_BT.numel())
     num_samples = min(num_samples, len(by_size))
-    seconds = 0.0
-    for sample in range(num_samples):
-        batch = by_size[(2 * sample + 1) * len(by_size) // (2 * num_samples)]
-        times = []
-        for _ in range(2):  # the quicker of two: others use this machine too
-            started = time.perf_counter()
-            take(batch)
-            times.append(time.perf_counter() - started)
-        seconds += min(times)
-    return seconds / num_samples
+    places = ((2 * sample + 1) * len(by_size) // (2 * num_samples) for sample in range(num_samples))
+    started = time.perf_counter()
+    for place in places:
+        take(by_size[place])
+    return (time.perf_counter() - started) / num_samples
 
 
 class _Rehearsal:
