@@ -142,19 +142,27 @@ class StepValidation(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, LanguageModule)
-        data = _data(trainer)
+        self.plan(_data(trainer), module.num_steps)
+
+    def plan(self, data: CorpusDataModule, num_steps: int) -> StepValidation:
+        """Choose what is scored, and how often in a run of so many steps."""
         split = data.split("validation")
         if split.num_targets <= self.small:
             self._batches = list(EvaluationBatches(split))
-            return
+            return self
         num_sentences = int((split.num_positions_N.cumsum(0) < self.most).sum()) + 1
         sample = torch.arange(min(num_sentences, len(split)))
         longest_first = split.num_positions_N[sample].argsort(descending=True)
         self._batches = [split.batch(sample[longest_first])]
         num_targets = int(split.num_positions_N[sample].sum())
         of_a_step = data.split("train").num_targets / data.steps_per_epoch
-        self._interval = self.interval(num_targets, of_a_step, module.num_steps)
+        self._interval = self.interval(num_targets, of_a_step, num_steps)
         self._last_step = self.num_steps
+        return self
+
+    def num_batches(self, num_steps: int) -> int:
+        """Batches that are scored in a run of so many steps."""
+        return len(self._batches) * (int(min(num_steps, self._last_step)) // self._interval + 1)
 
     def interval(self, num_targets: int, num_trained: float, num_steps: int) -> int:
         """Steps from one scoring to the next, so that all of them take their share of the time.

@@ -47,9 +47,11 @@ def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
     parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
     if all(group.get("fused") for group in optimizer.param_groups):
-        # The small constant is that of torch.nn.utils.clip_grad_norm_.
-        optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0)  # type: ignore[attr-defined]
-        optimizer.found_inf = torch.zeros_like(norm)  # type: ignore[attr-defined]
+        # The small constant is that of torch.nn.utils.clip_grad_norm_. Whatever the type of the
+        # weights, the optimizer reads both as float32.
+        scale = ((norm + 1e-6) / limit).clamp(min=1.0).float()
+        optimizer.grad_scale = scale  # type: ignore[attr-defined]
+        optimizer.found_inf = torch.zeros_like(scale)  # type: ignore[attr-defined]
     else:
         clip_grads_with_norm_(parameters, limit, norm)
     return norm

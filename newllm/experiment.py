@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,20 +71,6 @@ class Experiment:
     def title(self) -> str:
         """What pictures of the run say above them."""
         return _title(self.config, self.name)
-
-    def estimated_seconds(self, num_samples: int = 3) -> float:
-        """Time of the planned steps, from a few steps of a copy on the first training batches."""
-        module = copy.deepcopy(self.module).train()
-        optimizer = module.make_optimizer(module.model.parameters())
-        batches = islice(self.data.train_dataloader(), num_samples + 1)
-        times = []
-        for batch in batches:
-            started = time.perf_counter()
-            module.loss(batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[1:] or times) * self.gates.num_steps
 
 
 def _title(config: DictConfig, name: str) -> str:

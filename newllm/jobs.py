@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from newllm.data.corpora import NUM_SENTENCES
 from newllm.runs import read_result
 
 TEXT_SENTENCES = 10_000  # a guess, for the order of jobs only
+STEP_COST = 500_000  # what a step takes whatever the model, in weights times sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +39,8 @@ class Job:
 
     @property
     def cost(self) -> float:
-        """Roughly proportional to its time."""
-        model, data = self.config.model, self.config.data
+        """Roughly proportional to its time: weights met by sentences, and steps taken at all."""
+        model, data, trainer = self.config.model, self.config.data, self.config.trainer
         width = model.get("hidden_dim") or model.get("embedding_dim") or 1
         weights = self.config.budget.parameters or width**2 * model.num_layers
         sentences = (
@@ -46,7 +48,28 @@ class Job:
             or NUM_SENTENCES.get(data.corpus, 0)
             or (TEXT_SENTENCES if data.corpus == "text" else 100)
         )
-        return float(weights * sentences * self.config.trainer.max_epochs)
+        steps = -(-sentences // data.batch_size)
+        limit = trainer.get("limit_train_batches", 1.0)
+        steps = min(steps, limit) if isinstance(limit, int) else steps * limit
+        steps *= trainer.max_epochs
+        if trainer.max_steps >= 0:
+            steps = min(steps, trainer.max_steps)
+        return float(steps * (weights * min(sentences, data.batch_size) + STEP_COST))
+
+
+def side_by_side_seconds(seconds: Sequence[float], size: int) -> float:
+    """How long jobs take together, `size` at a time and the longest first."""
+    busy = [0.0] * size
+    for longest in sorted(seconds, reverse=True):
+        busy[busy.index(min(busy))] += longest
+    return max(busy)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)

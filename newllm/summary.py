@@ -14,6 +14,7 @@ from rich.text import Text
 
 from newllm.analysis.references import gap_closed
 from newllm.experiment import Experiment
+from newllm.precision import precision_warning
 
 
 def print_banner(experiment: Experiment) -> None:
@@ -32,7 +33,8 @@ def print_banner(experiment: Experiment) -> None:
         console.print(f"[bold]{label:<16}[/]{text}")
     if left_out := config.get("left_out"):
         console.print(f"[bold]{'left out':<16}[/]", Text(_left_out(experiment, left_out)), sep="")
-    for warning in experiment.gates.warnings():
+    slow = precision_warning(config.trainer.precision, experiment.trainer.strategy.root_device)
+    for warning in [*experiment.gates.warnings(), *([slow] if slow else [])]:
         console.print("[bold red]warning:[/]", Text(warning))
 
 

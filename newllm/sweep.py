@@ -24,7 +24,7 @@ from newllm.analysis.variants import variants
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import without_seed
-from newllm.jobs import Job, Outcome, read_outcome
+from newllm.jobs import Job, Outcome, duration, read_outcome, side_by_side_seconds
 from newllm.reporting.terminal import console, print_contests, reasons
 from newllm.runs import RunConflict, has_ended, move_aside
 from newllm.team import Team
@@ -75,14 +75,31 @@ def _loss(outcome: Outcome) -> float:
 
 
 def _plan_only(jobs: Sequence[Job]) -> list[float | None]:
+    """Tell of each job that is not done yet, and how long all of them would take."""
     from newllm.train import attempt  # this module is what train.py runs its sweeps with
 
-    losses = []
-    for job in jobs:
+    size = _side_by_side(jobs[0].config, len(jobs))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // size))  # as each job will have
+    waiting = [job for job in jobs if not _is_done(job)]
+    losses: dict[Job, float | None] = {}
+    seconds = []
+    for job in waiting:
         print(f"--- {job.label}")
-        loss, _ = attempt(job.config, job.folder, job.overrides, goes_on=True)
-        losses.append(loss)
-    return losses
+        result, _ = attempt(job.config, job.folder, job.overrides, goes_on=True)
+        losses[job] = result.get("best_val_loss")
+        seconds.append(result.get("estimated_seconds", 0.0))
+    torch.set_num_threads(threads)
+    done = f", {len(jobs) - len(waiting)} done before" if len(waiting) < len(jobs) else ""
+    total = duration(side_by_side_seconds(seconds, size))
+    print(f"--- {len(waiting)} jobs to do{done}: about {total}, {size} at once")
+    return [losses.get(job) for job in jobs]
+
+
+def _is_done(job: Job) -> bool:
+    with contextlib.suppress(RunConflict):  # a run that was made otherwise is none of these
+        return has_ended(job.folder, job.config)
+    return False
 
 
 def _check(jobs: Sequence[Job], top: Path) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from newllm.config.naming import chosen_experiment
-from newllm.jobs import Job, Outcome, read_outcome
+from newllm.jobs import Job, Outcome, duration, read_outcome
 from newllm.runs import ENDS, RunConflict, RunDirectory, read_result
 
 
@@ -109,12 +109,8 @@ class Team:
         if 0 < cost < self._total_cost:
             elapsed = time.monotonic() - self._started
             left = elapsed * (self._total_cost - cost) / cost
-            line += f", about {_duration(left)} left"
+            line += f", about {duration(left)} left"
         return line
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> None:

@@ -27,6 +27,7 @@ from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.leftovers import without_leftovers
 from newllm.config.naming import register_resolvers
+from newllm.estimate import estimate, warm_up
 from newllm.experiment import Experiment, build_experiment, write_data
 from newllm.recording import Diverged
 from newllm.result import draw_positions, log_best, measured, predicted, record_start
@@ -66,7 +67,7 @@ def train(
         goes_on: whether the folder may hold a run that was interrupted, to go on from there.
 
     Returns:
-        What `result.json` holds; nothing for `plan=true`.
+        What `result.json` holds; for `plan=true` `estimated_seconds` alone.
 
     Raises:
         ConfigFault: the configuration cannot be built; nothing was written.
@@ -79,13 +80,18 @@ def train(
     experiment = build_experiment(config, folder)
     print_banner(experiment)
     if config.plan:
-        print(f"only planned; the training would take {experiment.estimated_seconds():.0f} s here")
-        return {}
+        expected = estimate(experiment)
+        print(
+            f"only planned; the run would take about {expected.total:.0f} s here, "
+            f"{expected.validation:.0f} s of it for validation"
+        )
+        return {"estimated_seconds": expected.total}
     write_data(experiment.data)
     run = RunDirectory(folder, goes_on)
     if run.status in ENDS:  # another sweep was faster
         run.release()
         return run.result
+    warm_up(experiment)
     before, started = run.seconds_before, time.monotonic()
     result: dict[str, Any] = {}
     try:
@@ -129,17 +135,16 @@ def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
 
 def attempt(
     config: DictConfig, folder: Path, overrides: Sequence[str], goes_on: bool
-) -> tuple[float | None, str | None]:
+) -> tuple[dict[str, Any], str | None]:
     """Train, and put what a user can mend into a line.
 
     Returns:
-        The best validation loss, None for `plan=true`, and None; else infinity for a run that
-        diverged, no number for one that failed, and the reason, which is printed too.
+        What `train` returns and None; else a `best_val_loss` of infinity for a run that diverged,
+        and of no number for one that failed, and the reason, which is printed too.
     """
     loss = math.nan
     try:
-        result = train(config, folder, overrides, goes_on)
-        return result.get("best_val_loss"), None
+        return train(config, folder, overrides, goes_on), None
     except Diverged as error:
         loss, reason = math.inf, str(error)
     except (ConfigFault, RunConflict) as error:
@@ -154,7 +159,7 @@ def attempt(
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()  # that of the day, if nothing else is in it
     print(reason, file=sys.stderr)
-    return loss, reason
+    return {"best_val_loss": loss}, reason
 
 
 def _told(error: Exception) -> str:
@@ -185,7 +190,7 @@ def run_job(config: DictConfig) -> float | None:
     elif in_sweep:
         loss = _job_of_sweep(config, folder, overrides, Path(hydra_config.sweep.dir))
     else:
-        loss, _ = attempt(config, folder, overrides, goes_on=False)
+        loss = attempt(config, folder, overrides, goes_on=False)[0].get("best_val_loss")
     if not in_sweep and loss is not None and not math.isfinite(loss):
         sys.exit(1)
     return loss
@@ -196,7 +201,7 @@ def _job_of_sweep(
 ) -> float | None:
     """A job is done once, goes on where it stopped, and says in its result why it failed."""
     if config.plan:
-        return attempt(config, folder, overrides, goes_on=True)[0]
+        return attempt(config, folder, overrides, goes_on=True)[0].get("best_val_loss")
     try:
         ended = has_ended(folder, config)
     except RunConflict as error:
@@ -209,10 +214,10 @@ def _job_of_sweep(
         result = read_result(folder)
         return float(result["best_val_loss"]) if result["status"] == "done" else math.inf
     forget_failure(folder)
-    loss, reason = attempt(config, folder, overrides, goes_on=True)
+    result, reason = attempt(config, folder, overrides, goes_on=True)
     if reason:
         record_failure(folder, reason, config.seed, overrides)
-    return loss
+    return result.get("best_val_loss")
 
 
 def quiet_lightning() -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from newllm.config.build import ConfigFault, instantiate
+from newllm.precision import precision_name
 
 # Arguments of Lightning's trainer that the run decides on, and what to set instead.
 DECIDED = {
@@ -74,6 +75,7 @@ def build_trainer(
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
         "plugins": [LightningEnvironment()],
+        "precision": precision_name(chosen.precision),
     }
     if chosen.get("profiler") is not None:
         arguments["profiler"] = _profiler(chosen.profiler, folder)

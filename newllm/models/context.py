@@ -24,6 +24,7 @@ from newllm.models.language_model import (
     raise_faults,
     score_logits,
     size_faults,
+    surely,
 )
 from newllm.models.positions import LearnedPositions, token_positions
 from newllm.models.recurrence import (
@@ -241,7 +242,7 @@ class ContextModel(LanguageModel):
         if self.positions is not None:
             position_BT, position_B = token_positions(~pad_BT, position_B, reset)
             embedded_BTE = embedded_BTE + self.positions(position_BT, ~pad_BT)
-        pad_or_none = pad_BT if pad_BT.any() else None
+        pad_or_none = None if surely(~pad_BT.any()) else pad_BT
         rollout = recurrence(self.cell, embedded_BTE, context_BC, masks, pad_or_none, reset)
         context_BC = rollout.contexts_BTC[:, -1]
         return rollout, context_BC if self.positions is None else (context_BC, position_B)

@@ -51,9 +51,22 @@ class Fused:
     ) -> Rollout:
         """Read a chunk, as `Recurrence` says."""
         num_steps = embedded_BTE.shape[1]
-        if num_steps < FEW_STEPS:
+        if num_steps < FEW_STEPS or torch.compiler.is_exporting():
             step_masks = None if masks is None else masks.steps(num_steps)
             return roll(cell, embedded_BTE, context_BC, pad_BT, reset_BT, step_masks)
+        return self._carry(cell, embedded_BTE, context_BC, masks, pad_BT, reset_BT, known_BTC)
+
+    @torch.compiler.disable  # a compiler can neither look into machine code nor needs to
+    def _carry(
+        self,
+        cell: ContextCell,
+        embedded_BTE: Tensor,
+        context_BC: Tensor,
+        masks: DropoutMasks | None,
+        pad_BT: Tensor | None,
+        reset_BT: Tensor | None,
+        known_BTC: Tensor | None,
+    ) -> Rollout:
         read = self._reader(cell, embedded_BTE.device)
         hiddens, contexts = [], []
         for inputs, known_BKC in _segments(embedded_BTE, pad_BT, reset_BT, masks, known_BTC):

@@ -6,6 +6,7 @@ Shapes: B batch, T time (tokens), V vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,15 +81,27 @@ class LanguageModel(nn.Module, ABC):
 
 def score_logits(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """What `LanguageModel.score` returns, from logits."""
+    at_least_float32 = torch.promote_types(logits_BTV.dtype, torch.float32)
     losses = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=PAD, reduction="none"
+        logits_BTV.flatten(0, 1).to(at_least_float32),
+        targets_BT.flatten(),
+        ignore_index=PAD,
+        reduction="none",
     )
     return losses.view_as(targets_BT), logits_BTV.argmax(-1) == targets_BT
 
 
+def surely(condition: Tensor) -> bool:
+    """Whether a condition holds, for short cuts that change no result.
+
+    While a model is exported no value is known yet, and nothing is sure.
+    """
+    return not torch.compiler.is_exporting() and bool(condition)
+
+
 def padding_only_trails(real_BT: Tensor) -> bool:
-    """Whether no row has a real token after a `<PAD>`."""
-    return bool((real_BT[:, 1:] <= real_BT[:, :-1]).all())
+    """Whether surely no row has a real token after a `<PAD>`."""
+    return surely((real_BT[:, 1:] <= real_BT[:, :-1]).all())
 
 
 def size_faults(**sizes: int) -> list[str]:

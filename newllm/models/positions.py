@@ -41,10 +41,12 @@ class LearnedPositions(nn.Module):
 
     def forward(self, position_BT: Tensor, real_BT: Tensor) -> Tensor:
         """Look up [B, T, E]; a real token beyond the table raises ValueError."""
-        longest = int((position_BT * real_BT).max()) + 1
-        if longest > self.max_length:
+        last = (position_BT * real_BT).max()
+        if torch.compiler.is_exporting():  # the exported model checks it by itself
+            torch._check(last.item() < self.max_length)
+        elif last >= self.max_length:
             raise ValueError(
-                f"model.max_length={self.max_length} is too short for {longest} tokens; "
+                f"model.max_length={self.max_length} is too short for {int(last) + 1} tokens; "
                 "raise it or set model.positions=none"
             )
         # A <PAD> after the last position that exists still needs some row to look up.

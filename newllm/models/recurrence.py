@@ -78,6 +78,7 @@ class DropoutMasks:
     first_step: int = 0
 
     @classmethod
+    @torch.compiler.disable  # compiled, torch.randint would draw another seed
     def draw(cls, cell: ContextCell, tokens: Tensor) -> "DropoutMasks | None":
         """Masks for a chunk [B, T], seeded from torch's global generator; None if none drop."""
         if not cell.training or cell.dropout == 0:

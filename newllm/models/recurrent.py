@@ -19,6 +19,7 @@ from newllm.models.language_model import (
     padding_only_trails,
     raise_faults,
     size_faults,
+    surely,
 )
 
 Inputs = TypeVar("Inputs", Tensor, PackedSequence)
@@ -89,9 +90,9 @@ class RecurrentBaseline(LanguageModel):
         real_BT = tokens != PAD
         embedded_BTE = self.embedding_dropout(self.embedding(tokens))
         states = self._start(embedded_BTE) if state is None else tuple(state)
-        if reset is None and bool(real_BT.all()):
+        if reset is None and surely(real_BT.all()):
             hidden_BTH, states = self._run(embedded_BTE, states)
-        elif reset is None and bool(real_BT[:, 0].all()) and padding_only_trails(real_BT):
+        elif reset is None and surely(real_BT[:, 0].all()) and padding_only_trails(real_BT):
             hidden_BTH, states = self._run_packed(embedded_BTE, states, real_BT.sum(1))
         else:
             hidden_BTH, states = self._run_stepwise(embedded_BTE, states, real_BT, reset)

@@ -329,6 +329,9 @@ class ReadSegment(torch.autograd.Function):
         context_BC: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        # Recomputing, the way back comes only later; yet a training waits once.
+        is_training = is_kept or weights.cell.training
+        launch.prepare(("forward", "backward") if is_training else ("forward",), weights.dtype)
         segment = Segment(weights, inputs, context_BC, is_kept)
         segment.forward(known_BKC)
         ctx.set_materialize_grads(False)

@@ -21,6 +21,7 @@ from newllm.models.language_model import (
     padding_only_trails,
     raise_faults,
     size_faults,
+    surely,
 )
 from newllm.models.positions import LearnedPositions, RotaryPositions, rotate, token_positions
 
@@ -221,7 +222,7 @@ class Transformer(LanguageModel):
 
     def _view(self, real_BT: Tensor, past_BS: Tensor, reset_BT: Tensor | None) -> View:
         alone = past_BS.shape[1] == 0 and reset_BT is None
-        if self.leaky and alone and bool(real_BT.all()):
+        if self.leaky and alone and surely(real_BT.all()):
             return View(None, False, None)
         if not self.leaky and alone and padding_only_trails(real_BT):
             return View(None, True, None)

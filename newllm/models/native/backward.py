@@ -5,7 +5,7 @@ products when all steps are done.
 """
 
 import numpy as np
-from numba import carray
+from numba import carray, njit
 
 from newllm.models.native.arrays import (
     array_at,
@@ -190,7 +190,7 @@ def residual_backward(plan, low, high, width, member, t, dtype):
     return stream
 
 
-@compiled
+@njit(error_model="numpy", inline="always")
 def backward(plan, dtype):
     member = fetch_add(plan.sync)
     h_low, h_high = share(padded_rows(plan.hidden_dim), member, plan.num_threads)

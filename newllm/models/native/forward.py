@@ -1,7 +1,7 @@
 """The cell's equations, for all steps of a segment."""
 
 import numpy as np
-from numba import carray
+from numba import carray, njit
 
 from newllm.models.native.arrays import (
     array_at,
@@ -191,7 +191,7 @@ def finish(plan, low, high, member, t, dtype):
         reset(plan, context, low, high, t + 1, dtype)
 
 
-@compiled
+@njit(error_model="numpy", inline="always")
 def forward(plan, dtype):
     member = fetch_add(plan.sync)
     h_low, h_high = share(padded_rows(plan.hidden_dim), member, plan.num_threads)

@@ -11,7 +11,10 @@ from numba.extending import intrinsic
 from newllm.models.native.plan import PANEL, VECTOR_BYTES
 
 # With numpy's rules a division by zero is no exception, whose checks would cost the vector code.
-compiled = njit(error_model="numpy")
+# Nothing of Python calls these functions, so the ways in for it need not be compiled.
+compiled = njit(  # type: ignore[call-overload]  # numba's own types lack two of the options
+    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 
 def _register_tile() -> tuple[int, int]:

@@ -1,0 +1,136 @@
+"""Every model under torch.compile and torch.export: what it says there is what it says here.
+
+Shapes: B batch, T time (tokens), S cached tokens.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from test_models import MODELS, PADDED, RESETS, V, build, gated, random_tokens, transformer
+from torch import Tensor
+from torch.export import Dim, export
+from torch.utils._pytree import tree_map
+
+from newllm.models.fused import Fused
+from newllm.models.language_model import LanguageModel
+from newllm.models.recurrence import Recurrence, Reference
+
+BATCH = Dim("batch", min=1, max=64)
+pytestmark = [
+    # Dynamo looks at the gradients of what crosses a break of its graph.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    # torch.nn.LSTM and its like keep a list of their weights.
+    pytest.mark.filterwarnings("ignore:The tensor attributes self.network._flat_weights"),
+]
+
+
+def loss_and_gradients(model: LanguageModel, call: Any) -> list[Tensor]:
+    torch.manual_seed(2)  # of the dropout
+    logits_BTV, _ = call(PADDED[:4])
+    loss = logits_BTV[PADDED[:4] > 0].square().mean()
+    loss.backward()
+    found = [loss.detach(), *(weight.grad.clone() for weight in model.parameters())]  # type: ignore[union-attr]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_losses_and_gradients_are_those_of_the_module(name: str) -> None:
+    torch.compiler.reset()
+    model = build(name).train()
+    expected = loss_and_gradients(model, model)
+    found = loss_and_gradients(model, torch.compile(model, backend="eager"))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "recurrence", [Fused(), Fused(recompute=True), Fused(native=False), Reference()]
+)
+def test_compiled_scores_are_those_of_the_module(recurrence: Recurrence) -> None:
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = gated(recurrence=recurrence).train()
+    tokens, targets = PADDED[:4], PADDED[:4].roll(-1, dims=1)
+
+    def results(score: Any) -> list[Tensor]:
+        torch.manual_seed(2)
+        loss_BT, _ = score(tokens, targets)
+        loss_BT.sum().backward()
+        found = [loss_BT.detach(), *(weight.grad.clone() for weight in model.parameters())]
+        model.zero_grad()
+        return found
+
+    expected = results(model.score)
+    torch.testing.assert_close(results(torch.compile(model.score, backend="eager")), expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MODELS)
+def test_inductor_changes_no_loss_either(name: str) -> None:
+    torch.compiler.reset()
+    model = build(name).train()
+    if name.startswith("transformer"):
+        model.eval()  # inductor draws other masks than F.dropout
+    for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
+        dropout.p = 0.0
+    expected = loss_and_gradients(model, model)
+    found = loss_and_gradients(model, torch.compile(model))
+    torch.testing.assert_close(found, expected)
+
+
+def example_state(model: LanguageModel, tokens: Tensor) -> Any:
+    """A state after some tokens. Copied, for export looks at what a view is a view of."""
+    _, state = model(tokens)
+    return tree_map(torch.clone, state)
+
+
+def shapes_of_state(state: Any) -> Any:
+    """Any batch, and for a cache any number of tokens: bool [B, S], then [B, N, S, D]."""
+    if isinstance(state, Tensor):
+        return {0: BATCH}
+    if state[0].dtype != torch.bool:
+        return tuple({0: BATCH} for _ in state)
+    return ({0: BATCH, 1: Dim.AUTO}, *({0: BATCH, 2: Dim.AUTO} for _ in state[1:]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_exported_model_reads_sequences_of_any_batch(name: str) -> None:
+    model = build(name)
+    program = export(
+        model,
+        (PADDED[:3], None, RESETS[:3]),
+        dynamic_shapes=({0: BATCH}, None, {0: BATCH}),
+    )
+    logits_BTV, state = model(PADDED, None, RESETS)
+    found_BTV, found_state = program.module()(PADDED, None, RESETS)
+    torch.testing.assert_close(found_BTV[PADDED > 0], logits_BTV[PADDED > 0])
+    torch.testing.assert_close(found_state, state)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_exported_step_reads_token_by_token(name: str) -> None:
+    model = build(name)
+    tokens = random_tokens(2, 3)
+    state = example_state(model, tokens[:, :2])
+    shapes = ({0: BATCH}, shapes_of_state(state))
+    step = export(model, (tokens[:, 2:], state), dynamic_shapes=shapes).module()
+    _, state = model(PADDED[:, :4])
+    own_state = state
+    for t in range(4, PADDED.shape[1]):
+        expected, state = model(PADDED[:, t : t + 1], state)
+        found, own_state = step(PADDED[:, t : t + 1], own_state)
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(own_state, state)
+
+
+@pytest.mark.parametrize("family", [gated, transformer])
+def test_an_exported_model_still_refuses_more_tokens_than_positions(family: Any) -> None:
+    model = family(positions="learned", max_length=4).eval()
+    tokens = torch.randint(4, V, (2, 1))
+    state = example_state(model, random_tokens(2, 3))
+    shapes = ({0: BATCH}, shapes_of_state(state))
+    step = export(model, (tokens, state), dynamic_shapes=shapes).module()
+    _, state = step(tokens, state)
+    with pytest.raises(RuntimeError):
+        step(tokens, state)
