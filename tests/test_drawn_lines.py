@@ -16,6 +16,8 @@ FOUND = [
     ["+data.order_seed=glob(nope*)"],
     ["hydra.mode=${oc.env:NOSUCH}"],
     ["callbacks.context._target_=\\${evil}"],
+    ["optimizer._target_=${seed}"],
+    ["model._target_=${nope}", "model.context_clip=null"],
     ["-m", "seed=range(3,1)"],
     ["-m", "hydra.sweeper.params=3"],
 ]

@@ -10,6 +10,7 @@ import hydra.utils
 from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import target_faults
 from newllm.config.reading import leaves
@@ -60,11 +61,14 @@ def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] |
     """The names of the arguments that a node's target takes; None where that cannot be told."""
     if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, "_target_"):
         return None
-    if "_target_" not in node or list(
-        target_faults(OmegaConf.masked_copy(node, "_target_"), "", trusted_packages)
-    ):
+    try:
+        target = str(node.get("_target_"))
+    except OmegaConfBaseException:
         return None
-    parameters = inspect.signature(hydra.utils.get_object(str(node["_target_"]))).parameters
+    alone = OmegaConf.create({"_target_": target})
+    if "${" in target or list(target_faults(alone, "", trusted_packages)):
+        return None
+    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     return list(parameters)

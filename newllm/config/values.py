@@ -105,7 +105,7 @@ def _may_be_null(config: DictConfig, key: str) -> bool:
     ends = [
         place in FILLED_IN or takes_null(holder, place.rpartition(".")[2])
         for holder, place in holders
-        if isinstance(holder, DictConfig) and "_target_" in holder
+        if isinstance(holder, DictConfig) and _default(holder, "_target_")
     ]
     return bool(ends) and all(ends)
 
