@@ -5,6 +5,7 @@ from pathlib import Path
 from newllm.config.naming import (
     FORMER_LONGEST,
     LONGEST,
+    choices,
     chosen_experiment,
     run_folder,
     run_name,
@@ -22,6 +23,16 @@ def test_what_changes_no_number_changes_no_name() -> None:
     chosen = ["experiment=lstm", "sweep=all", "jobs=2", "logger=none", "callbacks.steps.small=9"]
     assert run_name([*chosen, "hydra/launcher=basic", "~callbacks.curves", "threads=1"]) == "lstm"
     assert run_name(["experiment=none"]) == run_name([]) == "default"
+
+
+def test_a_callback_that_acts_is_in_the_name() -> None:
+    stopped = run_name(["experiment=phase5_final_exp1", "~callbacks.early_stopping"])
+    assert stopped == "phase5_final_exp1,~callbacks.early_stopping"
+    assert run_name(["experiment=lstm", "+callbacks.mine.rate=2"]) == "lstm,callbacks.mine.rate=2"
+    assert choices(["experiment=lstm", "~callbacks.early_stopping"]).keys() == {
+        "experiment",
+        "~callbacks.early_stopping",
+    }
 
 
 def test_a_name_of_ones_own_comes_first() -> None:

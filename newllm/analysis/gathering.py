@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from newllm.config.naming import choices
 from newllm.reading import one_line, parse_json, printable, read_bytes, read_text
 from newllm.run_files import check_complete, check_result
 from newllm.runs import read_result
@@ -63,10 +64,16 @@ class Run:
 
     @property
     def choices(self) -> dict[str, str]:
-        """What was chosen beside the experiment and the seed, by the name of a sweep's folder.
+        """What was chosen beside the experiment and the seed.
 
-        A name of the run's own is a choice too. Outside of sweeps the folder's is one.
+        A name of the run's own is a choice too. Results of older versions do not say what was
+        chosen: theirs are told by the name of a sweep's folder, and outside of sweeps that name is
+        taken for one.
         """
+        if (overrides := self.result.get("overrides")) is not None:
+            chosen = choices(overrides)
+            chosen.pop("experiment", None)
+            return chosen
         words = Path(self.place).absolute().parent.name.split(",")
         pairs = [word.partition("=") for word in words if word != self.result.get("experiment")]
         return {key if equals else "name": value or key for key, equals, value in pairs}

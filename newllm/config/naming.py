@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+from newllm.config.build import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
 FORMER_LONGEST = 100  # where names were cut in older sweeps, whose folders keep them
@@ -14,7 +17,7 @@ FORMER_LONGEST = 100  # where names were cut in older sweeps, whose folders keep
 LEFT_OUT = (
     *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
     "name",
-    *("trusted_packages", "data.directory", "logger", "callbacks", "hydra"),
+    *("trusted_packages", "data.directory", "logger", "hydra"),
 )
 
 
@@ -22,7 +25,7 @@ def run_name(overrides: Sequence[str], longest: int = LONGEST) -> str:
     """The experiment and all other choices, sorted; a long list is cut and gets a digest."""
     chosen = dict(_split(line) for line in overrides)
     parts = [
-        f"{key}={value}"
+        key if key.startswith("~") else f"{key}={value}"
         for key, value in sorted(chosen.items())
         if key != "experiment" and not _is_left_out(key)
     ]
@@ -59,12 +62,23 @@ def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def _split(line: str) -> tuple[str, str]:
-    key, _, value = line.lstrip("+~").partition("=")
+    """A key, which keeps its `~` if the line leaves it out, and its value."""
+    key, _, value = line.lstrip("+").partition("=")
     return key.partition("@")[0].replace("/", "."), value
 
 
 def _is_left_out(key: str) -> bool:
+    group, _, name = key.lstrip("~").partition(".")
+    if group == "callbacks":
+        return not name or name.partition(".")[0] in _watching()
+    key = key.lstrip("~")
     return any(key == name or key.startswith(f"{name}.") for name in LEFT_OUT)
+
+
+@cache
+def _watching() -> frozenset[str]:
+    """The callbacks that every run has: they only watch; any other may act."""
+    return frozenset(map(str, OmegaConf.load(conf_directory() / "callbacks" / "default.yaml")))
 
 
 def run_folder(overrides: Sequence[str], seed: int, top: str | Path = ".") -> str:
