@@ -141,7 +141,8 @@ class CorpusDataModule(LightningDataModule):
                 )
         self._splits = splits
         del tokens
-        release_free_memory()
+        if self.is_large:
+            release_free_memory()
         self.steps_per_epoch = -(-len(splits["train"]) // self._batch_size)
 
     def write(self) -> None:
