@@ -1,0 +1,107 @@
+"""`run=FOLDER`: a single run goes on as its folder says, or says why not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_CONTEXT, Compose
+from omegaconf import DictConfig
+
+from newllm.identity import config_hash
+from newllm.recording import Checkpoints
+from newllm.resume import resume
+from newllm.runs import RunDirectory, read_config
+from newllm.train import Interrupted, attempt, train
+
+OVERRIDES = [
+    *("experiment=modern", "data=tiny30", "data.batch_size=5", "recipe.max_epochs=3"),
+    *("logger=none", "callbacks=none", "threads=1", *TINY_CONTEXT),
+]
+pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*")
+
+
+@pytest.fixture
+def config(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: object
+) -> DictConfig:
+    monkeypatch.chdir(tmp_path)
+    return compose_config(*OVERRIDES)
+
+
+@pytest.fixture
+def interrupted(config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was asked to stop before its eighth step."""
+    folder = tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        go_on = Checkpoints.on_train_batch_start
+
+        def stop(self: Checkpoints, trainer: object, *arguments: object) -> None:
+            self._is_asked_to_stop = trainer.global_step == 7  # type: ignore[attr-defined]
+            go_on(self, trainer, *arguments)  # type: ignore[arg-type]
+
+        patch.setattr(Checkpoints, "on_train_batch_start", stop)
+        with pytest.raises(Interrupted, match=r"run=.*interrupted"):
+            train(config, folder, OVERRIDES)
+    return folder
+
+
+def test_it_ends_as_if_it_had_not_been_interrupted(
+    config: DictConfig, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(config, tmp_path / "whole", OVERRIDES)
+    assert resume([f"run={interrupted}"], attempt) == 0
+    result = json.loads((interrupted / "result.json").read_text())
+    same = ("steps", "best_val_loss", "best_epoch", "overrides", "config_hash", "experiment")
+    assert {name: result[name] for name in same} == {name: whole[name] for name in same}
+    first, second = (
+        torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["model"]
+        for folder in (tmp_path / "whole", interrupted)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert resume([f"run={interrupted}"], attempt) == 0
+    assert f"{interrupted}: is done; best validation loss" in capsys.readouterr().out
+
+
+def test_it_says_why_it_does_not_go_on(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reason(*arguments: str) -> str:
+        assert resume(arguments, attempt) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    capsys.readouterr()
+    assert "not a run directory" in reason(f"run={tmp_path / 'nowhere'}")
+    assert "seed=2: run=FOLDER goes on with" in reason(f"run={interrupted}", "seed=2")
+    assert "must be a list" in reason(f"run={interrupted}", "trusted_packages=mine")
+    owner = RunDirectory(interrupted, goes_on=True)
+    owner.record(status="running")
+    assert "is running" in reason(f"run={interrupted}")
+    owner.record(status="diverged", error="val/loss is nan")
+    owner.release()
+    assert "diverged, as it would again: val/loss is nan" in reason(f"run={interrupted}")
+
+
+def test_a_changed_run_does_not_go_on(
+    interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = interrupted / "config.yaml"
+    written.write_text(written.read_text().replace("lr: 0.002", "lr: 0.003"))
+    assert resume([f"run={interrupted}"], attempt) == 1
+    assert "was begun with another text or another version" in capsys.readouterr().err
+
+
+def test_a_run_names_no_packages_to_trust(
+    interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the command line does: the run may be somebody else's."""
+    written = interrupted / "config.yaml"
+    changed = written.read_text().replace("trusted_packages: []", "trusted_packages: [subprocess]")
+    written.write_text(changed.replace("torch.nn.LayerNorm", "subprocess.Popen"))
+    result = json.loads((interrupted / "result.json").read_text())
+    result["config_hash"] = config_hash(read_config(interrupted))
+    (interrupted / "result.json").write_text(json.dumps(result))
+    capsys.readouterr()
+    assert resume([f"run={interrupted}"], attempt) == 1
+    assert "subprocess.Popen" in capsys.readouterr().err
