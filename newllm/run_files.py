@@ -82,8 +82,9 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("experiment", "name", "error", "git_revision"), _or_null(TEXT)),
     **dict.fromkeys(("corpus", "config_hash", "variant_hash", "data_sha256"), TEXT),
     **dict.fromkeys(("seed", "parameters", "state_bytes", "threads"), WHOLE),
-    **dict.fromkeys(("steps", "epochs", "best_epoch"), _or_null(WHOLE)),
-    **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean"), _or_null(NUMBER)),
+    **dict.fromkeys(("steps", "epochs"), _or_null(WHOLE)),
+    # A best within an epoch is at a fraction of it.
+    **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean", "best_epoch"), _or_null(NUMBER)),
     **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), _or_null(NUMBER)),
     **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), _or_null(NUMBER)),
     "seconds": _or_null(NUMBER),

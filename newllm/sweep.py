@@ -19,7 +19,7 @@ from rich.table import Table
 
 from newllm.analysis.bands import bands_told
 from newllm.analysis.contest import Contest, contests
-from newllm.analysis.gathering import Run, gather, read_run
+from newllm.analysis.gathering import Run, gather, read_or_broken
 from newllm.analysis.variants import variants
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
@@ -143,7 +143,7 @@ def _side_by_side(config: DictConfig, num_jobs: int) -> int:
 def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
     """How the jobs ended, what came out over seeds, and where to look at it."""
     out = console()
-    runs = [read_run(job.folder) for job in jobs if (job.folder / "result.json").is_file()]
+    runs = [read_or_broken(job.folder) for job in jobs if (job.folder / "result.json").is_file()]
     found = contests(runs)
     if len(jobs) <= MOST_JOBS:
         out.print(_jobs_table(jobs, outcomes, _labels(jobs)))

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,12 +134,15 @@ def test_a_full_disk_leaves_a_result_that_says_so(
     run = RunDirectory(tmp_path / "run")
     run.record(status="running", error=None, name="some", sizes=list(range(50)))
 
-    def write(path: Path, text: str) -> int:
-        with path.open("w") as file:
-            file.write(text[:10])
+    open_file = Path.open
+
+    def open_on_full_disk(path: Path, mode: str = "r", **arguments: Any) -> Any:
+        if "x" not in mode:
+            return open_file(path, mode, **arguments)
+        path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", write)
+    monkeypatch.setattr(Path, "open", open_on_full_disk)
     with pytest.raises(OSError, match="No space left"):
         run.record(status="done", val_loss_by_position=[1.0] * 100)
     run.release()

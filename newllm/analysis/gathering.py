@@ -98,6 +98,14 @@ def read_run(path: Path) -> Run:
     return _checked(Run(str(path), read_result(path), **tables))
 
 
+def read_or_broken(path: Path) -> Run:
+    """The same; a run that cannot be read has the status `broken`, and the reason as its error."""
+    try:
+        return read_run(path)
+    except ValueError as error:
+        return Run(str(path), {"status": "broken", "error": str(error)})
+
+
 def _checked(run: Run) -> Run:
     try:
         check_complete(run.result)
@@ -167,10 +175,7 @@ def _below(path: Path) -> Iterable[Run]:
     for file in sorted(path.rglob("result.json")):
         inside = file.parent.relative_to(path).parts
         if not any(part.startswith("_") for part in inside):
-            try:
-                yield read_run(file.parent)
-            except ValueError as error:
-                yield Run(str(file.parent), {"status": "broken", "error": str(error)})
+            yield read_or_broken(file.parent)
 
 
 def pack(runs: Sequence[Run], path: Path) -> None:

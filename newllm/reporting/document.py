@@ -43,7 +43,10 @@ summary { cursor: pointer; font-weight: 600; }
 def quoted(text: object) -> str:
     """Text from elsewhere as a cell or a line that holds no markup."""
     words = html.escape(" ".join(str(text).split()))
-    return "".join(f"&#{ord(char)};" if char in "|[]`" else char for char in words)
+    # What makes a link or a picture is what comes after its brackets.
+    for markup in ("|", "`", "](", "]:", "][", "!["):
+        words = words.replace(markup, f"&#{ord(markup[0])};{markup[1:]}")
+    return words
 
 
 class Document:
