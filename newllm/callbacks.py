@@ -151,10 +151,8 @@ class StepValidation(Callback):
             self._batches = list(EvaluationBatches(split))
             return self
         num_sentences = int((split.num_positions_N.cumsum(0) < self.most).sum()) + 1
-        sample = torch.arange(min(num_sentences, len(split)))
-        longest_first = split.num_positions_N[sample].argsort(descending=True)
-        self._batches = [split.batch(sample[longest_first])]
-        num_targets = int(split.num_positions_N[sample].sum())
+        self._batches = list(EvaluationBatches(split, num_sentences=num_sentences))
+        num_targets = int(split.num_positions_N[:num_sentences].sum())
         of_a_step = data.split("train").num_targets / data.steps_per_epoch
         self._interval = self.interval(num_targets, of_a_step, num_steps)
         self._last_step = self.num_steps
@@ -204,7 +202,7 @@ class StepValidation(Callback):
         model.eval()
         sums = dict.fromkeys(self.KINDS, 0.0)
         num_targets = 0
-        with torch.no_grad():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in self._batches:
                 loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
                 is_unk_BT, is_eos_BT = batch.targets_BT == UNK, batch.targets_BT == EOS
@@ -239,7 +237,7 @@ class Curves(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         with never_fatal("curves.png"):
             figure = figures.curves(_history(trainer).epochs, self.references, self.title)
-            figure.savefig(Path(trainer.default_root_dir) / "curves.png", dpi=120)
+            figure.write_png(Path(trainer.default_root_dir) / "curves.png")
             log_figure(trainer.loggers, "curves", figure, trainer.global_step)
 
     def on_exception(
@@ -252,6 +250,8 @@ class Curves(Callback):
 class SampleSentences(Callback):
     """Sentences that the model makes up, as text in TensorBoard."""
 
+    MAX_TOKENS = 100  # of a sentence
+
     def __init__(self, num_sentences: int = 8, every_n_epochs: int = 5) -> None:
         self.num_sentences = num_sentences
         self.every_n_epochs = every_n_epochs
@@ -263,8 +263,9 @@ class SampleSentences(Callback):
         if model.sees_the_future:
             return  # The future is not there yet when one writes.
         data = _data(trainer)
+        max_tokens = min(data.max_length, self.MAX_TOKENS)
         sentences = sample_sentences(
-            model, data.tokenizer, self.num_sentences, max_tokens=data.max_length
+            model, data.tokenizer, self.num_sentences, max_tokens=max_tokens
         )
         log_text(trainer.loggers, "samples", sentences, trainer.global_step)
 
@@ -276,7 +277,7 @@ class ContextInspector(Callback):
     first validation sentences, and draws the longest of these. Other models have no context.
     """
 
-    NUM_SENTENCES = 64
+    NUM_SENTENCES, MAX_TOKENS = 64, 512  # and of each sentence the first tokens
 
     def __init__(self, every_n_epochs: int = 5) -> None:
         self.every_n_epochs = every_n_epochs
@@ -288,11 +289,13 @@ class ContextInspector(Callback):
             return
         validation = _data(trainer).split("validation")
         batch = validation.batch(torch.arange(min(len(validation), self.NUM_SENTENCES)))
-        trace = model.trace(batch.tokens_BT)
-        contexts_NC = trace.contexts_BTC[batch.tokens_BT != PAD]
+        tokens_BT = batch.tokens_BT[:, : self.MAX_TOKENS]
+        with trainer.precision_plugin.forward_context():
+            trace = model.trace(tokens_BT)
+        contexts_NC = trace.contexts_BTC[tokens_BT != PAD]
         module.log("context/norm", contexts_NC.norm(dim=-1).mean())
         module.log("context/std", contexts_NC.std(dim=-1).mean())
-        self._seen = batch.tokens_BT, trace
+        self._seen = tokens_BT, trace
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         writers = boards(trainer.loggers)

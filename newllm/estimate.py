@@ -20,6 +20,7 @@ from newllm.data.batching import Batch, EvaluationBatches
 from newllm.experiment import Experiment
 from newllm.module import LanguageModule
 from newllm.precision import weight_dtype
+from newllm.trainer import batches_per_epoch
 
 WARM_UP_SENTENCES, WARM_UP_TOKENS = 2, 8
 CONSIDERED = 500  # batches among which samples are chosen
@@ -72,7 +73,8 @@ def _num_validations(experiment: Experiment) -> float:
     """Validations of the whole split, if nothing stops the run early."""
     trainer, interval = experiment.trainer, experiment.trainer.val_check_interval
     in_batches = isinstance(interval, int)
-    an_epoch = (experiment.data.steps_per_epoch if in_batches else 1) / interval
+    num_batches = batches_per_epoch(trainer, experiment.data.steps_per_epoch)
+    an_epoch = (num_batches if in_batches else 1) / interval
     return (trainer.max_epochs or 1) / (trainer.check_val_every_n_epoch or 1) * an_epoch
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from newllm.config.trust import Trust
 from newllm.data.module import CorpusDataModule
 from newllm.models.context import ContextModel
 from newllm.reading import one_line
-from newllm.runs import LoadedRun, load_run, telling, write_bytes, write_text
+from newllm.runs import LoadedRun, load_run, telling, write_text
 
 SPLITS = ("train", "validation", "test")
 
@@ -135,9 +134,7 @@ def main() -> None:
         name = result.get("name") or run.model.description
         title = figures.run_title(name, run.config.data.corpus, result.get("seed"))
         figure = figures.ablations(found["ablations"], found["dynamics"], title)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        write_bytes(folder / "ablations.png", picture.getvalue())
+        figure.write_png(folder / "ablations.png")
     print(f"all of it lies in {folder}")
 
 

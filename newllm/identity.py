@@ -41,11 +41,12 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     kept: dict[str, Any] = {name: content.get(name) for name in HASHED}
-    # Callbacks of our own only watch; others may act, as early stopping does.
+    # Callbacks of our own only watch; others may act, as early stopping does. What names no class
+    # is not built.
     acting = {
         name: node
         for name, node in (content.get("callbacks") or {}).items()
-        if not str((node or {}).get("_target_")).startswith("newllm.")
+        if node and not str(node.get("_target_", "newllm.")).startswith("newllm.")
     }
     if acting:
         kept["callbacks"] = acting

@@ -83,6 +83,10 @@ class History(Callback):
             for name, value in trainer.callback_metrics.items()
             if not name.startswith(("train/", "grad/"))
         }
+        # What is logged is rounded; `best.ckpt` is chosen by these.
+        assert self._module is not None
+        scores = self._module.evaluation_scores.metrics()
+        self._validated |= {f"val/{name}": value for name, value in scores.items()}
         if trainer.is_last_batch:
             return  # a part of the epoch's row
         self._close_steps(trainer)

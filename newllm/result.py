@@ -19,14 +19,14 @@ from newllm.callbacks import StepValidation
 from newllm.config.naming import chosen_experiment
 from newllm.experiment import Experiment
 from newllm.identity import config_hash, git_revision, variant_hash
-from newllm.runs import RunDirectory
+from newllm.runs import RunDirectory, write_text
 
 
 def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[str]) -> None:
     """Write down what is about to run, before it runs."""
     config, data, model = experiment.config, experiment.data, experiment.model
     run.write_config(config)
-    data.tokenizer.save(run.path / "tokenizer.json")
+    write_text(run.path / "tokenizer.json", data.tokenizer.to_json())
     run.record(
         status="running",
         experiment=chosen_experiment(overrides),
@@ -47,7 +47,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         references=experiment.references.means,
         references_by_position=_rounded(experiment.references.by_position),
         gates=experiment.gates.as_result(),
-        seconds=None,
+        seconds=run.seconds_before or None,
         threads=torch.get_num_threads(),
         error=None,
         git_revision=git_revision(),
@@ -104,7 +104,7 @@ def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Pa
             numbers=np.bincount(references.positions)[1:].tolist(),
             unit="words" if experiment.config.data.tokenizer == "words" else "tokens",
         )
-        figure.savefig(folder / "positions.png", dpi=120)
+        figure.write_png(folder / "positions.png")
         loggers.log_figure(trainer.loggers, "positions", figure, trainer.global_step)
 
 

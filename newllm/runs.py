@@ -47,7 +47,8 @@ class RunDirectory:
         goes_on: whether it may hold a run already, which then goes on.
 
     Raises:
-        RunConflict: if another process owns it, or it holds a run that shall not go on.
+        RunConflict: if another process owns it, it holds a run that shall not go on, or one whose
+            result cannot be read.
     """
 
     def __init__(self, path: Path, goes_on: bool = False) -> None:
@@ -65,9 +66,12 @@ class RunDirectory:
         except RunConflict:
             self._lock.close()
             raise
-        if goes_on:
-            with contextlib.suppress(ValueError):
+        if goes_on and os.path.lexists(self.result_file):
+            try:
                 self._result = run_files.read_result(self.result_file)
+            except ValueError as error:  # it is not ours to be written over
+                self._lock.close()
+                raise RunConflict(f"{path}: result.json is broken; {error}") from error
 
     @property
     def result(self) -> dict[str, Any]:
@@ -161,8 +165,16 @@ class RunDirectory:
 ENDS = ("done", "diverged")  # a run that ended so ends the same way every time
 
 
-def has_ended(path: Path, config: DictConfig) -> bool:
+WAYS_OUT = "name=NEW keeps both, overwrite=true moves the old one aside"
+
+
+def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
     """Whether a folder holds this very run, ended; one that only started can go on.
+
+    Args:
+        path: the folder.
+        config: of this run.
+        ways_out: what a user can do where it holds something else.
 
     Raises:
         RunConflict: if it holds a run of another configuration, or a broken one: one that is done
@@ -170,7 +182,6 @@ def has_ended(path: Path, config: DictConfig) -> bool:
     """
     if not os.path.lexists(path / "result.json"):
         return False
-    ways_out = "name=NEW keeps both, overwrite=true moves the old one aside"
     try:
         result = read_result(path)
         if "config_hash" not in result:

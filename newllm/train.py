@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import shlex
 import sys
 import threading
 import time
@@ -91,19 +92,20 @@ def train(
     if run.status in ENDS:  # another sweep was faster
         run.release()
         return run.result
-    warm_up(experiment)
     before, started = run.seconds_before, time.monotonic()
     result: dict[str, Any] = {}
     try:
         run.record(status="running")
         record_start(run, experiment, overrides)
+        warm_up(experiment)
+        started = time.monotonic()
         _fit_and_test(experiment, run)
         result = predicted(experiment) | {"status": "done"}
     except Diverged as error:
         result = {"status": "diverged", "error": str(error)}
         raise
     except SystemExit as end:  # Lightning's answer to Ctrl-C
-        command = f"it goes on with: python -m newllm.train {RUN}={folder}"
+        command = f"it goes on with: python -m newllm.train {shlex.quote(f'{RUN}={folder}')}"
         raise Interrupted(f"interrupted; what was done lies in {folder}; {command}") from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -114,8 +116,8 @@ def train(
         if result["status"] in ENDS and not config.keep_last:
             run.remove_last_checkpoint()
         run.release()
-    log_best(experiment)
     draw_positions(result, experiment, folder)
+    log_best(experiment)
     print_result(result, experiment, folder)
     return result
 

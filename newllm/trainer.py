@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
@@ -29,16 +30,20 @@ DECIDED = {
     "fast_dev_run": "use trainer=smoke",
     "gradient_clip_algorithm": "gradients are clipped by their norm; use recipe.gradient_clip",
     "gradient_clip_val": "use recipe.gradient_clip=[[0,NORM]]",
+    "inference_mode": "validation keeps no gradients either way",
+    "limit_predict_batches": "a run predicts nothing",
     "limit_test_batches": "use data.test_sentences=N",
     "limit_val_batches": "use data.validation_sentences=N, which limits the references as well",
     "log_every_n_steps": "every step is logged",
     "logger": "use logger=NAME, or '+logger.NAME={_target_: ...}'",
     "max_time": "a run by the clock could not be repeated; use trainer.max_epochs",
+    "model_registry": "best.ckpt lies in the run's folder",
     "num_nodes": "a run is one process on one device",
     "num_sanity_val_steps": "everything is built and checked before the first step",
     "overfit_batches": "use data.train_sentences=N",
     "plugins": "use trainer.precision",
     "reload_dataloaders_every_n_epochs": "each epoch has an order of its own",
+    "sync_batchnorm": "a run is one process on one device",
     "use_distributed_sampler": "a run is one process on one device",
 }
 PROFILERS: dict[str, type[Profiler]] = {
@@ -65,6 +70,11 @@ def build_trainer(
     chosen = config.trainer
     if decided := [f"trainer.{name}: {DECIDED[name]}" for name in chosen if name in DECIDED]:
         raise ValueError("\n".join(decided))
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise ValueError(
+            "callbacks: GradientAccumulationScheduler changes how many steps a run has; use "
+            "+trainer.accumulate_grad_batches=N"
+        )
     arguments: dict[str, Any] = {
         "default_root_dir": str(folder),
         "callbacks": list(callbacks),
@@ -115,6 +125,12 @@ def _profiler(name: str, folder: Path) -> Profiler:
     return PROFILERS[name](dirpath=folder, filename="profile")
 
 
+def batches_per_epoch(trainer: Trainer, num_batches: int) -> int:
+    """Batches that an epoch takes, of so many in the training data."""
+    limit = trainer.limit_train_batches
+    return int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
+
+
 def planned_steps(trainer: Trainer, num_batches: int) -> int:
     """Optimizer steps, if nothing stops the run early.
 
@@ -125,9 +141,9 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
     Raises:
         ValueError: the run would end without a validation, by which its best weights are found.
     """
-    limit = trainer.limit_train_batches
-    num_batches = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
+    num_batches = batches_per_epoch(trainer, num_batches)
     if num_batches < 1:
+        limit = trainer.limit_train_batches
         raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
     _check_validation(trainer, num_batches)
     planned = -(-num_batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
@@ -141,6 +157,11 @@ def _check_validation(trainer: Trainer, num_batches: int) -> None:
         raise ValueError(
             f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
             "epoch; a validation by the clock could not be repeated"
+        )
+    if isinstance(interval, int) and every_n_epochs is not None and interval > num_batches:
+        raise ValueError(
+            f"trainer.val_check_interval={interval}: an epoch has {num_batches} batches; lower it, "
+            "or add +trainer.check_val_every_n_epoch=null to count across epochs"
         )
     first = interval if isinstance(interval, int) else max(1, int(num_batches * interval))
     first += num_batches * ((every_n_epochs or 1) - 1)

@@ -83,7 +83,7 @@ def good_run(folder: Path) -> Path:
     model = ContextModel(data.tokenizer.size, **SIZES)  # type: ignore[arg-type]
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"model": model.state_dict()}, folder / "checkpoints" / "best.ckpt")
-    data.tokenizer.save(folder / "tokenizer.json")
+    (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
     write_config(folder, config_of(data.tokenizer.size))
     result = {
         "status": "done", "experiment": None, "name": "mine", "seed": 1, "corpus": "tiny30",

@@ -311,7 +311,7 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         ("trainer.max_epochs=-3", "max_epochs"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
         ("+trainer.limit_val_batches=1", "use data.validation_sentences=N"),
-        ("+trainer.gradient_clip_val=1", "use recipe.gradient_clip=[[0,NORM]]"),
+        ("+trainer.overfit_batches=1", "use data.train_sentences=N"),
         ("trainer.max_steps=1", "before its first validation after 25"),
         ("recipe=modern schedule.scheduler.pct_start=2", "pct_start"),
         ("hydra.run.dir=taken", "taken: holds a run already"),

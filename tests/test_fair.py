@@ -25,7 +25,8 @@ def make_run(
         "test_loss": test, "test_oracle_loss": test and ORACLE, "oracle_loss": ORACLE,
         "parameters": 200_000, "corpus": "quality500", "state_bytes": 512, "name": f"{model} L2",
         "threads": 1, "config_hash": f"{name} {seed}", "epochs": 40,
-        "best_epoch": 40 if val == 1.9 else 12, "references": {"unigram": 3.3, "bigram": 2.3},
+        "best_epoch": 40 if val == 1.9 else 12, "best_val_loss_batch_mean": val,
+        "references": {"unigram": 3.3, "bigram": 2.3},
     }  # fmt: skip
     return Run(f"runs/{name}/seed={seed}", result)
 

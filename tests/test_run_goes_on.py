@@ -89,7 +89,7 @@ def test_a_changed_run_does_not_go_on(
     written = interrupted / "config.yaml"
     written.write_text(written.read_text().replace("lr: 0.002", "lr: 0.003"))
     assert resume([f"run={interrupted}"], attempt) == 1
-    assert "was begun with another text or another version" in capsys.readouterr().err
+    assert "holds a run made otherwise" in capsys.readouterr().err
 
 
 def test_a_run_names_no_packages_to_trust(

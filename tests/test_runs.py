@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     model = ContextModel(6, embedding_dim=4, context_dim=4, hidden_dim=4, num_layers=1)
     (tmp_path / "checkpoints").mkdir()
     torch.save({"model": model.state_dict()}, tmp_path / "checkpoints" / "best.ckpt")
-    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     (tmp_path / "config.yaml").write_text(MODEL)
     (tmp_path / "result.json").write_text(json.dumps({"status": "done"}))
     return tmp_path
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_a_result_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.record(status="running", error=None, name="some", sizes=list(range(50)))
+    run.record(status="running", error=None, name="some", extra=list(range(50)))
 
     open_file = Path.open
 

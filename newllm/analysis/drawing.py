@@ -6,6 +6,7 @@ own font lacks is looked for in the fonts of the machine.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -21,6 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatterMathtext, MaxNLocator, NullFormatter
+
+from newllm.runs import write_bytes
 
 OWN_FONT = "DejaVu Sans"  # comes with matplotlib
 # Of fonts that have the same letters, the one that goes best with it.
@@ -33,6 +37,12 @@ LONGEST_LABEL = 24  # characters of a tick label
 
 class Figure(MatplotlibFigure):
     """A matplotlib figure with literal texts, in fonts that have their letters."""
+
+    def write_png(self, path: Path) -> None:
+        """Write it whole or not at all, and through no link, as all files of a run."""
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=120)
+        write_bytes(path, picture.getvalue())
 
     def headline(self, title: str) -> None:
         """A title over all axes, in as many lines as it needs, but no more than three."""

@@ -31,22 +31,28 @@ def run_title(name: str, corpus: str, seed: object) -> str:
     return f"{name}, {corpus}, seed {seed}"
 
 
+def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of the rows that have a value: not each has both, train and validation."""
+    pairs = [(row["epoch"], row[key]) for row in rows if key in row]
+    return np.array([epoch for epoch, _ in pairs]), np.array([value for _, value in pairs], float)
+
+
 def curves(
     rows: Sequence[Mapping[str, Any]], references: Mapping[str, float], title: str
 ) -> Figure:
     """Loss and perplexity by epoch, train and validation, references as horizontal lines.
 
     Args:
-        rows: one mapping an epoch with `epoch`, `train/loss` and `val/loss`, in nats per token.
+        rows: of `metrics.csv`, with `epoch`, and `train/loss` and `val/loss` where there is one, in
+            nats per token.
         references: name and loss on the validation split, in nats per token.
         title: what the run is.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss_axes, perplexity_axes = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in rows]
     for key, label, colour in (("train/loss", "train", BLUE), ("val/loss", "validation", ORANGE)):
-        losses = np.array([row.get(key, math.nan) for row in rows], float)
-        marker = "o" if len(rows) < 3 else None
+        epochs, losses = series(rows, key)
+        marker = "o" if len(losses) < 3 else None
         loss_axes.plot(epochs, losses, color=colour, label=label, marker=marker)
         with np.errstate(over="ignore"):  # of a run that diverges
             perplexities = np.exp(losses)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from newllm.analysis.drawing import Figure
-from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE, plain
+from newllm.analysis.figures import BLUE, GREEN, GREY, ORANGE, plain, series
 from newllm.analysis.gathering import Run
 from newllm.analysis.series import Summary, published
 
@@ -80,10 +80,8 @@ def curve_grid(summaries: Sequence[Summary], words: Mapping[str, str]) -> Figure
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
     for axes, summary in zip(panels, summaries, strict=False):
         for run in summary.done:
-            epochs = [row["epoch"] for row in run.epochs]
             for key, colour in (("train/loss", GREY), ("val/loss_batch_mean", BLUE)):
-                losses = [row.get(key, math.nan) for row in run.epochs]
-                axes.plot(epochs, losses, color=colour, linewidth=0.7, alpha=0.8)
+                axes.plot(*series(run.epochs, key), color=colour, linewidth=0.7, alpha=0.8)
         if summary.reported is not None:
             axes.axhline(summary.reported, color=ORANGE, linewidth=0.8)
         references = summary.done[0].result["references"] if summary.done else {}
@@ -128,8 +126,8 @@ def spikes(summaries: Sequence[Summary], words: Mapping[str, str], kinds: dict[s
         style = "D-" if len(curve["epochs"]) > 2 else "D"
         above.plot(curve["epochs"], curve["losses"], style, color=ORANGE, mfc="none", ms=5)
         for run in summary.done:
-            losses = [row.get("val/loss_batch_mean", math.nan) for row in run.epochs]
-            above.plot([row["epoch"] for row in run.epochs], losses, color=BLUE, linewidth=0.8)
+            points = series(run.epochs, "val/loss_batch_mean")
+            above.plot(*points, color=BLUE, linewidth=0.8)
         above.set_title(curve["name"], fontsize=9)
         above.set_ylabel(words["loss"])
         above.set_xlabel(words["epoch"])

@@ -270,5 +270,7 @@ def check_settings(config: DictConfig) -> None:
         may_be_null = key != "seed" and value is None
         if not (is_number and smallest <= value <= largest) and not may_be_null:
             faults.append(f"{key}={value}: must be a whole number from {smallest} to {largest}")
+    if config.trainer.max_epochs is None:  # of which Lightning makes a thousand
+        faults.append("trainer.max_epochs=null: must be a whole number")
     if faults:
         raise ConfigFault(faults)

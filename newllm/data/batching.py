@@ -145,14 +145,19 @@ class EvaluationBatches:
         batch_size: the most sentences in a batch.
         max_positions: the most positions in a batch, padding included; a sentence that is longer
             is a batch by itself. None takes as many as keep the logits of a batch small.
+        num_sentences: only so many of the sentences, the first of the split; None takes all.
     """
 
     def __init__(
-        self, split: EncodedSplit, batch_size: int = 256, max_positions: int | None = None
+        self,
+        split: EncodedSplit,
+        batch_size: int = 256,
+        max_positions: int | None = None,
+        num_sentences: int | None = None,
     ) -> None:
         self._split = split
         limit = max_positions or min(MAX_POSITIONS, MAX_LOGITS // split.num_ids)
-        order_N = split.num_positions_N.argsort(stable=True)
+        order_N = split.num_positions_N[:num_sentences].argsort(stable=True)
         self._batches = order_N.split(_sizes(split.num_positions_N[order_N], batch_size, limit))
 
     def __len__(self) -> int:

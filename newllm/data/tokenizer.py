@@ -113,17 +113,13 @@ class Tokenizer:
         known = [i if i < self.size else UNK for i in ids if i not in (PAD, BOS, EOS)]
         return " ".join(self._model.decode(known, skip_special_tokens=False).split())
 
-    def save(self, path: Path) -> None:
-        """Writes the tokenizer as JSON, in the format of the `tokenizers` library."""
-        path.write_text(self.to_json(), encoding="utf-8")
-
     def to_json(self) -> str:
-        """What `save` writes."""
+        """The tokenizer in the format of the `tokenizers` library."""
         return self._model.to_str(pretty=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote.
+        """Reads a file that holds what `to_json` gave.
 
         Raises:
             ValueError: it is something else.
