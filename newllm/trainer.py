@@ -70,6 +70,12 @@ def build_trainer(
     chosen = config.trainer
     if decided := [f"trainer.{name}: {DECIDED[name]}" for name in chosen if name in DECIDED]:
         raise ValueError("\n".join(decided))
+    interval = chosen.get("val_check_interval")
+    if not isinstance(interval, int | float | None):
+        raise ValueError(
+            f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
+            "epoch; a validation by the clock could not be repeated"
+        )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise ValueError(
             "callbacks: GradientAccumulationScheduler changes how many steps a run has; use "
@@ -153,11 +159,6 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
 def _check_validation(trainer: Trainer, num_batches: int) -> None:
     """Whether a run of epochs with so many batches comes to its first validation."""
     interval, every_n_epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if not isinstance(interval, int | float):
-        raise ValueError(
-            f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
-            "epoch; a validation by the clock could not be repeated"
-        )
     if isinstance(interval, int) and every_n_epochs is not None and interval > num_batches:
         raise ValueError(
             f"trainer.val_check_interval={interval}: an epoch has {num_batches} batches; lower it, "
