@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,8 @@ def build_trainer(
         ValueError: an argument that the run decides on, or one that makes no run.
     """
     chosen = config.trainer
-    if decided := [f"trainer.{name}: {DECIDED[name]}" for name in chosen if name in DECIDED]:
-        raise ValueError("\n".join(decided))
-    interval = chosen.get("val_check_interval")
-    if not isinstance(interval, int | float | None):
-        raise ValueError(
-            f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
-            "epoch; a validation by the clock could not be repeated"
-        )
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-        raise ValueError(
-            "callbacks: GradientAccumulationScheduler changes how many steps a run has; use "
-            "+trainer.accumulate_grad_batches=N"
-        )
+    if faults := list(_faults(chosen, callbacks)):
+        raise ConfigFault(faults)
     arguments: dict[str, Any] = {
         "default_root_dir": str(folder),
         "callbacks": list(callbacks),
@@ -104,6 +93,24 @@ def build_trainer(
             "a run is one process on one device; leave them at 1 and auto"
         )
     return trainer
+
+
+def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
+    """What would be ignored, or make a run that could not be repeated or planned."""
+    for name in chosen:
+        if name in DECIDED:
+            yield f"trainer.{name}: {DECIDED[name]}"
+    interval = chosen.get("val_check_interval")
+    if not isinstance(interval, int | float | None):
+        yield (
+            f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
+            "epoch; a validation by the clock could not be repeated"
+        )
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        yield (
+            "callbacks: GradientAccumulationScheduler changes how many steps a run has; use "
+            "+trainer.accumulate_grad_batches=N"
+        )
 
 
 def _make(config: DictConfig, arguments: dict[str, Any]) -> Trainer:
