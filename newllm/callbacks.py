@@ -130,6 +130,7 @@ class StepValidation(Callback):
     SHARE = 0.1  # of the training's time
     # A training step also goes backward, which takes about twice as long as forward.
     COST_OF_TRAINING = 3
+    MAX_LOGITS = 1 << 19  # of a batch: beside a training step, no memory that one would notice
 
     def __init__(
         self, small: int = 500, most: int = 2000, every_n_steps: int = 5, num_steps: int = 200
@@ -151,7 +152,10 @@ class StepValidation(Callback):
             self._batches = list(EvaluationBatches(split))
             return self
         num_sentences = int((split.num_positions_N.cumsum(0) < self.most).sum()) + 1
-        self._batches = list(EvaluationBatches(split, num_sentences=num_sentences))
+        small = max(1, self.MAX_LOGITS // split.num_ids)
+        self._batches = list(
+            EvaluationBatches(split, max_positions=small, num_sentences=num_sentences)
+        )
         num_targets = int(split.num_positions_N[:num_sentences].sum())
         of_a_step = data.split("train").num_targets / data.steps_per_epoch
         self._interval = self.interval(num_targets, of_a_step, num_steps)

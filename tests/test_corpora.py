@@ -14,6 +14,7 @@ from newllm.analysis.ngram import NGram
 from newllm.data.batching import EncodedSplit
 from newllm.data.corpora import Corpus, build_corpus, quality_grammar, read_text_corpus
 from newllm.data.grammar import Grammar
+from newllm.data.lines import Lines
 from newllm.data.tokenizer import Tokenizer
 
 # Python's `random` promises the same numbers everywhere; these digests hold it to that.
@@ -215,8 +216,22 @@ def test_text_options(tmp_path: Path) -> None:
     text = read_text_corpus(path, lowercase=False, validation_fraction=0.25, test_fraction=0.0)
     assert (len(text.train), len(text.validation), len(text.test)) == (15, 5, 0)
     assert text.train[0].startswith("Line ")
-    assert read_text_corpus(path, seed=1).train != read_text_corpus(path).train
-    assert read_text_corpus(path, seed=42).train == read_text_corpus(path).train
+    published = list(read_text_corpus(path).train)
+    assert list(read_text_corpus(path, seed=1).train) != published
+    assert list(read_text_corpus(path, seed=42).train) == published
+
+
+def test_lines_are_a_sequence_of_texts() -> None:
+    texts = ["a b", "", "ü", "c"]
+    lines = Lines(texts)
+    assert list(lines) == texts
+    assert [lines[i] for i in (0, 1, 2, 3, -1)] == ["a b", "", "ü", "c", "c"]
+    assert list(lines[1:3]) == texts[1:3]
+    assert list(lines[::-1]) == texts[::-1]
+    assert lines[:] is lines
+    assert "ü" in lines
+    with pytest.raises(IndexError):
+        lines[4]
 
 
 def test_three_lines_are_enough(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_the_card_counts(build: BuildData, tmp_path: Path) -> None:
     data = build("text", path=str(path), validation_fraction=0.25, test_fraction=0.25)
     card = data.card()
     assert card.num_sentences == {"train": 2, "validation": 1, "test": 1}
-    seen = data.corpus.train + data.corpus.validation
+    seen = [*data.corpus.train, *data.corpus.validation]
     assert card.num_words == sum(len(s.split()) for s in seen)
     assert card.num_unique_words == len({word for s in seen for word in s.split()})
     assert card.overlap == int(data.corpus.validation[0] in data.corpus.train)

@@ -4,9 +4,9 @@ Shape suffixes: B batch, T time, N sentences of a split, S all tokens of a split
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -228,11 +228,11 @@ class TrainingBatches:
         # Being a generator, this looks at the epoch only when the first batch is asked for;
         # Lightning makes the iterator before it announces the epoch.
         self._num_used, self._num_to_skip = self._num_to_skip, 0
-        for sentence_B in self.order(self._epoch)[self._num_used :]:
+        for sentence_B in islice(self.order(self._epoch), self._num_used, None):
             yield self._split.batch(sentence_B)
             self._num_used += 1
 
-    def order(self, epoch: int) -> list[Tensor]:
+    def order(self, epoch: int) -> Iterator[Tensor]:
         """The sentences of each batch of an epoch, the longest first.
 
         So the rows of a batch that have ended lie together, and a recurrence can leave them out.
@@ -240,9 +240,14 @@ class TrainingBatches:
         rng = np.random.default_rng((self._seed, epoch))
         order_N = torch.from_numpy(rng.permutation(len(self._split)))
         if self._batching == "shuffled":
-            return [self._longest_first(batch_B) for batch_B in order_N.split(self._batch_size)]
-        batches = self._longest_first(order_N).split(self._batch_size)
-        return [batches[i] for i in rng.permutation(len(batches))]
+            yield from map(self._longest_first, self._cut(order_N, range(len(self))))
+        else:
+            yield from self._cut(self._longest_first(order_N), rng.permutation(len(self)))
+
+    def _cut(self, order_N: Tensor, numbers: Iterable[int]) -> Iterator[Tensor]:
+        """The batches of these numbers, cut from an order of all sentences."""
+        for number in numbers:
+            yield order_N[number * self._batch_size : (number + 1) * self._batch_size]
 
     def _longest_first(self, sentence_B: Tensor) -> Tensor:
         length_B = self._split.num_positions_N[sentence_B]

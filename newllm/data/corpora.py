@@ -24,6 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from newllm.data.grammar import Grammar
+from newllm.data.lines import Lines
 
 NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
 SPLITS = ("train", "validation", "test")
@@ -54,22 +55,22 @@ class Corpus:
     """
 
     name: str
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...] = ()
+    train: Sequence[str]
+    validation: Sequence[str]
+    test: Sequence[str] = ()
     seed: int | None = None
     grammar: Grammar | None = None
     path: Path | None = None
     path_sha256: str | None = None
     line_numbers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     num_blank_lines: int = 0
-    withheld: tuple[str, ...] = ()
-    unscored: tuple[str, ...] = ()
+    withheld: Sequence[str] = ()
+    unscored: Sequence[str] = ()
 
-    def split(self, name: str) -> tuple[str, ...]:
+    def split(self, name: str) -> Sequence[str]:
         """The sentences of ``train``, ``validation`` or ``test``."""
         assert name in SPLITS, name
-        sentences: tuple[str, ...] = getattr(self, name)
+        sentences: Sequence[str] = getattr(self, name)
         return sentences
 
     def location(self, split: str, index: int) -> str:
@@ -234,9 +235,9 @@ def read_text_corpus(
     }
     return Corpus(
         "text",
-        train=tuple(sentences[i] for i in of_split["train"]),
-        validation=tuple(sentences[i] for i in of_split["validation"]),
-        test=tuple(sentences[i] for i in of_split["test"]),
+        train=Lines(sentences[i] for i in of_split["train"]),
+        validation=Lines(sentences[i] for i in of_split["validation"]),
+        test=Lines(sentences[i] for i in of_split["test"]),
         seed=seed,
         path=path,
         path_sha256=sha256,

@@ -156,6 +156,8 @@ class CorpusDataModule(LightningDataModule):
         if self._directory and not self._path:
             build_corpus(self._name, self._seed).write(self._directory)
         self._cache.write()
+        if self.is_large:
+            release_free_memory()
 
     @cached_property
     def is_large(self) -> bool:
