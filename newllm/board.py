@@ -15,10 +15,13 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from newllm.analysis.bands import FOLDER
+from newllm.analysis.gathering import Run
+from newllm.analysis.labels import numbered
+from newllm.analysis.variants import folder_of, variants
 from newllm.arguments import Arguments
-from newllm.config.naming import LONGEST, choices
+from newllm.config.naming import folder_name
 from newllm.runs import read_result
 
 PINNED = ("val/loss", "train/loss")  # charts that stand above all others
@@ -42,57 +45,33 @@ def runs_with_events(paths: Iterable[Path]) -> list[Path]:
 
 
 def short_names(folders: Iterable[Path]) -> dict[Path, str]:
-    """Each run's choices that not all share, then its own folder, such as `lr=0.1/seed=2`.
+    """Each run by its variant, as the report calls it, and its own folder: `gated lr=0.1/seed=2`.
 
-    What has the most values comes first. Means over seeds are called like their runs.
+    A mean over seeds is called like its runs.
     """
-    found = {folder: _result(folder) for folder in folders}
-    chosen = {
-        folder: choices(result.get("overrides") or ()) for folder, result in found.items() if result
-    }
-    values = {
-        key: {own.get(key) for own in chosen.values()} for own in chosen.values() for key in own
-    }
-    differing = sorted(
-        (key for key in values if len(values[key]) > 1), key=lambda key: -len(values[key])
-    )
-    variants: dict[str, str] = {}  # by the folder that holds a variant's seeds
+    folders = list(folders)
+    runs = [run for folder in folders if (run := _run(folder))]
     names: dict[Path, str] = {}
-    for folder, own in chosen.items():
-        words = [_word(key, own[key], differing) for key in differing if key in own]
-        resolved = str(found[folder].get("name") or folder.parent.name)
-        variant = (",".join(words) or resolved).replace("/", ".")[:LONGEST]
-        variants[folder.parent.name] = variant
-        names[folder] = _unused(f"{variant}/{folder.name}", names)
-    for folder in found.keys() - chosen.keys():
-        known = variants.get(folder.name)
-        name = f"_mean/{known}" if known else f"{folder.parent.name}/{folder.name}"
-        names[folder] = _unused(name, names)
-    return names
+    means: dict[str, str] = {}  # by the folder of a variant
+    for variant in variants(runs):
+        label = folder_name(variant.label)
+        for run in variant.runs:
+            means.setdefault(folder_of(run), label)
+            names[Path(run.place)] = f"{label}/{Path(run.place).name}"
+    for folder in folders:
+        if folder.parent.name == FOLDER:
+            names[folder] = f"_mean/{means.get(folder.name, folder.name)}"
+        else:
+            names.setdefault(folder, f"{folder_name(folder.parent.name)}/{folder.name}")
+    return dict(zip(names, numbered(names.values()), strict=True))
 
 
-def _unused(name: str, names: Mapping[Path, str]) -> str:
-    taken = set(names.values())
-    while name in taken:
-        name += "+"
-    return name
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    """What the result of a run says; nothing for what is no run, such as a mean over seeds."""
+def _run(folder: Path) -> Run | None:
+    """What is known of a run without its tables; None for what is no run."""
     try:
-        return read_result(folder)
+        return Run(str(folder), read_result(folder))
     except ValueError:
-        return {}
-
-
-def _word(key: str, value: str, keys: Iterable[str]) -> str:
-    """A choice in few letters: the last part of its key is enough where no other ends like it."""
-    last = key.rpartition(".")[2]
-    alike = [other for other in keys if other.rpartition(".")[2] == last]
-    if key in ("name", "experiment"):
-        return value
-    return f"{last if len(alike) == 1 else key}={value}"
+        return None
 
 
 def link(names: Mapping[Path, str], top: Path) -> None:
@@ -146,9 +125,7 @@ def main() -> None:
         prog="python -m newllm.board",
         description="Look at runs in TensorBoard, under names that say what they differ in.",
     )
-    default = Path("outputs")
-    help = f"run directories or folders of them ({default})"
-    parser.add_argument("runs", nargs="*", type=Path, default=[default], help=help)
+    parser.add_runs("outputs", "run directories or folders of them")
     parser.add_argument("--port", type=int, default=6006, help="of the page (6006)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without tidying up

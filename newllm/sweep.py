@@ -19,7 +19,7 @@ from rich.table import Table
 
 from newllm.analysis.bands import bands_told
 from newllm.analysis.contest import Contest, contests
-from newllm.analysis.gathering import Run, gather, read_or_broken
+from newllm.analysis.gathering import Run, gather
 from newllm.analysis.variants import variants
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
@@ -141,9 +141,14 @@ def _side_by_side(config: DictConfig, num_jobs: int) -> int:
 
 
 def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
-    """How the jobs ended, what came out over seeds, and where to look at it."""
+    """How the jobs ended, what came out over seeds, and where to look at it.
+
+    What came out is told of the variants of these jobs, with all their seeds, also those of other
+    sweeps. Nothing else below `top` is read or written, so other sweeps may be at work there.
+    """
     out = console()
-    runs = [read_or_broken(job.folder) for job in jobs if (job.folder / "result.json").is_file()]
+    folders = dict.fromkeys(job.folder.parent for job in jobs)
+    runs = gather([folder for folder in folders if any(folder.glob("*/result.json"))])
     found = contests(runs)
     if len(jobs) <= MOST_JOBS:
         out.print(_jobs_table(jobs, outcomes, _labels(jobs)))
@@ -155,24 +160,21 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
     if len(runs) > 1:
         out.print()
         print_contests(found, out)
-    _tell_where(found, top, any(job.config.get("logger") for job in jobs))
-
-
-def _tell_where(found: Sequence[Contest], top: Path, has_events: bool) -> None:
-    """Where it lies, and the commands that show it."""
     print(f"all of it lies in {top}")
-    everything = gather([top]) if found else []
-    if has_events and everything:
-        for line in bands_told(everything, top):
+    if runs and any(job.config.get("logger") for job in jobs):
+        for line in bands_told(runs, top, keep=True):
             print(line)
-        print(f"its curves: tensorboard --logdir {shlex.quote(str(top))}")
+        print(f"its curves: python -m newllm.board {shlex.quote(str(top))}")
+    print(f"a page of it: {shlex.join(_page_command(found, top))}")
+
+
+def _page_command(found: Sequence[Contest], top: Path) -> list[str]:
+    """With the baseline by its full name, since its label depends on what lies beside."""
     command = ["python", "-m", "newllm.report", str(top)]
-    if any(len(contest.ranked) > 1 for contest in found):
-        baseline = found[0].baseline.label
-        with contextlib.suppress(ValueError):  # other runs below `top` may go by the same label
-            contests(everything, baseline)
-            command += ["--baseline", baseline]
-    print(f"a page of it: {shlex.join(command)}")
+    baseline = found[0].baseline.full_name if found else ""
+    if baseline and any(len(contest.ranked) > 1 for contest in found):
+        command += ["--baseline", baseline]
+    return command
 
 
 def _labels(jobs: Sequence[Job]) -> dict[str, str]:

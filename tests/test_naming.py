@@ -1,9 +1,6 @@
 """Where the runs of a sweep lie: told by what was asked for."""
 
-from pathlib import Path
-
 from newllm.config.naming import (
-    FORMER_LONGEST,
     LONGEST,
     choices,
     chosen_experiment,
@@ -12,11 +9,11 @@ from newllm.config.naming import (
 )
 
 
-def test_a_name_is_the_experiment_and_the_other_choices_sorted(tmp_path: Path) -> None:
+def test_a_name_is_the_experiment_and_the_other_choices_sorted() -> None:
     overrides = ["seed=2", "optimizer.lr=0.1", "experiment=phase3_gating", "data=tiny30"]
     assert run_name(overrides) == "phase3_gating,data=tiny30,optimizer.lr=0.1"
     name = "phase3_gating,data=tiny30,optimizer.lr=0.1"
-    assert run_folder(overrides, 2, tmp_path) == f"{name}/seed=2"
+    assert run_folder(overrides, 2) == f"{name}/seed=2"
 
 
 def test_what_changes_no_number_changes_no_name() -> None:
@@ -52,14 +49,6 @@ def test_a_name_holds_all_that_a_sweep_of_small_models_differs_in() -> None:
     shared = ["experiment=fair_context_200k", "data=tiny30", *sizes, "model.num_layers=2"]
     chosen = [*shared, "trainer.max_epochs=30", "recipe.batch_size=8"]
     assert run_name(chosen).endswith("recipe.batch_size=8,trainer.max_epochs=30")
-
-
-def test_a_folder_of_an_older_sweep_goes_on_under_its_name(tmp_path: Path) -> None:
-    overrides = [f"model.{name}=16" for name in ("hidden_dim", "embedding_dim", "x" * 80)]
-    former = run_name(overrides, FORMER_LONGEST)
-    assert run_folder(overrides, 1, tmp_path) == f"{run_name(overrides)}/seed=1"
-    (tmp_path / former).mkdir()
-    assert run_folder(overrides, 1, tmp_path) == f"{former}/seed=1" != run_name(overrides)
 
 
 def test_the_chosen_experiment_is_told_by_the_overrides() -> None:
