@@ -1,7 +1,7 @@
 """TensorBoard on any runs, under names that say what they differ in.
 
-`python -m newllm.board [RUN ...]` starts it. TensorBoard calls a run by its path, and cuts it; so
-it is given a folder of links with short names, which is kept up to date while it runs.
+`python -m newllm.board [RUN ...]` starts it. TensorBoard shows a run under its path and cuts long
+ones, so it reads a folder of links with short names, to which new runs are added while it is open.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from newllm.arguments import Arguments
 from newllm.config.naming import folder_name
 from newllm.runs import read_result
 
-PINNED = ("val/loss", "train/loss")  # charts that stand above all others
-# Of more runs the tabs Text, Images and Custom Scalars show none before some are ticked.
+PINNED = ("val/loss", "train/loss")  # the charts at the top of the page
+# With more runs the tabs Text, Images and Custom Scalars stay empty until some are selected.
 MANY = 40
-EVERY = 10.0  # seconds, to look for new runs
+EVERY = 10.0  # seconds between two looks for new runs
 
 
 def runs_with_events(paths: Iterable[Path]) -> list[Path]:
@@ -45,9 +45,9 @@ def runs_with_events(paths: Iterable[Path]) -> list[Path]:
 
 
 def short_names(folders: Iterable[Path]) -> dict[Path, str]:
-    """Each run by its variant, as the report calls it, and its own folder: `gated lr=0.1/seed=2`.
+    """A short name for each run: its variant's label, as in the report, and its own folder.
 
-    A mean over seeds is called like its runs.
+    Such as `gated lr=0.1/seed=2`. The mean over seeds of these runs is `_mean/gated lr=0.1`.
     """
     folders = list(folders)
     runs = [run for folder in folders if (run := _run(folder))]
@@ -67,7 +67,7 @@ def short_names(folders: Iterable[Path]) -> dict[Path, str]:
 
 
 def _run(folder: Path) -> Run | None:
-    """What is known of a run without its tables; None for what is no run."""
+    """A run without its tables; None where the folder holds no result, such as a mean's."""
     try:
         return Run(str(folder), read_result(folder))
     except ValueError:
@@ -75,7 +75,7 @@ def _run(folder: Path) -> Run | None:
 
 
 def link(names: Mapping[Path, str], top: Path) -> None:
-    """Make a link to each run below `top`."""
+    """Make a link below `top` to each run."""
     for folder, name in names.items():
         place = top / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def link(names: Mapping[Path, str], top: Path) -> None:
 
 
 def address(port: int) -> str:
-    """Where TensorBoard shows the losses first."""
+    """The URL of TensorBoard with the losses pinned to the top."""
     cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     pins = urllib.parse.quote(json.dumps(cards, separators=(",", ":")), safe="")
     return f"http://localhost:{port}/?pinnedCards={pins}#timeseries"
@@ -96,8 +96,8 @@ def serve(paths: Iterable[Path], top: Path, port: int) -> int:
     print(f"{len(names)} runs, losses first: {address(port)}", flush=True)
     if len(names) > MANY:
         print(
-            f"more than {MANY} runs: in the tabs Text, Images and Custom Scalars tick some, "
-            "or all by TOGGLE ALL RUNS below their list",
+            f"more than {MANY} runs: the tabs Text, Images and Custom Scalars stay empty until "
+            "you select runs; TOGGLE ALL RUNS below their list selects all",
             flush=True,
         )
     command = ("tensorboard.main", "--logdir", str(top), "--port", str(port))
@@ -126,7 +126,7 @@ def main() -> None:
         description="Look at runs in TensorBoard, under names that say what they differ in.",
     )
     parser.add_runs("outputs", "run directories or folders of them")
-    parser.add_argument("--port", type=int, default=6006, help="of the page (6006)")
+    parser.add_argument("--port", type=int, default=6006, help="port of the page (6006)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without tidying up
     with tempfile.TemporaryDirectory(prefix="newllm-board-") as top:

@@ -143,8 +143,8 @@ def _side_by_side(config: DictConfig, num_jobs: int) -> int:
 def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
     """How the jobs ended, what came out over seeds, and where to look at it.
 
-    What came out is told of the variants of these jobs, with all their seeds, also those of other
-    sweeps. Nothing else below `top` is read or written, so other sweeps may be at work there.
+    Results and bands are of the variants of these jobs, with all their seeds, including those of
+    earlier sweeps. Nothing else below `top` is read or written: other sweeps may be running there.
     """
     out = console()
     folders = dict.fromkeys(job.folder.parent for job in jobs)
@@ -169,7 +169,10 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
 
 
 def _page_command(found: Sequence[Contest], top: Path) -> list[str]:
-    """With the baseline by its full name, since its label depends on what lies beside."""
+    """The command that sets these variants side by side, with the same baseline.
+
+    The baseline has its full name, since its label depends on the other runs below `top`.
+    """
     command = ["python", "-m", "newllm.report", str(top)]
     baseline = found[0].baseline.full_name if found else ""
     if baseline and any(len(contest.ranked) > 1 for contest in found):

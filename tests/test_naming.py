@@ -1,11 +1,16 @@
 """Where the runs of a sweep lie: told by what was asked for."""
 
+import pytest
+
 from newllm.config.naming import (
     LONGEST,
     choices,
     chosen_experiment,
+    folder_name,
     run_folder,
     run_name,
+    split,
+    without_seed,
 )
 
 
@@ -30,6 +35,33 @@ def test_a_callback_that_acts_is_in_the_name() -> None:
         "experiment",
         "~callbacks.early_stopping",
     }
+
+
+@pytest.mark.parametrize(
+    "line", ["callbacks.steps._target_=my.Stopper", "callbacks.steps={_target_:my.Stopper}"]
+)
+def test_a_callback_that_takes_the_place_of_one_that_watches_is_in_the_name(line: str) -> None:
+    assert run_name([line]) == line
+    assert choices([line]) == dict([line.split("=")])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("model=lstm", ("model", "lstm")),
+        ("++model.path=a=b", ("model.path", "a=b")),
+        ("~callbacks.early_stopping", ("callbacks.early_stopping", "")),
+        ("data/part@data.other=x", ("data.part", "x")),
+    ],
+)
+def test_an_override_is_a_key_and_a_value(line: str, expected: tuple[str, str]) -> None:
+    assert split(line) == expected
+
+
+def test_choices_are_in_the_order_of_the_line_and_the_last_counts() -> None:
+    lines = "model=gru seed=1 name=null ~model.x +b=1 model=lstm experiment=none".split()
+    assert list(choices(lines).items()) == [("model", "lstm"), ("~model.x", ""), ("b", "1")]
+    assert without_seed(["a.seed=1", "seed=1", "++seed=2"]) == ("a.seed=1",)
 
 
 def test_a_name_of_ones_own_comes_first() -> None:
@@ -66,3 +98,7 @@ def test_a_name_in_any_script_fits_a_folder() -> None:
 def test_no_name_leads_out_of_the_folder() -> None:
     assert run_name(["name=.."]) == "name=.."
     assert run_name(["name=../.."]) == "name=....."
+    # A report leaves out what begins with `_`, and a shell what begins with a dot.
+    assert [folder_name(text) for text in ("_a", ".a", "a/b", "a\0", "")] == [
+        "name=_a", "name=.a", "a.b", "a", "default",
+    ]  # fmt: skip

@@ -18,13 +18,13 @@ FOLDER = "_summary"
 
 
 def write_bands(runs: Sequence[Run], top: Path, keep: bool = False) -> int:
-    """Write a folder in `top/_summary` for every variant with several finished runs.
+    """Write a folder below `top/_summary` for each variant with several finished runs.
 
-    It is called like the folder of these runs, whatever lies beside, and holds the mean validation
-    loss by step with its 95 % interval, as far as all runs go.
+    It has the name of the folder of these runs, which does not depend on other runs, and holds the
+    mean validation loss by step with its 95 % interval, up to the end of the shortest run.
 
     Args:
-        runs: all that there are of these variants.
+        runs: all runs of their variants.
         top: the folder of all sweeps.
         keep: leave the bands of other variants; else they are removed.
 
@@ -66,7 +66,7 @@ def _write(variant: Variant, place: Path) -> None:
 
 
 def bands_told(runs: Sequence[Run], top: Path, keep: bool = False) -> list[str]:
-    """Write them and say in a line where they are, or why they could not be written."""
+    """Write the bands; returns a line that says where they are, or why they are not."""
     try:
         number = write_bands(runs, top, keep)
     except OSError as error:
@@ -77,7 +77,7 @@ def bands_told(runs: Sequence[Run], top: Path, keep: bool = False) -> list[str]:
 
 
 def _remove(folder: Path) -> None:
-    """What was written here before, and nothing else that somebody may have put there."""
+    """Remove what was written here before, but no other file."""
     if folder.is_symlink():
         return
     for file in folder.glob("events.out.tfevents.*"):

@@ -21,7 +21,7 @@ CUT = re.compile(r"-[0-9a-f]{10}$")  # the digest at the end of a long folder's 
 def choices_of(run: Run) -> dict[str, str]:
     """What was chosen for a run, without its seed, in the order of the command line.
 
-    Results of older versions do not say it; a sweep's folder has it in its name.
+    Results of older versions lack it; it is then read from the name of the sweep's folder.
     """
     overrides = run.result.get("overrides")
     return choices(_overrides_of_folder(run) if overrides is None else overrides)
@@ -104,7 +104,7 @@ def _fewest(groups: Sequence[Choices], keys: Sequence[str]) -> list[str]:
 
 
 def numbered(texts: Iterable[str]) -> list[str]:
-    """The same texts, a number behind those that came before, so that no two are alike."""
+    """The same texts, all different: a number is added to those that came before."""
     found: dict[str, None] = {}
     for text in texts:
         names = itertools.chain([text], (f"{text} ({number})" for number in itertools.count(2)))

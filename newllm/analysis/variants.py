@@ -51,7 +51,7 @@ class Variant:
 
     @property
     def full_name(self) -> str:
-        """All its choices, which name it whatever lies beside."""
+        """All its choices: unlike the label, it does not depend on other variants."""
         return " ".join(f"{key}={value}".rstrip("=") for key, value in self.choices.items())
 
     @property
@@ -135,7 +135,7 @@ def variant_of(run: Run) -> Hashable:
 
 
 def folder_of(run: Run) -> str:
-    """What the folder of a run and its other seeds is called, or would be in a sweep."""
+    """The name of the folder of a run and its other seeds; outside of sweeps what it would be."""
     place, overrides = Path(run.place).absolute(), run.result.get("overrides")
     if place.name.startswith("seed="):
         return folder_name(place.parent.name)

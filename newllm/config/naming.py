@@ -1,4 +1,4 @@
-"""What was chosen for a run, and what it is called by it: by what was asked for, not by when."""
+"""What was chosen for a run, and the name of its folder, which follows from that alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from newllm.config.build import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
-# They change nothing that a run learns, or have a place of their own in the path.
+# Choices that do not change what a run learns, and the seed, which is a folder of its own.
 LEFT_OUT = (
     *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
@@ -19,15 +19,15 @@ LEFT_OUT = (
 
 
 def split(line: str) -> tuple[str, str]:
-    """The key and the value of an override, without what it does with them (`+`, `++`, `~`)."""
+    """The key and the value of an override, without its prefix (`+`, `++` or `~`)."""
     key, _, value = line.lstrip("+~").partition("=")
     return key.partition("@")[0].replace("/", "."), value
 
 
 def choices(overrides: Sequence[str]) -> dict[str, str]:
-    """What was chosen and changes what a run learns, but for its seed, in the order of the line.
+    """The values by key that change what a run learns, except its seed, in their order.
 
-    The key of what a line leaves out keeps its `~`; no name and no experiment are no choices.
+    A deleted key keeps its `~`. `name=null` and `experiment=none` are left out.
     """
     lines = [(line.startswith("~"), *split(line)) for line in overrides]
     chosen = {f"~{key}" if is_gone else key: value for is_gone, key, value in lines}
@@ -41,14 +41,14 @@ def _is_left_out(key: str, value: str) -> bool:
     group, _, rest = key.partition(".")
     if group == "callbacks":
         name = rest.partition(".")[0]
-        is_replaced = "_target_" in f"{rest}={value}"  # by a callback that may act
+        is_replaced = "_target_" in f"{rest}={value}"  # by another callback, which may act
         return not name or (name in _watching() and not is_replaced)
     return any(key == name or key.startswith(f"{name}.") for name in LEFT_OUT)
 
 
 @cache
 def _watching() -> frozenset[str]:
-    """The callbacks that every run has: they only watch; any other may act."""
+    """The callbacks of every run, which only watch; others may change how it trains."""
     return frozenset(map(str, OmegaConf.load(conf_directory() / "callbacks" / "default.yaml")))
 
 
@@ -63,9 +63,9 @@ def run_name(overrides: Sequence[str]) -> str:
 
 
 def folder_name(text: str) -> str:
-    """Any text as the name of one folder; a long one is cut and gets a digest.
+    """Any text as the name of a folder; a long one is cut, with a digest at its end.
 
-    It leads nowhere else, and begins with no `.` or `_`, which would hide the folder.
+    The name is no path, and never begins with `.` or `_`, which would hide the folder.
     """
     name = text.replace("/", ".").replace("\0", "") or "default"
     if name[0] in "._":
@@ -88,7 +88,7 @@ def chosen_experiment(overrides: Sequence[str]) -> str | None:
 
 
 def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides that jobs share which differ in their seed alone."""
+    """The overrides without the seed: equal for jobs that differ in their seed alone."""
     return tuple(line for line in overrides if split(line)[0] != "seed")
 
 

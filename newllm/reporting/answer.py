@@ -18,7 +18,7 @@ from newllm.analysis.variants import Variant
 from newllm.config.naming import split, without_seed
 from newllm.reporting.language import Translate
 
-USUAL = Path("outputs/runs")  # where sweeps lie, as in `conf/config.yaml`
+USUAL = Path("outputs/runs")  # the folder of sweeps in `conf/config.yaml`
 SEEDS = 5  # to ask for where the plan has no number for a corpus
 MANY_SEEDS = 100  # more are asked of nobody
 DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
@@ -191,7 +191,7 @@ def _commands(variants: Sequence[Variant], number: int) -> list[str]:
 
 
 def _typed(run: Run) -> list[str]:
-    """The overrides of a run but its seed, and where its sweep lies if that is no usual place."""
+    """The overrides of a run except its seed, and the folder of its sweep if it is not `USUAL`."""
     lines = [*without_seed(run.result["overrides"])]
     place = Path(run.place).absolute()
     if place.name.startswith("seed=") and (top := place.parents[1]) != USUAL.absolute():
@@ -201,14 +201,14 @@ def _typed(run: Run) -> list[str]:
 
 
 def _as_value(text: str) -> str:
-    """A text as the value of an override: in quotes where it may say something to Hydra."""
+    """A text as the value of an override, in quotes if it may have a meaning for Hydra."""
     if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
         return text
     return "'{}'".format(text.replace("'", r"\'"))
 
 
 def _with_value(line: str, key: str, value: str) -> str:
-    """An override as it was typed; that of the key with this value."""
+    """An override as it was typed, with another value if it is that of the key."""
     return f"{line.partition('=')[0]}={value}" if split(line)[0] == key else line
 
 
