@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from newllm.analysis.bands import bands_told
-from newllm.analysis.contest import Contest, contests
+from newllm.analysis.contest import contests
 from newllm.analysis.gathering import Run, gather
-from newllm.analysis.variants import variants
+from newllm.analysis.labels import choices_of
+from newllm.analysis.variants import Variant, grouped, variants
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import without_seed
@@ -148,7 +149,9 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
     """
     out = console()
     folders = dict.fromkeys(job.folder.parent for job in jobs)
-    runs = gather([folder for folder in folders if any(folder.glob("*/result.json"))])
+    own = {str(job.folder) for job in jobs}
+    there = grouped(gather([place for place in folders if any(place.glob("*/result.json"))]))
+    runs = [run for group in there if any(run.place in own for run in group) for run in group]
     found = contests(runs)
     if len(jobs) <= MOST_JOBS:
         out.print(_jobs_table(jobs, outcomes, _labels(jobs)))
@@ -165,19 +168,19 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
         for line in bands_told(runs, top, keep=True):
             print(line)
         print(f"its curves: python -m newllm.board {shlex.quote(str(top))}")
-    print(f"a page of it: {shlex.join(_page_command(found, top))}")
-
-
-def _page_command(found: Sequence[Contest], top: Path) -> list[str]:
-    """The command that sets these variants side by side, with the same baseline.
-
-    The baseline has its full name, since its label depends on the other runs below `top`.
-    """
     command = ["python", "-m", "newllm.report", str(top)]
-    baseline = found[0].baseline.full_name if found else ""
-    if baseline and any(len(contest.ranked) > 1 for contest in found):
-        command += ["--baseline", baseline]
-    return command
+    if any(len(contest.ranked) > 1 for contest in found):
+        command += _baseline_option(found[0].baseline, there)
+    print(f"a page of it: {shlex.join(command)}")
+
+
+def _baseline_option(baseline: Variant, groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The same baseline for a report on all runs, if its choices are those of no other group.
+
+    It has its full name, since its label depends on the other runs.
+    """
+    alike = [group for group in groups if choices_of(group[0]) == baseline.choices]
+    return ["--baseline", baseline.full_name] if baseline.choices and len(alike) == 1 else []
 
 
 def _labels(jobs: Sequence[Job]) -> dict[str, str]:

@@ -339,6 +339,10 @@ def test_a_sweep_tells_of_its_own_variants_with_all_their_seeds(
     others = {file: file.read_bytes() for file in bands.glob("model=gru/*")}
     (tmp_path / "model=gru" / "seed=1" / "result.json").write_text("{")
     job = done_job(tmp_path, "lstm", 3)
+    # In the same folder, but another variant, as the trials of a search are.
+    other = json.loads((done_job(tmp_path, "lstm", 4).folder / "result.json").read_text())
+    other["variant_hash"] = "without test"
+    (job.folder.with_name("seed=4") / "result.json").write_text(json.dumps(other))
     _tell([job], {job: Outcome("done", 1.8, 1.0, "")}, tmp_path)
     out = capsys.readouterr().out
     assert "gru" not in out

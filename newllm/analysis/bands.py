@@ -38,20 +38,20 @@ def write_bands(runs: Sequence[Run], top: Path, keep: bool = False) -> int:
     if folder.is_symlink():
         raise OSError(f"{folder} is a link")
     found = variants(runs)
-    places = [folder / name for name in numbered(folder_of(v.runs[0]) for v in found)]
-    for place in places if keep else folder.glob("*"):
+    for place in [folder / _name(v) for v in found] if keep else folder.glob("*"):
         _remove(place)
-    several = [
-        (variant, place)
-        for variant, place in zip(found, places, strict=True)
-        if any(len(losses) > 1 for _, losses in variant.curve("step"))
-    ]
-    for variant, place in several:
-        _write(variant, place)
+    several = [v for v in found if any(len(losses) > 1 for _, losses in v.curve("step"))]
+    for variant, name in zip(several, numbered(map(_name, several)), strict=True):
+        _write(variant, folder / name)
     return len(several)
 
 
+def _name(variant: Variant) -> str:
+    return folder_of(variant.runs[0])
+
+
 def _write(variant: Variant, place: Path) -> None:
+    _remove(place)
     with SummaryWriter(str(place)) as writer:
         for step, losses in variant.curve("step"):
             if not all(map(math.isfinite, losses)):
