@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 READER_GONE = 141  # what a shell reports for a program that a closed pipe ended
@@ -18,6 +19,11 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program."""
         self.exit(1, f"{message}; see --help\n")
+
+    def add_runs(self, default: str, kinds: str) -> None:
+        """Take any number of paths as `runs`."""
+        help = f"{kinds} ({default})"
+        self.add_argument("runs", nargs="*", type=Path, default=[Path(default)], help=help)
 
 
 def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:

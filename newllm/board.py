@@ -1,7 +1,7 @@
 """TensorBoard on any runs, under names that say what they differ in.
 
-`python -m newllm.board [RUN ...]` starts it. TensorBoard calls a run by its path, and cuts it; so
-it is given a folder of links with short names, which is kept up to date while it runs.
+`python -m newllm.board [RUN ...]` starts it. TensorBoard shows a run under its path and cuts long
+ones, so it reads a folder of links with short names, to which new runs are added while it is open.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from newllm.analysis.bands import FOLDER
+from newllm.analysis.gathering import Run
+from newllm.analysis.labels import numbered
+from newllm.analysis.variants import folder_of, variants
 from newllm.arguments import Arguments
-from newllm.config.naming import LONGEST, choices
+from newllm.config.naming import folder_name
 from newllm.runs import read_result
 
-PINNED = ("val/loss", "train/loss")  # charts that stand above all others
-# Of more runs the tabs Text, Images and Custom Scalars show none before some are ticked.
+PINNED = ("val/loss", "train/loss")  # the charts at the top of the page
+# With more runs the tabs Text, Images and Custom Scalars stay empty until some are selected.
 MANY = 40
-EVERY = 10.0  # seconds, to look for new runs
+EVERY = 10.0  # seconds between two looks for new runs
 
 
 def runs_with_events(paths: Iterable[Path]) -> list[Path]:
@@ -42,61 +45,37 @@ def runs_with_events(paths: Iterable[Path]) -> list[Path]:
 
 
 def short_names(folders: Iterable[Path]) -> dict[Path, str]:
-    """Each run's choices that not all share, then its own folder, such as `lr=0.1/seed=2`.
+    """A short name for each run: its variant's label, as in the report, and its own folder.
 
-    What has the most values comes first. Means over seeds are called like their runs.
+    Such as `gated lr=0.1/seed=2`. The mean over seeds of these runs is `_mean/gated lr=0.1`.
     """
-    found = {folder: _result(folder) for folder in folders}
-    chosen = {
-        folder: choices(result.get("overrides") or ()) for folder, result in found.items() if result
-    }
-    values = {
-        key: {own.get(key) for own in chosen.values()} for own in chosen.values() for key in own
-    }
-    differing = sorted(
-        (key for key in values if len(values[key]) > 1), key=lambda key: -len(values[key])
-    )
-    variants: dict[str, str] = {}  # by the folder that holds a variant's seeds
+    folders = list(folders)
+    runs = [run for folder in folders if (run := _run(folder))]
     names: dict[Path, str] = {}
-    for folder, own in chosen.items():
-        words = [_word(key, own[key], differing) for key in differing if key in own]
-        resolved = str(found[folder].get("name") or folder.parent.name)
-        variant = (",".join(words) or resolved).replace("/", ".")[:LONGEST]
-        variants[folder.parent.name] = variant
-        names[folder] = _unused(f"{variant}/{folder.name}", names)
-    for folder in found.keys() - chosen.keys():
-        known = variants.get(folder.name)
-        name = f"_mean/{known}" if known else f"{folder.parent.name}/{folder.name}"
-        names[folder] = _unused(name, names)
-    return names
+    means: dict[str, str] = {}  # by the folder of a variant
+    for variant in variants(runs):
+        label = folder_name(variant.label)
+        for run in variant.runs:
+            means.setdefault(folder_of(run), label)
+            names[Path(run.place)] = f"{label}/{Path(run.place).name}"
+    for folder in folders:
+        if folder.parent.name == FOLDER:
+            names[folder] = f"_mean/{means.get(folder.name, folder.name)}"
+        else:
+            names.setdefault(folder, f"{folder_name(folder.parent.name)}/{folder.name}")
+    return dict(zip(names, numbered(names.values()), strict=True))
 
 
-def _unused(name: str, names: Mapping[Path, str]) -> str:
-    taken = set(names.values())
-    while name in taken:
-        name += "+"
-    return name
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    """What the result of a run says; nothing for what is no run, such as a mean over seeds."""
+def _run(folder: Path) -> Run | None:
+    """A run without its tables; None where the folder holds no result, such as a mean's."""
     try:
-        return read_result(folder)
+        return Run(str(folder), read_result(folder))
     except ValueError:
-        return {}
-
-
-def _word(key: str, value: str, keys: Iterable[str]) -> str:
-    """A choice in few letters: the last part of its key is enough where no other ends like it."""
-    last = key.rpartition(".")[2]
-    alike = [other for other in keys if other.rpartition(".")[2] == last]
-    if key in ("name", "experiment"):
-        return value
-    return f"{last if len(alike) == 1 else key}={value}"
+        return None
 
 
 def link(names: Mapping[Path, str], top: Path) -> None:
-    """Make a link to each run below `top`."""
+    """Make a link below `top` to each run."""
     for folder, name in names.items():
         place = top / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +83,7 @@ def link(names: Mapping[Path, str], top: Path) -> None:
 
 
 def address(port: int) -> str:
-    """Where TensorBoard shows the losses first."""
+    """The URL of TensorBoard with the losses pinned to the top."""
     cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     pins = urllib.parse.quote(json.dumps(cards, separators=(",", ":")), safe="")
     return f"http://localhost:{port}/?pinnedCards={pins}#timeseries"
@@ -117,8 +96,8 @@ def serve(paths: Iterable[Path], top: Path, port: int) -> int:
     print(f"{len(names)} runs, losses first: {address(port)}", flush=True)
     if len(names) > MANY:
         print(
-            f"more than {MANY} runs: in the tabs Text, Images and Custom Scalars tick some, "
-            "or all by TOGGLE ALL RUNS below their list",
+            f"more than {MANY} runs: the tabs Text, Images and Custom Scalars stay empty until "
+            "you select runs; TOGGLE ALL RUNS below their list selects all",
             flush=True,
         )
     command = ("tensorboard.main", "--logdir", str(top), "--port", str(port))
@@ -146,10 +125,8 @@ def main() -> None:
         prog="python -m newllm.board",
         description="Look at runs in TensorBoard, under names that say what they differ in.",
     )
-    default = Path("outputs")
-    help = f"run directories or folders of them ({default})"
-    parser.add_argument("runs", nargs="*", type=Path, default=[default], help=help)
-    parser.add_argument("--port", type=int, default=6006, help="of the page (6006)")
+    parser.add_runs("outputs", "run directories or folders of them")
+    parser.add_argument("--port", type=int, default=6006, help="port of the page (6006)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without tidying up
     with tempfile.TemporaryDirectory(prefix="newllm-board-") as top:

@@ -30,7 +30,7 @@ class Job:
     def plan(cls, config: DictConfig, overrides: tuple[str, ...], top: Path) -> Job:
         """The job of some overrides, in its folder below `top`."""
         config = without_leftovers(config, overrides)
-        return cls(config, overrides, top / run_folder(overrides, config.seed, top))
+        return cls(config, overrides, top / run_folder(overrides, config.seed))
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from newllm.analysis.bands import bands_told
-from newllm.analysis.contest import contests
+from newllm.analysis.contest import Contest, contests
 from newllm.analysis.gathering import Run, gather, pack
 from newllm.analysis.variant_figures import curves, has_curves
 from newllm.arguments import Arguments, ends_with_its_reader
@@ -28,9 +28,7 @@ def main() -> None:
         prog="python -m newllm.report",
         description="Set runs side by side, and the published series beside its reproduction.",
     )
-    default = Path("outputs/runs")
-    help = f"run directories, folders of them, or packed runs ({default})"
-    parser.add_argument("runs", nargs="*", type=Path, default=[default], help=help)
+    parser.add_runs("outputs/runs", "run directories, folders of them, or packed runs")
     parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="folder")
     help = "write the page as this file of Markdown instead, figures in a folder named like it"
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help=help)
@@ -53,7 +51,7 @@ def main() -> None:
         sys.exit(str(error))
     # Files first: whoever reads the tables may stop reading them.
     try:
-        written = _write(runs, options)
+        written = _write(runs, found, options)
     except OSError as error:
         sys.exit(f"cannot be written: {error}")
     out = console()
@@ -63,12 +61,12 @@ def main() -> None:
     print("\n".join(written))
 
 
-def _write(runs: Sequence[Run], options: Namespace) -> list[str]:
+def _write(runs: Sequence[Run], found: Sequence[Contest], options: Namespace) -> list[str]:
     """Everything that was asked for; returns a line for each."""
     lines = []
     if options.figure:
         options.figure.parent.mkdir(parents=True, exist_ok=True)
-        drawn = [contest for contest in contests(runs, options.baseline) if has_curves(contest)]
+        drawn = [contest for contest in found if has_curves(contest)]
         if not drawn:
             sys.exit(f"--figure {options.figure}: none of these runs has a curve")
         curves(drawn).savefig(options.figure, dpi=120)
@@ -83,7 +81,7 @@ def _write(runs: Sequence[Run], options: Namespace) -> list[str]:
     write, place = (
         (write_markdown, options.markdown) if options.markdown else (write_report, options.output)
     )
-    lines.append(f"page: {write(runs, place, options.lang, options.baseline)}")
+    lines.append(f"page: {write(runs, place, options.lang, options.baseline, found)}")
     if options.baseline is None and is_of_series(runs):
         lines.append("it is a page of the published series; --baseline NAME makes one of groups")
     return lines

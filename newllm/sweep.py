@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from newllm.analysis.bands import bands_told
-from newllm.analysis.contest import Contest, contests
-from newllm.analysis.gathering import Run, gather, read_or_broken
-from newllm.analysis.variants import variants
+from newllm.analysis.contest import contests
+from newllm.analysis.gathering import Run, gather
+from newllm.analysis.labels import choices_of
+from newllm.analysis.variants import Variant, grouped, variants
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import without_seed
@@ -141,9 +142,16 @@ def _side_by_side(config: DictConfig, num_jobs: int) -> int:
 
 
 def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
-    """How the jobs ended, what came out over seeds, and where to look at it."""
+    """How the jobs ended, what came out over seeds, and where to look at it.
+
+    Results and bands are of the variants of these jobs, with all their seeds, including those of
+    earlier sweeps. Nothing else below `top` is read or written: other sweeps may be running there.
+    """
     out = console()
-    runs = [read_or_broken(job.folder) for job in jobs if (job.folder / "result.json").is_file()]
+    folders = dict.fromkeys(job.folder.parent for job in jobs)
+    own = {str(job.folder) for job in jobs}
+    there = grouped(gather([place for place in folders if any(place.glob("*/result.json"))]))
+    runs = [run for group in there if any(run.place in own for run in group) for run in group]
     found = contests(runs)
     if len(jobs) <= MOST_JOBS:
         out.print(_jobs_table(jobs, outcomes, _labels(jobs)))
@@ -155,24 +163,24 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
     if len(runs) > 1:
         out.print()
         print_contests(found, out)
-    _tell_where(found, top, any(job.config.get("logger") for job in jobs))
-
-
-def _tell_where(found: Sequence[Contest], top: Path, has_events: bool) -> None:
-    """Where it lies, and the commands that show it."""
     print(f"all of it lies in {top}")
-    everything = gather([top]) if found else []
-    if has_events and everything:
-        for line in bands_told(everything, top):
+    if runs and any(job.config.get("logger") for job in jobs):
+        for line in bands_told(runs, top, keep=True):
             print(line)
-        print(f"its curves: tensorboard --logdir {shlex.quote(str(top))}")
+        print(f"its curves: python -m newllm.board {shlex.quote(str(top))}")
     command = ["python", "-m", "newllm.report", str(top)]
     if any(len(contest.ranked) > 1 for contest in found):
-        baseline = found[0].baseline.label
-        with contextlib.suppress(ValueError):  # other runs below `top` may go by the same label
-            contests(everything, baseline)
-            command += ["--baseline", baseline]
+        command += _baseline_option(found[0].baseline, there)
     print(f"a page of it: {shlex.join(command)}")
+
+
+def _baseline_option(baseline: Variant, groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The same baseline for a report on all runs, if its choices are those of no other group.
+
+    It has its full name, since its label depends on the other runs.
+    """
+    alike = [group for group in groups if choices_of(group[0]) == baseline.choices]
+    return ["--baseline", baseline.full_name] if baseline.choices and len(alike) == 1 else []
 
 
 def _labels(jobs: Sequence[Job]) -> dict[str, str]:

@@ -7,52 +7,77 @@ from pathlib import Path
 
 import pytest
 
+from newllm.analysis.bands import FOLDER, write_bands
+from newllm.analysis.gathering import gather
 from newllm.board import address, link, runs_with_events, short_names
+from newllm.config.naming import run_folder
 
 
-def make(top: Path, place: str, overrides: Sequence[str] | None) -> Path:
-    """A run as far as a board looks at it."""
+def make(top: Path, place: str, overrides: Sequence[str]) -> Path:
+    """A run as far as a board and a mean over seeds look at it."""
     folder = top / place
     folder.mkdir(parents=True)
     (folder / "events.out.tfevents.1.host").touch()
-    if overrides is not None:
-        result = {"status": "done", "name": "gated", "overrides": list(overrides)}
-        (folder / "result.json").write_text(json.dumps(result))
+    result = {
+        "status": "done", "name": "gated", "overrides": list(overrides), "parameters": 1, "seed": 1,
+        "corpus": "tiny30", "references": {}, "threads": 1, "best_val_loss": 1.5,
+        "best_val_loss_batch_mean": 1.5, "best_epoch": 1, "config_hash": place,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "metrics.csv").write_text("epoch,step,val/loss\n1,2,1.5\n")
     return folder
 
 
-def test_names_hold_only_what_differs_and_most_of_it_first(tmp_path: Path) -> None:
+def sweep(top: Path, *variants: Sequence[str], seeds: Sequence[int] = (1, 2)) -> dict[str, Path]:
+    """The runs of some variants where a sweep leaves them, by their paths below `top`."""
+    paths = [(run_folder(v, seed), [*v, f"seed={seed}"]) for v in variants for seed in seeds]
+    return {path: make(top, path, chosen) for path, chosen in paths}
+
+
+def test_names_hold_only_what_differs(tmp_path: Path) -> None:
     shared = ("data=tiny30", "model.context_dim=16", "logger=tensorboard")
-    folders = {}
+    expected = {}
     for lr in ("0.1", "0.2", "0.3"):
         for model in ("gated", "lstm"):
-            for seed in (1, 2):
-                chosen = (*shared, f"model={model}", f"optimizer.lr={lr}", f"seed={seed}")
-                place = f"data=tiny30,model={model},lr={lr}/seed={seed}"
-                folders[f"lr={lr},model={model}/seed={seed}"] = make(tmp_path, place, chosen)
-    assert short_names(folders.values()) == {folder: name for name, folder in folders.items()}
+            runs = sweep(tmp_path, [*shared, f"model={model}", f"optimizer.lr={lr}"])
+            expected |= {run: f"{model} lr={lr}/{run.name}" for run in runs.values()}
+    assert short_names(expected) == expected
 
 
-def test_the_mean_over_seeds_is_called_like_its_runs(tmp_path: Path) -> None:
-    runs = [make(tmp_path, f"model={m}/seed=1", [f"model={m}"]) for m in ("gru", "lstm")]
-    mean = make(tmp_path, "_summary/model=gru", None)
-    assert short_names([mean, *runs]) == {
-        runs[0]: "model=gru/seed=1", runs[1]: "model=lstm/seed=1", mean: "_mean/model=gru",
-    }  # fmt: skip
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_mean_over_seeds_is_called_like_its_runs(tmp_path: Path, others: int) -> None:
+    """Whatever lay beside when it was written, and lies there now."""
+    top = tmp_path / "runs"
+    sweep(top, ["data=tiny30", "model=gru"], ["data=tiny30", "model=lstm"])
+    assert write_bands(gather([top]), top) == 2
+    if others:
+        sweep(top, ["data=tiny30", "model=gru", "optimizer.lr=0.1"], seeds=[3])
+    names = short_names(runs_with_events([tmp_path]))
+    runs = {names[folder].rpartition("/")[0] for folder in names if folder.name == "seed=1"}
+    means = [name for folder, name in names.items() if folder.parent.name == FOLDER]
+    assert sorted(means) == [f"_mean/{name}" for name in sorted(runs)]
+    assert len(names) == 2 * 2 + 2 + others
 
 
 def test_names_are_different_even_where_nothing_differs(tmp_path: Path) -> None:
     runs = [make(tmp_path, f"{day}/12-00", ["seed=1"]) for day in (1, 2)]
-    assert list(short_names(runs).values()) == ["gated/12-00", "gated/12-00+"]
+    assert list(short_names(runs).values()) == ["default/12-00", "default/12-00 (2)"]
     keys = [make(tmp_path, f"{i}/x", [f"model.dropout={i}", f"fnn.dropout={i}"]) for i in (3, 4)]
-    assert short_names(keys)[keys[0]] == "model.dropout=3,fnn.dropout=3/x"
+    assert short_names(keys)[keys[0]] == "model.dropout=3 fnn.dropout=3/x"
 
 
-def test_links_lead_to_the_runs(tmp_path: Path) -> None:
-    run = make(tmp_path, "outputs/model=gru/seed=1", ["model=gru"])
-    link(short_names([run]), tmp_path / "board")
-    assert runs_with_events([tmp_path / "outputs"]) == [run]
-    assert (tmp_path / "board" / "gated" / "seed=1").resolve() == run
+@pytest.mark.parametrize("name", ["..", "../..", "\u6f22" * 90, "a/b"])
+def test_links_lead_to_the_runs_and_lie_in_their_folder(tmp_path: Path, name: str) -> None:
+    runs = [
+        make(tmp_path, f"outputs/{i}/seed=1", chosen)
+        for i, chosen in enumerate(([f"name={name}"], ["model=gru"]))
+    ]
+    assert runs_with_events([tmp_path / "outputs"]) == runs
+    board = tmp_path / "board" / "links"
+    link(short_names(runs), board)
+    links = list(board.glob("*/*"))
+    assert sorted(place.resolve() for place in links) == runs
+    assert [place.name for place in tmp_path.joinpath("board").iterdir()] == ["links"]
 
 
 def test_a_folder_without_events_is_a_line(tmp_path: Path) -> None:

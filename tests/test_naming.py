@@ -1,22 +1,24 @@
 """Where the runs of a sweep lie: told by what was asked for."""
 
-from pathlib import Path
+import pytest
 
 from newllm.config.naming import (
-    FORMER_LONGEST,
     LONGEST,
     choices,
     chosen_experiment,
+    folder_name,
     run_folder,
     run_name,
+    split,
+    without_seed,
 )
 
 
-def test_a_name_is_the_experiment_and_the_other_choices_sorted(tmp_path: Path) -> None:
+def test_a_name_is_the_experiment_and_the_other_choices_sorted() -> None:
     overrides = ["seed=2", "optimizer.lr=0.1", "experiment=phase3_gating", "data=tiny30"]
     assert run_name(overrides) == "phase3_gating,data=tiny30,optimizer.lr=0.1"
     name = "phase3_gating,data=tiny30,optimizer.lr=0.1"
-    assert run_folder(overrides, 2, tmp_path) == f"{name}/seed=2"
+    assert run_folder(overrides, 2) == f"{name}/seed=2"
 
 
 def test_what_changes_no_number_changes_no_name() -> None:
@@ -33,6 +35,33 @@ def test_a_callback_that_acts_is_in_the_name() -> None:
         "experiment",
         "~callbacks.early_stopping",
     }
+
+
+@pytest.mark.parametrize(
+    "line", ["callbacks.steps._target_=my.Stopper", "callbacks.steps={_target_:my.Stopper}"]
+)
+def test_a_callback_that_takes_the_place_of_one_that_watches_is_in_the_name(line: str) -> None:
+    assert run_name([line]) == line
+    assert choices([line]) == dict([line.split("=")])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("model=lstm", ("model", "lstm")),
+        ("++model.path=a=b", ("model.path", "a=b")),
+        ("~callbacks.early_stopping", ("callbacks.early_stopping", "")),
+        ("data/part@data.other=x", ("data.part", "x")),
+    ],
+)
+def test_an_override_is_a_key_and_a_value(line: str, expected: tuple[str, str]) -> None:
+    assert split(line) == expected
+
+
+def test_choices_are_in_the_order_of_the_line_and_the_last_counts() -> None:
+    lines = ["model=gru", "name=null", "~model.x", "+b=1", "model=lstm", "experiment=none"]
+    assert list(choices(lines).items()) == [("model", "lstm"), ("~model.x", ""), ("b", "1")]
+    assert without_seed(["a.seed=1", "seed=1", "++seed=2"]) == ("a.seed=1",)
 
 
 def test_a_name_of_ones_own_comes_first() -> None:
@@ -54,14 +83,6 @@ def test_a_name_holds_all_that_a_sweep_of_small_models_differs_in() -> None:
     assert run_name(chosen).endswith("recipe.batch_size=8,trainer.max_epochs=30")
 
 
-def test_a_folder_of_an_older_sweep_goes_on_under_its_name(tmp_path: Path) -> None:
-    overrides = [f"model.{name}=16" for name in ("hidden_dim", "embedding_dim", "x" * 80)]
-    former = run_name(overrides, FORMER_LONGEST)
-    assert run_folder(overrides, 1, tmp_path) == f"{run_name(overrides)}/seed=1"
-    (tmp_path / former).mkdir()
-    assert run_folder(overrides, 1, tmp_path) == f"{former}/seed=1" != run_name(overrides)
-
-
 def test_the_chosen_experiment_is_told_by_the_overrides() -> None:
     assert chosen_experiment(["seed=1", "experiment=modern"]) == "modern"
     assert chosen_experiment(["experiment=none"]) is None
@@ -77,3 +98,7 @@ def test_a_name_in_any_script_fits_a_folder() -> None:
 def test_no_name_leads_out_of_the_folder() -> None:
     assert run_name(["name=.."]) == "name=.."
     assert run_name(["name=../.."]) == "name=....."
+    # A report leaves out what begins with `_`, and a shell what begins with a dot.
+    assert [folder_name(text) for text in ("_a", ".a", "a/b", "a\0", "")] == [
+        "name=_a", "name=.a", "a.b", "a", "default",
+    ]  # fmt: skip

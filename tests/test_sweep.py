@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +15,17 @@ import pytest
 import torch
 from conftest import TINY_CONTEXT, Command, Compose
 from hydra import compose
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm.analysis.bands import FOLDER, write_bands
+from newllm.analysis.contest import contests
+from newllm.analysis.gathering import gather
 from newllm.config.build import conf_directory
-from newllm.config.naming import register_resolvers, run_name
+from newllm.config.naming import register_resolvers, run_folder, run_name
+from newllm.jobs import Job, Outcome
 from newllm.runs import RunConflict, has_ended, move_aside, write_text
+from newllm.sweep import _tell
 
 TINY = ("data=tiny30", "countermeasure=none", "logger=none", "callbacks=none", *TINY_CONTEXT)
 SWEEP = ("newllm.train", "-m", *TINY)
@@ -45,7 +53,10 @@ def test_what_is_done_is_not_done_again(command: Command, tmp_path: Path) -> Non
     # What came out over seeds, by what differs, and where to look.
     assert "hidden_dim=8 seed=1" in first.stdout
     assert "average" in first.stdout
-    assert "newllm.report outputs/runs --baseline hidden_dim=8" in first.stdout
+    (page,) = (line for line in first.stdout.splitlines() if "newllm.report" in line)
+    *_, place, option, baseline = shlex.split(page)
+    assert (place, option) == ("outputs/runs", "--baseline")
+    assert contests(gather([runs]), baseline)[0].baseline.label == "hidden_dim=8"
     times = {file: file.stat().st_mtime_ns for file in runs.glob("*/*/*")}
     second = command(*arguments)
     assert second.returncode == 0, second.stderr
@@ -296,6 +307,50 @@ def test_plan_of_a_sweep_runs_nothing(command: Command, tmp_path: Path) -> None:
     assert done.stdout.count("steps planned") == 5
     assert not results(tmp_path)
     assert not (tmp_path / "data").exists()
+
+
+def done_job(top: Path, model: str, seed: int) -> Job:
+    """A job with the result of a run that is done."""
+    overrides = (f"model={model}", f"seed={seed}")
+    config = OmegaConf.create({"seed": seed, "logger": {"tensorboard": {}}})
+    job = Job(config, overrides, top / run_folder(overrides, seed))
+    job.folder.mkdir(parents=True)
+    loss = 1.5 + 0.1 * seed
+    result = {
+        "status": "done", "name": model, "overrides": list(overrides), "variant_hash": model,
+        "parameters": 1, "seed": seed, "corpus": "tiny30", "references": {}, "threads": 1,
+        "best_val_loss": loss, "best_val_loss_batch_mean": loss, "best_epoch": 1,
+        "config_hash": f"{model}{seed}", "data_sha256": "x",
+    }  # fmt: skip
+    (job.folder / "result.json").write_text(json.dumps(result))
+    (job.folder / "metrics.csv").write_text(f"epoch,step,val/loss\n1,2,{loss}\n")
+    return job
+
+
+def test_a_sweep_tells_of_its_own_variants_with_all_their_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves what belongs to others, which may be at work there."""
+    for seed in (1, 2):
+        for model in ("gru", "lstm"):
+            done_job(tmp_path, model, seed)
+    assert write_bands(gather([tmp_path]), tmp_path) == 2
+    bands = tmp_path / FOLDER
+    others = {file: file.read_bytes() for file in bands.glob("model=gru/*")}
+    (tmp_path / "model=gru" / "seed=1" / "result.json").write_text("{")
+    job = done_job(tmp_path, "lstm", 3)
+    # In the same folder, but another variant, as the trials of a search are.
+    other = json.loads((done_job(tmp_path, "lstm", 4).folder / "result.json").read_text())
+    other["variant_hash"] = "without test"
+    (job.folder.with_name("seed=4") / "result.json").write_text(json.dumps(other))
+    _tell([job], {job: Outcome("done", 1.8, 1.0, "")}, tmp_path)
+    out = capsys.readouterr().out
+    assert "gru" not in out
+    assert "1.700 [1.452, 1.948] (n=3)" in out
+    assert "bands over seeds for TensorBoard (1, tab" in out
+    assert {file: file.read_bytes() for file in bands.glob("model=gru/*")} == others
+    means = EventAccumulator(str(bands / "model=lstm")).Reload().Scalars("val/loss/mean")
+    assert [event.value for event in means] == pytest.approx([1.7])
 
 
 def test_standing(compose_config: Compose, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Runs that differ in their seed alone: their label, and what they are beside others."""
 
+import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from newllm.analysis.contest import BASELINE, NO_RUN, ONE_SEED, UNDECIDED, VOID, contests
 from newllm.analysis.gathering import Run
-from newllm.analysis.labels import labels
+from newllm.analysis.labels import labels, numbered
 from newllm.analysis.variants import variants
 from newllm.reporting.answer import answer, more_seeds
 from newllm.reporting.language import LANGUAGES, translator
@@ -22,7 +24,7 @@ def make(chosen: str, seed: int, loss: float | None = 1.7, **fields: Any) -> Run
         "overrides": [*chosen.split(), f"seed={seed}"], "variant_hash": chosen,
         "corpus": "quality500", "data_sha256": "x", "references": REFERENCES, "name": "gated C8",
     }  # fmt: skip
-    return Run(f"runs/{chosen}/seed={seed}", result | fields)
+    return Run(f"outputs/runs/{chosen}/seed={seed}", result | fields)
 
 
 def side(chosen: str, losses: list[float | None], **fields: Any) -> list[Run]:
@@ -67,6 +69,7 @@ def test_long_labels_keep_what_tells_them_apart() -> None:
 def test_labels_are_unique_whatever_the_runs() -> None:
     assert labels([{}, {}, {}], [["a", "p"], ["b", "q"], ["b", "r"]]) == ["a", "b q", "b r"]
     assert labels([{}, {}], [["a"], ["a"]]) == ["default", "default (2)"]
+    assert numbered(["a", "a (2)", "a"]) == ["a", "a (2)", "a (3)"]
     assert labels([], []) == []
 
 
@@ -139,11 +142,12 @@ def test_other_validation_targets_are_never_compared() -> None:
         *side("model=lstm", [1.7, 1.8]),
         *side("data=tiny30", [4.1, 4.2], corpus="tiny30", data_sha256="t", references={}),
         *side("model=gru data.seed=2", [1.7, 1.8], data_sha256="r", references={"oracle": 1.4}),
-        *side("model=gru trainer.limit_val_batches=1", [1.0, 1.1]),
+        *side("model=gru data.validation_sentences=9", [1.0, 1.1], data_sha256="v",
+              references={"oracle": 1.3}),
     ]  # fmt: skip
     found = contests(runs)
     assert [contest.corpus for contest in found] == [
-        "quality500", "tiny30", "quality500, seed=2", "quality500, limit_val_batches=1"
+        "quality500", "tiny30", "quality500, seed=2", "quality500, validation_sentences=9"
     ]  # fmt: skip
     assert all(len(contest.standings) == 1 for contest in found)
 
@@ -154,6 +158,14 @@ def test_a_baseline_by_any_of_its_names(name: str) -> None:
             *side("model=gated a.lr=1", [1.7, 1.8], name="C9")]  # fmt: skip
     (contest,) = contests(runs, name)
     assert contest.baseline.label == "gated"
+
+
+def test_a_full_name_means_one_whatever_lies_beside() -> None:
+    """As a sweep names its baseline, which knows of no other runs."""
+    runs = [make(f"model=lstm{words}", 1) for words in ("", " a.lr=1", " a.lr=1 a.decay=2")]
+    for run in variants(runs):
+        (contest,) = contests(runs, run.full_name)
+        assert contest.baseline.full_name == run.full_name
 
 
 @pytest.mark.parametrize(
@@ -205,6 +217,18 @@ def test_commands_for_the_seeds_that_are_missing() -> None:
         "python -m newllm.train -m model=a '+x.y=[1,2]' seed=1,2,3,4,5",
         "python -m newllm.train -m model=b seed=1,2,3,4,5",
     ]
+    # Only the seed is new: all else is as it was typed, and where it was.
+    typed = "trusted_packages=[mine] +model.x=1 jobs=2"
+    places = [f"a b/model={m}/seed=1" for m in "ab"]
+    lone = [
+        replace(make(f"model={m} {typed}", 1, loss), place=place)
+        for m, loss, place in zip("ab", (1.7, 1.6), places, strict=True)
+    ]
+    (contest,) = contests(lone)
+    (command,) = more_seeds(contest)
+    assert shlex.split(command)[3:] == [
+        "-m", "model=a,b", *typed.split(), "hydra.sweep.dir='a b'", "seed=1,2,3,4,5"
+    ]  # fmt: skip
     decided = [*side("model=a", [1.70, 1.71, 1.69]), *side("model=b", [1.5, 1.51, 1.49])]
     (contest,) = contests(decided)
     assert more_seeds(contest) == []

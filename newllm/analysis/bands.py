@@ -10,18 +10,26 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from newllm.analysis.gathering import Run
+from newllm.analysis.labels import numbered
 from newllm.analysis.statistics import mean_interval
-from newllm.analysis.variants import variants
+from newllm.analysis.variants import Variant, folder_of, variants
 
 FOLDER = "_summary"
-LONGEST = 200  # bytes of a folder's name
 
 
-def write_bands(runs: Sequence[Run], top: Path) -> int:
-    """Write `top/_summary/<label>` for every variant with several finished runs; returns how many.
+def write_bands(runs: Sequence[Run], top: Path, keep: bool = False) -> int:
+    """Write a folder below `top/_summary` for each variant with several finished runs.
 
-    Each holds the mean validation loss by step and its 95 % interval, as far as all runs go. Bands
-    that were written before are removed, since labels depend on what lies beside.
+    It has the name of the folder of these runs, which does not depend on other runs, and holds the
+    mean validation loss by step with its 95 % interval, up to the end of the shortest run.
+
+    Args:
+        runs: all runs of their variants.
+        top: the folder of all sweeps.
+        keep: leave the bands of other variants; else they are removed.
+
+    Returns:
+        How many were written.
 
     Raises:
         OSError: the folder cannot be written.
@@ -29,27 +37,38 @@ def write_bands(runs: Sequence[Run], top: Path) -> int:
     folder = top / FOLDER
     if folder.is_symlink():
         raise OSError(f"{folder} is a link")
-    several = [v for v in variants(runs) if any(len(losses) > 1 for _, losses in v.curve("step"))]
-    _remove(folder)
-    for variant in several:
-        with SummaryWriter(str(folder / _folder_name(variant.label))) as writer:
-            for step, losses in variant.curve("step"):
-                if not all(map(math.isfinite, losses)):
-                    break
-                interval = mean_interval(losses)
-                for tag, loss in (
-                    ("mean", interval.mean),
-                    ("low", interval.low),
-                    ("high", interval.high),
-                ):
-                    writer.add_scalar(f"val/loss/{tag}", loss, int(step))
+    found = variants(runs)
+    for place in [folder / _name(v) for v in found] if keep else folder.glob("*"):
+        _remove(place)
+    several = [v for v in found if any(len(losses) > 1 for _, losses in v.curve("step"))]
+    for variant, name in zip(several, numbered(map(_name, several)), strict=True):
+        _write(variant, folder / name)
     return len(several)
 
 
-def bands_told(runs: Sequence[Run], top: Path) -> list[str]:
-    """Write them and say in a line where they are, or why they could not be written."""
+def _name(variant: Variant) -> str:
+    return folder_of(variant.runs[0])
+
+
+def _write(variant: Variant, place: Path) -> None:
+    _remove(place)
+    with SummaryWriter(str(place)) as writer:
+        for step, losses in variant.curve("step"):
+            if not all(map(math.isfinite, losses)):
+                break
+            interval = mean_interval(losses)
+            for tag, loss in (
+                ("mean", interval.mean),
+                ("low", interval.low),
+                ("high", interval.high),
+            ):
+                writer.add_scalar(f"val/loss/{tag}", loss, int(step))
+
+
+def bands_told(runs: Sequence[Run], top: Path, keep: bool = False) -> list[str]:
+    """Write the bands; returns a line that says where they are, or why they are not."""
     try:
-        number = write_bands(runs, top)
+        number = write_bands(runs, top, keep)
     except OSError as error:
         return [f"no bands over seeds for TensorBoard: {error}"]
     if not number:
@@ -57,16 +76,11 @@ def bands_told(runs: Sequence[Run], top: Path) -> list[str]:
     return [f"bands over seeds for TensorBoard ({number}, tab Custom Scalars): {top / FOLDER}"]
 
 
-def _folder_name(label: str) -> str:
-    """A label as the name of a folder, which TensorBoard shows."""
-    name = label.replace("/", ".").replace("\0", "").lstrip(".")
-    return name.encode()[:LONGEST].decode(errors="ignore") or "runs"
-
-
 def _remove(folder: Path) -> None:
-    """What was written here before, and nothing else that somebody may have put there."""
-    for file in folder.glob("*/events.out.tfevents.*"):
-        if not file.parent.is_symlink():
-            file.unlink()
-            with contextlib.suppress(OSError):
-                file.parent.rmdir()
+    """Remove what was written here before, but no other file."""
+    if folder.is_symlink():
+        return
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()

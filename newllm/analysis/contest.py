@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from newllm.analysis.gathering import Run
-from newllm.analysis.labels import choices, labels
+from newllm.analysis.labels import choices_of, labels
 from newllm.analysis.pairing import Sides, compare_sides
 from newllm.analysis.power import Scatter, seeds_to_decide, seeds_to_see
 from newllm.analysis.statistics import Interval, plan, verdicts
@@ -90,8 +90,8 @@ def contests(runs: Sequence[Run], baseline: str | None = None) -> list[Contest]:
 
     Args:
         runs: of any variants.
-        baseline: a label, experiment, name or part of a label; else the first variant of each
-            corpus that has a result.
+        baseline: a label, experiment, name, all choices, or part of a label; else the first
+            variant of each corpus that has a result.
 
     Raises:
         ValueError: no variant is called so, or several are.
@@ -121,8 +121,7 @@ def _targets(group: Sequence[Run]) -> Hashable:
     oracle = references.get("oracle")
     split = result["data_sha256"] if oracle is None else f"{result.get('corpus')} {oracle:.9f}"
     uniform = references.get("uniform")  # of another vocabulary, if it differs
-    limit = choices(run).get("trainer.limit_val_batches")
-    return split, None if uniform is None else round(uniform, 9), limit
+    return split, None if uniform is None else round(uniform, 9)
 
 
 def _names(corpora: Sequence[Sequence[Sequence[Run]]]) -> list[str]:
@@ -130,10 +129,7 @@ def _names(corpora: Sequence[Sequence[Sequence[Run]]]) -> list[str]:
     first = [groups[0][0] for groups in corpora]
     names = [str(run.result.get("corpus") or "-") for run in first]
     repeated = {name for name, number in Counter(names).items() if number > 1}
-    chosen = [
-        {k: v for k, v in choices(run).items() if k.startswith(("data.", "trainer.limit_val"))}
-        for run in first
-    ]
+    chosen = [{k: v for k, v in choices_of(run).items() if k.startswith("data.")} for run in first]
     for name in repeated:
         own = [index for index, other in enumerate(names) if other == name]
         texts = labels([chosen[index] for index in own], [[] for _ in own])
@@ -168,6 +164,7 @@ def _matching(members: Sequence[Variant], name: str) -> list[Variant]:
         lambda member: member.label == name,
         lambda member: member.first("experiment") == name,
         lambda member: member.first("name") == name,
+        lambda member: words == set(member.full_name.split()),
         lambda member: words <= {*member.label.split(), *_words(member.choices)},
         lambda member: name in member.label,
     )

@@ -230,6 +230,6 @@ def _rows(columns: dict[str, list[float | None]], needed: Sequence[str]) -> Rows
 def is_of(run: Run, experiment: str) -> bool:
     """Whether a run is that experiment as it stands, with no other choice than the seed.
 
-    Sweeps name the folder of a run by all choices, so that only their runs can be known to be.
+    Its overrides tell; of a run of an older version, the name of its sweep's folder.
     """
     return run.result.get("experiment") == experiment and not run.choices

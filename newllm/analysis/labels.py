@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from newllm.analysis.gathering import Run
+from newllm.config.naming import choices
 
 Choices = Mapping[str, str]
 
 LONGEST = 40  # characters; longer labels are reduced to the choices that tell groups apart
-# Choices that change nothing that a run learns; of a group's runs, the seed is what differs.
-NOT_SHOWN = ("seed", "sweep", "jobs", "threads", "plan", "keep_last", "overwrite", "logger",
-             "trusted_packages", "data.directory", "hydra")  # fmt: skip
 FIRST = ("name", "experiment", "model")  # whose values need no key
 CUT = re.compile(r"-[0-9a-f]{10}$")  # the digest at the end of a long folder's name
 
 
-def choices(run: Run) -> dict[str, str]:
+def choices_of(run: Run) -> dict[str, str]:
     """What was chosen for a run, without its seed, in the order of the command line.
 
-    Runs of older versions have no record of it; those of a sweep have it in their folder's name.
+    Results of older versions lack it; it is then read from the name of the sweep's folder.
     """
-    lines = run.result.get("overrides")
-    if not isinstance(lines, list | tuple):
-        lines = _choices_of_folder(run)
-    pairs = (str(line).lstrip("+").partition("=") for line in lines)
-    found = {key.partition("@")[0].replace("/", "."): value for key, _, value in pairs}
-    return {key: value for key, value in found.items() if not _is_hidden(key, value)}
+    overrides = run.result.get("overrides")
+    return choices(_overrides_of_folder(run) if overrides is None else overrides)
 
 
-def _choices_of_folder(run: Run) -> list[str]:
+def _overrides_of_folder(run: Run) -> list[str]:
     place = Path(run.place)
     experiment = run.result.get("experiment")
     found = [f"experiment={experiment}"] if experiment else []
@@ -41,12 +36,6 @@ def _choices_of_folder(run: Run) -> list[str]:
     if place.name.startswith("seed=") and not CUT.search(place.parent.name):
         found += [f"{key}={value}" for key, value in run.choices.items() if key != experiment]
     return found
-
-
-def _is_hidden(key: str, value: str) -> bool:
-    is_none = key in FIRST and value in ("none", "null")
-    part = key.lstrip("~")
-    return is_none or any(part == name or part.startswith(f"{name}.") for name in NOT_SHOWN)
 
 
 def differing(groups: Sequence[Choices]) -> list[str]:
@@ -78,7 +67,7 @@ def labels(groups: Sequence[Choices], others: Sequence[Sequence[str]]) -> list[s
                 (other if text == "default" else f"{text} {other}") if text in alike else text
                 for text, other in zip(found, alternatives, strict=True)
             ]
-    return list(_numbered(found))
+    return numbered(found)
 
 
 def _is_shared(key: str, groups: Sequence[Choices]) -> bool:
@@ -114,8 +103,10 @@ def _fewest(groups: Sequence[Choices], keys: Sequence[str]) -> list[str]:
     return [key for key in keys if key in chosen]
 
 
-def _numbered(texts: Sequence[str]) -> Iterable[str]:
-    seen: Counter[str] = Counter()
+def numbered(texts: Iterable[str]) -> list[str]:
+    """The same texts, all different: a number is added to those that came before."""
+    found: dict[str, None] = {}
     for text in texts:
-        seen[text] += 1
-        yield text if seen[text] == 1 else f"{text} ({seen[text]})"
+        names = itertools.chain([text], (f"{text} ({number})" for number in itertools.count(2)))
+        found[next(name for name in names if name not in found)] = None
+    return list(found)

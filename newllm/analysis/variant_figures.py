@@ -34,7 +34,7 @@ Words = Callable[[str], str]
 
 
 def styles(standings: Sequence[Standing]) -> dict[str, tuple[str, str]]:
-    """Colour and line style by label, no two alike."""
+    """Colour and line style by label; the first 21 are all different."""
     return {
         standing.variant.label: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
         for i, standing in enumerate(standings)

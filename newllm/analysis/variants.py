@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from newllm.analysis.gathering import Run
-from newllm.analysis.labels import choices, labels
+from newllm.analysis.labels import choices_of, labels
 from newllm.analysis.statistics import Interval, mean_interval, plan
+from newllm.config.naming import folder_name, run_name
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Variant:
 
     @property
     def choices(self) -> dict[str, str]:
-        return choices(self.runs[0])
+        return choices_of(self.runs[0])
+
+    @property
+    def full_name(self) -> str:
+        """All its choices: unlike the label, it does not depend on other variants."""
+        return " ".join(f"{key}={value}".rstrip("=") for key, value in self.choices.items())
 
     @property
     def loss(self) -> Interval | None:
@@ -128,8 +134,16 @@ def variant_of(run: Run) -> Hashable:
     return str(place.parent if place.name.startswith("seed=") else place)
 
 
+def folder_of(run: Run) -> str:
+    """The name of the folder of a run and its other seeds; outside of sweeps what it would be."""
+    place, overrides = Path(run.place).absolute(), run.result.get("overrides")
+    if place.name.startswith("seed="):
+        return folder_name(place.parent.name)
+    return folder_name(place.name) if overrides is None else run_name(overrides)
+
+
 def _chosen(run: Run) -> Hashable:
-    return frozenset(choices(run).items())
+    return frozenset(choices_of(run).items())
 
 
 def labelled(groups: Sequence[Sequence[Run]]) -> list[Variant]:
@@ -137,5 +151,5 @@ def labelled(groups: Sequence[Sequence[Run]]) -> list[Variant]:
     others = [
         [str(run.result.get("name") or ""), run.place] for run in (group[0] for group in groups)
     ]
-    names = labels([choices(group[0]) for group in groups], others)
+    names = labels([choices_of(group[0]) for group in groups], others)
     return [Variant(name, tuple(group)) for name, group in zip(names, groups, strict=True)]

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import ConfigFault, target_faults
-from newllm.config.leftovers import arguments_of, chose_another_model, split, without_leftovers
+from newllm.config.leftovers import arguments_of, chose_another_model, without_leftovers
+from newllm.config.naming import split
 from newllm.config.numbers import number_faults
 from newllm.config.reading import (
     descend,
@@ -159,7 +160,7 @@ def _decided_twice(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
     """Sizes that were chosen although a budget decides on them."""
     decided = decided_sizes(config.budget)
     for line in overrides:
-        key, _, value = line.lstrip("+~").partition("=")
+        key, value = split(line)
         if (name := key.removeprefix("model.")) in decided and key != name:
             yield f"{key}={value}: follows from {decided[name]}; drop one of the two"
 
@@ -170,28 +171,29 @@ def _idle_budget(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     readers = {"widths": ["parameters"], "state_widths": ["state_bytes"]}
     readers["step"] = ["parameters", "state_bytes"]
     for line in overrides:
-        part, _, key = line.lstrip("+~").partition("=")[0].partition(".")
+        chosen, value = split(line)
+        part, _, key = chosen.partition(".")
         needed = readers.get(key.partition(".")[0], []) if part == "budget" else []
         if needed and all(budget[name] is None for name in needed):
             wishes = " or ".join(f"budget.{name}" for name in needed)
-            choice = line.lstrip("+~")
+            choice = f"{chosen}={value}"
             yield f"{choice}: nothing follows from it without {wishes}; set one or drop it"
 
 
 def _nothing_to_build(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """What was chosen for a logger or callback that is not there (a file's choices are dropped)."""
     for line in overrides:
-        choice = line.lstrip("+~")
-        group, *names = choice.partition("=")[0].split(".")
+        key, value = split(line)
+        group, *names = key.split(".")
         if group in ("logger", "callbacks") and names:
             node = descend(raw(config), f"{group}.{names[0]}")
             if isinstance(node, dict) and "_target_" not in node:
-                yield f"{choice}: {group} has no {names[0]} that would read it; drop it"
+                yield f"{key}={value}: {group} has no {names[0]} that would read it; drop it"
 
 
 def _scale_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """A `scale` without widths that could follow, and choices that set what it sets."""
-    chosen = dict(line.lstrip("+~").partition("=")[::2] for line in overrides)
+    chosen = dict(map(split, overrides))
     if chosen.get("scale", "none") == "none":
         return
     scale = f"scale={chosen['scale']}"

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import target_faults
+from newllm.config.naming import split
 from newllm.config.reading import leaves
 
 # Sizes of a model, and the names of sizes that follow from a budget.
@@ -49,12 +50,6 @@ def without_leftovers(config: DictConfig, overrides: Sequence[str]) -> DictConfi
 def chose_another_model(overrides: Sequence[str]) -> bool:
     """Whether a model was chosen beside an experiment, which has one of its own."""
     return {"experiment", "model"} <= {split(line)[0] for line in overrides}
-
-
-def split(line: str) -> tuple[str, str]:
-    """The key and the value of an override, without what it does with them."""
-    key, _, value = line.lstrip("+~").partition("=")
-    return key.partition("@")[0].replace("/", "."), value
 
 
 def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] | None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from newllm.analysis.contest import ONE_SEED, UNDECIDED, Contest, Standing
+from newllm.analysis.gathering import Run
 from newllm.analysis.labels import differing
 from newllm.analysis.power import MOST_SEEDS
 from newllm.analysis.statistics import Interval, plan
 from newllm.analysis.variants import Variant
+from newllm.config.naming import split, without_seed
 from newllm.reporting.language import Translate
 
+USUAL = Path("outputs/runs")  # the folder of sweeps in `conf/config.yaml`
 SEEDS = 5  # to ask for where the plan has no number for a corpus
 MANY_SEEDS = 100  # more are asked of nobody
 DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
@@ -172,26 +177,39 @@ def _commands(variants: Sequence[Variant], number: int) -> list[str]:
     if not all("overrides" in variant.runs[0].result for variant in variants):
         return []
     chosen = [variant.choices for variant in variants]
+    typed = [_typed(variant.runs[0]) for variant in variants]
     keys = differing(chosen)
     seeds = f"seed={','.join(map(str, range(1, number + 1)))}"
     if number > 10:
         seeds = f"seed=range(1,{number + 1})"
-    if len(keys) == 1 and all(keys[0] in group for group in chosen):
+    others = [[line for line in lines if split(line)[0] not in keys] for lines in typed]
+    is_one = len(keys) == 1 and all(keys[0] in group for group in chosen)
+    if is_one and all(sorted(lines) == sorted(others[0]) for lines in others):
         values = ",".join(dict.fromkeys(group[keys[0]] for group in chosen))
-        shared = {**chosen[0], keys[0]: values}
-        return [_command(_lines(variants[0], shared), seeds)]
-    return [_command(_lines(v, group), seeds) for v, group in zip(variants, chosen, strict=True)]
+        return [_command([_with_value(line, keys[0], values) for line in typed[0]], seeds)]
+    return [_command(lines, seeds) for lines in typed]
 
 
-def _lines(variant: Variant, values: Mapping[str, str]) -> list[str]:
-    """The overrides of a variant as they were typed, with these values."""
-    lines = []
-    for line in variant.runs[0].result["overrides"]:
-        key, equals, _value = line.partition("=")
-        name = key.lstrip("+").partition("@")[0].replace("/", ".")
-        if name in values:
-            lines.append(f"{key}{equals}{values[name]}")
+def _typed(run: Run) -> list[str]:
+    """The overrides of a run except its seed, and the folder of its sweep if it is not `USUAL`."""
+    lines = [*without_seed(run.result["overrides"])]
+    place = Path(run.place).absolute()
+    if place.name.startswith("seed=") and (top := place.parents[1]) != USUAL.absolute():
+        own = top.relative_to(Path.cwd()) if top.is_relative_to(Path.cwd()) else top
+        lines.append(f"hydra.sweep.dir={_as_value(str(own))}")
     return lines
+
+
+def _as_value(text: str) -> str:
+    """A text as the value of an override, in quotes if it may have a meaning for Hydra."""
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return text
+    return "'{}'".format(text.replace("'", r"\'"))
+
+
+def _with_value(line: str, key: str, value: str) -> str:
+    """An override as it was typed, with another value if it is that of the key."""
+    return f"{line.partition('=')[0]}={value}" if split(line)[0] == key else line
 
 
 def _command(lines: Sequence[str], seeds: str) -> str:

@@ -19,14 +19,7 @@ from newllm.reporting.answer import answer, more_seeds
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.language import Translate
 from newllm.reporting.run_tables import references_table, runs_table
-from newllm.reporting.variant_tables import (
-    COMPARISON,
-    COSTS,
-    chosen,
-    comparison_row,
-    costs_row,
-    without_empty,
-)
+from newllm.reporting.variant_tables import Table, chosen, comparison, costs
 
 RULES = (
     "Below zero a group is better than the baseline. Differences are taken {how}; verdicts are "
@@ -70,8 +63,8 @@ def own_runs(
         document.text(f"**{quoted(answer(contest, shared_references(contest), _))}**")
         name = "comparison" if len(found) == 1 else f"comparison{number}"
         _forest(document, contest, name, _, label)
-        _table(document, contest, _)
-        _costs(document, contest, _)
+        _table(document, comparison(contest, _), _)
+        _table(document, costs(contest), _)
     _rules(document, found, _)
     _curves(document, found, _, label)
     _choices(document, found, _)
@@ -103,21 +96,9 @@ def _left_out(contest: Contest, number: int, _: Translate) -> list[str]:
     return [text.format(number=number - 1, names=quoted("; ".join(missing)))]
 
 
-def _table(document: Document, contest: Contest, _: Translate) -> None:
-    rows = [comparison_row(standing, _) for standing in contest.ordered]
-    _write_table(document, COMPARISON, rows, _)
-
-
-def _costs(document: Document, contest: Contest, _: Translate) -> None:
-    rows = [[s.variant.label, *costs_row(s.variant)] for s in contest.ordered]
-    _write_table(document, ("group", *COSTS), rows, _)
-
-
-def _write_table(
-    document: Document, headings: Sequence[str], rows: Sequence[Sequence[str]], _: Translate
-) -> None:
+def _table(document: Document, table: Table, _: Translate) -> None:
     """Only the first column's cells may be broken into lines."""
-    headings, rows = without_empty(headings, rows)
+    headings, rows = table
     document.table(
         [_(word) for word in headings],
         [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from newllm.analysis import series_figures
 from newllm.analysis.claims import is_evidence, judge
-from newllm.analysis.contest import contests
+from newllm.analysis.contest import Contest, contests
 from newllm.analysis.drawing import can_show
 from newllm.analysis.fair import purpose
 from newllm.analysis.gathering import Run
@@ -47,7 +47,11 @@ DEFINITION_OF_CURVES = (
 
 
 def write_report(
-    runs: Sequence[Run], folder: Path, lang: str = "en", baseline: str | None = None
+    runs: Sequence[Run],
+    folder: Path,
+    lang: str = "en",
+    baseline: str | None = None,
+    found: Sequence[Contest] | None = None,
 ) -> Path:
     """Write `report.md`, `index.html` and figures into a folder; returns the page's place.
 
@@ -56,28 +60,26 @@ def write_report(
         folder: of the page.
         lang: one of `LANGUAGES`.
         baseline: what other groups of runs are compared with, as in `contests`.
+        found: `contests(runs, baseline)`, where they are known already.
 
     Raises:
         ValueError: there is no such baseline; nothing was written.
     """
-    if baseline is not None:
-        contests(runs, baseline)
-    folder.mkdir(parents=True, exist_ok=True)
-    document = _compose(runs, folder, lang, baseline)
+    document = _compose(runs, folder, lang, baseline, found)
     document.write_markdown(folder / "report.md")
     title = TITLE if is_of_series(runs) and baseline is None else OWN_TITLE
     return document.write_html(folder / "index.html", translator(lang)(title), lang)
 
 
 def write_markdown(
-    runs: Sequence[Run], path: Path, lang: str = "en", baseline: str | None = None
+    runs: Sequence[Run],
+    path: Path,
+    lang: str = "en",
+    baseline: str | None = None,
+    found: Sequence[Contest] | None = None,
 ) -> Path:
     """Write the page as one file of Markdown, its figures into a folder named like it."""
-    if baseline is not None:
-        contests(runs, baseline)
-    folder = path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    return _compose(runs, folder, lang, baseline).write_markdown(path)
+    return _compose(runs, path.with_suffix(""), lang, baseline, found).write_markdown(path)
 
 
 def is_of_series(runs: Sequence[Run]) -> bool:
@@ -85,14 +87,29 @@ def is_of_series(runs: Sequence[Run]) -> bool:
     return any(summary.runs for summary in summarize(runs))
 
 
-def _compose(runs: Sequence[Run], folder: Path, lang: str, baseline: str | None) -> Document:
+def _compose(
+    runs: Sequence[Run],
+    folder: Path,
+    lang: str,
+    baseline: str | None,
+    found: Sequence[Contest] | None,
+) -> Document:
     """The whole page; where no font has the letters, figures keep their English words."""
+    own = [run for run in runs if baseline is not None or not is_of_study(run)]
+    is_own = baseline is not None or not is_of_series(runs)
+    if is_own and (found is None or len(own) < len(runs)):
+        found = contests(own, baseline)
+    folder.mkdir(parents=True, exist_ok=True)
     document, _ = Document(folder), translator(lang)
     label = _ if can_show(_(NO_FONT)) else translator("en")
-    if is_of_series(runs) and baseline is None:
-        _series(document, runs, _, label)
+    if is_own:
+        document.text(f"# {_(OWN_TITLE)}")
+        if found:
+            own_runs(document, found, own, _, label)
+        _studies(document, runs, _, label)
+        _origin(document, runs, "`python -m newllm.report`", _)
     else:
-        _own_runs(document, runs, baseline, _, label)
+        _series(document, runs, _, label)
     if document.figures and label is not _:
         document.text(_(NO_FONT))
     return document
@@ -142,22 +159,6 @@ def _series(document: Document, runs: Sequence[Run], _: Translate, label: Transl
     shown |= {id(run) for run in runs if is_evidence(run, judgements)}
     _other_runs(document, [run for run in runs if id(run) not in shown], _)
     _origin(document, runs, "`python -m newllm.train sweep=all`, `python -m newllm.report`", _)
-
-
-def _own_runs(
-    document: Document,
-    runs: Sequence[Run],
-    baseline: str | None,
-    _: Translate,
-    label: Translate,
-) -> None:
-    """A page of runs that are none of the series, or that are to be compared with a baseline."""
-    document.text(f"# {_(OWN_TITLE)}")
-    own = [run for run in runs if baseline is not None or not is_of_study(run)]
-    if own:
-        own_runs(document, contests(own, baseline), own, _, label)
-    _studies(document, runs, _, label)
-    _origin(document, runs, "`python -m newllm.report`", _)
 
 
 def _studies(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:

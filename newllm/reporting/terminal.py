@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 from newllm.analysis.contest import Contest
 from newllm.analysis.variant_figures import shared_references
 from newllm.reporting.answer import answer, more_seeds
 from newllm.reporting.language import translator
-from newllm.reporting.variant_tables import (
-    COMPARISON,
-    COSTS,
-    chosen,
-    comparison_row,
-    costs_row,
-    without_empty,
-)
+from newllm.reporting.variant_tables import Table, chosen, comparison, costs
 
 MOST_ROWS = 40  # groups; more of them are for the page
 MOST_REASONS = 10
@@ -40,29 +33,27 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
     for contest in contests:
         if len(contests) > 1:
             out.print(f"--- {contest.corpus}")
-        rows = contest.ordered
-        if len(rows) <= MOST_ROWS:
-            out.print(_table(COMPARISON, [comparison_row(s, _) for s in rows]))
-            costs = [[s.variant.label, *costs_row(s.variant)] for s in rows]
-            out.print(_table(("group", *COSTS), costs))
+        if len(contest.standings) <= MOST_ROWS:
+            out.print(_table(comparison(contest, _)))
+            out.print(_table(costs(contest)))
             for label, text in chosen(contest.variants).items():
                 out.print(f"{label}: {text}")
         else:
-            out.print(f"{len(rows)} groups: the page has the table")
+            out.print(f"{len(contest.standings)} groups: the page has the table")
         out.print(answer(contest, shared_references(contest), _))
         if commands := more_seeds(contest):
             out.print("more seeds:", *commands[:MOST_COMMANDS], sep="\n  ", soft_wrap=True)
         out.print()
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    headings, rows = without_empty(headings, rows)
-    table = Table(box=None)
+def _table(table: Table) -> rich_table.Table:
+    headings, rows = table
+    shown = rich_table.Table(box=None)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in LEFT else "right", overflow="fold")
+        shown.add_column(heading, justify="left" if heading in LEFT else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        shown.add_row(*row)
+    return shown
 
 
 def reasons(contests: Sequence[Contest]) -> Iterator[str]:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from newllm.analysis.contest import Standing
+from newllm.analysis.contest import Contest, Standing
 from newllm.analysis.labels import differing
 from newllm.analysis.variants import Variant
 from newllm.reporting.answer import bounds, seeds_needed, signed
 from newllm.reporting.language import Translate
 
+Table = tuple[list[str], list[list[str]]]  # headings and rows
+
 COMPARISON = ("group", "seeds", "best val loss", "difference", "verdict", "seeds to decide")
 COSTS = ("test loss", "gap closed", "parameters", "state (bytes)", "seconds")
 
 
-def comparison_row(standing: Standing, _: Translate) -> list[str]:
+def comparison(contest: Contest, _: Translate) -> Table:
+    """What was compared and how it came out."""
+    return _without_empty(COMPARISON, [_comparison_row(s, _) for s in contest.ordered])
+
+
+def costs(contest: Contest) -> Table:
+    """What it costs."""
+    rows = [[s.variant.label, *_costs_row(s.variant)] for s in contest.ordered]
+    return _without_empty(("group", *COSTS), rows)
+
+
+def _comparison_row(standing: Standing, _: Translate) -> list[str]:
     """The cells of `COMPARISON`."""
     variant = standing.variant
     difference = signed(standing.difference) if standing.difference else ""
@@ -28,9 +41,7 @@ def comparison_row(standing: Standing, _: Translate) -> list[str]:
     ]
 
 
-def without_empty(
-    headings: Sequence[str], rows: Sequence[Sequence[str]]
-) -> tuple[list[str], list[list[str]]]:
+def _without_empty(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table without the columns in which no cell says anything."""
     kept = [i for i in range(len(headings)) if any(row[i] not in ("", "-") for row in rows)]
     return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
@@ -44,7 +55,7 @@ def counted(variant: Variant, _: Translate) -> str:
     )
 
 
-def costs_row(variant: Variant) -> list[str]:
+def _costs_row(variant: Variant) -> list[str]:
     """The cells of `COSTS`."""
     closed, seconds = variant.mean("gap_closed"), variant.mean("seconds")
     return [
