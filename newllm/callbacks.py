@@ -22,11 +22,11 @@ from newllm.data.batching import Batch, EvaluationBatches
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import EOS, PAD, UNK
 from newllm.generate import sample_sentences
+from newllm.history import History, write_table
 from newllm.loggers import boards, log_figure, log_text
 from newllm.models.context import ContextModel, Trace
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
-from newllm.recording import History, write_table
 
 
 def _history(trainer: Trainer) -> History:

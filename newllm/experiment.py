@@ -15,16 +15,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from newllm.analysis.figures import run_title
 from newllm.analysis.references import ReferenceModels, References
 from newllm.callbacks import Curves
+from newllm.checkpoints import Checkpoints
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.reading import blame_origin
 from newllm.data.module import CorpusDataModule
+from newllm.divergence import StopOnDivergence
 from newllm.gates import Gates, check
+from newllm.history import History
 from newllm.loggers import build_loggers
 from newllm.models.budget import Budget
 from newllm.models.language_model import LanguageModel
 from newllm.module import LanguageModule
-from newllm.recording import Checkpoints, History, StopOnDivergence
 from newllm.trainer import build_trainer, planned_steps
 
 Kind = TypeVar("Kind", bound=Callback)

@@ -28,9 +28,9 @@ from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.leftovers import without_leftovers
 from newllm.config.naming import register_resolvers
+from newllm.divergence import Diverged
 from newllm.estimate import estimate, warm_up
 from newllm.experiment import Experiment, build_experiment, write_data
-from newllm.recording import Diverged
 from newllm.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.resume import RUN, resume
 from newllm.runs import (

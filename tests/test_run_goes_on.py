@@ -8,8 +8,8 @@ import torch
 from conftest import TINY_CONTEXT, Compose
 from omegaconf import DictConfig
 
+from newllm.checkpoints import Checkpoints
 from newllm.identity import config_hash
-from newllm.recording import Checkpoints
 from newllm.resume import resume
 from newllm.runs import RunDirectory, read_config
 from newllm.train import Interrupted, attempt, train

@@ -20,6 +20,7 @@ from newllm.reporting.language import Translate
 
 USUAL = Path("outputs/runs")  # the folder of sweeps in `conf/config.yaml`
 SEEDS = 5  # to ask for where the plan has no number for a corpus
+ALIKE = 1.1  # sizes no further apart need no word
 MANY_SEEDS = 100  # more are asked of nobody
 DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
 TOLD_REFERENCES = {
@@ -48,6 +49,7 @@ def answer(contest: Contest, references: Mapping[str, float], _: Translate) -> s
     sentences = [_best(contest, _)]
     sentences += _others(contest, _)
     sentences += _missing(contest, _)
+    sentences += _sizes(contest, _)
     told = [
         _(text).format(loss=f"{references[name]:.3f}")
         for name, text in TOLD_REFERENCES.items()
@@ -56,6 +58,20 @@ def answer(contest: Contest, references: Mapping[str, float], _: Translate) -> s
     if told:
         sentences.append(_("On the same sentences {what}.").format(what=", ".join(told)))
     return " ".join(sentences)
+
+
+def _sizes(contest: Contest, _: Translate) -> list[str]:
+    """That the groups are not of one size, where they are not."""
+    sizes = {
+        int(run.result["parameters"])
+        for standing in contest.ranked
+        for run in standing.variant.runs
+        if "parameters" in run.result
+    }
+    if not sizes or max(sizes) <= ALIKE * min(sizes):
+        return []
+    text = _("They have between {least:,} and {most:,} parameters.")
+    return [text.format(least=min(sizes), most=max(sizes))]
 
 
 def _best(contest: Contest, _: Translate) -> str:
