@@ -284,6 +284,7 @@ class ContextInspector(Callback):
     NUM_SENTENCES, MAX_TOKENS = 64, 512  # and of each sentence the first tokens
 
     def __init__(self, every_n_epochs: int = 5) -> None:
+        self.title = ""  # filled in before the run starts
         self.every_n_epochs = every_n_epochs
         self._seen: tuple[Tensor, Trace] | None = None
 
@@ -313,13 +314,13 @@ class ContextInspector(Callback):
                     writer.add_histogram(f"view/gates_{name}", gates, trainer.global_step)
             self._draw(trainer, tokens_BT, trace)
 
-    @staticmethod
-    def _draw(trainer: Trainer, tokens_BT: Tensor, trace: Trace) -> None:
+    def _draw(self, trainer: Trainer, tokens_BT: Tensor, trace: Trace) -> None:
         length_B = (tokens_BT != PAD).sum(1)
         row, length = int(length_B.argmax()), int(length_B.max())
         tokenizer = _data(trainer).tokenizer
         words = ["<BOS>", *(tokenizer.decode([i]) for i in tokens_BT[row, 1:length].tolist())]
         contexts_TC = trace.contexts_BTC[row, :length].float().numpy(force=True)
-        title = f"context over a validation sentence, epoch {trainer.current_epoch + 1}"
+        what = f"context over a validation sentence, epoch {trainer.current_epoch + 1}"
+        title = f"{what}: {self.title}" if self.title else what
         figure = figures.context_over_time(contexts_TC, words, title)
         log_figure(trainer.loggers, "context_over_time", figure, trainer.global_step)

@@ -132,7 +132,7 @@ def main() -> None:
     if "ablations" in found:
         result = run.result
         name = result.get("name") or run.model.description
-        title = figures.run_title(name, run.config.data.corpus, result.get("seed"))
+        title = figures.run_title(name, run.config.data, result.get("seed"))
         figure = figures.ablations(found["ablations"], found["dynamics"], title)
         figure.write_png(folder / "ablations.png")
     print(f"all of it lies in {folder}")

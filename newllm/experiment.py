@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.analysis.figures import run_title
 from newllm.analysis.references import ReferenceModels, References
-from newllm.callbacks import Curves
+from newllm.callbacks import ContextInspector, Curves
 from newllm.checkpoints import Checkpoints
 from newllm.clipping import GradientClip
 from newllm.config.build import ConfigFault, instantiate
@@ -72,12 +72,7 @@ class Experiment:
     @property
     def title(self) -> str:
         """What pictures of the run say above them."""
-        return _title(self.config, self.name)
-
-
-def _title(config: DictConfig, name: str) -> str:
-    file = config.data.corpus == "text" and Path(config.data.path).name
-    return run_title(name, file or config.data.corpus, config.seed)
+        return run_title(self.name, self.config.data, self.config.seed)
 
 
 def _flat(content: Any, name: str = "") -> Iterator[tuple[str, int | float | str]]:
@@ -130,10 +125,12 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     on_validation = ReferenceModels(data).on("validation")
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
+    title = run_title(name, config.data, config.seed)
     for callback in callbacks:
         if isinstance(callback, Curves):
             callback.references = on_validation.means
-            callback.title = _title(config, name)
+        if isinstance(callback, Curves | ContextInspector):
+            callback.title = title
     gates = check(model, data, num_steps, instantiate(config.budget))
     return Experiment(config, name, data, module, trainer, history, on_validation, gates)
 

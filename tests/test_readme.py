@@ -52,18 +52,23 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
     assert done.returncode == 0, done.stderr
 
 
-def test_a_variant_of_the_user_runs(command: Command, tmp_path: Path) -> None:
-    (yaml,) = re.findall(r"```yaml\n# my_conf/(\S+)\n(.*?)```", README, re.DOTALL)
-    variant = tmp_path / "my_conf" / yaml[0]
-    variant.parent.mkdir(parents=True)
-    variant.write_text(yaml[1])
-    (python,) = re.findall(r"```python\n# my_package.py\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "my_package.py").write_text(python)
-    (line,) = [line for line in TRAIN if "my_conf" in line]
-    small = [*SMALL, *(f"model.{size}" for size in TINY)]
-    done = command("newllm.train", *shlex.split(line), *small)
+@pytest.mark.parametrize(
+    ("package", "small", "description"),
+    [
+        ("my_package", [f"model.{size}" for size in TINY], "coupled layernorm C8"),
+        ("my_model", ["model.embedding_dim=8"], "last word E8"),
+    ],
+)
+def test_a_variant_of_the_user_runs(
+    command: Command, tmp_path: Path, package: str, small: list[str], description: str
+) -> None:
+    for name, content in re.findall(r"```(?:yaml|python)\n# (my_\S+)\n(.*?)```", README, re.DOTALL):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (line,) = [line for line in TRAIN if f"[{package}]" in line]
+    done = command("newllm.train", *shlex.split(line), *SMALL, *small)
     assert done.returncode == 0, done.stderr
-    assert "coupled layernorm C8" in done.stdout
+    assert description in done.stdout
 
 
 def test_help_names_every_group(command: Command) -> None:

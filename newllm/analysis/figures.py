@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def run_title(name: str, corpus: str, seed: object) -> str:
-    """What a figure of one run says above it."""
+def run_title(name: str, data: Mapping[str, Any], seed: object) -> str:
+    """What a figure of one run says above it: its name, its corpus or file, its seed."""
+    corpus = Path(data["path"]).name if data["corpus"] == "text" else data["corpus"]
     return f"{name}, {corpus}, seed {seed}"
 
 
