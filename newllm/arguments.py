@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,3 +45,12 @@ def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(READER_GONE)
 
     return guarded
+
+
+def program(name: str) -> str:
+    """How to call what is installed beside this Python, so that it can be typed as it stands."""
+    own, here = Path(sys.executable).with_name(name), Path.cwd()
+    if own.is_relative_to(here):
+        return str(own.relative_to(here))
+    found = shutil.which(name)
+    return name if found and Path(found) == own else str(own)

@@ -117,6 +117,20 @@ class RunDirectory:
         path = self.checkpoints / "last.ckpt"
         return path if path.is_file() else None
 
+    def check_last_checkpoint(self) -> None:
+        """Look whether the last checkpoint, if there is one, can be read.
+
+        Raises:
+            RunConflict: it is damaged.
+        """
+        if path := self.last_checkpoint:
+            try:
+                torch.load(path, weights_only=True, mmap=True)
+            except Exception as error:  # torch raises a dozen kinds for a broken file
+                raise RunConflict(
+                    f"{path}: is damaged; remove it, and the run starts from the beginning"
+                ) from error
+
     def remove_last_checkpoint(self) -> None:
         """An ended run has no need to go on."""
         (self.checkpoints / "last.ckpt").unlink(missing_ok=True)
@@ -189,7 +203,7 @@ def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
         found: list[str] = []
         if result["config_hash"] != config_hash(config):
             found += differences(hashed(read_config(path)), hashed(config))
-            found = found or ["by an older version of newllm, or from another text"]
+            found = found or [_invisible_difference(config)]
     except ValueError as error:
         raise RunConflict(f"{error}; {ways_out}") from error
     if found:
@@ -198,6 +212,15 @@ def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
     if result["status"] == "done" and not (path / BEST).is_file():
         raise RunConflict(f"{path}: is done, but {BEST} is gone; {ways_out}")
     return result["status"] in ENDS
+
+
+def _invisible_difference(config: DictConfig) -> str:
+    """Why equal configurations make another run: by what they do not hold."""
+    path = config.data.get("path")
+    if path and not Path(path).is_file():
+        return f"its text {path} is gone"
+    changed = f"its text {path} has changed since, or it was made " if path else ""
+    return f"{changed}by another version of newllm"
 
 
 def move_aside(path: Path, top: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from newllm.analysis.references import gap_closed
+from newllm.arguments import program
 from newllm.experiment import Experiment
 from newllm.precision import precision_warning
 
@@ -92,7 +92,7 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         )
     console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
     if experiment.trainer.loggers:
-        console.print(f"look at its curves: {_program('tensorboard')} --logdir {folder}")
+        console.print(f"look at its curves: {program('python')} -m newllm.board {folder}")
 
 
 def _next(experiment: Experiment) -> str:
@@ -101,13 +101,7 @@ def _next(experiment: Experiment) -> str:
     data = experiment.config.data
     path = f" data.path={data.path}" if "path" in data else ""
     corpus = "" if data.corpus == "quality500" else f" data={data.corpus}"
-    return f"try: {_program('python')} -m newllm.train experiment=modern{corpus}{path}"
-
-
-def _program(name: str) -> str:
-    """How to call what is installed beside this Python: by its path, if it lies in this folder."""
-    own = Path(sys.executable).with_name(name)
-    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else name
+    return f"try: {program('python')} -m newllm.train experiment=modern{corpus}{path}"
 
 
 def _console() -> Console:

@@ -22,6 +22,7 @@ from newllm.analysis.contest import contests
 from newllm.analysis.gathering import Run, gather
 from newllm.analysis.labels import choices_of
 from newllm.analysis.variants import Variant, grouped, variants
+from newllm.arguments import program
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings, composed_faults
 from newllm.config.naming import without_seed
@@ -167,8 +168,8 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
     if runs and any(job.config.get("logger") for job in jobs):
         for line in bands_told(runs, top, keep=True):
             print(line)
-        print(f"its curves: python -m newllm.board {shlex.quote(str(top))}")
-    command = ["python", "-m", "newllm.report", str(top)]
+        print(f"its curves: {program('python')} -m newllm.board {shlex.quote(str(top))}")
+    command = [program("python"), "-m", "newllm.report", str(top)]
     if any(len(contest.ranked) > 1 for contest in found):
         command += _baseline_option(found[0].baseline, there)
     print(f"a page of it: {shlex.join(command)}")

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
-from newllm.arguments import ends_with_its_reader
+from newllm.arguments import ends_with_its_reader, program
 from newllm.config.build import ConfigFault, conf_directory
 from newllm.config.command_line import command_line_faults
 from newllm.config.composed import check_settings, composed_faults
@@ -89,6 +89,11 @@ def train(
         return {"estimated_seconds": expected.total}
     write_data(experiment.data)
     run = RunDirectory(folder, goes_on)
+    try:
+        run.check_last_checkpoint()
+    except RunConflict:
+        run.release()
+        raise
     if run.status in ENDS:  # another sweep was faster
         run.release()
         return run.result
@@ -105,8 +110,10 @@ def train(
         result = {"status": "diverged", "error": str(error)}
         raise
     except SystemExit as end:  # Lightning's answer to Ctrl-C
-        command = f"it goes on with: python -m newllm.train {shlex.quote(f'{RUN}={folder}')}"
-        raise Interrupted(f"interrupted; what was done lies in {folder}; {command}") from end
+        command = [program("python"), "-m", "newllm.train", f"{RUN}={folder}"]
+        raise Interrupted(
+            f"interrupted; what was done lies in {folder}; it goes on with: {shlex.join(command)}"
+        ) from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise

@@ -106,6 +106,16 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
             f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
             "epoch; a validation by the clock could not be repeated"
         )
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if (value := chosen.get(name)) is not None and value < 1:
+            yield f"trainer.{name}={value}: must be at least 1"
+    if isinstance(interval, int | float) and (
+        interval <= 0 or (isinstance(interval, float) and interval > 1)
+    ):
+        yield (
+            f"trainer.val_check_interval={interval}: must be a number of batches, or a share of an "
+            "epoch above 0 and up to 1.0"
+        )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         yield (
             "callbacks: GradientAccumulationScheduler changes how many steps a run has; use "

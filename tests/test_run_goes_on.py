@@ -83,6 +83,22 @@ def test_it_says_why_it_does_not_go_on(
     assert "diverged, as it would again: val/loss is nan" in reason(f"run={interrupted}")
 
 
+def test_a_damaged_checkpoint_is_told_and_can_be_removed(
+    interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = interrupted / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    before = (interrupted / "result.json").read_text()
+    capsys.readouterr()
+    assert resume([f"run={interrupted}"], attempt) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"{last}: is damaged; remove it, and the run starts from the beginning"
+    ]
+    assert (interrupted / "result.json").read_text() == before
+    last.unlink()
+    assert resume([f"run={interrupted}"], attempt) == 0
+
+
 def test_a_changed_run_does_not_go_on(
     interrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

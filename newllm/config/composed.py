@@ -272,7 +272,10 @@ def check_settings(config: DictConfig) -> None:
         may_be_null = key != "seed" and value is None
         if not (is_number and smallest <= value <= largest) and not may_be_null:
             faults.append(f"{key}={value}: must be a whole number from {smallest} to {largest}")
-    if config.trainer.max_epochs is None:  # of which Lightning makes a thousand
-        faults.append("trainer.max_epochs=null: must be a whole number")
+    epochs = config.trainer.max_epochs
+    if not isinstance(epochs, int) or epochs < 1:  # of null Lightning makes a thousand
+        faults.append(
+            f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"
+        )
     if faults:
         raise ConfigFault(faults)
