@@ -65,12 +65,14 @@ def test_compiled_scores_are_those_of_the_module(recurrence: Recurrence) -> None
     torch.testing.assert_close(results(torch.compile(model.score, backend="eager")), expected)
 
 
+# Inductor's own modules use what torch has deprecated.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_inductor_changes_no_loss_either(name: str) -> None:
     torch.compiler.reset()
     model = build(name).train()
-    if name.startswith("transformer"):
+    if name.startswith(("transformer", "mingru")):
         model.eval()  # inductor draws other masks than F.dropout
     for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
         dropout.p = 0.0
