@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 import newllm
-from newllm.analysis import figures
-from newllm.analysis.timing import Timing, changes, read_timings, write_timings
-from newllm.arguments import Arguments, ends_with_its_reader
-from newllm.workloads import FULL, MEASUREMENTS, QUICK, Plan
+from newllm.benchmarks.figure import speed
+from newllm.benchmarks.timing import Timing, changes, read_timings, write_timings
+from newllm.benchmarks.workloads import FULL, MEASUREMENTS, QUICK, Plan
+from newllm.config.arguments import Arguments, ends_with_its_reader
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     plan = QUICK if options.quick else FULL
     rows = run(plan, counts, console, options.output / "benchmark.json")
-    figures.speed(rows).savefig(options.output / "benchmark.png", dpi=120)
+    speed(rows).savefig(options.output / "benchmark.png", dpi=120)
     (options.output / "benchmark.md").write_text(markdown(rows))
     if old:
         console.print(change_table(old, rows))

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from newllm.analysis.bands import FOLDER
-from newllm.analysis.gathering import Run
-from newllm.analysis.labels import numbered
-from newllm.analysis.variants import folder_of, variants
-from newllm.arguments import Arguments
+from newllm.config.arguments import Arguments
 from newllm.config.naming import folder_name
-from newllm.runs import read_result
+from newllm.reporting.bands import FOLDER
+from newllm.runs.directory import read_result
+from newllm.runs.gathering import Run
+from newllm.statistics.labels import numbered
+from newllm.statistics.variants import folder_of, variants
 
 PINNED = ("val/loss", "train/loss")  # the charts at the top of the page
 # With more runs the tabs Text, Images and Custom Scalars stay empty until some are selected.

@@ -12,17 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from newllm.analysis import figures
-from newllm.analysis.ablations import ablate, dynamics
-from newllm.analysis.predictions import divergences, target_losses
-from newllm.analysis.references import ReferenceModels, gap_closed
-from newllm.arguments import Arguments, ends_with_its_reader
+from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.module import CorpusDataModule
+from newllm.data.reading import one_line
 from newllm.models.context import ContextModel
-from newllm.reading import one_line
-from newllm.runs import LoadedRun, load_run, telling, write_text
+from newllm.reporting import figures
+from newllm.runs.directory import LoadedRun, load_run, telling, write_text
+from newllm.statistics.ablations import ablate, dynamics
+from newllm.statistics.predictions import divergences, target_losses
+from newllm.statistics.references import ReferenceModels, gap_closed
 
 SPLITS = ("train", "validation", "test")
 

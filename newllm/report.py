@@ -11,14 +11,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from newllm.analysis.bands import bands_told
-from newllm.analysis.contest import Contest, contests
-from newllm.analysis.gathering import Run, gather, pack
-from newllm.analysis.variant_figures import curves, has_curves
-from newllm.arguments import Arguments, ends_with_its_reader
-from newllm.reporting.language import LANGUAGES
+from newllm.config.arguments import Arguments, ends_with_its_reader
+from newllm.reporting.bands import bands_told
 from newllm.reporting.page import is_of_series, write_markdown, write_report
 from newllm.reporting.terminal import console, print_contests, reasons
+from newllm.reporting.translation import LANGUAGES
+from newllm.reporting.variant_figures import curves, has_curves
+from newllm.runs.gathering import Run, gather, pack
+from newllm.statistics.comparisons import Contest, contests
 
 
 @ends_with_its_reader

@@ -2,181 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import os
-import shlex
 import sys
 import threading
-import time
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
-from newllm.arguments import ends_with_its_reader, program
-from newllm.config.build import ConfigFault, conf_directory
+from newllm.config.arguments import ends_with_its_reader
+from newllm.config.build import ConfigFault
 from newllm.config.command_line import command_line_faults
-from newllm.config.composed import check_settings, composed_faults
+from newllm.config.composed import composed_faults
+from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
 from newllm.config.naming import register_resolvers
-from newllm.divergence import Diverged
-from newllm.estimate import estimate, warm_up
-from newllm.experiment import Experiment, build_experiment, write_data
-from newllm.result import draw_positions, log_best, measured, predicted, record_start
-from newllm.resume import RUN, resume
-from newllm.runs import (
-    ENDS,
-    RunConflict,
-    RunDirectory,
-    has_ended,
-    load_weights,
-    move_aside,
-    read_result,
-)
-from newllm.summary import print_banner, print_result
-from newllm.team import forget_failure, record_failure
+from newllm.runs.directory import RunConflict
+from newllm.runs.resume import RUN, resume
+from newllm.sweeps.plugins import register_plugins
+from newllm.sweeps.policy import run_job_of_sweep
+from newllm.training.run import attempt, in_a_line, quiet_lightning
 
-# What Lightning says at every start although no user of this program can act on it.
-LIGHTNING_CHATTER = (".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*")
-
-LONGEST_MESSAGE = 500  # characters of another library's exception
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the run has put its things in order."""
-
-
-def train(
-    config: DictConfig, folder: Path, overrides: Sequence[str] = (), goes_on: bool = False
-) -> dict[str, Any]:
-    """Run one experiment in a folder of its own: build, fit, test, record.
-
-    Args:
-        config: as composed.
-        folder: of the run.
-        overrides: what was chosen, for the record.
-        goes_on: whether the folder may hold a run that was interrupted, to go on from there.
-
-    Returns:
-        What `result.json` holds; for `plan=true` `estimated_seconds` alone.
-
-    Raises:
-        ConfigFault: the configuration cannot be built; nothing was written.
-        Diverged: the loss is no longer finite; the run's result says so.
-    """
-    check_settings(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    seed_everything(config.seed, verbose=False)
-    experiment = build_experiment(config, folder)
-    print_banner(experiment)
-    if config.plan:
-        expected = estimate(experiment)
-        print(
-            f"only planned; the run would take about {expected.total:.0f} s here, "
-            f"{expected.validation:.0f} s of it for validation"
-        )
-        return {"estimated_seconds": expected.total}
-    write_data(experiment.data)
-    run = RunDirectory(folder, goes_on)
-    try:
-        run.check_last_checkpoint()
-    except RunConflict:
-        run.release()
-        raise
-    if run.status in ENDS:  # another sweep was faster
-        run.release()
-        return run.result
-    before, started = run.seconds_before, time.monotonic()
-    result: dict[str, Any] = {}
-    try:
-        run.record(status="running")
-        record_start(run, experiment, overrides)
-        warm_up(experiment)
-        started = time.monotonic()
-        _fit_and_test(experiment, run)
-        result = predicted(experiment) | {"status": "done"}
-    except Diverged as error:
-        result = {"status": "diverged", "error": str(error)}
-        raise
-    except SystemExit as end:  # Lightning's answer to Ctrl-C
-        command = [program("python"), "-m", "newllm.train", f"{RUN}={folder}"]
-        raise Interrupted(
-            f"interrupted; what was done lies in {folder}; it goes on with: {shlex.join(command)}"
-        ) from end
-    except Exception as error:
-        result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        raise
-    finally:
-        seconds = round(before + time.monotonic() - started, 1)
-        result = run.record(**result, seconds=seconds, **measured(experiment))
-        if result["status"] in ENDS and not config.keep_last:
-            run.remove_last_checkpoint()
-        run.release()
-    draw_positions(result, experiment, folder)
-    log_best(experiment)
-    print_result(result, experiment, folder)
-    return result
-
-
-def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
-    """Train from the last checkpoint on, if there is one; test the best."""
-    experiment.trainer.fit(
-        experiment.module,
-        datamodule=experiment.data,
-        ckpt_path=run.last_checkpoint,
-        weights_only=True,
-    )
-    load_weights(experiment.model, run.checkpoints / "best.ckpt")
-    if experiment.config.test and len(experiment.data.split("test")):
-        experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
-
-
-def attempt(
-    config: DictConfig, folder: Path, overrides: Sequence[str], goes_on: bool
-) -> tuple[dict[str, Any], str | None]:
-    """Train, and put what a user can mend into a line.
-
-    Returns:
-        What `train` returns and None; else a `best_val_loss` of infinity for a run that diverged,
-        and of no number for one that failed, and the reason, which is printed too.
-    """
-    loss = math.nan
-    try:
-        return train(config, folder, overrides, goes_on), None
-    except Diverged as error:
-        loss, reason = math.inf, str(error)
-    except (ConfigFault, RunConflict) as error:
-        reason = str(error)
-    except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        reason = f"{_told(error)} (HYDRA_FULL_ERROR=1 shows where)"
-    finally:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()  # that of the day, if nothing else is in it
-    print(reason, file=sys.stderr)
-    return {"best_val_loss": loss}, reason
-
-
-def _told(error: Exception) -> str:
-    """An exception in a line."""
-    message = " ".join(str(error).split()) or "no message"
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[:LONGEST_MESSAGE]} ..."
-    return f"{type(error).__name__}: {message}"
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
@@ -197,7 +47,7 @@ def run_job(config: DictConfig) -> float | None:
         print("\n".join(faults), file=sys.stderr)
         loss: float | None = math.nan
     elif in_sweep:
-        loss = _job_of_sweep(config, folder, overrides, Path(hydra_config.sweep.dir))
+        loss = run_job_of_sweep(config, folder, overrides, Path(hydra_config.sweep.dir))
     else:
         loss = attempt(config, folder, overrides, goes_on=False)[0].get("best_val_loss")
     if not in_sweep and loss is not None and not math.isfinite(loss):
@@ -205,41 +55,10 @@ def run_job(config: DictConfig) -> float | None:
     return loss
 
 
-def _job_of_sweep(
-    config: DictConfig, folder: Path, overrides: Sequence[str], top: Path
-) -> float | None:
-    """A job is done once, goes on where it stopped, and says in its result why it failed."""
-    if config.plan:
-        return attempt(config, folder, overrides, goes_on=True)[0].get("best_val_loss")
-    try:
-        ended = has_ended(folder, config)
-    except RunConflict as error:
-        if not config.overwrite:
-            print(error, file=sys.stderr)
-            return math.nan
-        print(f"{folder}: moved to {move_aside(folder, top)}", file=sys.stderr)
-        ended = False
-    if ended:
-        result = read_result(folder)
-        return float(result["best_val_loss"]) if result["status"] == "done" else math.inf
-    forget_failure(folder)
-    result, reason = attempt(config, folder, overrides, goes_on=True)
-    if reason:
-        record_failure(folder, reason, config.seed, overrides)
-    return result.get("best_val_loss")
-
-
-def quiet_lightning() -> None:
-    """Keep back what Lightning says at every start and nobody can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for message in LIGHTNING_CHATTER:
-        warnings.filterwarnings("ignore", message)
-
-
 def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
     """A line for what ended a thread, such as TensorBoard's on a full disk."""
     if isinstance(args.exc_value, Exception):
-        print(_told(args.exc_value), file=sys.stderr)
+        print(in_a_line(args.exc_value), file=sys.stderr)
 
 
 @ends_with_its_reader
@@ -249,6 +68,7 @@ def main() -> None:
     if not os.environ.get("HYDRA_FULL_ERROR"):
         threading.excepthook = _tell_of_thread
     register_resolvers()
+    register_plugins()
     arguments = sys.argv[1:]
     try:
         if any(word.startswith(f"{RUN}=") for word in arguments):

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from newllm.config.build import conf_directory
+from newllm.config.composing import conf_directory
 
 # A model so small that every command takes seconds.
 TINY = ("embedding_dim=8", "context_dim=8", "hidden_dim=8", "num_layers=2")

@@ -102,7 +102,7 @@ def config_of(vocabulary_size: int) -> dict[str, Any]:
     """Its configuration."""
     model = {"_target_": "newllm.models.context.ContextModel", "vocabulary_size": vocabulary_size}
     data = {"_target_": "newllm.data.module.CorpusDataModule", "corpus": "tiny30", "order_seed": 1}
-    recurrence = {"_target_": "newllm.models.fused.Fused", "recompute": False}
+    recurrence = {"_target_": "newllm.models.recurrence.fused.Fused", "recompute": False}
     return {"model": model | SIZES | {"recurrence": recurrence}, "data": data, "seed": 1}
 
 

@@ -10,7 +10,12 @@ import torch
 from conftest import TINY_CONTEXT, Command
 from torch import nn
 
-from newllm.analysis.ablations import (
+from newllm.data.batching import EncodedSplit
+from newllm.data.tokenizer import BOS, EOS
+from newllm.models.context import ContextModel
+from newllm.models.gating import Additive, LSTMGating
+from newllm.models.initialization import variance_preserving
+from newllm.statistics.ablations import (
     ablate,
     dynamics,
     effective_rank,
@@ -18,11 +23,6 @@ from newllm.analysis.ablations import (
     jacobians,
     largest_singular_values,
 )
-from newllm.data.batching import EncodedSplit
-from newllm.data.tokenizer import BOS, EOS
-from newllm.models.context import ContextModel
-from newllm.models.gating import Additive, LSTMGating
-from newllm.models.initialization import variance_preserving
 
 SENTENCES = [[BOS, 4, 5, 6, 7, EOS], [BOS, 5, 5, EOS], [BOS, 7, 6, 5, 4, 6, EOS]]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
-from newllm.analysis import memory
-from newllm.analysis.timing import Timing, changes, read_timings, side_by_side, write_timings
+from newllm.benchmarks import memory
+from newllm.benchmarks.timing import Timing, changes, read_timings, side_by_side, write_timings
 
 
 def test_contestants_take_turns() -> None:
@@ -29,7 +29,7 @@ def test_ratio_says_how_many_times_faster(monkeypatch: pytest.MonkeyPatch) -> No
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr("newllm.analysis.timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("newllm.benchmarks.timing.time.perf_counter", lambda: now[0])
     timings = side_by_side({"slow": lambda: wait(3.0), "fast": lambda: wait(1.5)}, num_rounds=3)
     assert timings == {"slow": Timing(3.0, 1.0, 0.0), "fast": Timing(1.5, 2.0, 0.0)}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from newllm.analysis.bands import FOLDER, write_bands
-from newllm.analysis.gathering import gather
 from newllm.board import address, link, runs_with_events, short_names
 from newllm.config.naming import run_folder
+from newllm.reporting.bands import FOLDER, write_bands
+from newllm.runs.gathering import gather
 
 
 def make(top: Path, place: str, overrides: Sequence[str]) -> Path:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from conftest import Compose
 
-from newllm.config.build import ConfigFault, conf_directory, instantiate
+from newllm.config.build import ConfigFault, instantiate
 from newllm.config.composed import composed_faults
-from newllm.experiment import build_experiment
-from newllm.identity import config_hash
-from newllm.models.budget import Budget, nearest_width
-from newllm.models.recurrent import LSTMModel
+from newllm.config.composing import conf_directory
+from newllm.models.sizes import Budget, nearest_width
+from newllm.models.torch_rnn import LSTMModel
 from newllm.models.transformer import Transformer
+from newllm.runs.identity import config_hash
+from newllm.training.experiment import build_experiment
 
 FAIR = sorted(path.stem for path in (conf_directory() / "experiment").glob("fair_*.yaml"))
 

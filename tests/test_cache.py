@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from newllm.analysis.references import ReferenceModels
 from newllm.data import cache, module
 from newllm.data.cache import Arrays, Cache
 from newllm.data.module import CorpusDataModule
+from newllm.statistics.references import ReferenceModels
 
 Build = Callable[..., CorpusDataModule]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import TINY_CONTEXT, Compose
 
-from newllm.experiment import Experiment, build_experiment
 from newllm.models.language_model import score_logits
-from newllm.module import SentenceScores
-from newllm.result import measured
-from newllm.runs import load_weights
+from newllm.runs.directory import load_weights
+from newllm.training.experiment import Experiment, build_experiment
+from newllm.training.module import SentenceScores
+from newllm.training.result import measured
 
 TINY_RUN = (*TINY_CONTEXT, "data=tiny30", "logger=none", "callbacks=none", "trainer.max_epochs=8")
 

@@ -8,7 +8,10 @@ import pytest
 from conftest import Compose
 from omegaconf import OmegaConf
 
-from newllm.analysis.claims import (
+from newllm.config.composing import conf_directory
+from newllm.reporting.translation import LANGUAGES, translator
+from newllm.runs.gathering import Run
+from newllm.studies.claims import (
     BY_OUTCOME,
     METRICS,
     NOT_RUN,
@@ -18,9 +21,6 @@ from newllm.analysis.claims import (
     judge,
     stated_claims,
 )
-from newllm.analysis.gathering import Run
-from newllm.config.build import conf_directory
-from newllm.reporting.language import LANGUAGES, translator
 
 VERDICTS = ("supported", "refuted", "no effect", "undecided", "self-contradictory", NOT_RUN)
 EXPERIMENTS = {path.stem for path in (conf_directory() / "experiment").glob("*.yaml")}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from newllm.clipping import GradientClip, clip_gradients
+from newllm.training.clipping import GradientClip, clip_gradients
 
 
 def test_gradient_clip_follows_the_epochs() -> None:

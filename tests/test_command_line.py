@@ -131,7 +131,7 @@ FAULTY = {
     "optimizer._target_=torch.optim.SGD": [
         "optimizer._target_=torch.optim.SGD: takes no betas; leave them out: '~optimizer.betas'"
     ],
-    "schedule._target_=newllm.module.Schedule": [
+    "schedule._target_=newllm.training.module.Schedule": [
         "schedule._target_: unknown key; schedule holds no keys"
     ],
     # Numbers that no library checks.
@@ -204,7 +204,7 @@ def test_faults_are_one_line_each(line: str) -> None:
     "target",
     [
         "torch.os.system",
-        "newllm.runs.subprocess.Popen",
+        "newllm.runs.directory.subprocess.Popen",
         "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
         "torch.hub.load",
         "lightning.pytorch.callbacks.lambda_function.Callable",

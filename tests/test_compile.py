@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.export import Dim, export
 from torch.utils._pytree import tree_map
 
-from newllm.models.fused import Fused
 from newllm.models.language_model import LanguageModel
-from newllm.models.recurrence import Recurrence, Reference
+from newllm.models.recurrence.fused import Fused
+from newllm.models.recurrence.reference import Recurrence, Reference
 
 BATCH = Dim("batch", min=1, max=64)
 pytestmark = [

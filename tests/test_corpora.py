@@ -10,12 +10,12 @@ from statistics import mean, stdev
 
 import pytest
 
-from newllm.analysis.ngram import NGram
 from newllm.data.batching import EncodedSplit
-from newllm.data.corpora import Corpus, build_corpus, quality_grammar, read_text_corpus
-from newllm.data.grammar import Grammar
 from newllm.data.lines import Lines
+from newllm.data.sources.corpora import Corpus, build_corpus, quality_grammar, read_text_corpus
+from newllm.data.sources.grammar import Grammar
 from newllm.data.tokenizer import Tokenizer
+from newllm.statistics.ngram import NGram
 
 # Python's `random` promises the same numbers everywhere; these digests hold it to that.
 DIGESTS = {

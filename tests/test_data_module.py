@@ -10,8 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from newllm.data.corpora import quality_grammar
 from newllm.data.module import CorpusDataModule
+from newllm.data.sources.corpora import quality_grammar
 from newllm.data.tokenizer import BOS, EOS, UNK
 
 BuildData = Callable[..., CorpusDataModule]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from newllm.analysis import drawing, figures
+from newllm.reporting import drawing, figures
 
 STRANGE = ("<BOS>", r"$\R$", "$x$", "$", "東京", "🙂", "_b^2", "\\frac", "&lt;", "a" * 300)
 DYNAMICS = {"gradient_norms": [1.0, 1e-3, 1e-6]}

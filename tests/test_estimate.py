@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import TINY_CONTEXT, Compose
 
-from newllm import estimate as module
-from newllm.estimate import estimate, warm_up
-from newllm.experiment import Experiment, build_experiment
-from newllm.jobs import Job, duration, side_by_side_seconds
-from newllm.models.native import launch
+from newllm.models.recurrence.native import launch
+from newllm.sweeps.jobs import Job, duration, side_by_side_seconds
+from newllm.training import estimate as module
+from newllm.training.estimate import estimate, warm_up
+from newllm.training.experiment import Experiment, build_experiment
 
 QUIET = ("data=tiny30", "logger=none", "callbacks=none", *TINY_CONTEXT)
 

@@ -6,8 +6,9 @@ import pytest
 from conftest import Compose
 from omegaconf import OmegaConf
 
-from newllm.config.build import conf_directory, instantiate
+from newllm.config.build import instantiate
 from newllm.config.composed import composed_faults
+from newllm.config.composing import conf_directory
 
 # Name: parameters, corpus, epochs, largest gradient norm in the first epoch.
 PUBLISHED = {

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from newllm.analysis.fair import MODELS, SETTINGS, SIZES, contestants, differences, purpose
-from newllm.analysis.gathering import Run, gather, pack
-from newllm.analysis.search import expected_best
-from newllm.config.build import conf_directory
-from newllm.reporting.language import LANGUAGES, translator
+from newllm.config.composing import conf_directory
 from newllm.reporting.page import write_report
+from newllm.reporting.translation import LANGUAGES, translator
+from newllm.runs.gathering import Run, gather, pack
+from newllm.studies.fair.results import MODELS, SETTINGS, SIZES, contestants, differences, purpose
+from newllm.studies.fair.trials import expected_best
 
 ORACLE = 1.5
 

@@ -18,16 +18,18 @@ from conftest import SetThreads
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from newllm.models import context, fused, recurrence
-from newllm.models.buffers import Buffers, Memory
+from newllm.models import context
 from newllm.models.cell import ContextCell
 from newllm.models.context import ContextModel
 from newllm.models.fnn import FNNS
-from newllm.models.fused import FEW_STEPS, Fused
 from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.initialization import variance_preserving
-from newllm.models.recurrence import DropoutMasks, Recurrence, Reference, Rollout
-from newllm.models.weights import has_native_code
+from newllm.models.recurrence import fused
+from newllm.models.recurrence import reference as recurrence
+from newllm.models.recurrence.fused import FEW_STEPS, Fused
+from newllm.models.recurrence.native.buffers import Buffers, Memory
+from newllm.models.recurrence.native.weights import has_native_code
+from newllm.models.recurrence.reference import DropoutMasks, Recurrence, Reference, Rollout
 
 B, E, C, H = 3, 5, 4, 6
 BLOCK = 4  # steps of a segment here

@@ -8,8 +8,8 @@ from conftest import TINY_CONTEXT, Command, Compose
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.module import CorpusDataModule
-from newllm.gates import check, find_leak
 from newllm.models.context import ContextModel
+from newllm.training.preflight import check, find_leak
 
 TOKENS = torch.randint(4, 90, (3, 9), generator=torch.Generator().manual_seed(1))
 SMALL = {

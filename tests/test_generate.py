@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from newllm.data.tokenizer import Tokenizer
-from newllm.generate import sample_sentences
 from newllm.models.context import ContextModel
+from newllm.models.sampling import sample_sentences
 
 SENTENCES = ["the cat sleeps", "the dog barks", "a dog sleeps"]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from newllm.data.grammar import END, Grammar, Rules
+from newllm.data.sources.grammar import END, Grammar, Rules
 
 # "a b" has derivations through all three alternatives of the start, "b" through two.
 AMBIGUOUS: Rules = {

@@ -17,12 +17,12 @@ import torch
 from hostile import Damage, copy_of, good_run, nothing_done, write_config
 from omegaconf import OmegaConf
 
-from newllm.analysis.gathering import gather, read_run
+from newllm.data.reading import LONGEST_LINE
 from newllm.evaluate import load_data
-from newllm.reading import LONGEST_LINE
 from newllm.reporting.document import quoted
-from newllm.run_files import FIELDS
-from newllm.runs import has_ended, load_run, read_result
+from newllm.runs.directory import has_ended, load_run, read_result
+from newllm.runs.files import FIELDS
+from newllm.runs.gathering import gather, read_run
 
 CONFIG, RESULT, TOKENIZER = "config.yaml", "result.json", "tokenizer.json"
 BEST = "checkpoints/best.ckpt"
@@ -104,15 +104,15 @@ TARGETS: dict[Any, dict[str, Any]] = {
     "lightning.pytorch.loggers.CSVLogger": {"save_dir": "."},
     "lightning.pytorch.loggers.WandbLogger": {},
     "lightning.pytorch.LightningModule.load_from_checkpoint": {"checkpoint_path": "x"},
-    "newllm.runs.write_text": {"path": "pwned", "text": ""},
-    "newllm.runs.subprocess.Popen": {"args": ["touch", "pwned"]},
-    "newllm.runs.move_aside": {"path": ".", "top": "."},
+    "newllm.runs.directory.write_text": {"path": "pwned", "text": ""},
+    "newllm.runs.directory.subprocess.Popen": {"args": ["touch", "pwned"]},
+    "newllm.runs.directory.move_aside": {"path": ".", "top": "."},
     "newllm.train.main": {},
-    "newllm.data.corpora.Corpus.write": {"directory": "pwned"},
+    "newllm.data.sources.corpora.Corpus.write": {"directory": "pwned"},
     "newllm.data.module.CorpusDataModule.load_from_checkpoint": {"checkpoint_path": "x"},
     "newllm.models.context.torch.load": {"f": "evil.pt"},
     "newllm.models.context.checkpoint": {"function": None},
-    "newllm.models.native.compiled.run": {},
+    "newllm.models.recurrence.native.compiled.run": {},
     "newllm.__main__.x": {},
     " torch.nn.LayerNorm": {},
     "torch.nn..LayerNorm": {},
@@ -255,12 +255,13 @@ CONFIGS: dict[str, Damage] = {
     "gating of a list": model_with("gating: [1, 2]"),
     "recurrence of a word": model_with("recurrence: fused"),
     "recurrence of a layer": model_with("recurrence: {_target_: torch.nn.Identity}"),
-    "recurrence of a number": model_with("recurrence: {_target_: newllm.models.fused.Fused, "
+    "recurrence of a number": model_with("recurrence: {_target_: "
+                                          "newllm.models.recurrence.fused.Fused, "
                                           "native: 7}"),
     "abstract": model_with("gating: {_target_: newllm.models.gating.Gating, _partial_: true}"),
     "a cell alone": written(CONFIG, "model: {_target_: newllm.models.fnn.PlainFNN, "
                                     "hidden_dim: 4, num_layers: 2}"),
-    "a budget": written(CONFIG, "model: {_target_: newllm.models.budget.Budget}"),
+    "a budget": written(CONFIG, "model: {_target_: newllm.models.sizes.Budget}"),
     **{f"{key}={value}"[:40]: sized(**{key: value}) for key in
        ("vocabulary_size", "embedding_dim", "context_dim", "hidden_dim", "num_layers")
        for value in (10**9, 10**30, -1, 5, "x", 4.0, True, None, [4], {"a": 4})},

@@ -11,7 +11,7 @@ from newllm.models.context import ContextModel
 from newllm.models.fnn import PlainFNN
 from newllm.models.gating import LSTMGating
 from newllm.models.initialization import normal, variance_preserving
-from newllm.models.recurrent import LSTMModel
+from newllm.models.torch_rnn import LSTMModel
 from newllm.models.transformer import Transformer
 
 make = partial(

@@ -3,10 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
-from newllm.analysis.gathering import Run
-from newllm.analysis.ladder import RUNGS, climb, ends
-from newllm.config.build import conf_directory
-from newllm.reporting.language import LANGUAGES, translator
+from newllm.config.composing import conf_directory
+from newllm.reporting.translation import LANGUAGES, translator
+from newllm.runs.gathering import Run
+from newllm.studies.ladder.effects import RUNGS, climb, ends
 
 
 def make_runs(experiment: str, *losses: float) -> list[Run]:

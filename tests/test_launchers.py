@@ -12,9 +12,9 @@ from conftest import TINY_CONTEXT, Compose
 from hydra.core.utils import JobReturn, JobStatus
 from lightning.pytorch.utilities import rank_zero_only
 
-from hydra_plugins.newllm_each import Each
-from newllm.experiment import build_experiment
+from newllm.sweeps.each import Each
 from newllm.train import main
+from newllm.training.experiment import build_experiment
 
 CLUSTERS = {
     "slurm": {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1"},

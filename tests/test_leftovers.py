@@ -7,9 +7,9 @@ from conftest import TINY, Compose
 
 from newllm.config.composed import composed_faults
 from newllm.config.leftovers import without_leftovers
-from newllm.experiment import build_experiment
-from newllm.jobs import Job
-from newllm.summary import print_banner
+from newllm.sweeps.jobs import Job
+from newllm.training.experiment import build_experiment
+from newllm.training.summary import print_banner
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,15 @@ from omegaconf import OmegaConf
 
 from newllm.config.build import instantiate
 from newllm.evaluate import evaluation_folder
-from newllm.identity import config_hash
-from newllm.runs import RunConflict, RunDirectory, has_ended, load_run, read_result, write_text
+from newllm.runs.directory import (
+    RunConflict,
+    RunDirectory,
+    has_ended,
+    load_run,
+    read_result,
+    write_text,
+)
+from newllm.runs.identity import config_hash
 
 MODELS = {
     "context": TINY, "gated": TINY, "mingru": ("embedding_dim=8", "hidden_dim=8"),

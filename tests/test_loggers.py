@@ -11,13 +11,13 @@ from omegaconf import open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 
-from newllm import loggers
-from newllm.analysis import figures
 from newllm.config.command_line import command_line_faults
-from newllm.experiment import build_experiment
-from newllm.loggers import build_loggers
-from newllm.runs import read_result
-from newllm.train import quiet_lightning, train
+from newllm.reporting import figures
+from newllm.runs.directory import read_result
+from newllm.training import loggers
+from newllm.training.experiment import build_experiment
+from newllm.training.loggers import build_loggers
+from newllm.training.run import quiet_lightning, train
 
 
 class Notes(Logger):

@@ -19,7 +19,7 @@ from newllm.models.gating import LSTMGating
 from newllm.models.initialization import variance_preserving
 from newllm.models.language_model import LanguageModel
 from newllm.models.mingru import MinGRUModel
-from newllm.models.recurrent import ElmanModel, GRUModel, LSTMModel
+from newllm.models.torch_rnn import ElmanModel, GRUModel, LSTMModel
 from newllm.models.transformer import Transformer
 
 V = 11

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
 from newllm.data.batching import Batch, EncodedSplit
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK
 from newllm.models.language_model import score_logits
-from newllm.module import Schedule, SentenceScores
+from newllm.training.module import Schedule, SentenceScores
 
 V = 7
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from newllm.analysis.ngram import NUM_FOLDS, STRENGTHS, NGram
 from newllm.data.batching import EncodedSplit
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK
+from newllm.statistics.ngram import NUM_FOLDS, STRENGTHS, NGram
 
 VOCABULARY = 9
 TRAIN = [[BOS, 4, 5, EOS], [BOS, 4, 6, 5, EOS], [BOS, 6, 5, 5, EOS], [BOS, 4, 5, 7, EOS]] * 2

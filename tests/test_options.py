@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import TINY, Compose
 
-from newllm.config.build import conf_directory
-from newllm.experiment import build_experiment
+from newllm.config.composing import conf_directory
+from newllm.training.experiment import build_experiment
 
 GROUPS = sorted(path.name for path in conf_directory().iterdir() if path.is_dir())
 OPTIONS = [
@@ -38,7 +38,7 @@ def test_option_builds_and_takes_a_step(
         overrides.append("experiment=scaling_400")  # which says what widths follow
     if option in ("wandb", "mlflow"):
         overrides.append("plan=true")  # these packages are nobody's who does not want them
-        monkeypatch.setattr("newllm.loggers.PACKAGES", {})
+        monkeypatch.setattr("newllm.training.loggers.PACKAGES", {})
     overrides += shrink(compose_config, *overrides)
     config = compose_config(*overrides)
     experiment = build_experiment(config, tmp_path)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from newllm.analysis.claims import PROPERTIES
-from newllm.analysis.gathering import Run
-from newllm.analysis.pairing import compare_sides, start_alike
-from newllm.analysis.statistics import compare
+from newllm.runs.gathering import Run
+from newllm.statistics.intervals import compare
+from newllm.statistics.pairing import compare_sides, start_alike
+from newllm.studies.claims import PROPERTIES
 
 FIRST = {1: 6.15, 2: 5.97, 3: 5.89}
 SECOND = {**FIRST, 4: 7.0, 5: 6.5}

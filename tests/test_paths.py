@@ -11,8 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from newllm.config.build import ConfigFault
-from newllm.experiment import build_experiment, write_data
-from newllm.identity import config_hash
+from newllm.runs.identity import config_hash
+from newllm.training.experiment import build_experiment, write_data
 
 Given = Callable[..., DictConfig]
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from newllm.analysis.power import (
+from newllm.statistics.intervals import compare, plan, verdicts
+from newllm.statistics.power import (
     MOST_SEEDS,
     Scatter,
     power_of_difference,
@@ -12,7 +13,6 @@ from newllm.analysis.power import (
     seeds_to_decide,
     seeds_to_see,
 )
-from newllm.analysis.statistics import compare, plan, verdicts
 
 PAIRS, GROUPS = Scatter(0.04**2, is_paired=True), Scatter(2 * 0.04**2, is_paired=False)
 

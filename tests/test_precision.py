@@ -7,9 +7,9 @@ import torch
 from conftest import Compose
 
 from newllm.config.build import ConfigFault
-from newllm.experiment import Experiment, build_experiment
-from newllm.precision import precision_name, precision_warning
-from newllm.train import train
+from newllm.training.experiment import Experiment, build_experiment
+from newllm.training.precision import precision_name, precision_warning
+from newllm.training.run import train
 
 MODELS = ("context", "gated", "lstm", "gru", "elman", "mingru", "transformer")
 SMALL = ("data=tiny30", "callbacks=none", "logger=none", "recipe=modern", "recipe.max_epochs=2")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from newllm.models.cell import ContextCell
 from newllm.models.fnn import FNNS
 from newllm.models.gating import LSTMGating
-from newllm.models.recurrence import MASK_BLOCK, DropoutMasks, Reference
+from newllm.models.recurrence.reference import MASK_BLOCK, DropoutMasks, Reference
 
 B, T, E, C, H = 2, 5, 3, 4, 6
 

@@ -6,7 +6,7 @@ Shapes: B batch, T time (tokens), L layers, H hidden, V vocabulary.
 import pytest
 import torch
 
-from newllm.models.recurrent import ElmanModel, GRUModel, LSTMModel, RecurrentBaseline
+from newllm.models.torch_rnn import ElmanModel, GRUModel, LSTMModel, RecurrentBaseline
 
 V = 11
 BASELINES = [LSTMModel, GRUModel, ElmanModel]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.analysis.predictions import divergences, target_losses
-from newllm.analysis.references import ReferenceModels, gap_closed, mean_by_position
-from newllm.data.grammar import Grammar
 from newllm.data.module import CorpusDataModule
+from newllm.data.sources.grammar import Grammar
 from newllm.data.tokenizer import EOS
 from newllm.models.context import ContextModel
+from newllm.statistics.predictions import divergences, target_losses
+from newllm.statistics.references import ReferenceModels, gap_closed, mean_by_position
 
 Build = Callable[..., CorpusDataModule]
 

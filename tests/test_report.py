@@ -13,20 +13,20 @@ from conftest import Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm import report
-from newllm.analysis import series_figures
-from newllm.analysis.bands import write_bands
-from newllm.analysis.claims import NOT_RUN, judge
-from newllm.analysis.contest import contests
-from newllm.analysis.gathering import gather, pack
-from newllm.analysis.series import derived, other_figures, published, summarize
-from newllm.analysis.statistics import mean_interval, next_run_interval
-from newllm.analysis.variant_figures import MOST_CURVES, curves, styles
-from newllm.arguments import ends_with_its_reader
+from newllm.config.arguments import ends_with_its_reader
 from newllm.reporting import page as page_module
+from newllm.reporting.bands import write_bands
 from newllm.reporting.document import Document
-from newllm.reporting.language import LANGUAGES
-from newllm.reporting.numbers import as_known
+from newllm.reporting.formatting import as_known
 from newllm.reporting.page import write_markdown, write_report
+from newllm.reporting.translation import LANGUAGES
+from newllm.reporting.variant_figures import MOST_CURVES, curves, styles
+from newllm.runs.gathering import gather, pack
+from newllm.statistics.comparisons import contests
+from newllm.statistics.intervals import mean_interval, next_run_interval
+from newllm.studies.claims import NOT_RUN, judge
+from newllm.studies.series import figures as series_figures
+from newllm.studies.series.results import derived, other_figures, published, summarize
 
 
 def make_run(top: Path, experiment: str, seed: int, **fields: Any) -> Path:

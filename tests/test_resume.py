@@ -8,7 +8,7 @@ import torch
 from conftest import Compose
 from lightning.pytorch import Callback, Trainer
 
-from newllm.experiment import Experiment, build_experiment
+from newllm.training.experiment import Experiment, build_experiment
 
 # 24 sentences in batches of 5: five steps an epoch, 15 in all.
 RUN = (
@@ -36,7 +36,7 @@ RECIPES = {
 SCHEDULES = {
     "constant": ("schedule=null",),
     "one cycle by steps": (
-        "schedule={_target_:newllm.module.Schedule,interval:step,scheduler:{"
+        "schedule={_target_:newllm.training.module.Schedule,interval:step,scheduler:{"
         "_target_:torch.optim.lr_scheduler.OneCycleLR,_partial_:true,max_lr:0.01}}",
     ),
     "cosine by epochs": ("countermeasure=cosine_annealing",),

@@ -8,11 +8,11 @@ import torch
 from conftest import TINY_CONTEXT, Compose
 from omegaconf import DictConfig
 
-from newllm.checkpoints import Checkpoints
-from newllm.identity import config_hash
-from newllm.resume import resume
-from newllm.runs import RunDirectory, read_config
-from newllm.train import Interrupted, attempt, train
+from newllm.runs.directory import RunDirectory, read_config
+from newllm.runs.identity import config_hash
+from newllm.runs.resume import resume
+from newllm.training.checkpoints import Checkpoints
+from newllm.training.run import Interrupted, attempt, train
 
 OVERRIDES = [
     *("experiment=modern", "data=tiny30", "data.batch_size=5", "recipe.max_epochs=3"),

@@ -12,9 +12,9 @@ import torch
 from conftest import Compose
 
 from newllm.data.tokenizer import Tokenizer
-from newllm.identity import config_hash
 from newllm.models.context import ContextModel
-from newllm.runs import RunConflict, RunDirectory, load_run, read_result
+from newllm.runs.directory import RunConflict, RunDirectory, load_run, read_result
+from newllm.runs.identity import config_hash
 
 MODEL = """model:
   _target_: newllm.models.context.ContextModel
@@ -27,7 +27,7 @@ MODEL = """model:
 TAKE = """
 import sys, time
 from pathlib import Path
-from newllm.runs import RunDirectory
+from newllm.runs.directory import RunDirectory
 owned = RunDirectory(Path(sys.argv[1]))
 print("mine", flush=True)
 time.sleep(60)

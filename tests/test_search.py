@@ -12,7 +12,10 @@ import pytest
 from conftest import Command, Compose
 from omegaconf import OmegaConf
 
-from newllm.analysis.search import (
+from newllm.config.composing import conf_directory
+from newllm.config.naming import run_folder
+from newllm.runs.identity import config_hash
+from newllm.studies.fair.trials import (
     LAYERS,
     LOGARITHMIC,
     NUM_TRIALS,
@@ -21,11 +24,8 @@ from newllm.analysis.search import (
     expected_best,
     trial_file,
 )
-from newllm.config.build import conf_directory
-from newllm.config.naming import run_folder
-from newllm.identity import config_hash
-from newllm.jobs import Job
-from newllm.sweep import sweep
+from newllm.sweeps.jobs import Job
+from newllm.sweeps.sweep import sweep
 
 
 def test_the_trials_are_those_that_were_drawn() -> None:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from newllm.analysis.series import published
-from newllm.analysis.spikes import find_spikes, shares_of_rise, spikes_of_run
+from newllm.statistics.spikes import find_spikes, shares_of_rise, spikes_of_run
+from newllm.studies.series.results import published
 
 
 @pytest.mark.parametrize(

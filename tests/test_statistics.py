@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from newllm.analysis.statistics import (
+from newllm.statistics.intervals import (
     compare,
     holm,
     verdicts,
@@ -118,7 +118,7 @@ def test_power_is_how_often_the_test_sees_it() -> None:
 
 def test_the_plan_says_how_many_seeds_its_power_needs() -> None:
     """The figures in the comments of `plan.toml`."""
-    stated = tomllib.loads(files("newllm.analysis").joinpath("plan.toml").read_text())
+    stated = tomllib.loads(files("newllm.statistics").joinpath("plan.toml").read_text())
     assert stated["seeds"]["tiny30"] == 20
     alpha, wanted = stated["alpha"], stated["power"]
     needed = next(n for n in range(2, 500) if power(n, 0.05, 0.136, alpha) >= wanted)

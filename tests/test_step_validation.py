@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY_CONTEXT, Compose
 
-from newllm.callbacks import StepValidation
-from newllm.experiment import build_experiment
+from newllm.training.experiment import build_experiment
+from newllm.training.watching import StepValidation
 
 WATCHED = (*TINY_CONTEXT, "logger=none", "threads=1")
 

@@ -18,14 +18,14 @@ from hydra import compose
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from newllm.analysis.bands import FOLDER, write_bands
-from newllm.analysis.contest import contests
-from newllm.analysis.gathering import gather
-from newllm.config.build import conf_directory
+from newllm.config.composing import conf_directory
 from newllm.config.naming import register_resolvers, run_folder, run_name
-from newllm.jobs import Job, Outcome
-from newllm.runs import RunConflict, has_ended, move_aside, write_text
-from newllm.sweep import _tell
+from newllm.reporting.bands import FOLDER, write_bands
+from newllm.runs.directory import RunConflict, has_ended, move_aside, write_text
+from newllm.runs.gathering import gather
+from newllm.statistics.comparisons import contests
+from newllm.sweeps.jobs import Job, Outcome
+from newllm.sweeps.sweep import _tell
 
 TINY = ("data=tiny30", "countermeasure=none", "logger=none", "callbacks=none", *TINY_CONTEXT)
 SWEEP = ("newllm.train", "-m", *TINY)

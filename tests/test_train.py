@@ -11,7 +11,7 @@ import torch
 from conftest import TINY_CONTEXT, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from newllm.runs import load_run
+from newllm.runs.directory import load_run
 
 RESULT_FIELDS = {
     "status", "experiment", "name", "seed", "parameters", "state_bytes", "steps", "epochs",

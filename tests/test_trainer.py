@@ -8,9 +8,9 @@ from conftest import TINY_CONTEXT, Compose
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf, open_dict
 
-from newllm.config.build import conf_directory
-from newllm.experiment import build_experiment
-from newllm.trainer import DECIDED, build_trainer, planned_steps
+from newllm.config.composing import conf_directory
+from newllm.training.experiment import build_experiment
+from newllm.training.trainer import DECIDED, build_trainer, planned_steps
 
 # Lightning does as it is told, and so the run does.
 LEFT_TO_LIGHTNING = {

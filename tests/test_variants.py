@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from newllm.analysis.contest import BASELINE, NO_RUN, ONE_SEED, UNDECIDED, VOID, contests
-from newllm.analysis.gathering import Run
-from newllm.analysis.labels import labels, numbered
-from newllm.analysis.variants import variants
 from newllm.reporting.answer import answer, more_seeds
-from newllm.reporting.language import LANGUAGES, translator
+from newllm.reporting.translation import LANGUAGES, translator
+from newllm.runs.gathering import Run
+from newllm.statistics.comparisons import BASELINE, NO_RUN, ONE_SEED, UNDECIDED, VOID, contests
+from newllm.statistics.labels import labels, numbered
+from newllm.statistics.variants import variants
 
 ENGLISH = translator("en")
 REFERENCES = {"uniform": 5.5, "unigram": 5.0, "bigram": 2.35, "oracle": 1.51}

@@ -7,7 +7,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -26,13 +25,6 @@ class ConfigFault(ValueError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n".join(faults))
-
-
-def conf_directory() -> Path:
-    """The folder of configuration files: beside the code in a wheel, above it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    candidates = (package / "conf", package.parent / "conf")
-    return next(path for path in candidates if (path / "config.yaml").is_file())
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import conf_directory
 from newllm.config.composed import composed_faults
+from newllm.config.composing import conf_directory
 from newllm.config.folders import folder_faults
 from newllm.config.values import shown, value_faults
 

@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.build import ConfigFault, target_faults
 from newllm.config.leftovers import arguments_of, chose_another_model, without_leftovers
 from newllm.config.naming import split
-from newllm.config.numbers import number_faults
-from newllm.config.reading import (
+from newllm.config.origins import (
     descend,
     leaves,
     origin,
@@ -22,7 +21,8 @@ from newllm.config.reading import (
     raw,
     read_nodes,
 )
-from newllm.models.budget import decided_sizes, named_sizes
+from newllm.config.ranges import number_faults
+from newllm.models.sizes import decided_sizes, named_sizes
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.

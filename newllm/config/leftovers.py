@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import target_faults
 from newllm.config.naming import split
-from newllm.config.reading import leaves
+from newllm.config.origins import leaves
 
 # Sizes of a model, and the names of sizes that follow from a budget.
 OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")

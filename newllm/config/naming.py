@@ -8,7 +8,7 @@ from functools import cache
 
 from omegaconf import OmegaConf
 
-from newllm.config.build import conf_directory
+from newllm.config.composing import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.

@@ -7,7 +7,7 @@ import difflib
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from newllm.config.reading import descend, leaves, origin, raw
+from newllm.config.origins import descend, leaves, origin, raw
 
 # What other programs call it, and what it is called here.
 SYNONYMS = {

@@ -47,7 +47,7 @@ KINDS = (
     Kind(LRScheduler, "torch.optim"),
     Kind(Trainer, "lightning.pytorch.trainer"),
     Kind(Callback, "lightning.pytorch.callbacks"),
-    Kind(Callback, "newllm.callbacks"),
+    Kind(Callback, "newllm.training.watching"),
     Kind(Logger, "lightning.pytorch.loggers"),
     Kind(Metric, "torchmetrics"),
 )
@@ -55,15 +55,20 @@ KINDS = (
 OWN = frozenset(
     {
         "newllm.data.module.CorpusDataModule",
-        "newllm.models.budget.Budget",
-        "newllm.models.fused.Fused",
+        "newllm.models.sizes.Budget",
+        "newllm.models.recurrence.fused.Fused",
         "newllm.models.initialization.normal",
         "newllm.models.initialization.variance_preserving",
-        "newllm.models.recurrence.Reference",
-        "newllm.module.Schedule",
+        "newllm.models.recurrence.reference.Reference",
+        "newllm.training.module.Schedule",
     }
 )
-OWN_MODULES = ("newllm.models", "newllm.callbacks", "newllm.data.module", "newllm.module")
+OWN_MODULES = (
+    "newllm.models",
+    "newllm.training.watching",
+    "newllm.data.module",
+    "newllm.training.module",
+)
 TOLD = (
     "layers, optimizers, schedules, callbacks, loggers and metrics of newllm, torch, torchmetrics "
     "and lightning"

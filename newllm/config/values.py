@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import TYPE_NAMES, takes_null
 from newllm.config.leftovers import arguments_of
-from newllm.config.reading import descend, leaves, origin, raw
+from newllm.config.origins import descend, leaves, origin, raw
 from newllm.config.suggestions import suggest
 
 FILLED_IN = ("model.vocabulary_size",)  # null until the experiment is built

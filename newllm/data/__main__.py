@@ -3,9 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
-from newllm.arguments import Arguments, ends_with_its_reader
-from newllm.data.corpora import NAMES
+from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.data.module import CorpusDataModule
+from newllm.data.sources.corpora import NAMES
 
 
 @ends_with_its_reader

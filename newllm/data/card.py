@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from newllm.data.corpora import SPLITS, Corpus
+from newllm.data.sources.corpora import SPLITS, Corpus
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 from newllm.data.batching import BATCHINGS, EncodedSplit, EvaluationBatches, TrainingBatches
 from newllm.data.cache import Arrays, Cache
 from newllm.data.card import Card
-from newllm.data.corpora import NAMES, SPLITS, Corpus, build_corpus, read_text_corpus
-from newllm.data.grammar import END, Grammar
 from newllm.data.memory import release_free_memory
+from newllm.data.sources.corpora import NAMES, SPLITS, Corpus, build_corpus, read_text_corpus
+from newllm.data.sources.grammar import END, Grammar
 from newllm.data.tokenizer import EOS, UNK, Tokenizer, kind_and_size_faults
 
 TOO_LONG = ("error", "truncate", "drop")
@@ -30,7 +30,7 @@ class CorpusDataModule(LightningDataModule):
     """A corpus, tokenized with what its training part teaches, in batches.
 
     Args:
-        corpus: one of `newllm.data.corpora.NAMES`.
+        corpus: one of `newllm.data.sources.corpora.NAMES`.
         order_seed: decides the order of the training batches and nothing else.
         batch_size: sentences in a training batch.
         batching: ``shuffled`` or ``bucketed`` (sentences of like length together).

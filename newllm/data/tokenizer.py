@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from newllm.reading import parse_json, read_text
+from newllm.data.reading import parse_json, read_text
 
 PAD, UNK, BOS, EOS = range(4)
 NUM_SPECIALS = 4

@@ -27,7 +27,7 @@ from newllm.models.language_model import (
     surely,
 )
 from newllm.models.positions import LearnedPositions, token_positions
-from newllm.models.recurrence import (
+from newllm.models.recurrence.reference import (
     MASK_BLOCK,
     DropoutMasks,
     Intervene,

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from newllm.analysis.contest import ONE_SEED, UNDECIDED, Contest, Standing
-from newllm.analysis.gathering import Run
-from newllm.analysis.labels import differing
-from newllm.analysis.power import MOST_SEEDS
-from newllm.analysis.statistics import Interval, plan
-from newllm.analysis.variants import Variant
 from newllm.config.naming import split, without_seed
-from newllm.reporting.language import Translate
+from newllm.reporting.translation import Translate
+from newllm.runs.gathering import Run
+from newllm.statistics.comparisons import ONE_SEED, UNDECIDED, Contest, Standing
+from newllm.statistics.intervals import Interval, plan
+from newllm.statistics.labels import differing
+from newllm.statistics.power import MOST_SEEDS
+from newllm.statistics.variants import Variant
 
 USUAL = Path("outputs/runs")  # the folder of sweeps in `conf/config.yaml`
 SEEDS = 5  # to ask for where the plan has no number for a corpus

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from newllm.analysis.contest import Contest
-from newllm.analysis.gathering import Run
-from newllm.analysis.statistics import plan
-from newllm.analysis.variant_figures import (
+from newllm.reporting.answer import answer, more_seeds
+from newllm.reporting.document import Document, quoted
+from newllm.reporting.run_tables import references_table, runs_table
+from newllm.reporting.translation import Translate
+from newllm.reporting.variant_figures import (
     MOST_CURVES,
     MOST_ROWS,
     curves,
@@ -15,11 +16,10 @@ from newllm.analysis.variant_figures import (
     has_curves,
     shared_references,
 )
-from newllm.reporting.answer import answer, more_seeds
-from newllm.reporting.document import Document, quoted
-from newllm.reporting.language import Translate
-from newllm.reporting.run_tables import references_table, runs_table
 from newllm.reporting.variant_tables import Table, chosen, comparison, costs
+from newllm.runs.gathering import Run
+from newllm.statistics.comparisons import Contest
+from newllm.statistics.intervals import plan
 
 RULES = (
     "Below zero a group is better than the baseline. Differences are taken {how}; verdicts are "

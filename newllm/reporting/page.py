@@ -7,24 +7,24 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from newllm.analysis import series_figures
-from newllm.analysis.claims import is_evidence, judge
-from newllm.analysis.contest import Contest, contests
-from newllm.analysis.drawing import can_show
-from newllm.analysis.fair import purpose
-from newllm.analysis.gathering import Run
-from newllm.analysis.ladder import is_rung
-from newllm.analysis.scaling import point_of
-from newllm.analysis.series import Summary, summarize
 from newllm.reporting.document import Document, quoted
-from newllm.reporting.fair_comparison import fair_comparison
-from newllm.reporting.ladder_effects import ladder_effects
-from newllm.reporting.language import Translate, translator
+from newllm.reporting.drawing import can_show
 from newllm.reporting.own_runs import own_runs
 from newllm.reporting.run_tables import runs_table
-from newllm.reporting.scaling_law import scaling_law
-from newllm.reporting.spike_study import spike_study
-from newllm.reporting.tables import (
+from newllm.reporting.translation import Translate, translator
+from newllm.runs.gathering import Run
+from newllm.statistics.comparisons import Contest, contests
+from newllm.studies.claims import is_evidence, judge
+from newllm.studies.fair.part import fair_comparison
+from newllm.studies.fair.results import purpose
+from newllm.studies.ladder.effects import is_rung
+from newllm.studies.ladder.part import ladder_effects
+from newllm.studies.scaling.law import point_of
+from newllm.studies.scaling.part import scaling_law
+from newllm.studies.series import figures as series_figures
+from newllm.studies.series.results import Summary, summarize
+from newllm.studies.series.spikes import spike_study
+from newllm.studies.series.tables import (
     all_experiments,
     claims_table,
     derived_table,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from newllm.analysis.gathering import Run
 from newllm.reporting.document import Document, quoted
-from newllm.reporting.language import Translate
-from newllm.reporting.numbers import number
+from newllm.reporting.formatting import number
+from newllm.reporting.translation import Translate
+from newllm.runs.gathering import Run
 
 DEFINITION_OF_REFERENCES = (
     "On the validation sentences of each corpus, in nats per token: all tokens alike, counts of "

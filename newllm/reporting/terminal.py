@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from rich import table as rich_table
 from rich.console import Console
 
-from newllm.analysis.contest import Contest
-from newllm.analysis.variant_figures import shared_references
 from newllm.reporting.answer import answer, more_seeds
-from newllm.reporting.language import translator
+from newllm.reporting.translation import translator
+from newllm.reporting.variant_figures import shared_references
 from newllm.reporting.variant_tables import Table, chosen, comparison, costs
+from newllm.statistics.comparisons import Contest
 
 MOST_ROWS = 40  # groups; more of them are for the page
 MOST_REASONS = 10

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from newllm.analysis.contest import Contest, Standing
-from newllm.analysis.labels import differing
-from newllm.analysis.variants import Variant
 from newllm.reporting.answer import bounds, seeds_needed, signed
-from newllm.reporting.language import Translate
+from newllm.reporting.translation import Translate
+from newllm.statistics.comparisons import Contest, Standing
+from newllm.statistics.labels import differing
+from newllm.statistics.variants import Variant
 
 Table = tuple[list[str], list[list[str]]]  # headings and rows
 

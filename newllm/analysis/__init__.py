@@ -1,1 +1,0 @@
-"""What runs are compared with, what they show, and what follows from it."""

@@ -1,0 +1,32 @@
+"""What Hydra composes from: the folder of configuration files, our launcher and sweepers by name.
+
+Importing this module makes the names known; `newllm.sweeps.plugins` registers the classes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+# Hydra instantiates plugins from below `hydra_plugins` only.
+PLUGIN_MODULE = "hydra_plugins.newllm"
+
+SWEEPER: dict[str, Any] = {"max_batch_size": None, "params": {}}
+NODES: dict[str, dict[str, Any]] = {
+    "hydra/launcher": {"local": {"_target_": f"{PLUGIN_MODULE}.LocalLauncher"}},
+    "hydra/sweeper": {
+        "each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER},
+        "search": {"_target_": f"{PLUGIN_MODULE}.Search", **SWEEPER, "then": []},
+    },
+}
+
+for group, nodes in NODES.items():
+    for name, node in nodes.items():
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="newllm")
+
+
+def conf_directory() -> Path:
+    """The folder of configuration files: beside the code in a wheel, above it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    candidates = (package / "conf", package.parent / "conf")
+    return next(path for path in candidates if (path / "config.yaml").is_file())

@@ -1,0 +1,1 @@
+"""Where sentences come from: the grammar and the corpora."""

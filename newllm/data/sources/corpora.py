@@ -1,0 +1,291 @@
+"""The corpora: where their sentences come from and how they are split.
+
+``tiny30`` and ``augmented124`` are written by hand, ``quality500`` and ``quality12500`` are drawn
+from the grammar in ``quality.toml``, and any text file can be read with a sentence on each line.
+``augmented124`` is a stand-in: only the size and vocabulary of the original corpus are known.
+The grammar's words are not the original's, but as frequent: unigram and bigram counts score alike
+on both, so that losses can be compared with the published ones.
+
+Every corpus is a pure function of its arguments. The files that `Corpus.write` leaves behind are
+there to be looked at; they are never read back.
+"""
+
+import hashlib
+import math
+import os
+import random
+import stat
+import tomllib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from newllm.data.lines import Lines
+from newllm.data.sources.grammar import Grammar
+
+NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
+SPLITS = ("train", "validation", "test")
+
+SPLIT_SEED = 42
+TRAIN_FRACTION = 0.8
+NUM_TEST_SENTENCES = 10_000
+
+# Of the draws 0, 1, 2, ... of quality500 the first with 4,986 words, 252 of them distinct.
+# quality12500 has no figures to meet.
+DRAW_SEEDS = {"quality500": 12, "quality12500": 0}
+NUM_SENTENCES = {"quality500": 500, "quality12500": 12_500}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences, words separated by single blanks, in three splits of fixed order.
+
+    Attributes:
+        seed: what was drawn and split with, None for the default draw.
+        grammar: the distribution the sentences were drawn from, None where there is none.
+        path: the file that was read, None for the corpora of this package.
+        path_sha256: digest of that file, in hexadecimal.
+        line_numbers: for a file, the line of each sentence of each split, counted from 1.
+        num_blank_lines: lines of the file that hold no sentence.
+        withheld: training sentences that are not to be trained on.
+        unscored: validation sentences that are not to be validated on.
+    """
+
+    name: str
+    train: Sequence[str]
+    validation: Sequence[str]
+    test: Sequence[str] = ()
+    seed: int | None = None
+    grammar: Grammar | None = None
+    path: Path | None = None
+    path_sha256: str | None = None
+    line_numbers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    num_blank_lines: int = 0
+    withheld: Sequence[str] = ()
+    unscored: Sequence[str] = ()
+
+    def split(self, name: str) -> Sequence[str]:
+        """The sentences of ``train``, ``validation`` or ``test``."""
+        assert name in SPLITS, name
+        sentences: Sequence[str] = getattr(self, name)
+        return sentences
+
+    def location(self, split: str, index: int) -> str:
+        """Where to find a sentence, as ``FILE:LINE``."""
+        if self.path is not None:
+            return f"{self.path}:{self.line_numbers[split][index]}"
+        return f"{self._file_name(split)}:{index + 1}"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all three splits, in hexadecimal."""
+        content = hashlib.sha256()
+        for split in SPLITS:
+            content.update(b"" if split == SPLITS[0] else b"\f")
+            for part in self._text(split):
+                content.update(part)
+        return content.hexdigest()
+
+    @cached_property
+    def test_shift(self) -> float:
+        """How much likelier a test sentence is than the grammar says, in nats a sentence.
+
+        The test sentences are drawn on condition that they are neither in train, withheld or not,
+        nor in validation.
+        With S the set of those sentences this makes every other one likelier by 1 / (1 - P(S)).
+        0.0 where there is no grammar.
+        """
+        if self.grammar is None:
+            return 0.0
+        seen = {*self.train, *self.withheld, *self.validation, *self.unscored}
+        mass = math.fsum(math.exp(self.grammar.log_probability(s.split())) for s in sorted(seen))
+        return -math.log1p(-mass)
+
+    def write(self, directory: Path) -> None:
+        """Writes a file a split into ``directory``, unless it is there already. Atomic.
+
+        Raises:
+            ValueError: the directory cannot be written to.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for split in SPLITS:
+                path, content = directory / self._file_name(split), b"".join(self._text(split))
+                if not path.exists() or path.read_bytes() != content:
+                    partial = path.with_name(f".{path.name}.{os.getpid()}")
+                    partial.write_bytes(content)
+                    partial.replace(path)
+        except OSError as error:
+            raise ValueError(
+                f"data.directory={directory} cannot be written: {error.strerror}"
+            ) from error
+
+    def _file_name(self, split: str) -> str:
+        seed = "" if self.seed is None else f".seed{self.seed}"
+        return f"{self.name}{seed}.{split}.txt"
+
+    def _text(self, split: str) -> Iterator[bytes]:
+        """A split as it stands in a file, in parts."""
+        sentences = self.split(split)
+        for start in range(0, len(sentences), 10_000):
+            yield "".join(f"{text}\n" for text in sentences[start : start + 10_000]).encode()
+
+
+@lru_cache(maxsize=8)  # drawn once by a program that builds many experiments
+def build_corpus(name: str, seed: int | None = None) -> Corpus:
+    """One of the corpora of this package, which nobody can change.
+
+    Args:
+        name: ``tiny30``, ``augmented124``, ``quality500`` or ``quality12500``.
+        seed: redraws the sentences of a grammar corpus and splits any corpus anew; None gives the
+            corpus with the published figures.
+    """
+    if name in NUM_SENTENCES:
+        return _from_grammar(name, seed)
+    assert name in ("tiny30", "augmented124"), name
+    sentences = _resource("tiny30.txt").splitlines()
+    if name == "augmented124":
+        sentences += _resource("augmented94.txt").splitlines()
+    train, validation = _shuffle_and_split(sentences, seed)
+    return Corpus(name, train, validation, seed=seed)
+
+
+def quality_grammar() -> Grammar:
+    """The grammar that quality500 and quality12500 are drawn from."""
+    return Grammar(tomllib.loads(_resource("quality.toml")), start="sentence")
+
+
+def _from_grammar(name: str, seed: int | None) -> Corpus:
+    grammar = quality_grammar()
+    draw_seed = DRAW_SEEDS[name] if seed is None else seed
+    sentences = _draw(grammar, NUM_SENTENCES[name], random.Random(f"{name} {draw_seed}"))
+    train, validation = _shuffle_and_split(sentences, seed)
+    rng = random.Random(f"{name} test {draw_seed}")
+    seen = set(sentences)
+    test: list[str] = []
+    while len(test) < NUM_TEST_SENTENCES:
+        sentence = " ".join(grammar.sample(rng))
+        if sentence not in seen:
+            test.append(sentence)
+    return Corpus(name, train, validation, tuple(test), seed, grammar)
+
+
+def _draw(grammar: Grammar, num_sentences: int, rng: random.Random) -> list[str]:
+    """Sentences of each type in exactly the grammar's proportions, repetitions allowed."""
+    weights: dict[str, int] = tomllib.loads(_resource("quality.toml"))["sentence"]
+    quotas = {symbol.strip("<>"): weight for symbol, weight in weights.items()}
+    scale, remainder = divmod(num_sentences, sum(quotas.values()))
+    assert remainder == 0, "the types' proportions must give whole numbers of sentences"
+    return [
+        " ".join(grammar.sample(rng, symbol))
+        for symbol, quota in quotas.items()
+        for _ in range(quota * scale)
+    ]
+
+
+def _shuffle_and_split(
+    sentences: list[str], seed: int | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    shuffled = list(sentences)
+    random.Random(SPLIT_SEED if seed is None else seed).shuffle(shuffled)
+    num_train = int(TRAIN_FRACTION * len(shuffled))
+    return tuple(shuffled[:num_train]), tuple(shuffled[num_train:])
+
+
+def read_text_corpus(
+    path: Path,
+    *,
+    seed: int | None = None,
+    lowercase: bool = True,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+) -> Corpus:
+    """Any UTF-8 file with a sentence on each line; lines without a word are left out.
+
+    Raises:
+        ValueError: fractions that leave nothing to train on, or a file that is missing, a
+            directory, not UTF-8 text, empty, or too short to be split.
+    """
+    _check_fractions(validation_fraction, test_fraction)
+    text, sha256 = _read_text(path)
+    # Only real line ends count, as in an editor: str.splitlines would also cut at form feeds.
+    lines = text.removesuffix("\n").split("\n")
+    numbers, sentences = array("i"), []
+    for number, line in enumerate(lines, start=1):
+        if words := (line.lower() if lowercase else line).split():
+            numbers.append(number)
+            sentences.append(" ".join(words))
+    num_validation = max(1, round(validation_fraction * len(sentences)))
+    num_test = max(1, round(test_fraction * len(sentences))) if test_fraction else 0
+    num_train = len(sentences) - num_validation - num_test
+    if num_train < 1:
+        raise ValueError(
+            f"data.path={path} holds too few sentences to be split ({len(sentences)}):"
+            " put one on each line, at least one for each split"
+        )
+    order = list(range(len(sentences)))
+    random.Random(SPLIT_SEED if seed is None else seed).shuffle(order)
+    of_split = {
+        "train": order[:num_train],
+        "validation": order[num_train : num_train + num_validation],
+        "test": order[num_train + num_validation :],
+    }
+    return Corpus(
+        "text",
+        train=Lines(sentences[i] for i in of_split["train"]),
+        validation=Lines(sentences[i] for i in of_split["validation"]),
+        test=Lines(sentences[i] for i in of_split["test"]),
+        seed=seed,
+        path=path,
+        path_sha256=sha256,
+        line_numbers={
+            split: array("i", (numbers[i] for i in chosen)) for split, chosen in of_split.items()
+        },
+        num_blank_lines=len(lines) - len(sentences),
+    )
+
+
+def _check_fractions(validation: float, test: float) -> None:
+    if not 0 < validation < 1:
+        raise ValueError(f"data.validation_fraction={validation} must lie between 0 and 1")
+    if not 0 <= test < 1:
+        raise ValueError(f"data.test_fraction={test} must be 0 or lie between 0 and 1")
+    if validation + test >= 1:
+        raise ValueError(
+            f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing"
+            " to train on: their sum must be below 1"
+        )
+
+
+def _read_text(path: Path) -> tuple[str, str]:
+    """What a file says, its line ends made alike, and the digest of its bytes."""
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise ValueError(f"data.path={path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(kind):
+        raise ValueError(f"data.path={path} is a directory: name a text file")
+    if not stat.S_ISREG(kind):  # a device or a pipe may never end
+        raise ValueError(f"data.path={path} is not a regular file: name a text file")
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.path={path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        raise ValueError(f"data.path={path} is a binary file, not text: it holds zero bytes")
+    if not text.strip():
+        raise ValueError(f"data.path={path} is empty: it needs a sentence on each line")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text, hashlib.sha256(content).hexdigest()
+
+
+def _resource(name: str) -> str:
+    return files("newllm.data.sources").joinpath(name).read_text(encoding="utf-8")

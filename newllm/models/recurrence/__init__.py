@@ -1,0 +1,1 @@
+"""Ways to carry a cell over time; the reference is the specification of all."""

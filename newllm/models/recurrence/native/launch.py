@@ -1,0 +1,148 @@
+"""Compiling the native code, and putting torch's threads to work on it."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray, cfunc, from_dtype, types
+
+from newllm.models.recurrence.native.backward import backward
+from newllm.models.recurrence.native.forward import forward
+from newllm.models.recurrence.native.plan import BACKWARD, PLAN
+from newllm.models.recurrence.native.team import run_on_team
+
+PATIENCE = 2.0  # seconds; to load what was compiled before takes less
+NOTICE = "compiling the recurrence for this processor (some 15 s, this once) ..."
+
+
+def _entries(sources: str) -> dict[tuple[str, torch.dtype], Callable[[Any], None]]:
+    """The functions to compile.
+
+    Numba's cache notices what they close over, so `sources` is a digest of all these files; alone
+    it would notice changes in this one only.
+    """
+
+    def forward_float32(plan: Any) -> None:
+        sources  # noqa: B018
+        forward(carray(plan, 1)[0], np.float32)
+
+    def forward_float64(plan: Any) -> None:
+        sources  # noqa: B018
+        forward(carray(plan, 1)[0], np.float64)
+
+    def backward_float32(plan: Any) -> None:
+        sources  # noqa: B018
+        backward(carray(plan, 1)[0], np.float32)
+
+    def backward_float64(plan: Any) -> None:
+        sources  # noqa: B018
+        backward(carray(plan, 1)[0], np.float64)
+
+    return {
+        ("forward", torch.float32): forward_float32,
+        ("forward", torch.float64): forward_float64,
+        ("backward", torch.float32): backward_float32,
+        ("backward", torch.float64): backward_float64,
+    }
+
+
+def prepare(directions: Collection[str], dtype: torch.dtype) -> None:
+    """Compile what will be needed of the native code, or load what was compiled before.
+
+    One process compiles and the others wait; then they load what it kept. It lies where numba
+    keeps such things: in `NUMBA_CACHE_DIR` if that is set, else in `__pycache__` beside the code,
+    else, where that is read-only, in the user's own cache.
+    """
+    if all((direction, dtype) in _ready for direction in directions):
+        return
+    with _one_at_a_time(), _notice():
+        for direction in directions:
+            if (direction, dtype) not in _ready:
+                _ready[direction, dtype] = _compiled(direction, dtype)
+
+
+_ready: dict[tuple[str, torch.dtype], Any] = {}
+
+
+def _compiled(direction: str, dtype: torch.dtype) -> Any:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    signature = types.void(types.CPointer(from_dtype(PLAN)))
+    function = _entries(digest)[direction, dtype]
+    try:
+        return cfunc(signature, cache=True, error_model="numpy")(function)
+    except (RuntimeError, OSError):  # nowhere to keep the result
+        return cfunc(signature, error_model="numpy")(function)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process of a user compile; without a place for the lock, each does."""
+    path = Path(tempfile.gettempdir()) / f"newllm-compiles-{os.getuid()}.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _notice() -> Iterator[None]:
+    """Say that a user waits for the compiler, unless it is quick; then how long it took."""
+    started, said = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        said.set()
+        print(NOTICE, end="", flush=True, file=sys.stderr)
+
+    timer = threading.Timer(PATIENCE, say)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if said.is_set():
+            print(f" {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def run(direction: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
+    """Take all steps of a segment, "forward" or "backward".
+
+    Args:
+        direction: which way; `prepare` must have been asked for it.
+        dtype: of all arrays, float32 or float64.
+        fields: those of `PLAN`, of `BACKWARD` on the way back only. An array stands for its
+            address, several for a table of addresses, None for 0; `sync` must hold 16 zeros.
+    """
+    missing = {*(PLAN.names or ())} - {*fields}
+    assert not missing or (direction == "forward" and missing == {*BACKWARD}), missing
+    plan = np.zeros(1, PLAN)
+    tables = []  # alive until the call is over
+    for name, value in fields.items():
+        if isinstance(value, list):
+            tables.append(np.array([array.data_ptr() for array in value]))
+            value = tables[-1]
+        if isinstance(value, torch.Tensor):
+            plan[name] = value.data_ptr()
+        elif isinstance(value, np.ndarray):
+            plan[name] = value.ctypes.data
+        else:
+            plan[name] = value or 0
+    run_on_team(_ready[direction, dtype], plan.ctypes.data, int(fields["num_threads"]))

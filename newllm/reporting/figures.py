@@ -1,0 +1,257 @@
+"""Figures of one run. Each function returns a matplotlib Figure; nothing here writes a file.
+
+Colours are those of Okabe & Ito (2008), which the colour-blind can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from newllm.reporting.drawing import Figure, epoch_axis, shortened
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+PINK, YELLOW = "#CC79A7", "#E69F00"
+
+
+def plain(axes: Axes) -> None:
+    """A faint grid, and no frame where there is no axis."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def run_title(name: str, data: Mapping[str, Any], seed: object) -> str:
+    """What a figure of one run says above it: its name, its corpus or file, its seed."""
+    corpus = Path(data["path"]).name if data["corpus"] == "text" else data["corpus"]
+    return f"{name}, {corpus}, seed {seed}"
+
+
+def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of the rows that have a value: not each has both, train and validation."""
+    pairs = [(row["epoch"], row[key]) for row in rows if key in row]
+    return np.array([epoch for epoch, _ in pairs]), np.array([value for _, value in pairs], float)
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], references: Mapping[str, float], title: str
+) -> Figure:
+    """Loss and perplexity by epoch, train and validation, references as horizontal lines.
+
+    Args:
+        rows: of `metrics.csv`, with `epoch`, and `train/loss` and `val/loss` where there is one, in
+            nats per token.
+        references: name and loss on the validation split, in nats per token.
+        title: what the run is.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    loss_axes, perplexity_axes = figure.subplots(1, 2)
+    for key, label, colour in (("train/loss", "train", BLUE), ("val/loss", "validation", ORANGE)):
+        epochs, losses = series(rows, key)
+        marker = "o" if len(losses) < 3 else None
+        loss_axes.plot(epochs, losses, color=colour, label=label, marker=marker)
+        with np.errstate(over="ignore"):  # of a run that diverges
+            perplexities = np.exp(losses)
+        perplexity_axes.plot(epochs, perplexities, color=colour, label=label, marker=marker)
+    loss_axes.set_ylabel("loss (nats per token)")
+    perplexity_axes.set_ylabel("perplexity")
+    perplexity_axes.set_yscale("log")
+    perplexity_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    perplexity_axes.yaxis.set_major_formatter("{x:g}")
+    perplexity_axes.yaxis.set_minor_formatter(NullFormatter())
+    for axes, transform in ((loss_axes, float), (perplexity_axes, math.exp)):
+        _reference_lines(axes, references, transform)
+        epoch_axis(axes)
+        plain(axes)
+    loss_axes.legend(frameon=False)
+    figure.headline(title)
+    return figure
+
+
+CLOSE = 0.045  # of the axes' height: lines no farther apart share a label
+
+
+def _reference_lines(axes: Axes, references: Mapping[str, float], transform: Any) -> None:
+    """Lines with their names; to be called when all curves are drawn, which decide the limits."""
+    ordered = sorted(references.items(), key=lambda pair: -pair[1])
+    for name, loss in ordered:
+        style = "-" if name == "oracle" else "--"
+        colour = GREEN if name == "oracle" else GREY
+        axes.axhline(transform(loss), color=colour, linestyle=style, linewidth=1)
+    axes.autoscale_view()
+    to_height = axes.transScale + axes.transLimits
+    heights = {name: to_height.transform((1, transform(loss)))[1] for name, loss in ordered}
+    shared: list[tuple[float, list[str]]] = []
+    for name, loss in ordered:
+        if shared and heights[shared[-1][1][0]] - heights[name] <= CLOSE:
+            shared[-1][1].append(name)
+        else:
+            shared.append((loss, [name]))
+    for loss, names in shared:
+        colour = GREEN if "oracle" in names else GREY
+        axes.annotate(
+            ", ".join(names).replace("_", " "),
+            (1, transform(loss)),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 2),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=colour,
+        )
+
+
+MANY_POSITIONS = 48  # more of them are drawn as means of neighbours
+
+
+def positions(
+    losses: Sequence[float],
+    divergences: Sequence[float] | None,
+    references: Mapping[str, Sequence[float]],
+    title: str,
+    numbers: Sequence[int] | None = None,
+    unit: str = "words",
+) -> Figure:
+    """Validation loss at each position of a sentence beside the references; KL from the grammar.
+
+    Few sentences reach the late positions of a long text: of many positions the means over
+    neighbours are drawn, the farther from the start the more of them.
+
+    Args:
+        losses: of the run at the 1st, 2nd, ... position, in nats.
+        divergences: from the grammar's exact distribution, in nats; None where there is none.
+        references: by name, losses like those of the run.
+        title: what the run is.
+        numbers: of targets at each position, which weigh the means; None for equally many.
+        unit: what stands at a position: `words` or `tokens`.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 1 if divergences is None else 2, squeeze=False)[0]
+    edges = _bins(len(losses))
+    weights = np.ones(len(losses)) if numbers is None else np.array(numbers, float)
+    places = _means(np.arange(1, len(losses) + 1), weights, edges)
+    styles = {"oracle": (GREEN, "-"), "grammar_known": (GREEN, "--")}
+    greys = iter((":", "-.", "--", (0, (1, 3))))
+    for name, reference in references.items():
+        colour, style = styles.get(name) or (GREY, next(greys))
+        label = name.replace("_", " ")
+        means = _means(reference, weights, edges)
+        panels[0].plot(places, means, color=colour, linestyle=style, linewidth=1, label=label)
+    own = {"color": ORANGE, "marker": "o", "markersize": 3}
+    panels[0].plot(places, _means(losses, weights, edges), **own, label="this run")
+    panels[0].set_ylabel("validation loss (nats)")
+    panels[0].legend(fontsize=7, ncols=2, framealpha=0.9)
+    if divergences is not None:
+        panels[1].plot(places, _means(divergences, weights, edges), **own)
+        panels[1].set_ylabel("KL from the grammar (nats)")
+        panels[1].set_ylim(bottom=0)
+    binned = len(edges) <= len(losses)
+    for axes in panels:
+        what = f"{unit}; means over neighbours" if binned else unit
+        epoch_axis(axes, f"position in the sentence ({what})")
+        if binned:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        plain(axes)
+    figure.headline(title)
+    return figure
+
+
+def _bins(number: int) -> np.ndarray:
+    """Where bins of positions begin, counted from 0, and the end; all alone if they are few."""
+    if number <= MANY_POSITIONS:
+        return np.arange(number + 1)
+    return np.unique(np.geomspace(1, number + 1, MANY_POSITIONS - 8).round().astype(int)) - 1
+
+
+def _means(values: Any, weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Weighted means over bins."""
+    totals = np.add.reduceat(np.asarray(values, float) * weights, edges[:-1])
+    return totals / np.add.reduceat(weights, edges[:-1])
+
+
+FEW_DECADES = 1e3  # of a logarithmic axis, which has room for labels between the powers of ten
+
+
+def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str) -> Figure:
+    """What taking the context away costs, and how far back gradients reach.
+
+    Args:
+        losses: an `Ablations` as a mapping.
+        dynamics: a `Dynamics` as a mapping.
+        title: what the run is.
+    """
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    costs = {
+        "always zero": losses["zeroed"] - losses["loss"],
+        "of another sentence": (losses["shuffled"] or losses["loss"]) - losses["loss"],
+    } | {
+        f"frozen after {_tokens(frozen['after'])}": frozen["loss"] - frozen["loss_intact"]
+        for frozen in losses["frozen"]
+    }
+    bars = left.barh(list(costs), list(costs.values()), color=ORANGE)
+    left.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+    left.invert_yaxis()
+    left.margins(x=0.15)
+    left.set_xlabel(f"loss above the intact model's, {losses['loss']:.3f} (nats)")
+    norms = dynamics["gradient_norms"]
+    right.plot(range(len(norms)), norms, color=BLUE, marker="o", markersize=3)
+    right.set_yscale("log")
+    right.set_xlabel("tokens between a context and a loss")
+    if min(norms, default=0) > max(norms, default=0) / FEW_DECADES:
+        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.set_ylabel("norm of d loss / d context")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (left, right):
+        plain(axes)
+    figure.headline(title)
+    return figure
+
+
+def _tokens(number: int) -> str:
+    return f"{number} token{'s' * (number != 1)}"
+
+
+MANY_WORDS = 40  # more of them would not stand side by side
+
+
+def context_over_time(contexts_TC: np.ndarray, words: Sequence[str], title: str = "") -> Figure:
+    """The context after each word of a sentence: time to the right, elements downwards.
+
+    Elements are sorted by their value at the end, so that what was kept shows as bands.
+
+    Args:
+        contexts_TC: after each word.
+        words: as many; numbered where they are too many to be read.
+        title: what the run is.
+    """
+    order = np.argsort(contexts_TC[-1])
+    limit = float(np.abs(contexts_TC).max()) or 1.0
+    figure = Figure(figsize=(min(max(6, 0.55 * len(words)), 22), 4.5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        contexts_TC[:, order].T,
+        aspect="auto",
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        interpolation="nearest",
+    )
+    if len(words) <= MANY_WORDS:
+        labels = [shortened(word) for word in words]
+        axes.set_xticks(range(len(words)), labels, rotation=60, ha="right", fontsize=8)
+    else:
+        axes.set_xlabel("tokens read")
+    axes.set_ylabel("context element (sorted by final value)")
+    figure.colorbar(image, ax=axes, label="value")
+    figure.headline(title)
+    return figure

@@ -1,0 +1,235 @@
+"""Runs with their tables: gathered from folders, and packed into one small file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from newllm.config.naming import choices
+from newllm.data.reading import one_line, parse_json, printable, read_bytes, read_text
+from newllm.runs.directory import read_result
+from newllm.runs.files import check_complete, check_result
+
+Rows = list[dict[str, float]]
+
+TABLES = {"epochs": "metrics.csv", "looks": "validation_steps.csv"}
+# What each row of them must have.
+NEEDED = {"epochs": ("epoch", "step"), "looks": ("step", "val/loss", "unk", "eos", "other")}
+LARGEST_TABLE = 1 << 27  # bytes; a million steps have some 80 million
+LARGEST_PACKED, LARGEST_UNPACKED = 1 << 26, 1 << 27
+# What a packed file keeps of each table.
+COLUMNS = {
+    "epochs": (
+        *("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean", "context/norm"),
+    ),
+    "looks": ("step", "val/loss", "unk", "eos", "other"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with its series: by epoch, and the looks at validation by step."""
+
+    place: str
+    result: dict[str, Any]
+    epochs: Rows = field(default_factory=list)
+    looks: Rows = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        return str(self.result["status"])
+
+    @property
+    def is_done(self) -> bool:
+        return self.status == "done"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it came so far as to say what it is."""
+        return "parameters" in self.result
+
+    @property
+    def label(self) -> str:
+        """What a reader knows it by: the experiment or what was resolved, else its place."""
+        return str(self.result.get("experiment") or self.result.get("name") or self.place)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was chosen beside the experiment and the seed.
+
+        A name of the run's own is a choice too. Results of older versions do not say what was
+        chosen: theirs are told by the name of a sweep's folder, and outside of sweeps that name is
+        taken for one.
+        """
+        if (overrides := self.result.get("overrides")) is not None:
+            chosen = choices(overrides)
+            chosen.pop("experiment", None)
+            return chosen
+        words = Path(self.place).absolute().parent.name.split(",")
+        pairs = [word.partition("=") for word in words if word != self.result.get("experiment")]
+        return {key if equals else "name": value or key for key, equals, value in pairs}
+
+    def was_watched(self, curve: str) -> bool:
+        """Whether there are losses, `val_by_step` or `val_by_epoch`, for a spike to show in."""
+        return bool(self.looks if curve == "val_by_step" else self.epochs)
+
+    def largest_spike(self, curve: str) -> dict[str, Any] | None:
+        """The spike of the largest ratio in `val_by_step` or `val_by_epoch`, if there is any."""
+        found = (self.result.get("spikes") or {}).get(curve) or []
+        return max(found, key=lambda spike: spike["ratio"], default=None)
+
+
+def read_run(path: Path) -> Run:
+    """A run directory; tables that it lacks are empty.
+
+    Raises:
+        ValueError: the folder holds no run, or what it says of it cannot be.
+    """
+    tables = {name: _read_table(path / file, NEEDED[name]) for name, file in TABLES.items()}
+    return _checked(Run(str(path), read_result(path), **tables))
+
+
+def read_or_broken(path: Path) -> Run:
+    """The same; a run that cannot be read has the status `broken`, and the reason as its error."""
+    try:
+        return read_run(path)
+    except ValueError as error:
+        return Run(str(path), {"status": "broken", "error": str(error)})
+
+
+def _checked(run: Run) -> Run:
+    try:
+        check_complete(run.result)
+    except ValueError as error:
+        raise ValueError(f"{run.place}: result.json is broken; {error}") from error
+    return run
+
+
+def _read_table(path: Path, needed: Sequence[str]) -> Rows:
+    if not os.path.lexists(path):
+        return []
+    try:
+        lines = read_text(path, LARGEST_TABLE).splitlines()
+        rows = [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(lines)
+        ]
+        return _complete(rows, needed)
+    except (ValueError, TypeError, csv.Error) as error:  # a row may be longer than the heading
+        raise ValueError(f"{path}: cannot be read; {one_line(error)}") from error
+
+
+def _complete(rows: Rows, needed: Sequence[str]) -> Rows:
+    for number, row in enumerate(rows, start=1):
+        for name in needed:
+            if name not in row:
+                raise ValueError(f"its row {number} lacks {name}")
+    return rows
+
+
+def gather(paths: Iterable[Path]) -> list[Run]:
+    """All runs in or below some folders and packed files, those of a sweep once.
+
+    Of one seed of an experiment as it stands, be it of another version, and of other runs with
+    the same configuration (their seed is part of it), the first that is done counts. What was
+    moved aside (in folders that start with `_`) is left out.
+
+    Raises:
+        ValueError: a path holds no run.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: does not exist")
+        found = _unpack(path) if path.is_file() else [*_below(path)]
+        if not found:
+            raise ValueError(f"{path}: holds no run; lacks result.json")
+        runs += found
+    unique: dict[str, Run] = {}
+    for run in sorted(runs, key=lambda run: not run.is_done):
+        unique.setdefault(_identity(run), run)
+    return [run for run in runs if unique[_identity(run)] is run]
+
+
+def _identity(run: Run) -> str:
+    if _is_of_series(run):
+        return f"{run.result['experiment']} {run.result.get('seed')}"
+    return run.result.get("config_hash") or run.place
+
+
+def _is_of_series(run: Run) -> bool:
+    experiment = run.result.get("experiment")
+    return experiment is not None and is_of(run, experiment)
+
+
+def _below(path: Path) -> Iterable[Run]:
+    for file in sorted(path.rglob("result.json")):
+        inside = file.parent.relative_to(path).parts
+        if not any(part.startswith("_") for part in inside):
+            yield read_or_broken(file.parent)
+
+
+def pack(runs: Sequence[Run], path: Path) -> None:
+    """Write what a report needs of some runs into one small file, `.json.gz`."""
+    content = [
+        {"place": run.place, "result": run.result}
+        | {name: _columns(getattr(run, name), columns) for name, columns in COLUMNS.items()}
+        for run in runs
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without a time in it, the same runs make the same file.
+    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:
+        file.write(json.dumps(content, separators=(",", ":")).encode())
+
+
+def _columns(rows: Rows, names: Sequence[str]) -> dict[str, list[float | None]]:
+    def rounded(value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else round(value, 4)
+
+    return {name: [rounded(row.get(name)) for row in rows] for name in names}
+
+
+def _unpack(path: Path) -> list[Run]:
+    try:
+        with gzip.open(io.BytesIO(read_bytes(path, LARGEST_PACKED))) as file:
+            raw = file.read(LARGEST_UNPACKED + 1)
+        if len(raw) > LARGEST_UNPACKED:
+            raise ValueError("it is too large when unpacked")
+        return [_unpacked(entry) for entry in parse_json(raw)]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: no packed runs ({one_line(error)})") from error
+
+
+def _unpacked(entry: dict[str, Any]) -> Run:
+    tables = {name: _rows(entry[name], NEEDED[name]) for name in COLUMNS}
+    return _checked(Run(printable(entry["place"]), check_result(entry["result"]), **tables))
+
+
+def _rows(columns: dict[str, list[float | None]], needed: Sequence[str]) -> Rows:
+    """Rows of columns, in which null stands for what was not finite, or was not there."""
+    return [
+        dict.fromkeys(needed, math.nan)
+        | {
+            name: float(value)
+            for name, value in zip(columns, row, strict=True)
+            if value is not None
+        }
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def is_of(run: Run, experiment: str) -> bool:
+    """Whether a run is that experiment as it stands, with no other choice than the seed.
+
+    Its overrides tell; of a run of an older version, the name of its sweep's folder.
+    """
+    return run.result.get("experiment") == experiment and not run.choices

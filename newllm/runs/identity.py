@@ -1,0 +1,104 @@
+"""What makes a run that run: the parts of its configuration that decide the weights, its code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import to_absolute_path
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.models.sizes import decided_sizes, named_sizes
+
+# Parts of the configuration that decide the weights; paths, logging and threads do not.
+HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
+
+
+def config_hash(config: DictConfig) -> str:
+    """Names everything that decides the weights and the figures: equal hashes, equal runs."""
+    return _digest(hashed(config))
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def variant_hash(config: DictConfig) -> str:
+    """Names what runs share that differ in their seed alone."""
+    kept = hashed(config)
+    del kept["seed"]
+    kept["data"].pop("order_seed", None)
+    return _digest(kept)
+
+
+def hashed(config: DictConfig) -> dict[str, Any]:
+    """The parts of a configuration that decide the weights."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    kept: dict[str, Any] = {name: content.get(name) for name in HASHED}
+    # Callbacks of our own only watch; others may act, as early stopping does. What names no class
+    # is not built.
+    acting = {
+        name: node
+        for name, node in (content.get("callbacks") or {}).items()
+        if node and not str(node.get("_target_", "newllm.")).startswith("newllm.")
+    }
+    if acting:
+        kept["callbacks"] = acting
+    left_out = {"data": ["directory"]}
+    if (kept["recipe"] or {}).get("output_classes") is None:
+        left_out["model"] = ["vocabulary_size"]  # it follows from the data
+    budget = content.get("budget") or {}  # older runs have none
+    if sizes := decided_sizes(budget):
+        kept["budget"] = named_sizes(budget)
+        left_out["model"] = [*left_out.get("model", ()), *sizes]  # they follow from it
+    if not content.get("test", True):
+        kept["test"] = False  # such a run lacks the figure
+    for part, names in left_out.items():
+        kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
+    text = kept["data"].get("path")
+    if text and (path := Path(to_absolute_path(str(text)))).is_file():
+        status = path.stat()  # what it says counts, not where it lies
+        kept["data"]["path"] = _file_digest(path, status.st_size, status.st_mtime_ns)
+    return kept
+
+
+@lru_cache(maxsize=64)  # a sweep asks for every job
+def _file_digest(path: Path, size: int, time: int) -> str:
+    """SHA-256 of a file that is known by its size and time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """A line for each value in which two configurations differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if old != new:
+            yield f"{name} was {old}, is {new}"
+        return
+    for key in sorted({*old, *new}, key=str):
+        yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+
+
+def git_revision() -> str | None:
+    """The revision of the code, `-dirty` where files differ from it; None outside a checkout."""
+    own = Path(__file__)
+    # An installed package may lie inside a checkout of something else.
+    if _git("-C", str(own.parent), "ls-files", own.name) is None:
+        return None
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _git("-C", str(own.parent), *describe)
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None without git, or if it fails or has nothing to say."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""What runs show: variants, intervals, comparisons, spikes, and what all are compared with."""

@@ -1,0 +1,124 @@
+"""What every run is compared with, target by target: counts, the grammar estimated, the grammar.
+
+- uniform: all tokens alike;
+- unigram, bigram, trigram: counts in the training sentences (`newllm.statistics.ngram`);
+- grammar_known: the grammar's rules, their probabilities estimated from the training sentences:
+  what a perfect learner of structure reaches;
+- oracle: the grammar itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from newllm.data.batching import EncodedSplit
+from newllm.data.module import CorpusDataModule
+from newllm.data.sources.grammar import Grammar
+from newllm.data.tokenizer import NUM_NEVER_PREDICTED
+from newllm.statistics.ngram import NGram
+
+NGRAMS = ("unigram", "bigram", "trigram")  # by order
+
+
+@dataclass(frozen=True)
+class References:
+    """Losses of all references on the targets of one split, in nats.
+
+    Attributes:
+        losses: by name, one for each target, in the order of the split.
+        positions: of each target in its sentence, 1 for the first word.
+    """
+
+    losses: Mapping[str, np.ndarray]
+    positions: np.ndarray
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Nats per token."""
+        return {name: float(losses.mean()) for name, losses in self.losses.items()}
+
+    @property
+    def by_position(self) -> dict[str, list[float]]:
+        """Nats per token at the first, second, ... word of a sentence."""
+        return {
+            name: mean_by_position(losses, self.positions) for name, losses in self.losses.items()
+        }
+
+
+class ReferenceModels:
+    """All reference models of a corpus, fitted to its training sentences when they are needed."""
+
+    def __init__(self, data: CorpusDataModule) -> None:
+        self._data = data
+
+    def on(self, split: str) -> References:
+        """Their losses on a split; those of a grammar only where there is one."""
+        encoded, vocabulary_size = self._data.split(split), self._data.tokenizer.size
+        counted = self._data.cached(
+            "n-grams",
+            {
+                "train": self._data.split("train").digest,
+                "split": encoded.digest,
+                "vocabulary_size": vocabulary_size,
+            },
+            lambda: self._counted(encoded),
+        )
+        uniform = np.full(encoded.num_targets, math.log(vocabulary_size - NUM_NEVER_PREDICTED))
+        of_grammar = self._of_grammar(split)
+        return References({"uniform": uniform, **counted, **of_grammar}, positions(encoded))
+
+    def _counted(self, split: EncodedSplit) -> dict[str, np.ndarray]:
+        self._data.announce("counting n-grams")
+        logs = self._ngram.log_probabilities(split)
+        return {name: -log for name, log in zip(NGRAMS, logs, strict=True)}
+
+    @cached_property
+    def _ngram(self) -> NGram:
+        return NGram(self._data.split("train"), len(NGRAMS), self._data.tokenizer.size)
+
+    @cached_property
+    def _estimated(self) -> Grammar | None:
+        grammar = self._data.corpus.grammar
+        return grammar and grammar.estimate(
+            sentence.split() for sentence in self._data.sentences("train")
+        )
+
+    def _of_grammar(self, split: str) -> dict[str, np.ndarray]:
+        if self._estimated is None:
+            return {}
+        found = {
+            "grammar_known": self._data.grammar_losses(split, self._estimated),
+            "oracle": self._data.grammar_losses(split),
+        }
+        num_targets = self._data.split(split).num_targets
+        return {
+            name: np.array(losses)
+            if len(losses) == num_targets
+            else np.full(num_targets, math.fsum(losses) / num_targets)  # tokens are parts of words
+            for name, losses in found.items()
+            if losses is not None
+        }
+
+
+def positions(split: EncodedSplit) -> np.ndarray:
+    """The position of every target in its sentence, 1 for the first word."""
+    first_S = np.repeat(split.first_target_N.numpy(), split.num_positions_N.numpy())
+    return np.arange(1, split.num_targets + 1) - first_S
+
+
+def mean_by_position(values: np.ndarray, positions: np.ndarray) -> list[float]:
+    """Means over the targets at positions 1, 2, ... up to the last that has any."""
+    sums = np.bincount(positions, weights=values)[1:]
+    return [float(mean) for mean in sums / np.bincount(positions)[1:]]
+
+
+def gap_closed(loss: float, references: Mapping[str, float]) -> float | None:
+    """Share of what can be learned beyond word frequencies: 0 at the unigram, 1 at the oracle."""
+    if "oracle" not in references:
+        return None
+    return (references["unigram"] - loss) / (references["unigram"] - references["oracle"])

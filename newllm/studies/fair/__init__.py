@@ -1,0 +1,1 @@
+"""Models at equal cost, tuned alike."""

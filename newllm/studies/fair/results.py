@@ -1,0 +1,175 @@
+"""The fair comparison (`sweep=fair`): equal parameters, equal search, chosen on validation, tested.
+
+Losses are means over tokens, in nats; a gap is a test loss minus that of the grammar on the same
+sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from newllm.runs.directory import ENDS
+from newllm.runs.gathering import Run
+from newllm.statistics.intervals import Comparison, Interval, compare, mean_interval, plan, verdicts
+from newllm.studies.fair.trials import expected_best
+
+MODELS = {
+    "context": "context model",
+    "transformer": "Transformer",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "elman": "Elman",
+    "mingru": "minGRU",
+}
+SIZES = {
+    "200k": "0.2 million parameters",
+    "700k": "0.7 million parameters",
+    "state": "0.2 million parameters and a state of 512 bytes",
+}
+SEARCH_SEED = 1  # of all trials
+# What a best trial is run again for.
+SETTINGS = {
+    "seeds": "other seeds",
+    "corpora": "redrawn corpora",
+    "longer": "three times the epochs",
+    "large": "25 times the sentences",
+}
+# What sweep=fair chooses for each of them beside the trial; corpora have each a seed of their own.
+CHOICES: Mapping[str, Mapping[str, str]] = {
+    "seeds": {},
+    "longer": {"recipe.max_epochs": "120"},
+    "large": {"data": "quality12500", "recipe.max_epochs": "8"},
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model at one size: its trials and what its best one came to.
+
+    Attributes:
+        model: a key of `MODELS`.
+        size: a key of `SIZES`.
+        trials: runs of the search, by their names.
+        finals: runs of the best trial, by setting and then by seed (of the corpus, where it was
+            redrawn).
+    """
+
+    model: str
+    size: str
+    trials: Mapping[str, Run]
+    finals: Mapping[str, Mapping[str, Run]]
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Best validation loss of each trial; infinite for one that diverged."""
+        return {
+            name: run.result["best_val_loss"] if run.is_done else math.inf
+            for name, run in self.trials.items()
+        }
+
+    @property
+    def best_trial(self) -> str:
+        losses = self.losses
+        return min(losses, key=lambda name: losses[name])
+
+    @property
+    def num_unfinished(self) -> int:
+        """How many trials were still at their best in the last epoch."""
+        results = [run.result for run in self.trials.values() if run.is_done]
+        return sum(result["best_epoch"] == result["epochs"] for result in results)
+
+    @property
+    def chosen(self) -> Run:
+        """The best trial's run."""
+        return self.trials[self.best_trial]
+
+    @property
+    def expected_best(self) -> list[float]:
+        """Best validation loss that a search of 1, 2, ... trials finds on average."""
+        return expected_best(list(self.losses.values()))
+
+    def gaps(self, setting: str) -> dict[str, float]:
+        """Test losses above the grammar's, by seed, of the runs that did not diverge."""
+        return {
+            seed: run.result["test_loss"] - run.result["test_oracle_loss"]
+            for seed, run in self.finals.get(setting, {}).items()
+            if run.is_done
+        }
+
+    def num_diverged(self, setting: str) -> int:
+        """How many runs have no gap."""
+        return sum(not run.is_done for run in self.finals.get(setting, {}).values())
+
+    def gap(self, setting: str) -> Interval | None:
+        """Their mean."""
+        values = list(self.gaps(setting).values())
+        return mean_interval(values) if values else None
+
+
+def contestants(runs: Sequence[Run]) -> list[Contestant]:
+    """All models at all sizes that have trials, in the order of `SIZES` and `MODELS`."""
+    found = []
+    for size in SIZES:
+        for model in MODELS:
+            experiment = f"fair_{model}_{size}"
+            own = [run for run in runs if run.result.get("experiment") == experiment]
+            trials = {run.choices["trial"]: run for run in own if purpose(run) == "trial"}
+            if trials:
+                contestant = Contestant(model, size, trials, {})
+                finals = _finals(own, contestant.best_trial)
+                found.append(replace(contestant, finals=finals))
+    return found
+
+
+def purpose(run: Run) -> str | None:
+    """What a run is for: `trial`, a key of `SETTINGS`, or something else than this comparison."""
+    is_fair = str(run.result.get("experiment")).startswith("fair_")
+    choices = run.choices
+    if not is_fair or run.status not in ENDS or choices.pop("trial", None) is None:
+        return None
+    if run.result.get("test_oracle_loss") is None:  # a search leaves the test split alone
+        return "trial" if not choices and run.result["seed"] == SEARCH_SEED else None
+    if choices.keys() == {"data.seed"}:
+        return "corpora"
+    return next((setting for setting, chosen in CHOICES.items() if choices == chosen), None)
+
+
+def _finals(runs: Sequence[Run], trial: str) -> dict[str, dict[str, Run]]:
+    finals: dict[str, dict[str, Run]] = {setting: {} for setting in SETTINGS}
+    for run in runs:
+        what = purpose(run)
+        if what in SETTINGS and run.choices["trial"] == trial:
+            seed = run.choices["data.seed"] if what == "corpora" else str(run.result["seed"])
+            finals[what].setdefault(seed, run)
+    return finals
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The context model's gap minus another model's, seed by seed or corpus by corpus."""
+
+    size: str
+    setting: str
+    other: str
+    comparison: Comparison
+    verdict: str
+
+
+def differences(found: Sequence[Contestant]) -> list[Difference]:
+    """The context model against each other model; Holm's correction is over all of these."""
+    context = {contestant.size: contestant for contestant in found if contestant.model == "context"}
+    compared: list[tuple[str, str, str, Comparison]] = []
+    for other in found:
+        if other.model == "context" or other.size not in context:
+            continue
+        for setting in SETTINGS:
+            ours, theirs = context[other.size].gaps(setting), other.gaps(setting)
+            shared = sorted(ours.keys() & theirs.keys())
+            if len(shared) >= 2:
+                pairs = [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
+                comparison = compare(*pairs, plan().smallest_effects["loss"], paired=True)
+                compared.append((other.size, setting, other.model, comparison))
+    words = verdicts([comparison for *_, comparison in compared], plan().alpha)
+    return [Difference(*entry, word) for entry, word in zip(compared, words, strict=True)]

@@ -1,0 +1,1 @@
+"""From the original to the modern recipe, change by change."""

@@ -1,0 +1,1 @@
+"""How the loss scales with data, parameters and context."""

@@ -1,0 +1,1 @@
+"""The published series beside its reproduction."""

@@ -1,0 +1,97 @@
+"""The jobs of a sweep and how they ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from newllm.config.leftovers import without_leftovers
+from newllm.config.naming import run_folder
+from newllm.data.sources.corpora import NUM_SENTENCES
+from newllm.runs.directory import read_result
+
+TEXT_SENTENCES = 10_000  # a guess, for the order of jobs only
+STEP_COST = 500_000  # what a step takes whatever the model, in weights times sentences
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a sweep."""
+
+    config: DictConfig
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @classmethod
+    def plan(cls, config: DictConfig, overrides: tuple[str, ...], top: Path) -> Job:
+        """The job of some overrides, in its folder below `top`."""
+        config = without_leftovers(config, overrides)
+        return cls(config, overrides, top / run_folder(overrides, config.seed))
+
+    @property
+    def label(self) -> str:
+        """Such as `phase1_baseline seed=1`."""
+        return f"{self.folder.parent.name} {self.folder.name}"
+
+    @property
+    def cost(self) -> float:
+        """Roughly proportional to its time: weights met by sentences, and steps taken at all."""
+        model, data, trainer = self.config.model, self.config.data, self.config.trainer
+        width = model.get("hidden_dim") or model.get("embedding_dim") or 1
+        weights = self.config.budget.parameters or width**2 * model.num_layers
+        sentences = (
+            data.train_sentences
+            or NUM_SENTENCES.get(data.corpus, 0)
+            or (TEXT_SENTENCES if data.corpus == "text" else 100)
+        )
+        steps = -(-sentences // data.batch_size)
+        limit = trainer.get("limit_train_batches", 1.0)
+        steps = min(steps, limit) if isinstance(limit, int) else steps * limit
+        steps *= trainer.max_epochs
+        if trainer.max_steps >= 0:
+            steps = min(steps, trainer.max_steps)
+        return float(steps * (weights * min(sentences, data.batch_size) + STEP_COST))
+
+
+def side_by_side_seconds(seconds: Sequence[float], size: int) -> float:
+    """How long jobs take together, `size` at a time and the longest first."""
+    busy = [0.0] * size
+    for longest in sorted(seconds, reverse=True):
+        busy[busy.index(min(busy))] += longest
+    return max(busy)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: `skipped` if it had ended before, else the status of its result."""
+
+    status: str
+    loss: float
+    seconds: float
+    reason: str
+
+
+def read_outcome(job: Job, status: str | None = None) -> Outcome:
+    """What a job's result says; `status` in the place of `done`."""
+    try:
+        result = read_result(job.folder)
+    except ValueError as error:
+        return Outcome("not started", math.inf, 0.0, str(error))
+    loss = result.get("best_val_loss")
+    return Outcome(
+        status=status if status and result["status"] == "done" else result["status"],
+        loss=math.inf if loss is None else loss,
+        seconds=result.get("seconds") or 0.0,
+        reason=(result.get("error") or "").partition("\n")[0],
+    )

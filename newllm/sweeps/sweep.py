@@ -1,0 +1,206 @@
+"""A sweep: its jobs are checked, done side by side, and told of in a table.
+
+A job is done once: what ended before is left alone, what was interrupted goes on from its last
+checkpoint. Whatever happens to a job stands in its `result.json`, and its output in `log.txt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.table import Table
+
+from newllm.config.arguments import program
+from newllm.config.build import ConfigFault
+from newllm.config.composed import check_settings, composed_faults
+from newllm.config.naming import without_seed
+from newllm.reporting.bands import bands_told
+from newllm.reporting.terminal import console, print_contests, reasons
+from newllm.runs.directory import RunConflict, has_ended, move_aside
+from newllm.runs.gathering import Run, gather
+from newllm.statistics.comparisons import contests
+from newllm.statistics.labels import choices_of
+from newllm.statistics.variants import Variant, grouped, variants
+from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome, side_by_side_seconds
+from newllm.sweeps.workers import Team
+from newllm.training.run import attempt
+
+MOST_JOBS = 12  # told of one by one; of more how many are done, and why others are not
+
+
+def sweep(jobs: Sequence[Job], top: Path) -> list[float | None]:
+    """Run all jobs; returns the best validation loss of each.
+
+    It is infinite where a job diverged, as it would again, no number where one failed, and None
+    where it was only planned.
+
+    Raises:
+        SystemExit: a job cannot be composed, or its folder holds another run; none was started.
+        KeyboardInterrupt: after all running jobs have written down where they are.
+    """
+    _check(jobs, top)
+    if jobs[0].config.plan:
+        return _plan_only(jobs)
+    outcomes: dict[Job, Outcome] = {}
+    waiting = []
+    for job in jobs:
+        if has_ended(job.folder, job.config):
+            outcomes[job] = read_outcome(job, "skipped")
+        else:
+            waiting.append(job)
+    waiting.sort(key=lambda job: -job.cost)
+    interrupted = False
+    # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
+    with Team(waiting, _side_by_side(jobs[0].config, len(jobs))) as team:
+        try:
+            team.run()
+        except KeyboardInterrupt:
+            interrupted = True
+            team.stop()
+    outcomes |= team.outcomes
+    _tell(jobs, outcomes, top)
+    if interrupted:
+        raise KeyboardInterrupt("interrupted; the same command goes on")
+    return [_loss(outcomes[job]) for job in jobs]
+
+
+def _loss(outcome: Outcome) -> float:
+    if outcome.status in ("skipped", "done"):
+        return outcome.loss
+    return math.inf if outcome.status == "diverged" else math.nan
+
+
+def _plan_only(jobs: Sequence[Job]) -> list[float | None]:
+    """Tell of each job that is not done yet, and how long all of them would take."""
+
+    size = _side_by_side(jobs[0].config, len(jobs))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // size))  # as each job will have
+    waiting = [job for job in jobs if not _is_done(job)]
+    losses: dict[Job, float | None] = {}
+    seconds = []
+    for job in waiting:
+        print(f"--- {job.label}")
+        result, _ = attempt(job.config, job.folder, job.overrides, goes_on=True)
+        losses[job] = result.get("best_val_loss")
+        seconds.append(result.get("estimated_seconds", 0.0))
+    torch.set_num_threads(threads)
+    done = f", {len(jobs) - len(waiting)} done before" if len(waiting) < len(jobs) else ""
+    total = duration(side_by_side_seconds(seconds, size))
+    print(f"--- {len(waiting)} jobs to do{done}: about {total}, {size} at once")
+    return [losses.get(job) for job in jobs]
+
+
+def _is_done(job: Job) -> bool:
+    with contextlib.suppress(RunConflict):  # a run that was made otherwise is none of these
+        return has_ended(job.folder, job.config)
+    return False
+
+
+def _check(jobs: Sequence[Job], top: Path) -> None:
+    """Find all faults before the first job starts; with overwrite=true, make room."""
+    faults: dict[str, str] = {}
+    folders: dict[Path, Job] = {}
+    checked: set[tuple[str, ...]] = set()
+    for job in jobs:
+        choices = without_seed(job.overrides)  # what they are faulty in, all seeds are
+        is_new = choices not in checked
+        checked.add(choices)
+        found = composed_faults(job.config, job.overrides) if is_new else []
+        try:
+            check_settings(job.config)
+        except ConfigFault as error:
+            found += str(error).splitlines()
+        for fault in found:
+            faults.setdefault(fault, job.label)
+        if folders.setdefault(job.folder, job) is not job:
+            faults.setdefault(f"{job.folder}: two jobs have this place", job.label)
+    if not faults and not jobs[0].config.plan:
+        for job in jobs:
+            try:
+                has_ended(job.folder, job.config)
+            except RunConflict as error:
+                if job.config.overwrite:
+                    print(f"{job.label}: moved to {move_aside(job.folder, top)}", file=sys.stderr)
+                else:
+                    faults.setdefault(str(error), job.label)
+    if faults:
+        # Hydra would show where an exception came from, which helps nobody here.
+        print("\n".join(f"{label}: {fault}" for fault, label in faults.items()), file=sys.stderr)
+        sys.exit(1)
+
+
+def _side_by_side(config: DictConfig, num_jobs: int) -> int:
+    """How many jobs run at once: as many as was asked for, else one for each core."""
+    return max(1, min(num_jobs, config.jobs or torch.get_num_threads()))
+
+
+def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
+    """How the jobs ended, what came out over seeds, and where to look at it.
+
+    Results and bands are of the variants of these jobs, with all their seeds, including those of
+    earlier sweeps. Nothing else below `top` is read or written: other sweeps may be running there.
+    """
+    out = console()
+    folders = dict.fromkeys(job.folder.parent for job in jobs)
+    own = {str(job.folder) for job in jobs}
+    there = grouped(gather([place for place in folders if any(place.glob("*/result.json"))]))
+    runs = [run for group in there if any(run.place in own for run in group) for run in group]
+    found = contests(runs)
+    if len(jobs) <= MOST_JOBS:
+        out.print(_jobs_table(jobs, outcomes, _labels(jobs)))
+    else:
+        done = sum(outcome.status in ("skipped", "done") for outcome in outcomes.values())
+        out.print(f"{done} of {len(jobs)} jobs are done")
+        for line in reasons(found):
+            out.print(line)
+    if len(runs) > 1:
+        out.print()
+        print_contests(found, out)
+    print(f"all of it lies in {top}")
+    if runs and any(job.config.get("logger") for job in jobs):
+        for line in bands_told(runs, top, keep=True):
+            print(line)
+        print(f"its curves: {program('python')} -m newllm.board {shlex.quote(str(top))}")
+    command = [program("python"), "-m", "newllm.report", str(top)]
+    if any(len(contest.ranked) > 1 for contest in found):
+        command += _baseline_option(found[0].baseline, there)
+    print(f"a page of it: {shlex.join(command)}")
+
+
+def _baseline_option(baseline: Variant, groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The same baseline for a report on all runs, if its choices are those of no other group.
+
+    It has its full name, since its label depends on the other runs.
+    """
+    alike = [group for group in groups if choices_of(group[0]) == baseline.choices]
+    return ["--baseline", baseline.full_name] if baseline.choices and len(alike) == 1 else []
+
+
+def _labels(jobs: Sequence[Job]) -> dict[str, str]:
+    """What to call the jobs, by their folders: by what other jobs do not share."""
+    runs = [Run(str(job.folder), {"overrides": job.overrides}) for job in jobs]
+    return {run.place: variant.label for variant in variants(runs) for run in variant.runs}
+
+
+def _jobs_table(
+    jobs: Sequence[Job], outcomes: dict[Job, Outcome], labels: Mapping[str, str]
+) -> Table:
+    table = Table(box=None)
+    for heading in ("job", "status", "best val loss", "seconds", "reason"):
+        right = heading in ("best val loss", "seconds")
+        table.add_column(heading, justify="right" if right else "left")
+    for job in jobs:
+        outcome = outcomes.get(job, Outcome("not started", math.inf, 0.0, ""))
+        status = "done before" if outcome.status == "skipped" else outcome.status
+        loss = f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "-"
+        label = f"{labels[str(job.folder)]} seed={job.config.seed}"
+        table.add_row(label, status, loss, f"{outcome.seconds:.0f}", outcome.reason)
+    return table

@@ -1,0 +1,186 @@
+"""The processes of a sweep: each runs one job, so that none can end the others."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import connection, forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.live import Live
+
+from newllm.config.naming import chosen_experiment
+from newllm.runs.directory import ENDS, RunConflict, RunDirectory, read_result
+from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome
+
+
+class Team:
+    """The processes of a sweep, and the line that tells how far it is."""
+
+    def __init__(self, jobs: Sequence[Job], size: int) -> None:
+        self.outcomes: dict[Job, Outcome] = {}
+        self._waiting, self._size, self._num_jobs = list(jobs), size, len(jobs)
+        self._threads = max(1, torch.get_num_threads() // size)
+        self._running: dict[BaseProcess, Job] = {}
+        self._total_cost = sum(job.cost for job in jobs)
+        self._started = time.monotonic()
+        self._context = multiprocessing.get_context("forkserver")
+        # Its children then start with all of torch and Lightning loaded.
+        self._context.set_forkserver_preload(["newllm.training.run"])
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._live = Live(console=self._console, get_renderable=self._line, refresh_per_second=2)
+
+    def __enter__(self) -> Team:
+        if self._console.is_terminal and self._waiting:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def run(self) -> None:
+        """Start jobs and see them end, until all have."""
+        self._fill()
+        while self._running:
+            connection.wait([process.sentinel for process in self._running])
+            ended = self._gather()
+            self._fill()
+            if not self._console.is_terminal:
+                for job in ended:
+                    self._console.print(f"{self._line()}; {job.label}: {self.outcomes[job].status}")
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._running) < self._size:
+            self._start(self._waiting.pop(0))
+
+    def stop(self) -> None:
+        """Ask all running jobs to write down where they are, and wait for that."""
+        for process in self._running:
+            process.terminate()
+        for process in list(self._running):
+            process.join()
+        self._gather(interrupted=True)
+
+    def _start(self, job: Job) -> None:
+        if not self._running:
+            self._start_server()
+        content = OmegaConf.to_yaml(job.config)
+        arguments = (content, job.folder, job.overrides, self._threads)
+        process = self._context.Process(target=work, args=arguments, name=job.label)
+        process.start()
+        self._running[process] = job
+
+    @staticmethod
+    def _start_server() -> None:
+        """Start what forks the processes; Ctrl-C, which reaches it too, must not end it."""
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, handler)
+
+    def _gather(self, interrupted: bool = False) -> list[Job]:
+        """Take down how jobs ended; returns those that did since the last time."""
+        ended = []
+        for process in [process for process in self._running if process.exitcode is not None]:
+            job = self._running.pop(process)
+            if not interrupted:
+                _record_end(job, process.exitcode or 0)
+            self.outcomes[job] = read_outcome(job)
+            ended.append(job)
+        return ended
+
+    def _line(self) -> str:
+        outcomes = dict(self.outcomes)  # the display asks from a thread of its own
+        ended = [outcome.status for outcome in outcomes.values()]
+        done = ended.count("done")
+        line = f"{done} of {self._num_jobs} done, {len(self._running)} running"
+        if others := len(ended) - done:
+            line += f", {others} failed"
+        cost = sum(job.cost for job in outcomes)
+        if 0 < cost < self._total_cost:
+            elapsed = time.monotonic() - self._started
+            left = elapsed * (self._total_cost - cost) / cost
+            line += f", about {duration(left)} left"
+        return line
+
+
+def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> None:
+    """A job's own process: no output but to its log, no more threads than its share."""
+    from newllm.training.run import attempt, quiet_lightning
+
+    _end_with_parent()
+    # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    torch.set_num_threads(threads)
+    quiet_lightning()
+    config = OmegaConf.create(content)
+    assert isinstance(config, DictConfig)
+    forget_failure(folder)
+    try:
+        _, reason = attempt(config, folder, overrides, goes_on=True)
+    except KeyboardInterrupt as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    if reason:
+        record_failure(folder, reason, config.seed, overrides)
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Let this process write down where it is and end when the sweep's own process is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _record_end(job: Job, exit_code: int) -> None:
+    """What a process that was killed could not write down itself."""
+    with contextlib.suppress(ValueError):
+        if read_result(job.folder)["status"] not in ("interrupted", "running"):
+            return
+    reason = f"ended with exit code {exit_code}"
+    if exit_code < 0:
+        reason = f"killed by {signal.Signals(-exit_code).name}"
+    record_failure(job.folder, reason, job.config.seed, job.overrides)
+
+
+def forget_failure(folder: Path) -> None:
+    """Before the first step that can fail anew, so that no old reason is taken for the new one."""
+    with contextlib.suppress(ValueError):  # of which a conflict is one
+        if read_result(folder)["status"] == "failed":
+            run = RunDirectory(folder, goes_on=True)
+            run.forget_failure()
+            run.release()
+
+
+def record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str]) -> None:
+    """Note in the result why a run failed, unless it says so already or belongs to another."""
+    with contextlib.suppress(RunConflict):
+        run = RunDirectory(folder, goes_on=True)
+        if run.status not in (*ENDS, "failed"):
+            run.record(
+                seed=seed,
+                experiment=chosen_experiment(overrides),
+                overrides=list(overrides),
+                status="failed",
+                error=reason,
+            )
+        run.release()

@@ -1,0 +1,144 @@
+"""The checkpoints of a run, and its end by a signal."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from newllm.runs.directory import written_whole
+from newllm.training.module import LanguageModule
+
+
+class Checkpoints(Callback):
+    """`best.ckpt`: the weights with the lowest validation loss. `last.ckpt`: all that goes on.
+
+    Both are written at most every `interval` seconds, and the best at the end: writing them at
+    every epoch would cost a small model more time than its training. SIGINT and SIGTERM let the
+    step at hand and the validation after it come to their end, and then end the run with both
+    written; a second one does not wait.
+
+    The time to write is just before a batch is trained on. All that belongs to the batch before it
+    is over by then: its step, a validation, the end of its epoch with schedules and early stopping.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, folder: Path, keep_last: bool, interval: float = 60.0) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.interval = interval
+        self._best_loss = math.inf
+        self._best: dict[str, Any] | None = None
+        self._random_states: dict[str, Any] | None = None  # of the run that goes on
+        self._written_at = time.monotonic()
+        self._is_asked_to_stop = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {
+                number: signal.signal(number, self._ask)
+                for number in self.SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
+
+    def _ask(self, *_: object) -> None:
+        if self._is_asked_to_stop:
+            raise KeyboardInterrupt
+        self._is_asked_to_stop = True
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # Here, not in `on_validation_end`: callbacks that put averaged weights in the place of the
+        # model's for a validation take them away again right after this.
+        assert isinstance(module, LanguageModule)
+        loss = module.evaluation_scores.metrics().get("loss", math.nan)
+        if loss < self._best_loss and not trainer.sanity_checking:
+            self._best_loss = loss
+            weights = {name: value.clone() for name, value in module.model.state_dict().items()}
+            self._best = {"model": weights, "epoch": trainer.current_epoch + 1, "val_loss": loss}
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._random_states is not None:
+            # Not earlier: Lightning itself draws numbers between loading and the first batch.
+            _set_random_states(self._random_states)
+            self._random_states = None
+            # Lightning would count one more, and log later epochs at a step too far.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # a checkpoint holds no gradients
+        is_due = time.monotonic() - self._written_at > self.interval
+        if is_due or self._is_asked_to_stop:
+            self._write_best()
+            self._write_last(trainer)
+            self._written_at = time.monotonic()
+        if self._is_asked_to_stop:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._restore_handlers()
+        self._write_best()
+        if self.keep_last:
+            self._write_last(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore_handlers()
+        self._write_best()
+
+    def _write_best(self) -> None:
+        if self._best is None:
+            return
+        self.folder.mkdir(exist_ok=True)
+        with written_whole(self.folder / "best.ckpt") as partial:
+            torch.save(self._best, partial)
+        self._best = None
+
+    def _write_last(self, trainer: Trainer) -> None:
+        self.folder.mkdir(exist_ok=True)
+        with written_whole(self.folder / "last.ckpt") as partial:
+            trainer.save_checkpoint(partial)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning would take an epoch for ended whose last batch has only been fetched.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self._best_loss, "random_states": _random_states()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best_loss, self._random_states = state["best_loss"], state["random_states"]
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of all generators that a run may draw from, as plain values."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])

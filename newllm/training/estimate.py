@@ -1,0 +1,127 @@
+"""A run before the run: a copy takes a few steps, which tells how long the whole will take.
+
+It leaves nothing behind but machine code that was compiled on the way: no file, no random draw, no
+weight of the run itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from newllm.data.batching import Batch, EvaluationBatches
+from newllm.training.clipping import clip_gradients
+from newllm.training.experiment import Experiment
+from newllm.training.module import LanguageModule
+from newllm.training.precision import weight_dtype
+from newllm.training.trainer import batches_per_epoch
+from newllm.training.watching import StepValidation
+
+WARM_UP_SENTENCES, WARM_UP_TOKENS = 2, 8
+CONSIDERED = 500  # batches among which samples are chosen
+# What Lightning, the loggers and the tables add, measured on two cores.
+SECONDS_A_STEP, SECONDS_AN_EPOCH, SECONDS_A_RUN = 0.002, 0.1, 2.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that the parts of a run take here; start-up and the compiler are not among them."""
+
+    training: float
+    validation: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.validation
+
+
+def warm_up(experiment: Experiment) -> None:
+    """Let everything that is compiled on demand be compiled before the first step."""
+    split = experiment.data.split("train")
+    longest = split.num_positions_N.argsort(descending=True)[:WARM_UP_SENTENCES]
+    tokens_BT, targets_BT, sentence_B = split.batch(longest)
+    first = slice(0, WARM_UP_TOKENS)
+    _Rehearsal(experiment).step(Batch(tokens_BT[:, first], targets_BT[:, first], sentence_B))
+
+
+def estimate(experiment: Experiment, num_samples: int = 10) -> Estimate:
+    """Time some steps and some batches of the validation split, of all lengths that occur."""
+    warm_up(experiment)
+    rehearsal, data = _Rehearsal(experiment), experiment.data
+    some = list(islice(data.train_dataloader(), CONSIDERED))
+    rehearsal.step(some[0])  # makes the optimizer's state
+    step = _mean_seconds(rehearsal.step, some, num_samples)
+    validation = list(islice(EvaluationBatches(data.split("validation")), CONSIDERED))
+    look = _mean_seconds(rehearsal.validate, validation, num_samples)
+    trainer, num_steps = experiment.trainer, experiment.gates.num_steps
+    batches_a_step = trainer.accumulate_grad_batches
+    num_batches = len(EvaluationBatches(data.split("validation")))
+    epochs = trainer.max_epochs or 1
+    around = num_steps * SECONDS_A_STEP + epochs * SECONDS_AN_EPOCH + SECONDS_A_RUN
+    return Estimate(
+        training=num_steps * step * batches_a_step + around,
+        validation=look * (_num_validations(experiment) * num_batches + _num_looks(experiment)),
+    )
+
+
+def _num_validations(experiment: Experiment) -> float:
+    """Validations of the whole split, if nothing stops the run early."""
+    trainer, interval = experiment.trainer, experiment.trainer.val_check_interval
+    in_batches = isinstance(interval, int)
+    num_batches = batches_per_epoch(trainer, experiment.data.steps_per_epoch)
+    an_epoch = (num_batches if in_batches else 1) / interval
+    return (trainer.max_epochs or 1) / (trainer.check_val_every_n_epoch or 1) * an_epoch
+
+
+def _num_looks(experiment: Experiment) -> int:
+    """Batches that are scored beside those of the validations."""
+    num_steps = experiment.gates.num_steps
+    return sum(
+        callback.plan(experiment.data, num_steps).num_batches(num_steps)
+        for callback in experiment.callbacks(StepValidation)
+    )
+
+
+def _mean_seconds(
+    take: Callable[[Batch], None], batches: Sequence[Batch], num_samples: int
+) -> float:
+    """Mean time over batches, from samples spread over their sizes."""
+    by_size = sorted(batches, key=lambda batch: batch.tokens_BT.numel())
+    num_samples = min(num_samples, len(by_size))
+    places = ((2 * sample + 1) * len(by_size) // (2 * num_samples) for sample in range(num_samples))
+    started = time.perf_counter()
+    for place in places:
+        take(by_size[place])
+    return (time.perf_counter() - started) / num_samples
+
+
+class _Rehearsal:
+    """A copy of a run's module in the run's precision, and its optimizer."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        dtype = weight_dtype(experiment.config.trainer.precision)
+        self.module: LanguageModule = copy.deepcopy(experiment.module).to(dtype)
+        self.optimizer = self.module.make_optimizer(self.module.model.parameters())
+        self.precision = experiment.trainer.precision_plugin
+
+    def step(self, batch: Batch) -> None:
+        """One of training."""
+        self.module.train()
+        with torch.random.fork_rng(devices=[]):
+            with self.precision.forward_context():
+                loss = self.module.loss(batch)
+            loss.backward()
+            clip_gradients(self.optimizer, self.module.gradient_clip(0))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def validate(self, batch: Batch) -> None:
+        """A batch of an evaluation."""
+        self.module.eval()
+        with torch.inference_mode(), self.precision.forward_context():
+            self.module.loss(batch)

@@ -1,0 +1,255 @@
+"""One experiment, built from its configuration and checked before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.utils import to_absolute_path
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from newllm.config.build import ConfigFault, instantiate
+from newllm.config.origins import blame_origin
+from newllm.data.module import CorpusDataModule
+from newllm.models.language_model import LanguageModel
+from newllm.models.sizes import Budget
+from newllm.reporting.figures import run_title
+from newllm.statistics.references import ReferenceModels, References
+from newllm.training.checkpoints import Checkpoints
+from newllm.training.clipping import GradientClip
+from newllm.training.divergence import StopOnDivergence
+from newllm.training.history import History
+from newllm.training.loggers import build_loggers
+from newllm.training.module import LanguageModule
+from newllm.training.preflight import Gates, check
+from newllm.training.trainer import build_trainer, planned_steps
+from newllm.training.watching import ContextInspector, Curves
+
+Kind = TypeVar("Kind", bound=Callback)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a run needs. `references` are those of the validation split."""
+
+    config: DictConfig
+    name: str
+    data: CorpusDataModule
+    module: LanguageModule
+    trainer: Trainer
+    history: History
+    references: References
+    gates: Gates
+
+    @property
+    def model(self) -> LanguageModel:
+        return self.module.model
+
+    def callbacks(self, kind: type[Kind]) -> list[Kind]:
+        """The callbacks of a kind."""
+        every: list[Callback] = getattr(self.trainer, "callbacks")  # noqa: B009  (untyped)
+        return [callback for callback in every if isinstance(callback, kind)]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What decides the run, flat, for TensorBoard's HParams tab."""
+        resolved = OmegaConf.to_container(self.config, resolve=True)
+        assert isinstance(resolved, dict)
+        # What a recipe says stands where it is read, such as in optimizer/lr.
+        resolved["recipe"] = {"name": self.config.recipe.name}
+        parts = ("model", "data", "recipe", "optimizer", "schedule", "trainer", "countermeasures")
+        flat = dict(_flat({part: resolved[part] for part in parts}))
+        for name in ("data/directory", "data/order_seed"):
+            flat.pop(name, None)
+        countermeasures = ",".join(self.config.countermeasures) or "none"
+        own = {"name": self.name, "seed": self.config.seed, "countermeasure": countermeasures}
+        return own | flat
+
+    @property
+    def title(self) -> str:
+        """What pictures of the run say above them."""
+        return run_title(self.name, self.config.data, self.config.seed)
+
+
+def _flat(content: Any, name: str = "") -> Iterator[tuple[str, int | float | str]]:
+    """Plain values by their place, such as `optimizer/lr`; an object is told by its class."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "_target_":
+                yield f"{name}/class", str(value).rpartition(".")[2]
+            elif not key.startswith("_"):
+                yield from _flat(value, f"{name}/{key}".lstrip("/"))
+    elif isinstance(content, int | float | str):
+        yield name, content
+
+
+def build_experiment(config: DictConfig, folder: Path) -> Experiment:
+    """Build everything; sizes that follow from others are filled into a copy of the configuration.
+
+    Args:
+        config: as composed.
+        folder: where the run will write; nothing is written yet.
+
+    Raises:
+        ConfigFault: with all faults that were found on the way.
+    """
+    config = _with_absolute_paths(config)
+    faults = _Faults()
+    data = faults.collect(lambda: _build_data(config))
+    with open_dict(config):
+        if config.model.vocabulary_size is None:
+            config.model.vocabulary_size = data.tokenizer.size if data else 1
+    faults.collect(lambda: _fill_sizes(config))
+    model = faults.collect(lambda: _build_model(config, data))
+    clip = faults.collect(lambda: GradientClip(list(config.recipe.gradient_clip)))
+    schedule = faults.collect(lambda: _build(config, config.schedule))
+    callbacks = faults.collect(lambda: _build_all(config, config.callbacks))
+    history = History(folder)
+    recorders = [history, Checkpoints(folder / "checkpoints", config.keep_last), StopOnDivergence()]
+    loggers = faults.collect(lambda: build_loggers(config, folder))
+    trainer = faults.collect(
+        lambda: build_trainer(config, folder, [*recorders, *(callbacks or [])], loggers or [])
+    )
+    num_steps = 1
+    if trainer and data:
+        num_steps = faults.collect(lambda: planned_steps(trainer, data.steps_per_epoch)) or 1
+    optimizer = faults.collect(lambda: _build(config, config.optimizer))
+    num_epochs = trainer.max_epochs if trainer else 1
+    faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
+    module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip, num_steps))
+    faults.raise_if_any(config)
+    on_validation = ReferenceModels(data).on("validation")
+    # What was resolved names a run, not what was typed.
+    name = str(config.name or model.description)
+    title = run_title(name, config.data, config.seed)
+    for callback in callbacks:
+        if isinstance(callback, Curves):
+            callback.references = on_validation.means
+        if isinstance(callback, Curves | ContextInspector):
+            callback.title = title
+    gates = check(model, data, num_steps, instantiate(config.budget))
+    return Experiment(config, name, data, module, trainer, history, on_validation, gates)
+
+
+def _with_absolute_paths(config: DictConfig) -> DictConfig:
+    """A copy whose paths start where the command was given, whatever folder the run moves to.
+
+    So a run's recorded configuration finds its text from everywhere.
+    """
+    config = config.copy()
+    for key in ("path", "directory"):
+        if config.data.get(key):
+            config.data[key] = to_absolute_path(str(config.data[key]))
+    return config
+
+
+class _Faults:
+    """Lets building go on past a fault, to find the others as well."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def collect(self, build: Callable[[], Any]) -> Any:
+        """What `build` returns; None if it finds a fault."""
+        try:
+            return build()
+        except ValueError as error:
+            self._lines += str(error).splitlines()
+            return None
+
+    def raise_if_any(self, config: DictConfig) -> None:
+        """Raise all faults, each told of the key that was set."""
+        if lines := [blame_origin(config, line) for line in self._lines]:
+            raise ConfigFault(list(dict.fromkeys(lines)))
+
+
+def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
+    if decided := [name for name in arguments if node and name in node]:
+        raise ValueError("\n".join(f"{name}: the run decides on it; drop it" for name in decided))
+    return node and instantiate(node, config.trusted_packages, **arguments)
+
+
+def _build_all(config: DictConfig, nodes: DictConfig, **arguments: Any) -> list[Any]:
+    """All but those that were left out: null, or only settings for what was not chosen."""
+    chosen = [node for node in nodes.values() if node and "_target_" in node]
+    return [_build(config, node, **arguments) for node in chosen]
+
+
+def _build_data(config: DictConfig) -> CorpusDataModule:
+    data = _build(config, config.data)
+    data.setup()
+    return data
+
+
+def write_data(data: CorpusDataModule) -> None:
+    """Leave the corpus's files in its directory.
+
+    Raises:
+        ConfigFault: the directory cannot be written.
+    """
+    try:
+        data.write()
+    except ValueError as error:
+        raise ConfigFault([str(error)]) from error
+
+
+def _fill_sizes(config: DictConfig) -> None:
+    """Where a budget was set, the sizes of the model follow from it."""
+    budget: Budget = instantiate(config.budget)
+    if unknown := [name for name in budget.names if name not in config.model]:
+        model = str(config.model._target_).rpartition(".")[2]
+        raise ValueError(f"budget: {model} has no {', '.join(unknown)}")
+    try:
+        sizes = budget.sizes(partial(instantiate, config.model, config.trusted_packages))
+    except ValueError as error:
+        if str(error).startswith("budget."):
+            raise
+        multiples = (
+            f"the sizes that follow from a budget are multiples of budget.step={budget.step}"
+        )
+        raise ValueError(
+            "\n".join(f"{line}; {multiples}" for line in str(error).splitlines())
+        ) from error
+    config.model.update(sizes)
+
+
+def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageModel:
+    model = _build(config, config.model)
+    if data and data.tokenizer.size > model.vocabulary_size:
+        raise ValueError(
+            f"model.vocabulary_size={model.vocabulary_size}: the vocabulary has "
+            f"{data.tokenizer.size} tokens; set data.vocabulary_size={model.vocabulary_size}"
+        )
+    return model
+
+
+def _check_schedule(
+    model: Any, optimizer: Any, schedule: Any, num_steps: int, num_epochs: int
+) -> None:
+    """The faults of an optimizer and a scheduler show only when they are built."""
+    if model is None or optimizer is None:
+        return
+    built = _named("optimizer", lambda: optimizer(model.parameters()))
+    if schedule is not None:
+        _named("schedule", lambda: schedule.check(built, num_steps, num_epochs))
+
+
+def _build_module(
+    model: Any, optimizer: Any, schedule: Any, clip: Any, num_steps: int
+) -> LanguageModule | None:
+    if model is None or optimizer is None or clip is None:
+        return None
+    return LanguageModule(model, optimizer, schedule, clip, num_steps)
+
+
+def _named(part: str, build: Callable[[], Any]) -> Any:
+    """What `build` returns; torch's own message does not say what it is about."""
+    try:
+        return build()
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{part}: {reason}") from error

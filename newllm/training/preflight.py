@@ -1,0 +1,153 @@
+"""What is looked at before the first step: whether the losses of a run will mean anything.
+
+A model that sees the future does not train, unless it says so itself (`transformer_leaky`). All
+else is a warning with its number.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from newllm.config.build import ConfigFault
+from newllm.data.module import CorpusDataModule
+from newllm.data.tokenizer import BOS, PAD, UNK
+from newllm.models.context import ContextModel
+from newllm.models.language_model import LanguageModel
+from newllm.models.recurrence.fused import Fused
+from newllm.models.sizes import Budget
+
+# From where on a warning is worth a line.
+MANY_UNKNOWN = 0.05
+MUCH_OVERLAP = 0.01
+MANY_UNUSED = 0.1
+FEW_STEPS = 200
+MAX_POSITIONS = 128  # in which a leak is looked for
+TOLERANCE = 1e-9  # of the largest logit, in float64; another order of the same sums changes less
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The findings.
+
+    Attributes:
+        causal: whether no future token changes an earlier logit.
+        unknown_share: `<UNK>` among the validation targets.
+        unknown_in_train: whether it is a training target as well.
+        overlap_share: validation sentences that are in train as well.
+        num_too_long: sentences that were cut or dropped for their length.
+        num_unused_classes: outputs that are never a training target.
+        num_classes: all outputs.
+        num_steps: optimizer steps planned.
+        missed_budget: a line for each budget that the model does not keep.
+    """
+
+    causal: bool
+    unknown_share: float
+    unknown_in_train: bool
+    overlap_share: float
+    num_too_long: int
+    num_unused_classes: int
+    num_classes: int
+    num_steps: int
+    missed_budget: tuple[str, ...] = ()
+
+    def as_result(self) -> dict[str, Any]:
+        """All findings by name, and the warnings."""
+        return asdict(self) | {"warnings": list(self.warnings())}
+
+    def warnings(self) -> Iterator[str]:
+        """A line for each finding that a reader of the losses should know of."""
+        if not self.causal:
+            yield (
+                "sees the future: it has no causal mask (the published baseline's fault); "
+                "its losses are no language-model losses"
+            )
+        if self.unknown_share > MANY_UNKNOWN:
+            yield (
+                f"{self.unknown_share:.0%} of the validation targets are <UNK>"
+                + (", which training never shows" if not self.unknown_in_train else "")
+                + ": see val/loss_known"
+            )
+        if self.overlap_share > MUCH_OVERLAP:
+            yield f"{self.overlap_share:.0%} of the validation sentences are in train as well"
+        if self.num_too_long:
+            yield f"{self.num_too_long:,} sentences were too long, and cut or dropped"
+        if self.num_unused_classes > MANY_UNUSED * self.num_classes:
+            yield (
+                f"{self.num_unused_classes:,} of {self.num_classes:,} output classes are never a "
+                "training target"
+            )
+        if self.num_steps < FEW_STEPS:
+            yield f"only {self.num_steps:,} optimizer steps are planned"
+        yield from self.missed_budget
+
+
+def check(
+    model: LanguageModel, data: CorpusDataModule, num_steps: int, budget: Budget | None = None
+) -> Gates:
+    """Look at a model and its data.
+
+    Raises:
+        ConfigFault: the model sees the future and does not say so.
+    """
+    leak = find_leak(model, _longest_sentences(data))
+    if leak and not model.sees_the_future:
+        raise ConfigFault(
+            [f"{model.description} sees the future: {leak}; mend it, it would learn to copy"]
+        )
+    card = data.card()
+    train_ids = data.split("train").different_ids
+    return Gates(
+        causal=leak is None,
+        unknown_share=card.unknown_share,
+        unknown_in_train=UNK in train_ids,
+        overlap_share=card.overlap / len(data.corpus.validation),
+        num_too_long=sum(data.num_too_long.values()),
+        num_unused_classes=model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
+        num_classes=model.vocabulary_size,
+        num_steps=num_steps,
+        missed_budget=tuple(budget.misses(model)) if budget else (),
+    )
+
+
+def _longest_sentences(data: CorpusDataModule, number: int = 4) -> Tensor:
+    """Beginnings of the longest validation sentences."""
+    split = data.split("validation")
+    longest_B = split.num_positions_N.argsort(descending=True)[:number].tolist()
+    beginnings = [split[i][:-1][:MAX_POSITIONS] for i in longest_B]
+    return pad_sequence(beginnings, batch_first=True, padding_value=PAD)
+
+
+@torch.no_grad()
+def find_leak(model: LanguageModel, tokens_BT: Tensor) -> str | None:
+    """Which later token changes which earlier logit; None if none does.
+
+    A copy in float64 is asked: fresh weights may give logits so small that float32 hides it.
+    """
+    model = copy.deepcopy(model).double().eval()
+    if isinstance(model, ContextModel) and isinstance(model.recurrence, Fused):
+        model.recurrence.native = (
+            False  # Machine code for float64 would be compiled for this alone.
+        )
+    logits_BTV = model(tokens_BT)[0]
+    length, leak = tokens_BT.shape[1], None
+    for first_changed in sorted({1, length // 2, length - 1} - {0}):
+        changed_BT = tokens_BT.clone()
+        later_BT = changed_BT[:, first_changed:]
+        # Another real token in the place of each, the same every time.
+        span = max(1, model.vocabulary_size - UNK - 1)
+        later_BT[later_BT != PAD] = (later_BT[later_BT != PAD] * 7 + 3) % span + UNK + 1
+        before = slice(0, first_changed)
+        difference_T = (model(changed_BT)[0] - logits_BTV)[:, before].abs().amax((0, 2))
+        if (difference_T > TOLERANCE * logits_BTV.abs().max()).any():
+            earliest = int((difference_T > 0).nonzero()[0])
+            leak = f"tokens from position {first_changed} on change its logits at {earliest}"
+            break
+    return leak

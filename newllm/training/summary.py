@@ -1,0 +1,108 @@
+"""What a run says of itself: the banner before its first step and the table after its last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from newllm.config.arguments import program
+from newllm.statistics.references import gap_closed
+from newllm.training.experiment import Experiment
+from newllm.training.precision import precision_warning
+
+
+def print_banner(experiment: Experiment) -> None:
+    """What is about to run, in a few lines."""
+    model, data, config = experiment.model, experiment.data, experiment.config
+    parameters = sum(weight.numel() for weight in model.parameters())
+    lines = {
+        "run": experiment.name,
+        "model": f"{model.description}: {parameters:,} parameters, {_state(experiment)}",
+        "recipe": f"{config.recipe.name}: {experiment.gates.num_steps:,} steps planned",
+        "countermeasures": ", ".join(config.countermeasures) or "none",
+        "data": data.summary(),
+    }
+    console = _console()
+    for label, text in lines.items():
+        console.print(f"[bold]{label:<16}[/]{text}")
+    if left_out := config.get("left_out"):
+        console.print(f"[bold]{'left out':<16}[/]", Text(_left_out(experiment, left_out)), sep="")
+    slow = precision_warning(config.trainer.precision, experiment.trainer.strategy.root_device)
+    for warning in [*experiment.gates.warnings(), *([slow] if slow else [])]:
+        console.print("[bold red]warning:[/]", Text(warning))
+
+
+def _left_out(experiment: Experiment, choices: Sequence[str]) -> str:
+    """What an experiment's file says, and the model that was chosen beside it does not take."""
+    taker = type(experiment.model).__name__
+    return f"{', '.join(choices)} (set by the experiment; {taker} does not take it)"
+
+
+def _state(experiment: Experiment) -> str:
+    """How much one sequence makes the model remember."""
+    model, num_tokens = experiment.model, experiment.data.max_length
+    one, full = model.state_bytes(1), model.state_bytes(num_tokens)
+    growing = "" if one == full else f" after {num_tokens} tokens, and growing"
+    return f"{full:,} bytes of state{growing}"
+
+
+def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
+    """The result beside its references, all on the validation split, and what to do next."""
+    references = experiment.references.means
+    best = result["best_val_loss"]
+    losses = references | {f"this run (epoch {result['best_epoch']})": best}
+    table = Table(box=None)
+    for heading in ("validation", "loss (nats per token)", "perplexity", "gap closed"):
+        table.add_column(heading, justify="left" if heading == "validation" else "right")
+    for name, loss in sorted(losses.items(), key=lambda pair: -pair[1]):
+        style = None if name in references else "bold"
+        closed = gap_closed(loss, references)
+        table.add_row(
+            name.replace("_", " "),
+            f"{loss:.4f}",
+            f"{math.exp(min(loss, 700)):.2f}",
+            "" if closed is None else f"{100 * closed:.1f} %",
+            style=style,
+        )
+    console = _console()
+    console.print(table)
+    console.print(
+        f"as the series counted it (val/loss_batch_mean): {result['best_val_loss_batch_mean']:.4f}"
+    )
+    if result["test_loss"] is not None:
+        oracle = result["test_oracle_loss"]
+        beside = "" if oracle is None else f" (oracle {oracle:.4f})"
+        console.print(f"test, at the best epoch: {result['test_loss']:.4f}{beside}")
+    if result["val_kl"] is not None:
+        console.print(
+            f"expected excess over the grammar, whatever words were drawn (KL): "
+            f"{result['val_kl']:.4f} nats per token"
+        )
+    if result["sees_the_future"]:
+        console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
+    elif best > references["bigram"]:
+        console.print(
+            "[yellow]worse than counting pairs of words (bigram)[/]; " + _next(experiment)
+        )
+    console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
+    if experiment.trainer.loggers:
+        console.print(f"look at its curves: {program('python')} -m newllm.board {folder}")
+
+
+def _next(experiment: Experiment) -> str:
+    if experiment.config.recipe.name == "modern":
+        return "try a larger model or more epochs, such as trainer.max_epochs=80"
+    data = experiment.config.data
+    path = f" data.path={data.path}" if "path" in data else ""
+    corpus = "" if data.corpus == "quality500" else f" data={data.corpus}"
+    return f"try: {program('python')} -m newllm.train experiment=modern{corpus}{path}"
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
