@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from preloaded import Program
 
 from newllm.config.composing import conf_directory
 
@@ -47,12 +48,20 @@ def threads() -> Iterator[SetThreads]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Run `python -m MODULE ARGUMENTS` in an empty folder of its own."""
+    """Run `python -m MODULE ARGUMENTS` in an empty folder of its own.
 
-    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    `fresh` starts a new Python, which costs seconds: for what a forked one cannot show, and once
+    for each module.
+    """
+
+    def run(
+        module: str, *arguments: str, folder: Path = tmp_path, fresh: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        if not fresh:
+            return Program(folder, module, *arguments).wait()
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,

@@ -142,5 +142,5 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     done = command("newllm.evaluate", str(run))
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "its data has changed" in done.stderr
-    done = command("newllm.evaluate", str(tmp_path))
+    done = command("newllm.evaluate", str(tmp_path), fresh=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

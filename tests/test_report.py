@@ -166,7 +166,7 @@ def test_the_command(command: Command, runs: Path, tmp_path: Path) -> None:
     assert "page: outputs/report/index.html" in done.stdout
     done = command("newllm.report", str(runs), "--markdown", "page.txt")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    done = command("newllm.report")
+    done = command("newllm.report", fresh=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
 
 

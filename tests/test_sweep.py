@@ -5,8 +5,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from conftest import TINY_CONTEXT, Command, Compose
 from hydra import compose
 from omegaconf import OmegaConf
+from preloaded import Program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm.config.composing import conf_directory
@@ -100,20 +99,6 @@ def test_a_job_that_fails_again_says_why_it_does_now(command: Command, tmp_path:
     assert "max_length" not in reasons[1]
 
 
-def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a sweep in a session of its own, so that all of it can be killed."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *SWEEP, *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell lets what it starts in the background ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
 def wait_for(condition: Any, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -140,27 +125,27 @@ def test_interrupted_or_killed_the_same_command_goes_on_to_the_same_weights(
         place = tmp_path / how
         place.mkdir()
         folders[how] = place / "outputs" / "runs" / _name() / "seed=1"
-    run = [sys.executable, "-m", *SWEEP, *LONG]
-    subprocess.run(run, cwd=tmp_path / "whole", check=True, capture_output=True)
+    # Without what forked processes share, which must not decide the weights.
+    assert command(*SWEEP, *LONG, folder=tmp_path / "whole", fresh=True).returncode == 0
     for how, sent in (("interrupted", signal.SIGINT), ("killed", signal.SIGKILL)):
-        sweep = start(tmp_path / how, *LONG)
+        sweep = Program(tmp_path / how, *SWEEP, *LONG)
         steps = folders[how] / "log.txt"
         wait_for(lambda steps=steps: steps.is_file() and "steps planned" in steps.read_text())
         time.sleep(1.0)
         if sent == signal.SIGINT:
-            sweep.send_signal(sent)
-            _, stderr = sweep.communicate(timeout=60)
-            assert sweep.returncode == 130, stderr
-            assert "goes on" in stderr
+            os.kill(sweep.pid, sent)
+            done = sweep.wait(60)
+            assert done.returncode == 130, done.stderr
+            assert "goes on" in done.stderr
             assert (folders[how] / "checkpoints" / "last.ckpt").is_file()
         else:
             os.killpg(sweep.pid, sent)
-            sweep.communicate(timeout=60)
+            sweep.wait(60)
         wait_for(lambda folder=folders[how]: _is_free(folder))
         assert results(tmp_path / how / "outputs" / "runs")[f"{_name()}/seed=1"]["status"] == (
             "running"
         )
-        subprocess.run(run, cwd=tmp_path / how, check=True, capture_output=True)
+        assert command(*SWEEP, *LONG, folder=tmp_path / how).returncode == 0
         result = json.loads((folders[how] / "result.json").read_text())
         assert (result["status"], result["epochs"]) == ("done", 200)
         expected, found = weights(folders["whole"]), weights(folders[how])
@@ -174,12 +159,14 @@ def test_interrupted_or_killed_the_same_command_goes_on_to_the_same_weights(
 @pytest.mark.long
 @pytest.mark.parametrize("point", ["starting", "midway", "one done"])
 @pytest.mark.parametrize("target", ["interrupt", "kill the sweep", "kill a job"])
-def test_a_sweep_survives_at_any_point(tmp_path: Path, target: str, point: str) -> None:
+def test_a_sweep_survives_at_any_point(
+    command: Command, tmp_path: Path, target: str, point: str
+) -> None:
     """Stopped anyhow at any point, the same command does the rest, and nothing twice."""
     jobs = ("seed=1,2,3", "trainer.max_epochs=300", "jobs=2")
     runs = tmp_path / "outputs" / "runs"
     name = run_name([*TINY, *jobs])
-    sweep = start(tmp_path, *jobs)
+    sweep = Program(tmp_path, *SWEEP, *jobs)
     log = runs / name / "seed=1" / "log.txt"
     wait_for(lambda: log.is_file() and (point == "starting" or "steps planned" in log.read_text()))
     if point == "midway":
@@ -190,23 +177,22 @@ def test_a_sweep_survives_at_any_point(tmp_path: Path, target: str, point: str) 
         log = log if point != "one done" else _unfinished(runs) / "log.txt"
         os.kill(_process_of(log), signal.SIGKILL)
     elif target == "interrupt":
-        sweep.send_signal(signal.SIGINT)
+        os.kill(sweep.pid, signal.SIGINT)
     else:
         os.killpg(sweep.pid, signal.SIGKILL)
-    sweep.communicate(timeout=240)
-    assert sweep.returncode == {"interrupt": 130, "kill a job": 1}.get(target, -signal.SIGKILL)
+    code = {"interrupt": 130, "kill a job": 1}.get(target, -signal.SIGKILL)
+    assert sweep.wait(240).returncode == code
     done = {place for place, result in results(runs).items() if result["status"] == "done"}
     assert bool(done) == (point == "one done" or target == "kill a job")
     before = {file: file.stat().st_mtime_ns for place in done for file in (runs / place).iterdir()}
     wait_for(lambda: all(_is_free(lock.parent) for lock in runs.rglob(".lock")))
-    run = [sys.executable, "-m", *SWEEP, *jobs]
-    again = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    again = command(*SWEEP, *jobs)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") == len(done)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     whole = tmp_path / "whole"
     whole.mkdir()
-    subprocess.run(run, cwd=whole, check=True, capture_output=True)
+    assert command(*SWEEP, *jobs, folder=whole).returncode == 0
     for place in results(runs):
         found, expected = weights(runs / place), weights(whole / "outputs" / "runs" / place)
         assert all(torch.equal(found[key], expected[key]) for key in expected), place
@@ -230,16 +216,16 @@ def _is_free(folder: Path) -> bool:
 
 
 def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    sweep = start(tmp_path, *LONG)
+    sweep = Program(tmp_path, *SWEEP, *LONG)
     log = tmp_path / "outputs" / "runs" / _name() / "seed=1" / "log.txt"
     wait_for(lambda: log.is_file() and "steps planned" in log.read_text())
     os.kill(_process_of(log), signal.SIGKILL)
-    stdout, stderr = sweep.communicate(timeout=240)
-    assert sweep.returncode == 1, stderr
+    done = sweep.wait(240)
+    assert done.returncode == 1, done.stderr
     found = results(tmp_path / "outputs" / "runs")
     assert found[f"{_name()}/seed=1"]["status"] == "failed"
     assert "SIGKILL" in found[f"{_name()}/seed=1"]["error"]
-    assert "killed by SIGKILL" in stdout
+    assert "killed by SIGKILL" in done.stdout
     assert found[f"{_name()}/seed=2"]["status"] == "done"
 
 

@@ -73,7 +73,7 @@ def test_the_best_model_is_loaded_again(command: Command, tmp_path: Path) -> Non
     done = command("newllm.generate", "run", "--num", "3", "--prompt", "the old")
     assert done.returncode == 0, done.stderr
     assert [line[:7] for line in done.stdout.splitlines()] == ["the old"] * 3
-    done = command("newllm.generate", "nowhere")
+    done = command("newllm.generate", "nowhere", fresh=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     done = command("newllm.report", "run", "run", "--figure", "both.png")
     assert done.returncode == 0, done.stderr
@@ -106,10 +106,10 @@ def test_tensorboard_has_curves_samples_pictures_and_hyperparameters(
 
 def test_same_seed_same_weights_bit_for_bit(command: Command, tmp_path: Path) -> None:
     weights = []
-    for folder, seed in (("a", 7), ("b", 7), ("c", 8)):
+    for folder, seed, fresh in (("a", 7, True), ("b", 7, False), ("c", 8, False)):
         done = command(
             "newllm.train", "trainer=smoke", "logger=none", "callbacks=none", *TINY_CONTEXT,
-            f"seed={seed}", f"hydra.run.dir={folder}", "threads=1",
+            f"seed={seed}", f"hydra.run.dir={folder}", "threads=1", fresh=fresh,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         checkpoint = torch.load(tmp_path / folder / "checkpoints" / "best.ckpt", weights_only=True)
