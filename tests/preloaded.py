@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from multiprocessing import util
 from pathlib import Path
+from typing import Any
 
 ENTRIES = [f"newllm.{name}" for name in ("train", "evaluate", "generate", "report", "benchmark")]
 
 # One server for each process of the test suite.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(ENTRIES)
+START = util.spawnv_passfds
 
 
 class Program:
@@ -37,7 +39,7 @@ class Program:
         assert self._process.pid is not None
         self.pid = self._process.pid
 
-    def wait(self, timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
+    def wait(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
         """Waits for its end and returns its exit code and what it wrote.
 
         Raises:
@@ -68,19 +70,21 @@ def _run(
     importlib.invalidate_caches()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)
-    util.spawnv_passfds = _fork  # type: ignore[attr-defined]
+    util.spawnv_passfds = _start
     sys.modules.pop(module, None)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _fork(path: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int:
-    """Starts the server of a sweep's jobs with the imports of this process."""
+def _start(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+    """Gives a sweep's own fork server the imports of this process."""
+    if "forkserver" not in args[-1]:
+        return START(path, args, passfds)
     if pid := os.fork():
         return pid
     try:
-        bounds = [2, *sorted(map(int, kept)), os.sysconf("SC_OPEN_MAX")]
+        bounds = [2, *sorted(map(int, passfds)), os.sysconf("SC_OPEN_MAX")]
         for low, high in itertools.pairwise(bounds):
             os.closerange(low + 1, high)
-        exec(arguments[-1], {})
+        exec(args[-1], {})
     finally:
         os._exit(0)

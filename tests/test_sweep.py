@@ -129,9 +129,7 @@ def test_interrupted_or_killed_the_same_command_goes_on_to_the_same_weights(
     assert command(*SWEEP, *LONG, folder=tmp_path / "whole", fresh=True).returncode == 0
     for how, sent in (("interrupted", signal.SIGINT), ("killed", signal.SIGKILL)):
         sweep = Program(tmp_path / how, *SWEEP, *LONG)
-        steps = folders[how] / "log.txt"
-        wait_for(lambda steps=steps: steps.is_file() and "steps planned" in steps.read_text())
-        time.sleep(1.0)
+        wait_for(lambda folder=folders[how]: _is_midway(folder))
         if sent == signal.SIGINT:
             os.kill(sweep.pid, sent)
             done = sweep.wait(60)
@@ -170,7 +168,7 @@ def test_a_sweep_survives_at_any_point(
     log = runs / name / "seed=1" / "log.txt"
     wait_for(lambda: log.is_file() and (point == "starting" or "steps planned" in log.read_text()))
     if point == "midway":
-        time.sleep(1.0)
+        wait_for(lambda: _is_midway(log.parent))
     if point == "one done":
         wait_for(lambda: any(r["status"] == "done" for r in results(runs).values()))
     if target == "kill a job":
@@ -204,6 +202,11 @@ def _unfinished(runs: Path) -> Path:
 
 def _name() -> str:
     return run_name([*TINY, *LONG])
+
+
+def _is_midway(folder: Path) -> bool:
+    metrics = folder / "metrics.csv"
+    return metrics.is_file() and len(metrics.read_text().splitlines()) > 10
 
 
 def _is_free(folder: Path) -> bool:
