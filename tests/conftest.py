@@ -1,5 +1,6 @@
 """What several tests share: composed configurations, and commands run as a user would."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ TINY_CONTEXT = tuple(f"model.{size}" for size in TINY)
 # Begun first, so that in the end no process is left alone with one of them.
 LONGEST = ("sweep", "ablations", "benchmark", "distribution", "search", "readme", "report")
 
+COMPOSED: dict[tuple[str, ...], DictConfig] = {}
+
 Compose = Callable[..., DictConfig]
 SetThreads = Callable[[int], None]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,9 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def compose_config() -> Iterator[Compose]:
-    """Compose the configuration with some overrides."""
+    """Compose the configuration with some overrides, each once in a process."""
+
+    def composed(*overrides: str) -> DictConfig:
+        if overrides not in COMPOSED:
+            COMPOSED[overrides] = compose("config", overrides=list(overrides))
+        return copy.deepcopy(COMPOSED[overrides])
+
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
-        yield lambda *overrides: compose("config", overrides=list(overrides))
+        yield composed
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(site)
     assert "newllm/conf/config.yaml" in names
-    assert "newllm/data/quality.toml" in names
+    assert "newllm/data/sources/quality.toml" in names
     assert not any(name.startswith(("tests/", "outputs/", "data/")) for name in names)
     # The extracted wheel comes before the checkout that this environment has installed.
     done = subprocess.run(

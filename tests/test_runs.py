@@ -2,14 +2,15 @@
 
 import errno
 import json
-import subprocess
-import sys
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Compose
+from preloaded import CONTEXT
 
 from newllm.data.tokenizer import Tokenizer
 from newllm.models.context import ContextModel
@@ -23,14 +24,6 @@ MODEL = """model:
   context_dim: 4
   hidden_dim: 4
   num_layers: 1
-"""
-TAKE = """
-import sys, time
-from pathlib import Path
-from newllm.runs.directory import RunDirectory
-owned = RunDirectory(Path(sys.argv[1]))
-print("mine", flush=True)
-time.sleep(60)
 """
 
 
@@ -86,15 +79,21 @@ def test_a_broken_run_is_one_line(
     assert "\n" not in str(fault.value)
 
 
+def own(folder: Path, told: Connection) -> None:
+    run = RunDirectory(folder)
+    told.send(str(run.path))
+    time.sleep(60)
+
+
 def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", TAKE, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as owner:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == "mine\n"
-        with pytest.raises(RunConflict, match="another run is writing here"):
-            RunDirectory(tmp_path)
-        owner.kill()
+    reader, writer = CONTEXT.Pipe(duplex=False)
+    owner = CONTEXT.Process(target=own, args=(tmp_path, writer))
+    owner.start()
+    assert reader.recv() == str(tmp_path)
+    with pytest.raises(RunConflict, match="another run is writing here"):
+        RunDirectory(tmp_path)
+    owner.kill()
+    owner.join()
     # The system frees the lock of a process that was killed.
     run = RunDirectory(tmp_path)
     run.record(status="running")

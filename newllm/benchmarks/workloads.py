@@ -262,7 +262,9 @@ def measure_memory(size: Size, length: int) -> dict[str, Timing]:
     rows: dict[str, Timing] = {}
     for name, recurrence in recurrences.items():
         # A process of its own, since the peak of one never falls.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["newllm.benchmarks.workloads"])
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
             threads = torch.get_num_threads()
             seconds, megabytes = pool.submit(peak, size, recurrence, length, threads).result()
         first = next(iter(rows.values())).megabytes if rows else megabytes
