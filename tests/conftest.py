@@ -1,10 +1,15 @@
 """What several tests share: composed configurations, and commands run as a user would."""
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before torch is imported: a process for each core, each with one thread, and threads that sleep
+# while they wait. More threads than cores that are awake slow each other down tenfold.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 import pytest
 import torch

@@ -78,9 +78,9 @@ def _run(
 def _start(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
     """Gives a program's own fork server, such as a sweep's, the imports of the program.
 
-    OpenMP does not survive a fork once it has started threads.
+    OpenMP would not survive this fork with more than one thread.
     """
-    if "forkserver" not in args[-1] or os.environ.get("OMP_NUM_THREADS") != "1":
+    if "forkserver" not in args[-1]:
         return START(path, args, passfds)
     if pid := os.fork():
         return pid

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Command
+from matplotlib.figure import Figure as MatplotlibFigure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm import report
@@ -71,6 +72,12 @@ def runs(tmp_path: Path) -> Path:
     make_run(top, "modern", 1)
     make_run(top / "_replaced", "phase3_gating", 1)
     return top
+
+
+@pytest.fixture
+def words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages with pictures of nothing: drawing takes nearly all of a page's time."""
+    monkeypatch.setattr(MatplotlibFigure, "savefig", lambda *_, **__: None)
 
 
 def test_intervals() -> None:
@@ -143,6 +150,7 @@ def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
     assert sum(line.startswith("| ") for line in first_table.splitlines()) <= 8 + 2
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_packed_runs_make_the_same_page(runs: Path, tmp_path: Path) -> None:
     pack(gather([runs]), tmp_path / "series.json.gz")
     pages = [
@@ -341,6 +349,7 @@ def test_every_kind_of_line_has_a_legend(runs: Path) -> None:
     assert {line.get_color() for line in above.lines} == known_colours
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: Path) -> None:
     for seed in (2, 3):
         (runs / "phase1_baseline" / f"seed={seed}" / "validation_steps.csv").unlink()
@@ -353,6 +362,7 @@ def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: P
     assert "1/3" not in page
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_runs_of_a_study_stand_in_no_other_list(runs: Path, tmp_path: Path) -> None:
     """But those of a claim without a verdict do."""
     for seed in (2, 3):
@@ -369,6 +379,7 @@ def test_runs_of_a_study_stand_in_no_other_list(runs: Path, tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("words_alone")
 def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
     make_run(tmp_path / "runs", "ladder_add_dropout", 1)
     page = write_report(gather([tmp_path / "runs"]), tmp_path / "page").read_text()

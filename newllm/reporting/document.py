@@ -67,6 +67,7 @@ class Document:
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
         figure.savefig(self.folder / f"{name}.png", dpi=110)
+        figure.set_layout_engine("none")  # the same places in the page, without finding them again
         self.figures[f"{name}.png"] = figure
         self.parts.append(f"![{caption}]({name}.png)")
 
