@@ -7,17 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Before torch is imported: a process for each core, each with one thread, and threads that sleep
-# while they wait. More threads than cores that are awake slow each other down tenfold.
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from preloaded import Program
 
 from newllm.config.composing import conf_directory
+
+# Read when torch is imported, so not above. Each core has a process, each process one thread, and
+# threads that wait sleep: more of them than cores slow each other down tenfold.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 # A model so small that every command takes seconds.
 TINY = ("embedding_dim=8", "context_dim=8", "hidden_dim=8", "num_layers=2")
@@ -55,6 +54,8 @@ def compose_config() -> Iterator[Compose]:
 @pytest.fixture
 def threads() -> Iterator[SetThreads]:
     """Set how many threads torch uses, for one test."""
+    import torch  # which the process that only hands out tests does without
+
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Compose
+from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
 from newllm.training.experiment import build_experiment
@@ -13,12 +14,6 @@ GROUPS = sorted(path.name for path in conf_directory().iterdir() if path.is_dir(
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((conf_directory() / group).iterdir())
 ]
-
-
-def shrink(compose_config: Compose, *overrides: str) -> list[str]:
-    """Overrides that make whatever model these choose tiny."""
-    sizes = compose_config(*overrides).model
-    return [f"model.{size}" for size in TINY if size.partition("=")[0] in sizes]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -39,8 +34,9 @@ def test_option_builds_and_takes_a_step(
     if option in ("wandb", "mlflow"):
         overrides.append("plan=true")  # these packages are nobody's who does not want them
         monkeypatch.setattr("newllm.training.loggers.PACKAGES", {})
-    overrides += shrink(compose_config, *overrides)
     config = compose_config(*overrides)
+    tiny = OmegaConf.from_dotlist([*TINY])
+    config.model.update({size: tiny[size] for size in tiny if size in config.model})
     experiment = build_experiment(config, tmp_path)
     batch = next(iter(experiment.data.train_dataloader()))
     optimizer = experiment.module.make_optimizer(experiment.model.parameters())
