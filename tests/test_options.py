@@ -14,6 +14,7 @@ GROUPS = sorted(path.name for path in conf_directory().iterdir() if path.is_dir(
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((conf_directory() / group).iterdir())
 ]
+CHOOSE_DATA = ("data", "countermeasure", "experiment", "scale", "sweep")
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -31,6 +32,8 @@ def test_option_builds_and_takes_a_step(
         overrides.append("data.path=some.txt")
     if group == "scale" and option != "none":
         overrides.append("experiment=scaling_400")  # which says what widths follow
+    if group not in CHOOSE_DATA:
+        overrides.append("data=tiny30")  # the quickest
     if option in ("wandb", "mlflow"):
         overrides.append("plan=true")  # these packages are nobody's who does not want them
         monkeypatch.setattr("newllm.training.loggers.PACKAGES", {})
