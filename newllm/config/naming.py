@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from newllm.config.composing import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
+STUDY, VARIANT, TRIAL = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 LEFT_OUT = (
-    *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
+    *("sweep", "only", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
 )
 
@@ -24,18 +25,31 @@ def split(line: str) -> tuple[str, str]:
     return key.partition("@")[0].replace("/", "."), value
 
 
+def beside_variant(overrides: Sequence[str]) -> list[str]:
+    """The overrides with which a run goes beyond its variant: all of them outside of a study.
+
+    A sweep writes `study=S`, the lines of a variant, `variant=V`, then what was chosen beside it;
+    between them the values of a trial, closed by `trial=T`, if it draws any.
+    """
+    ends = [i for i, line in enumerate(overrides) if split(line)[0] in (VARIANT, TRIAL)]
+    return list(overrides[ends[-1] + 1 :] if ends else overrides)
+
+
 def choices(overrides: Sequence[str]) -> dict[str, str]:
     """The values by key that change what a run learns, except its seed, in their order.
 
-    A deleted key keeps its `~`. `name=null` and `experiment=none` are left out.
+    Of a variant it is the name, not the lines that make it. A deleted key keeps its `~`.
+    `name=null` and `experiment=none` are left out.
     """
-    lines = [(line.startswith("~"), *split(line)) for line in overrides]
+    marks = [line for line in overrides if split(line)[0] in (STUDY, VARIANT, TRIAL)]
+    own = [line for line in beside_variant(overrides) if line not in marks]
+    lines = [(line.startswith("~"), *split(line)) for line in (*marks, *own)]
     chosen = {f"~{key}" if is_gone else key: value for is_gone, key, value in lines}
     return {key: value for key, value in chosen.items() if not _is_left_out(key, value)}
 
 
 def _is_left_out(key: str, value: str) -> bool:
-    if key in ("name", "experiment"):
+    if key in ("name", "experiment", STUDY, VARIANT, TRIAL):
         return value in ("null", "none")
     key = key.lstrip("~")
     group, _, rest = key.partition(".")
@@ -53,9 +67,11 @@ def _watching() -> frozenset[str]:
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """The name, the experiment and all other choices, sorted, as the name of a folder."""
+    """As the name of a folder: the name, study and variant or experiment, other choices sorted."""
     chosen = choices(overrides)
+    variant = [chosen.pop(key) for key in (STUDY, VARIANT) if key in chosen]
     first = [chosen.pop(key) for key in ("name", "experiment") if key in chosen]
+    first += ["_".join(variant)] if variant else []
     parts = [
         key if key.startswith("~") else f"{key}={value}" for key, value in sorted(chosen.items())
     ]
@@ -82,9 +98,10 @@ def run_folder(overrides: Sequence[str], seed: int) -> str:
     return f"{run_name(overrides)}/seed={seed}"
 
 
-def chosen_experiment(overrides: Sequence[str]) -> str | None:
-    """The experiment among the overrides of a run, if there is one."""
-    return choices(overrides).get("experiment")
+def named(overrides: Sequence[str]) -> dict[str, str | None]:
+    """What a run is known by: its `experiment`, or the `study` and the `variant`; None if not."""
+    chosen = choices(overrides)
+    return {key: chosen.get(key) for key in ("experiment", STUDY, VARIANT)}
 
 
 def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:

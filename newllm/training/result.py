@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from newllm.config.naming import chosen_experiment
+from newllm.config.naming import named
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
 from newllm.runs.directory import RunDirectory, write_text
@@ -29,7 +29,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
     write_text(run.path / "tokenizer.json", data.tokenizer.to_json())
     run.record(
         status="running",
-        experiment=chosen_experiment(overrides),
+        **named(overrides),
         overrides=list(overrides),
         name=experiment.name,
         seed=config.seed,
