@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 
 import pytest
+from newllm.studies.fair.trials import expected_best
 
 from newllm.config.composing import conf_directory
 from newllm.reporting.page import write_report
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run, gather, pack
 from newllm.studies.fair.results import MODELS, SETTINGS, SIZES, contestants, differences, purpose
-from newllm.studies.fair.trials import expected_best
 
 ORACLE = 1.5
 

@@ -1,12 +1,12 @@
 """The ladder from the original to the modern recipe: effects and their signs."""
 
 import pytest
+from newllm.studies.ladder.effects import RUNGS, climb, ends
 from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run
-from newllm.studies.ladder.effects import RUNGS, climb, ends
 
 
 def make_runs(experiment: str, *losses: float) -> list[Run]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Compose
+from newllm.studies.scaling.part import LARGEST, NO_GAP, NOT_MEASURED
 from omegaconf import OmegaConf
 
 from newllm.config.build import instantiate
@@ -16,7 +17,6 @@ from newllm.reporting.page import write_report
 from newllm.reporting.translation import translator
 from newllm.runs.gathering import Run
 from newllm.studies.scaling.law import NAMES, SENTENCES, Law, Point, best_contexts, fit, points
-from newllm.studies.scaling.part import LARGEST, NO_GAP, NOT_MEASURED
 
 TRUE = Law((0.2, 300.0, 0.2, -0.05, 0.8, 1.5, 3.0))
 PARAMETERS, CONTEXTS = (50_000, 140_000, 370_000, 1_000_000), (16, 48, 160, 512)

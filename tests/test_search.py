@@ -10,11 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Command, Compose
-from omegaconf import OmegaConf
-
-from newllm.config.composing import conf_directory
-from newllm.config.naming import run_folder
-from newllm.runs.identity import config_hash
 from newllm.studies.fair.trials import (
     LAYERS,
     LOGARITHMIC,
@@ -24,6 +19,11 @@ from newllm.studies.fair.trials import (
     expected_best,
     trial_file,
 )
+from omegaconf import OmegaConf
+
+from newllm.config.composing import conf_directory
+from newllm.config.naming import run_folder
+from newllm.runs.identity import config_hash
 from newllm.sweeps.jobs import Job
 from newllm.sweeps.sweep import sweep
 

@@ -1,4 +1,4 @@
-"""What Hydra composes from: the folder of configuration files, our launcher, sweeper and empty options by name.
+"""What Hydra composes from: the folder of configuration files; what needs no file, by name.
 
 Importing this module makes the names known; `newllm.sweeps.plugins` registers the classes.
 """
@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 # Hydra instantiates plugins from below `hydra_plugins` only.
 PLUGIN_MODULE = "hydra_plugins.newllm"
 
-SWEEPER = {"params": {}, "variants": {}, "trials": None, "then": {}}
+SWEEPER: dict[str, Any] = {"params": {}, "variants": {}, "trials": None, "then": {}}
 NODES: dict[str, dict[str, Any]] = {
     "hydra/launcher": {"local": {"_target_": f"{PLUGIN_MODULE}.LocalLauncher"}},
     "hydra/sweeper": {"each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER}},

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from newllm.config.composing import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
-STUDY, VARIANT, TRIAL = "study", "variant", "trial"
+STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 LEFT_OUT = (
     *("sweep", "only", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
@@ -38,18 +38,28 @@ def beside_variant(overrides: Sequence[str]) -> list[str]:
 def choices(overrides: Sequence[str]) -> dict[str, str]:
     """The values by key that change what a run learns, except its seed, in their order.
 
-    Of a variant it is the name, not the lines that make it. A deleted key keeps its `~`.
-    `name=null` and `experiment=none` are left out.
+    Of a variant it is the name (`variant`: `STUDY_VARIANT`), not the lines that make it. A deleted
+    key keeps its `~`. `name=null` and `experiment=none` are left out.
     """
-    marks = [line for line in overrides if split(line)[0] in (STUDY, VARIANT, TRIAL)]
-    own = [line for line in beside_variant(overrides) if line not in marks]
-    lines = [(line.startswith("~"), *split(line)) for line in (*marks, *own)]
-    chosen = {f"~{key}" if is_gone else key: value for is_gone, key, value in lines}
+    marks = _marks(overrides)
+    chosen = {TRIAL: marks[TRIAL]} if TRIAL in marks else {}
+    if VARIANT in marks:
+        chosen = {
+            VARIANT: "_".join(marks[key] for key in (STUDY, VARIANT) if key in marks)
+        } | chosen
+    for line in beside_variant(overrides):
+        key, value = split(line)
+        if key not in MARKS:
+            chosen[f"~{key}" if line.startswith("~") else key] = value
     return {key: value for key, value in chosen.items() if not _is_left_out(key, value)}
 
 
+def _marks(overrides: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, value in map(split, overrides) if key in MARKS and value != "null"}
+
+
 def _is_left_out(key: str, value: str) -> bool:
-    if key in ("name", "experiment", STUDY, VARIANT, TRIAL):
+    if key in ("name", "experiment"):
         return value in ("null", "none")
     key = key.lstrip("~")
     group, _, rest = key.partition(".")
@@ -67,11 +77,9 @@ def _watching() -> frozenset[str]:
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """As the name of a folder: the name, study and variant or experiment, other choices sorted."""
+    """The name, the variant or experiment, and other choices, sorted, as the name of a folder."""
     chosen = choices(overrides)
-    variant = [chosen.pop(key) for key in (STUDY, VARIANT) if key in chosen]
-    first = [chosen.pop(key) for key in ("name", "experiment") if key in chosen]
-    first += ["_".join(variant)] if variant else []
+    first = [chosen.pop(key) for key in ("name", VARIANT, "experiment") if key in chosen]
     parts = [
         key if key.startswith("~") else f"{key}={value}" for key, value in sorted(chosen.items())
     ]
@@ -100,8 +108,9 @@ def run_folder(overrides: Sequence[str], seed: int) -> str:
 
 def named(overrides: Sequence[str]) -> dict[str, str | None]:
     """What a run is known by: its `experiment`, or the `study` and the `variant`; None if not."""
-    chosen = choices(overrides)
-    return {key: chosen.get(key) for key in ("experiment", STUDY, VARIANT)}
+    marks = _marks(overrides)
+    experiment = None if VARIANT in marks else choices(overrides).get("experiment")
+    return {"experiment": experiment, STUDY: marks.get(STUDY), VARIANT: marks.get(VARIANT)}
 
 
 def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:

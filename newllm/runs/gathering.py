@@ -78,7 +78,7 @@ class Run:
         A name of the run's own is a choice too.
         """
         chosen = choices(self.result.get("overrides") or ())
-        return {k: v for k, v in chosen.items() if k not in ("experiment", "study", "variant")}
+        return {k: v for k, v in chosen.items() if k not in ("experiment", "variant")}
 
     def chose(self, key: str) -> str | None:
         """The value that it was given for a key, by its variant or beside it."""
@@ -145,9 +145,9 @@ def _complete(rows: Rows, needed: Sequence[str]) -> Rows:
 def gather(paths: Iterable[Path]) -> list[Run]:
     """All runs in or below some folders and packed files, those of a sweep once.
 
-    Of one seed of an experiment or variant as it stands, be it of another version, and of other runs with
-    the same configuration (their seed is part of it), the first that is done counts. What was
-    moved aside (in folders that start with `_`) is left out.
+    Of one seed of an experiment or variant as it stands, be it of another version, and of other
+    runs with the same configuration (their seed is part of it), the first that is done counts. What
+    was moved aside (in folders that start with `_`) is left out.
 
     Raises:
         ValueError: a path holds no run.

@@ -12,7 +12,7 @@ from newllm.runs.gathering import Run
 Choices = Mapping[str, str]
 
 LONGEST = 40  # characters; longer labels are reduced to the choices that tell groups apart
-FIRST = ("name", "study", "variant", "experiment", "model")  # whose values need no key
+FIRST = ("name", "variant", "experiment", "model")  # whose values need no key
 
 
 def choices_of(run: Run) -> dict[str, str]:

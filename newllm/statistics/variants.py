@@ -133,7 +133,9 @@ def folder_of(run: Run) -> str:
     place = Path(run.place).absolute()
     if place.name.startswith("seed="):
         return folder_name(place.parent.name)
-    return run_name(run.result["overrides"]) if "overrides" in run.result else folder_name(place.name)
+    return (
+        run_name(run.result["overrides"]) if "overrides" in run.result else folder_name(place.name)
+    )
 
 
 def _chosen(run: Run) -> Hashable:

@@ -24,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -58,6 +59,10 @@ class Each(Sweeper):
         trials: arguments of `draw_trials`, whose trials each variant gets; or None.
         then: values for a second stage by its name, and in `only` for which variants they are.
     """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
 
     def __init__(
         self,
@@ -124,7 +129,7 @@ class Each(Sweeper):
         for item in self._parser.parse_overrides(list(lines)):
             key = item.get_key_element()
             if not item.is_sweep_override():
-                found[key] = [f"{key}={item.get_value_element_as_str()}"]
+                found[key] = [str(item.input_line)]
             elif item.is_discrete_sweep():
                 found[key] = [f"{key}={value}" for value in item.sweep_string_iterator()]
             else:

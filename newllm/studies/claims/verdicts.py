@@ -10,11 +10,12 @@ from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 
-from newllm.runs.gathering import Run, is_of
+from newllm.runs.gathering import Run
 from newllm.statistics.intervals import mean_interval, plan, verdicts
 from newllm.statistics.pairing import Sides, compare_sides, start_alike
 from newllm.statistics.spikes import BUMP, find_spikes
 
+NAME = "claims"  # of the study
 NOT_RUN = "not run"
 
 
@@ -48,7 +49,7 @@ class Judgement:
 @cache
 def stated_claims() -> list[Claim]:
     """All claims in the order of the file."""
-    text = files("newllm.studies").joinpath("claims.toml").read_text()
+    text = files(__package__).joinpath("claims.toml").read_text()
     return [Claim(**entry) for entry in tomllib.loads(text)["claim"]]
 
 
@@ -159,15 +160,17 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
     return judgements
 
 
-def is_evidence(run: Run, judgements: Sequence[Judgement]) -> bool:
-    """Whether a verdict rests on a run."""
-    return any(
-        _found(judgement.claim, name, [run])
+def evidence(runs: Sequence[Run], judgements: Sequence[Judgement]) -> list[Run]:
+    """The runs that verdicts rest on."""
+    found = [
+        run
         for judgement in judgements
         if judgement.verdict != NOT_RUN
         for name in (judgement.claim.first, judgement.claim.second)
         if name
-    )
+        for run in _found(judgement.claim, name, runs)
+    ]
+    return list({id(run): run for run in found}.values())
 
 
 def _kind(claim: Claim) -> str:
@@ -175,8 +178,15 @@ def _kind(claim: Claim) -> str:
     return claim.metric.partition(" without")[0]
 
 
-def _runs_of(experiment: str, runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.is_done and is_of(run, experiment)]
+def _made_from(name: str, runs: Sequence[Run]) -> list[Run]:
+    """Finished runs of an experiment of the series, or of a variant of this study."""
+    known = [run for run in runs if run.is_done and run.known_as == name]
+    return [run for run in known if run.study in (None, NAME)]
+
+
+def _runs_of(name: str, runs: Sequence[Run]) -> list[Run]:
+    """As it stands."""
+    return [run for run in _made_from(name, runs) if not run.choices]
 
 
 def _sides(claim: Claim, runs: Sequence[Run]) -> Sides | None:
@@ -198,20 +208,17 @@ def _numbers(sides: Sides) -> str:
     )
 
 
-def _found(claim: Claim, experiment: str, runs: Sequence[Run]) -> list[Run]:
+def _found(claim: Claim, name: str, runs: Sequence[Run]) -> list[Run]:
     """The runs of a side."""
-    find = _redrawn if claim.over == "corpora" else _runs_of
-    return find(experiment, runs)
+    return (_redrawn if claim.over == "corpora" else _runs_of)(name, runs)
 
 
-def _redrawn(experiment: str, runs: Sequence[Run]) -> list[Run]:
+def _redrawn(name: str, runs: Sequence[Run]) -> list[Run]:
     """Its runs of seed 1 on redrawn corpora, nothing else chosen."""
     return [
         run
-        for run in runs
-        if run.is_done
-        and run.result.get("experiment") == experiment
-        and run.choices.keys() == {"data.seed"}
+        for run in _made_from(name, runs)
+        if run.choices.keys() == {"data.seed"}
         and run.choices["data.seed"].isdecimal()
         and run.result["seed"] == 1
     ]
