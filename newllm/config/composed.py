@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from newllm.config.budget import decided_sizes
 from newllm.config.build import ConfigFault, target_faults
 from newllm.config.leftovers import arguments_of, chose_another_model, without_leftovers
 from newllm.config.naming import beside_variant, split
@@ -22,7 +23,6 @@ from newllm.config.origins import (
     read_nodes,
 )
 from newllm.config.ranges import number_faults
-from newllm.models.sizes import decided_sizes
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
