@@ -33,7 +33,7 @@ lint: $(READY)  ## style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 data: $(READY)  ## print a card for each corpus
 	$(BIN)/python -m newllm.data

@@ -79,7 +79,7 @@ def _write(runs: Sequence[Run], found: Sequence[Contest], options: Namespace) ->
         if folder.is_dir() and not (folder / "result.json").is_file():
             own = [run for run in runs if Path(run.place).is_relative_to(folder)]
             lines += bands_told(own, folder)
-    page = Page(runs, found_studies(), options.baseline, options.lang)
+    page = Page(runs, found_studies(), options.baseline, options.lang, found)
     written = (
         page.write_markdown(options.markdown) if options.markdown else page.write(options.output)
     )

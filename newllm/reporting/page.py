@@ -13,7 +13,7 @@ from newllm.reporting.own_runs import own_runs
 from newllm.reporting.run_tables import runs_table
 from newllm.reporting.translation import Translate, translator
 from newllm.runs.gathering import Run
-from newllm.statistics.comparisons import contests
+from newllm.statistics.comparisons import Contest, contests
 
 OWN_TITLE = "Runs side by side"
 NO_FONT = "Figures are in English: no font of this machine has the letters of this page."
@@ -50,12 +50,14 @@ class Page:
         baseline: what groups of runs are compared with, as in `contests`; a page with a baseline
             is of groups alone.
         lang: one of `LANGUAGES`.
+        judged: `contests(runs, baseline)`, where they are known already.
     """
 
     runs: Sequence[Run]
     studies: Sequence[Study] = ()
     baseline: str | None = None
     lang: str = "en"
+    judged: Sequence[Contest] | None = None
 
     @property
     def opening(self) -> Study | None:
@@ -86,13 +88,14 @@ class Page:
         """The whole page; where no font has the letters, figures keep their English words."""
         of_study = {id(run) for study in self._shown for run in study.own(self.runs)}
         others = [run for run in self.runs if id(run) not in of_study]
-        opening = self.opening
-        found = [] if opening else contests(others, self.baseline)
+        opening, found = self.opening, self.judged if not of_study else None
+        if found is None and not opening:
+            found = contests(others, self.baseline)
         folder.mkdir(parents=True, exist_ok=True)
         document, _ = Document(folder), translator(self.lang)
         label = _ if can_show(_(NO_FONT)) else translator("en")
         document.text(f"# {_(opening.title if opening else OWN_TITLE)}")
-        if found:
+        if found and not opening:
             own_runs(document, found, others, _, label)
         for study in self._shown:
             if study is opening or not study.title:

@@ -67,6 +67,11 @@ class Run:
         return self.result.get("variant") or self.result.get("experiment")
 
     @property
+    def is_as_named(self) -> bool:
+        """Whether it is what it is known as, with no other choice than the seed."""
+        return bool(self.known_as and "overrides" in self.result and not self.choices)
+
+    @property
     def label(self) -> str:
         """What a reader knows it by: as it was named, else what was resolved, else its place."""
         return str(self.known_as or self.result.get("name") or self.place)
@@ -167,7 +172,7 @@ def gather(paths: Iterable[Path]) -> list[Run]:
 
 
 def _identity(run: Run) -> str:
-    if run.known_as and not run.choices:
+    if run.is_as_named:
         return f"{run.study} {run.known_as} {run.result.get('seed')}"
     return run.result.get("config_hash") or run.place
 
@@ -229,8 +234,5 @@ def _rows(columns: dict[str, list[float | None]], needed: Sequence[str]) -> Rows
 
 
 def is_of(run: Run, name: str, study: str | None = None) -> bool:
-    """Whether a run is that experiment, or that variant of a study, as it stands.
-
-    That is with no other choice than the seed, and for an experiment in no study at all.
-    """
-    return (run.study, run.known_as) == (study, name) and not run.choices
+    """Whether a run is that experiment, or that variant of a study, with no other choice."""
+    return (run.study, run.known_as) == (study, name) and run.is_as_named

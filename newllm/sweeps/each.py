@@ -92,7 +92,7 @@ class Each(Sweeper):
             SystemExit: with 1 after the last, where a job did not end well.
         """
         try:
-            returns = self._run(arguments)
+            returns = self.run_all(arguments)
             values = [job.return_value for job in itertools.chain.from_iterable(returns)]
         except HydraException:
             raise
@@ -107,7 +107,7 @@ class Each(Sweeper):
             sys.exit(1)
         return returns
 
-    def _run(self, arguments: Sequence[str]) -> list[Sequence[JobReturn]]:
+    def run_all(self, arguments: Sequence[str]) -> list[Sequence[JobReturn]]:
         """The jobs of both stages; without trials they are one."""
         given = dict(self._settings(arguments))
         names = self._chosen(given.pop(ONLY, None))
@@ -176,7 +176,7 @@ class Each(Sweeper):
         """Each as the second stage has it."""
         for entry in entries:
             for chosen in self._then.values():
-                values = dict(chosen)
+                values = dict(chosen or {ONLY: ""})  # null: not at all
                 if matching([entry.variant], values.pop(ONLY, "*")):
                     more = self._settings(f"{key}={value}" for key, value in values.items())
                     yield replace(entry, settings={**entry.settings, **more})

@@ -186,7 +186,7 @@ def _made_from(name: str, runs: Sequence[Run]) -> list[Run]:
 
 def _runs_of(name: str, runs: Sequence[Run]) -> list[Run]:
     """As it stands."""
-    return [run for run in _made_from(name, runs) if not run.choices]
+    return [run for run in _made_from(name, runs) if run.is_as_named]
 
 
 def _sides(claim: Claim, runs: Sequence[Run]) -> Sides | None:
