@@ -7,7 +7,7 @@ from newllm.config.naming import (
     beside_variant,
     choices,
     folder_name,
-    named,
+    record_of,
     run_folder,
     run_name,
     split,
@@ -98,11 +98,19 @@ def test_a_name_holds_all_that_a_sweep_of_small_models_differs_in() -> None:
 
 
 def test_what_a_run_is_known_by_is_told_by_the_overrides() -> None:
-    nothing = {"experiment": None, "study": None, "variant": None}
-    assert named(["seed=1", "experiment=modern"]) == nothing | {"experiment": "modern"}
-    assert named(["experiment=none"]) == named(["model=lstm"]) == nothing
-    of_study = {"experiment": None, "study": "ladder", "variant": "add_size"}
-    assert named(["study=ladder", "experiment=modern", "variant=add_size"]) == of_study
+    def known(*overrides: str) -> tuple[str | None, ...]:
+        record = record_of(overrides)
+        return record["experiment"], record["study"], record["variant"]
+
+    assert known("seed=1", "experiment=modern") == ("modern", None, None)
+    assert known("experiment=none") == known("model=lstm") == (None, None, None)
+    made = ("study=ladder", "experiment=modern", "variant=add_size")
+    assert known(*made) == known(*made, "seed=1") == (None, "ladder", "add_size")
+
+
+def test_the_record_repeats_the_run_outside_of_its_sweep() -> None:
+    lines = ["sweep=ladder", "study=ladder", "a.b=1", "variant=x", "jobs=2", "only=x", "seed=1"]
+    assert record_of(lines)["overrides"] == ["study=ladder", "a.b=1", "variant=x", "seed=1"]
 
 
 def test_a_variant_stands_for_the_overrides_that_make_it() -> None:

@@ -5,7 +5,9 @@ import json
 import math
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -72,13 +74,39 @@ def test_expected_best_is_the_mean_over_all_choices() -> None:
         assert found[number - 1] == pytest.approx(sum(every) / len(every))
 
 
-SEARCH = (
-    *("newllm.train", "sweep=fair", "only=lstm_200k,elman_7*"),
-    *("data=tiny30", "budget.parameters=6000", "recipe.max_epochs=2"),
-    "hydra.sweeper.then={a: {seed: '2,3', test: 'true'}, b: {only: '*_700k', data.seed: '1', "
-    "seed: '2'}, corpora: null, longer: null, large: null, seeds: null}",
-)
-TWO, ONE = (f"hydra.sweeper.trials.number={number}" for number in (2, 1))
+# A study of the user's own, beside the package's.
+STUDY = """
+# @package _global_
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: {seed: "1", test: "false", logger: none, callbacks: none}
+    variants:
+      lstm: [&all [data=tiny30, recipe.max_epochs=2, model.embedding_dim=8], model=lstm]
+      elman: [*all, model=elman, model.hidden_dim=8]
+      left_out: [model=gru]
+    trials: {number: 2, seed: 1, space: {optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}
+    then: THEN
+"""
+THEN = "{a: {seed: '2,3', test: 'true'}, b: {only: elm*, data.seed: '1', seed: '2'}}"
+SEARCH = ("newllm.train", "--config-dir", "conf", "sweep=mine", "only=lstm,elm*")
+ONE = "hydra.sweeper.trials.number=1"
+
+
+Search = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def search(command: Command, tmp_path: Path) -> Search:
+    """Run that study, or one with another second stage."""
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+
+    def run(*arguments: str, then: str = THEN) -> CompletedProcess[str]:
+        text = STUDY.strip().replace("THEN", then)
+        (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(text)
+        return command(*SEARCH, *arguments)
+
+    return run
 
 
 def results(top: Path) -> list[dict[str, Any]]:
@@ -90,13 +118,13 @@ def chosen(result: dict[str, Any], key: str) -> str:
     return dict(line.split("=", 1) for line in result["overrides"])[key]
 
 
-def test_the_best_trial_of_each_goes_on(command: Command, tmp_path: Path) -> None:
-    done = command(*SEARCH, TWO)
+def test_the_best_trial_of_each_goes_on(command: Command, search: Search, tmp_path: Path) -> None:
+    done = search()
     assert done.returncode == 0, done.stderr
     runs = results(tmp_path)
     assert len(runs) == 4 + 4 + 1
-    assert {(run["study"], run["experiment"]) for run in runs} == {("fair", None)}
-    for variant in ("lstm_200k", "elman_700k"):
+    assert {(run["study"], run["experiment"]) for run in runs} == {("mine", None)}
+    for variant in ("lstm", "elman"):
         own = [run for run in runs if run["variant"] == variant]
         trials = {chosen(run, "trial"): run for run in own if run["seed"] == 1}
         assert trials.keys() == {"t01", "t02"}
@@ -105,16 +133,23 @@ def test_the_best_trial_of_each_goes_on(command: Command, tmp_path: Path) -> Non
         again = [run for run in own if run["seed"] != 1]
         assert {chosen(run, "trial") for run in again} == {best}
         assert {(run["seed"], "data.seed=1" in run["overrides"]) for run in again} == (
-            {(2, False), (3, False)} | ({(2, True)} if variant == "elman_700k" else set())
+            {(2, False), (3, False)} | ({(2, True)} if variant == "elman" else set())
         )
     # The same command finds all of it done.
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
-    assert command(*SEARCH, TWO).stdout.count("done before") == 9
+    assert search().stdout.count("done before") == 9
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")} == times
+    # What a run says of itself repeats it.
+    (run,) = [r for r in runs if "data.seed=1" in r["overrides"]]
+    done = command("newllm.train", *run["overrides"], "hydra.run.dir=again")
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert again["config_hash"] == run["config_hash"]
+    assert (again["study"], again["variant"]) == ("mine", "elman")
 
 
-def test_a_variant_whose_trials_all_fail_does_not_go_on(command: Command, tmp_path: Path) -> None:
-    done = command(*SEARCH, ONE, "optimizer.lr=1e30", "recipe.gradient_clip=[]")
+def test_a_variant_whose_trials_all_fail_does_not_go_on(search: Search, tmp_path: Path) -> None:
+    done = search(ONE, "recipe=modern", "optimizer.lr=1e30", "recipe.gradient_clip=[]")
     assert done.returncode == 1
     assert len(re.findall(r"seed=1 +diverged", done.stdout)) == 2
     assert len(results(tmp_path)) == 2
@@ -133,29 +168,26 @@ def test_a_trial_that_diverged_is_none_of_the_best(compose_config: Compose, tmp_
     assert sweep(jobs, tmp_path) == [1.9, math.inf]
 
 
-def test_a_variant_waits_for_a_trial_that_failed(command: Command, tmp_path: Path) -> None:
-    shared = f"{SEARCH[4]},{SEARCH[3]},{SEARCH[5]},trial=t02"
-    name = "fair_elman_700k,budget.parameters=6000,data=tiny30,recipe.max_epochs=2,trial=t02"
-    assert sorted(name.split(",")[1:]) == sorted(shared.split(","))
-    folder = tmp_path / "outputs" / "runs" / name / "seed=1"
+def test_a_variant_waits_for_a_trial_that_failed(search: Search, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "runs" / "mine_elman,trial=t02" / "seed=1"
     folder.mkdir(parents=True)
     (folder / "checkpoints").write_text("a file in the way of a folder")
-    done = command(*SEARCH, TWO)
+    done = search()
     assert done.returncode == 1
-    assert "elman_700k: 1 of its trials failed" in done.stderr
+    assert "elman: 1 of its trials failed" in done.stderr
     assert "Traceback" not in done.stderr
     went_on = {result["variant"] for result in results(tmp_path) if result["seed"] != 1}
-    assert went_on == {"lstm_200k"}
+    assert went_on == {"lstm"}
     # Mended, the same command does what is missing.
     (folder / "checkpoints").unlink()
-    done = command(*SEARCH, TWO)
+    done = search()
     assert done.returncode == 0, done.stderr
     found = [(result["status"], result.get("error")) for result in results(tmp_path)]
     assert found == [("done", None)] * 9
 
 
-def test_a_plan_of_a_search_says_that_more_follows(command: Command) -> None:
-    done = command(*SEARCH, ONE, "plan=true")
+def test_a_plan_of_a_search_says_that_more_follows(search: Search) -> None:
+    done = search(ONE, "plan=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps planned") == 2
     assert "then the best trial of each variant again" in done.stderr
@@ -166,9 +198,9 @@ def test_a_plan_of_a_search_says_that_more_follows(command: Command) -> None:
     [("model.heads: '2'", "heads"), ("gating: lstm", "does not read it")],
 )
 def test_faults_of_the_second_stage_are_told_before_the_first(
-    command: Command, tmp_path: Path, entry: str, fault: str
+    search: Search, tmp_path: Path, entry: str, fault: str
 ) -> None:
-    done = command(*SEARCH[:-1], ONE, f"hydra.sweeper.then={{a: {{{entry}}}}}")
+    done = search(ONE, then=f"{{a: {{{entry}}}}}")
     assert done.returncode == 1
     assert fault in done.stderr
     assert "Traceback" not in done.stderr

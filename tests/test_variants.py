@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from newllm.config.naming import named
+from newllm.config.naming import record_of
 from newllm.reporting.answer import answer, more_seeds
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run
@@ -236,7 +236,7 @@ def test_commands_for_the_seeds_that_are_missing() -> None:
     # What makes a variant stands in its sweep; the trials of a search are none of the user's.
     made = [f"study=ladder recipe.dropout=0.{n} variant=d{n} a.b=1" for n in (1, 2)]
     runs = [run for words in made for run in side(words, [1.7])]
-    runs = [replace(r, result=r.result | named(r.result["overrides"])) for r in runs]
+    runs = [replace(r, result=r.result | record_of(r.result["overrides"])) for r in runs]
     (contest,) = contests(runs)
     assert more_seeds(contest) == [
         "python -m newllm.train -m sweep=ladder only=d1,d2 a.b=1 seed=1,2,3,4,5"

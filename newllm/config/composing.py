@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 # Hydra instantiates plugins from below `hydra_plugins` only.
 PLUGIN_MODULE = "hydra_plugins.newllm"
 
-SWEEPER: dict[str, Any] = {"params": {}, "variants": {}, "trials": None, "then": {}}
+SWEEPER: dict[str, Any] = {"params": {}, "variants": {}, "trials": {}, "then": {}}
 NODES: dict[str, dict[str, Any]] = {
     "hydra/launcher": {"local": {"_target_": f"{PLUGIN_MODULE}.LocalLauncher"}},
     "hydra/sweeper": {"each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER}},

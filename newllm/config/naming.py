@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -13,8 +14,9 @@ from newllm.config.composing import conf_directory
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
 STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
+OF_A_SWEEP = ("sweep", "only", "jobs", "overwrite")
 LEFT_OUT = (
-    *("sweep", "only", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
+    *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
 )
 
@@ -106,11 +108,17 @@ def run_folder(overrides: Sequence[str], seed: int) -> str:
     return f"{run_name(overrides)}/seed={seed}"
 
 
-def named(overrides: Sequence[str]) -> dict[str, str | None]:
-    """What a run is known by: its `experiment`, or the `study` and the `variant`; None if not."""
+def record_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the result of a run says of what was chosen for it.
+
+    That is its `experiment`, or the `study` and the `variant`, None where it has none; and the
+    `overrides` that repeat it as a single run, so without those that only a sweep reads.
+    """
     marks = _marks(overrides)
     experiment = None if VARIANT in marks else choices(overrides).get("experiment")
-    return {"experiment": experiment, STUDY: marks.get(STUDY), VARIANT: marks.get(VARIANT)}
+    lines = [line for line in overrides if split(line)[0] not in OF_A_SWEEP]
+    named = {"experiment": experiment, STUDY: marks.get(STUDY), VARIANT: marks.get(VARIANT)}
+    return {**named, "overrides": lines}
 
 
 def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:

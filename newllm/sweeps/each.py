@@ -56,7 +56,7 @@ class Each(Sweeper):
     Args:
         params: keys and values, which the command line may replace.
         variants: the overrides of each; without any the sweep is one of the values alone.
-        trials: arguments of `draw_trials`, whose trials each variant gets; or None.
+        trials: arguments of `draw_trials`, whose trials each variant gets, if there are any.
         then: values for a second stage by its name, and in `only` for which variants they are.
     """
 
@@ -111,7 +111,6 @@ class Each(Sweeper):
         """The jobs of both stages; without trials they are one."""
         given = dict(self._settings(arguments))
         names = self._chosen(given.pop(ONLY, None))
-        given.pop("sweep", None)  # what it holds is here
         first = [entry for name in names for entry in self._entries(name, given)]
         if not self._trials:
             return [self._launch([*first, *self._again(first)], 0)]
@@ -176,7 +175,7 @@ class Each(Sweeper):
         """Each as the second stage has it."""
         for entry in entries:
             for chosen in self._then.values():
-                values = dict(chosen or {ONLY: ""})  # null: not at all
+                values = dict(chosen)
                 if matching([entry.variant], values.pop(ONLY, "*")):
                     more = self._settings(f"{key}={value}" for key, value in values.items())
                     yield replace(entry, settings={**entry.settings, **more})
