@@ -34,8 +34,6 @@ def test_option_builds_and_takes_a_step(
     overrides = [f"{group}={option}"]
     if option == "text":
         overrides.append("data.path=some.txt")
-    if group == "scale" and option != "none":
-        overrides.append("experiment=scaling_400")  # which says what widths follow
     if option in ("wandb", "mlflow"):
         overrides.append("plan=true")  # these packages are nobody's who does not want them
         monkeypatch.setattr("newllm.training.loggers.PACKAGES", {})
