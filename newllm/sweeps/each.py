@@ -178,7 +178,8 @@ class Each(Sweeper):
                 values = dict(chosen)
                 if matching([entry.variant], values.pop(ONLY, "*")):
                     more = self._settings(f"{key}={value}" for key, value in values.items())
-                    yield replace(entry, settings={**entry.settings, **more})
+                    if {**entry.settings, **more} != entry.settings:  # else it is done already
+                        yield replace(entry, settings={**entry.settings, **more})
 
     def _launch(self, entries: Sequence[_Entry], number: int) -> Sequence[JobReturn]:
         jobs = [job for entry in entries for job in entry.jobs]
