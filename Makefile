@@ -28,10 +28,11 @@ test: $(READY) lint  ## lint, types and the whole test suite
 check-all: $(READY) lint  ## the test suite and the checks that take minutes each
 	$(PYTEST) -m "long or not long"
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 data: $(READY)  ## print a card for each corpus
 	$(BIN)/python -m newllm.data
@@ -42,7 +43,7 @@ compare: $(READY)  ## the published final experiment beside the modern recipe
 	$(BIN)/python -m newllm.report $(COMPARED)/original $(COMPARED)/modern --figure $(COMPARED)/curves.png
 
 reproduce: $(READY)  ## run the whole published series (about 15 minutes a seed) and report it; ARGS="seed=1"
-	$(BIN)/python -m newllm.train sweep=all $(ARGS)
+	$(BIN)/python -m newllm.train sweep=series $(ARGS)
 	$(BIN)/python -m newllm.report outputs/runs
 
 tensorboard: $(READY)  ## look at runs in a browser; RUNS="FOLDER ..." chooses some

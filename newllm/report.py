@@ -13,12 +13,13 @@ from pathlib import Path
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.reporting.bands import bands_told
-from newllm.reporting.page import is_of_series, write_markdown, write_report
+from newllm.reporting.page import Page
 from newllm.reporting.terminal import console, print_contests, reasons
 from newllm.reporting.translation import LANGUAGES
 from newllm.reporting.variant_figures import curves, has_curves
 from newllm.runs.gathering import Run, gather, pack
 from newllm.statistics.comparisons import Contest, contests
+from newllm.studies import found_studies
 
 
 @ends_with_its_reader
@@ -78,12 +79,13 @@ def _write(runs: Sequence[Run], found: Sequence[Contest], options: Namespace) ->
         if folder.is_dir() and not (folder / "result.json").is_file():
             own = [run for run in runs if Path(run.place).is_relative_to(folder)]
             lines += bands_told(own, folder)
-    write, place = (
-        (write_markdown, options.markdown) if options.markdown else (write_report, options.output)
+    page = Page(runs, found_studies(), options.baseline, options.lang, found)
+    written = (
+        page.write_markdown(options.markdown) if options.markdown else page.write(options.output)
     )
-    lines.append(f"page: {write(runs, place, options.lang, options.baseline, found)}")
-    if options.baseline is None and is_of_series(runs):
-        lines.append("it is a page of the published series; --baseline NAME makes one of groups")
+    lines.append(f"page: {written}")
+    if opening := page.opening:
+        lines.append(f"it is a page of sweep={opening.name}; --baseline NAME makes one of groups")
     return lines
 
 

@@ -8,14 +8,16 @@ from conftest import Compose
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.composed import composed_faults
-from newllm.config.composing import conf_directory
+from newllm.config.study_file import sweeper_of, variants_of
 from newllm.models.sizes import Budget, nearest_width
 from newllm.models.torch_rnn import LSTMModel
 from newllm.models.transformer import Transformer
 from newllm.runs.identity import config_hash
+from newllm.sweeps.search import draw_trials
 from newllm.training.experiment import build_experiment
 
-FAIR = sorted(path.stem for path in (conf_directory() / "experiment").glob("fair_*.yaml"))
+FAIR = variants_of("fair")
+TRIALS = draw_trials(**sweeper_of("fair")["trials"])
 
 
 @pytest.mark.parametrize("target", [1, 9, 10, 13, 14, 100, 2500])
@@ -72,21 +74,21 @@ def test_nothing_asked_nothing_decided() -> None:
     assert Budget(widths={"hidden_dim": 1}).sizes(partial(LSTMModel, 256)) == {}
 
 
-@pytest.mark.parametrize("trial", ["t01", "t02", "t03"])  # of 1, 4 and 2 layers
-@pytest.mark.parametrize("experiment", FAIR)
-def test_fair_models_cost_the_same(compose_config: Compose, experiment: str, trial: str) -> None:
-    config = compose_config(f"experiment={experiment}", f"trial={trial}")
+@pytest.mark.parametrize("trial", TRIALS[:3], ids=("1 layer", "4 layers", "2 layers"))
+@pytest.mark.parametrize("variant", FAIR)
+def test_fair_models_cost_the_same(compose_config: Compose, variant: str, trial: list[str]) -> None:
+    config = compose_config(*FAIR[variant], *trial)
     build = partial(instantiate, config.model, vocabulary_size=256)
     budget = instantiate(config.budget)
     model = build(**budget.sizes(build))
     parameters = sum(weight.numel() for weight in model.parameters())
-    assert parameters == pytest.approx(7e5 if experiment.endswith("700k") else 2e5, rel=0.05)
-    if experiment.endswith("state"):
+    assert parameters == pytest.approx(7e5 if variant.endswith("700k") else 2e5, rel=0.05)
+    if variant.endswith("state"):
         assert model.state_bytes(1) == 512
 
 
 def test_what_was_filled_in_leaves_it_the_same_run(compose_config: Compose, tmp_path: Path) -> None:
-    config = compose_config("experiment=fair_lstm_state", "trial=t03")
+    config = compose_config(*FAIR["lstm_state"], *TRIALS[2])
     built = build_experiment(config, tmp_path)
     assert built.config.model.hidden_dim == 32
     assert built.config.model.num_layers == config.model.num_layers == 2
@@ -94,22 +96,23 @@ def test_what_was_filled_in_leaves_it_the_same_run(compose_config: Compose, tmp_
 
 
 def test_a_budget_for_sizes_that_a_model_lacks(compose_config: Compose, tmp_path: Path) -> None:
-    config = compose_config("experiment=fair_lstm_200k", "model=transformer")
+    config = compose_config(*FAIR["lstm_200k"], "model=transformer")
     with pytest.raises(ConfigFault, match="budget: Transformer has no hidden_dim"):
         build_experiment(config, tmp_path)
 
 
 def test_what_a_budget_decides_cannot_be_chosen(compose_config: Compose) -> None:
-    overrides = ["experiment=fair_lstm_200k", "model.hidden_dim=8", "model.num_layers=2"]
+    overrides = [*FAIR["lstm_200k"], "model.hidden_dim=8", "model.num_layers=2"]
     fault = "model.hidden_dim=8: follows from budget.parameters=200000; drop one of the two"
     assert composed_faults(compose_config(*overrides), overrides) == [fault]
-    overrides.append("budget.parameters=null")
+    # What a variant sets for its budget may stand there without one.
+    overrides = [*FAIR["lstm_200k"], "variant=x", "model.hidden_dim=8", "budget.parameters=null"]
     assert composed_faults(compose_config(*overrides), overrides) == []
 
 
 def test_budgets_make_different_runs(compose_config: Compose) -> None:
     hashes = {
-        config_hash(compose_config("experiment=fair_lstm_200k", *overrides))
+        config_hash(compose_config(*FAIR["lstm_200k"], *overrides))
         for overrides in ((), ("budget.parameters=300000",), ("budget.step=8",), ("test=false",))
     }
     assert len(hashes) == 4
@@ -118,7 +121,7 @@ def test_budgets_make_different_runs(compose_config: Compose) -> None:
 def test_a_budget_that_is_missed_is_told(compose_config: Compose, tmp_path: Path) -> None:
     gates = {
         number: build_experiment(
-            compose_config("experiment=fair_gru_200k", f"budget.parameters={number}"), tmp_path
+            compose_config(*FAIR["gru_200k"], f"budget.parameters={number}"), tmp_path
         ).gates
         for number in (100_000, 200_000)
     }
@@ -132,5 +135,5 @@ def test_widths_can_be_named_and_dropped(compose_config: Compose) -> None:
     build = partial(LSTMModel, 256, num_layers=2)
     config = compose_config("budget.parameters=200000", "budget.widths={hidden_dim:2}")
     assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
-    config = compose_config("experiment=fair_lstm_200k", "budget.widths.embedding_dim=null")
+    config = compose_config(*FAIR["lstm_200k"], "budget.widths.embedding_dim=null")
     assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}

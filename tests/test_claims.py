@@ -1,17 +1,16 @@
 """The claims of the summary: what the file says, and verdicts on made runs."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
-from conftest import Compose
-from omegaconf import OmegaConf
+from records import record
 
-from newllm.config.composing import conf_directory
+from newllm.config.study_file import sweeper_of, variants_of
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run
-from newllm.studies.claims import (
+from newllm.studies.claims.verdicts import (
     BY_OUTCOME,
     METRICS,
     NOT_RUN,
@@ -23,15 +22,18 @@ from newllm.studies.claims import (
 )
 
 VERDICTS = ("supported", "refuted", "no effect", "undecided", "self-contradictory", NOT_RUN)
-EXPERIMENTS = {path.stem for path in (conf_directory() / "experiment").glob("*.yaml")}
+VARIANTS = variants_of("claims")
 
 
-def make_runs(experiment: str, losses: Sequence[float], **fields: Any) -> list[Run]:
-    result = {"status": "done", "experiment": experiment, "corpus": "tiny30", "parameters": 1}
+def make_runs(name: str, losses: Sequence[float], *beside: str, **fields: Any) -> list[Run]:
+    study = "claims" if name.startswith(("isolated_", "spike_")) else None
+    result = {"status": "done", "corpus": "tiny30", "parameters": 1}
     return [
         Run(
-            f"runs/{experiment}/seed={seed}",
-            result | {"seed": seed, "best_val_loss": loss} | fields,
+            f"runs/{name}/seed={seed}",
+            result
+            | {"best_val_loss": loss, **record(name, *beside, study=study, seed=seed)}
+            | fields,
             epochs=[{"epoch": 1, "val/loss": loss + 1}, {"epoch": 2, "val/loss": loss}],
         )
         for seed, loss in enumerate(losses, 1)
@@ -47,13 +49,13 @@ def verdict(statement: str, runs: Sequence[Run]) -> str:
 def test_every_claim_can_be_tested(claim: Claim) -> None:
     assert claim.line > 0
     if claim.kind == "comparison":
-        assert {claim.first, claim.second} <= EXPERIMENTS
+        assert {claim.first, claim.second} <= VARIANTS.keys()
         assert {claim.metric, claim.second_metric or claim.metric} <= METRICS.keys()
         assert claim.claimed in BY_OUTCOME
         assert claim.over in ("seeds", "corpora")
         unused = ("property", "verdict", "why")
     elif claim.kind == "property":
-        assert claim.first in EXPERIMENTS
+        assert claim.first in VARIANTS
         assert claim.property in PROPERTIES
         unused = ("second", "claimed", "verdict", "why")
     else:
@@ -65,39 +67,35 @@ def test_every_claim_can_be_tested(claim: Claim) -> None:
     assert all(getattr(claim, name) == defaults[name] for name in unused)
 
 
-def test_the_sweeps_run_what_the_claims_need(compose_config: Compose) -> None:
+def test_the_sweep_runs_what_the_claims_need_and_no_more() -> None:
     needed = {name for claim in stated_claims() for name in (claim.first, claim.second) if name}
-    swept = set()
-    for name in ("claims_tiny30", "claims_wide", "claims_quality500"):
-        node = OmegaConf.load(conf_directory() / "sweep" / f"{name}.yaml")
-        swept |= {word.strip() for word in node.hydra.sweeper.params.experiment.split(",")}
-    assert swept == needed
+    assert VARIANTS.keys() == needed
     general = {name for c in stated_claims() if c.over == "corpora" for name in (c.first, c.second)}
-    node = OmegaConf.load(conf_directory() / "sweep" / "claims_corpora.yaml")
-    assert set(node.hydra.sweeper.params.experiment.split(",")) == general
+    assert set(sweeper_of("claims")["then"]["corpora"]["only"].split(",")) == general
 
 
 def test_general_claims_are_compared_corpus_by_corpus() -> None:
-    def redrawn(experiment: str, losses: Sequence[float], **fields: Any) -> list[Run]:
+    def redrawn(name: str, losses: Sequence[float], seed: int = 1, **fields: Any) -> list[Run]:
         return [
-            replace(run, place=f"runs/{experiment},data.seed={number}/seed=1")
-            for number, run in enumerate(make_runs(experiment, losses, **fields), 1)
+            run
+            for number, loss in enumerate(losses, 1)
+            for run in make_runs(name, [loss], f"data.seed={number}", **fields, seed=seed)
         ]
 
     statement = "It does as well as that causal Transformer, whatever"
     scattered = [2.0, 3.0, 4.0, 2.5]
-    runs = redrawn("phase5_final_exp1", [loss + 1 for loss in scattered], seed=1)
+    runs = redrawn("phase5_final_exp1", [loss + 1 for loss in scattered])
     assert verdict(statement, runs) == NOT_RUN
-    runs += redrawn("isolated_transformer", scattered, parameters=2, seed=1)
+    runs += redrawn("isolated_transformer", scattered, parameters=2)
     assert verdict(statement, runs) == "refuted"
     # Runs on the published corpus decide on the claim about it, and on no other.
     assert verdict(statement, make_runs("phase5_final_exp1", scattered) + runs) == "refuted"
     assert verdict("With such data", runs) == NOT_RUN
     # What only one of both was run on, and runs of another seed, tell nothing.
-    alone = redrawn("phase5_final_exp1", [*scattered, 9.0], seed=1)[-1:]
+    alone = redrawn("phase5_final_exp1", [*scattered, 9.0])[-1:]
     of_seed_2 = redrawn("phase5_final_exp1", [9.0] * 4, seed=2)
-    published = replace(alone[0], place="runs/phase5_final_exp1,data.seed=null/seed=1")
-    assert judge([*runs, *alone, *of_seed_2, published]) == judge(runs)
+    published = make_runs("phase5_final_exp1", [9.0], "data.seed=null")
+    assert judge([*runs, *alone, *of_seed_2, *published]) == judge(runs)
 
 
 def test_without_runs_only_figures_decide() -> None:

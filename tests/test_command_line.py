@@ -92,20 +92,14 @@ FAULTY = {
         "callbacks.steps.small=3: callbacks has no steps that would read it; drop it"
     ],
     "+callbacks.mine=${nope}": ["callbacks.mine=${nope}: Interpolation key 'nope' not found"],
-    "experiment=scaling_400 scale=50k budget.parameters=70000": [
-        "budget.parameters=70000: scale=50k stands in its place; drop one of the two"
-    ],
-    "experiment=scaling_400 scale=50k trial=t01": [
-        "trial=t01: scale=50k stands in its place; drop one of the two"
-    ],
-    "scale=50k": ["scale=50k: goes with experiment=scaling_..., which says what widths follow"],
+    "only=a*": ["only=a*: only sweeps read it; add -m or drop it"],
     "hydra.run.dir=null": ["hydra.run.dir=null: must be a folder"],
     "model=lstm -m seed=1,2": [
         "seed=1,2: a flag stands before it; flags go before all overrides or after them"
     ],
     "callbacks={}": ["callbacks={}: no such option; there are default, none"],
     "~budget": ["~budget: cannot be left out; set it instead"],
-    "~scale": ["~scale: cannot be left out; choose one of its options"],
+    "~recipe": ["~recipe: cannot be left out; choose one of its options"],
     "data.seed=abc model.context_clip=true": [
         "model.context_clip=True: must be a number",
         "data.seed=abc: must be a whole number",
@@ -237,14 +231,13 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "-m seed=1,2 model=context,lstm",
         "-m seed=range(1,4)",
         "-m experiment=glob(phase3_*) seed=1,2",
-        "sweep=phase1 seed=1,2",
+        "sweep=series only=phase1*,lstm seed=1,2",
         "recipe.gradient_clip=[]",
         "name=2026",
         "recipe.output_classes=null data.train_sentences=null",
-        "experiment=scaling_400 budget.parameters=null",
         "recipe=modern schedule=null callbacks.samples=null",
         "+trainer.val_check_interval=null",
-        "experiment=isolated_few_steps callbacks=none",
+        "recipe=modern budget.parameters=1000 budget.widths={hidden_dim:1} budget.step=2",
         "~callbacks.samples",
         "optimizer._target_=torch.optim.SGD ~optimizer.betas",
         "-m hydra.sweeper.params=null seed=1",
@@ -300,7 +293,11 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         ("recipe.dropout=1.5", "recipe.dropout=1.5 must be"),
         ("trainer.accelerator=nope", "trainer.accelerator=nope: "),
         ("recipe=modern schedule.scheduler.anneal_strategy=x", "schedule: anneal_strategy must be"),
-        ("experiment=fair_transformer_200k model.num_heads=3", "multiples of budget.step=4"),
+        (
+            "model=transformer model.num_heads=3 budget.parameters=9000 "
+            "budget.widths={embedding_dim:1} budget.step=4",
+            "multiples of budget.step=4",
+        ),
         ("trainer.precision=17", "17"),
         ("seed=-1 threads=abc", "seed=-1: must be a whole number from 0"),
         ("trainer.devices=2", "trainer.devices=2"),
@@ -338,9 +335,7 @@ def test_a_faulty_run_ends_with_lines_and_code_1(
     lines = capsys.readouterr().err.splitlines()
     assert message in lines[0]
     num_faults = (
-        2
-        if any(part in line for part in ("=abc", "gradient_clip", "=zz", "fair_transformer"))
-        else 1
+        2 if any(part in line for part in ("=abc", "gradient_clip", "=zz", "budget.step=4")) else 1
     )
     assert len(lines) == num_faults, lines
     assert not [path for path in tmp_path.rglob("outputs/*/*/*") if path.is_file()]

@@ -1,7 +1,5 @@
 """The published series by name: sizes, data and training as the series had them."""
 
-from pathlib import Path
-
 import pytest
 from conftest import Compose
 from omegaconf import OmegaConf
@@ -9,6 +7,7 @@ from omegaconf import OmegaConf
 from newllm.config.build import instantiate
 from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
+from newllm.config.study_file import variants_of
 
 # Name: parameters, corpus, epochs, largest gradient norm in the first epoch.
 PUBLISHED = {
@@ -87,9 +86,16 @@ def test_a_value_on_the_command_line_may_replace_what_an_experiment_sets(
     )
 
 
-@pytest.mark.parametrize("path", sorted((conf_directory() / "experiment").glob("*.yaml")), ids=str)
-def test_every_experiment_composes_and_builds(compose_config: Compose, path: Path) -> None:
-    overrides = (f"experiment={path.stem}",)
+EXPERIMENTS = [[f"experiment={path.stem}"] for path in (conf_directory() / "experiment").iterdir()]
+STUDIES = [path.stem for path in (conf_directory() / "sweep").iterdir()]
+VARIANTS = [variants_of(study)[name] for study in STUDIES for name in variants_of(study)]
+
+
+@pytest.mark.parametrize("overrides", [*EXPERIMENTS, *VARIANTS], ids=" ".join)
+def test_every_experiment_and_variant_composes_and_builds(
+    compose_config: Compose, overrides: list[str]
+) -> None:
+    overrides = [line for line in overrides if not line.startswith("seed=")]
     config = compose_config(*overrides)
     assert composed_faults(config, overrides) == []
     vocabulary_size = config.model.vocabulary_size or 256
@@ -97,3 +103,22 @@ def test_every_experiment_composes_and_builds(compose_config: Compose, path: Pat
     optimizer = instantiate(config.optimizer)(model.parameters())
     if config.schedule:
         instantiate(config.schedule).build(optimizer, total_steps=100)
+
+
+def test_the_ladder_takes_its_rungs_from_the_recipes(compose_config: Compose) -> None:
+    """What is added to the original is what the modern recipe has, and the other way round."""
+    modern, original = (compose_config(f"experiment={name}") for name in
+                        ("modern", "phase5_final_exp1"))  # fmt: skip
+    keys = {
+        "initialization": "recipe.initialization", "residual": "recipe.fnn",
+        "learning_rate": "optimizer.lr schedule.scheduler", "clipping": "recipe.gradient_clip",
+        "adamw": "optimizer._target_ optimizer.betas optimizer.weight_decay",
+        "dropout": "recipe.dropout recipe.embedding_dropout recipe.output_dropout",
+        "output": "recipe.output_classes", "epochs": "recipe.max_epochs",
+        "size": "model.embedding_dim model.context_dim model.hidden_dim model.num_layers",
+    }  # fmt: skip
+    for name, changed in keys.items():
+        for what, other in (("add", modern), ("remove", original)):
+            config = compose_config(*variants_of("ladder")[f"{what}_{name}"])
+            for key in changed.split():
+                assert OmegaConf.select(config, key) == OmegaConf.select(other, key), (name, key)

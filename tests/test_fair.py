@@ -4,13 +4,22 @@ import math
 from pathlib import Path
 
 import pytest
+from records import record
 
-from newllm.config.composing import conf_directory
-from newllm.reporting.page import write_report
+from newllm.config.study_file import then_of, variants_of
+from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run, gather, pack
-from newllm.studies.fair.results import MODELS, SETTINGS, SIZES, contestants, differences, purpose
-from newllm.studies.fair.trials import expected_best
+from newllm.studies import found_studies
+from newllm.studies.fair.results import (
+    MODELS,
+    SETTINGS,
+    SIZES,
+    contestants,
+    differences,
+    expected_best,
+    purpose,
+)
 
 ORACLE = 1.5
 
@@ -18,17 +27,19 @@ ORACLE = 1.5
 def make_run(
     model: str, size: str, seed: int, val: float, test: float | None, **choices: str
 ) -> Run:
-    experiment = f"fair_{model}_{size}"
-    name = ",".join([experiment, *(f"{key}={choices[key]}" for key in sorted(choices))])
+    trial = [f"trial={choices.pop('trial')}"] if "trial" in choices else []
+    beside = [*trial, *(f"{key}={value}" for key, value in choices.items())]
+    made = record(f"{model}_{size}", *beside, study="fair", seed=seed)
+    name = " ".join(made["overrides"])
     result = {
-        "status": "done", "experiment": experiment, "seed": seed, "best_val_loss": val,
+        "status": "done", **made, "best_val_loss": val,
         "test_loss": test, "test_oracle_loss": test and ORACLE, "oracle_loss": ORACLE,
         "parameters": 200_000, "corpus": "quality500", "state_bytes": 512, "name": f"{model} L2",
-        "threads": 1, "config_hash": f"{name} {seed}", "epochs": 40,
+        "threads": 1, "config_hash": name, "epochs": 40,
         "best_epoch": 40 if val == 1.9 else 12, "best_val_loss_batch_mean": val,
         "references": {"unigram": 3.3, "bigram": 2.3},
     }  # fmt: skip
-    return Run(f"runs/{name}/seed={seed}", result)
+    return Run(f"runs/{name}", result)
 
 
 def trials(model: str, *losses: float, size: str = "200k") -> list[Run]:
@@ -99,8 +110,7 @@ def test_a_final_that_diverged_is_counted_and_has_no_gap() -> None:
 
 
 def test_a_run_under_a_name_of_its_own_is_none_of_it() -> None:
-    named = make_run("context", "200k", 1, 1.0, None, trial="t01")
-    named = Run(named.place.replace("fair_", "mine,fair_"), named.result)
+    named = make_run("context", "200k", 1, 1.0, None, trial="t01", name="mine")
     other_seed = make_run("context", "200k", 2, 1.0, None, trial="t01")
     assert contestants([named, other_seed, *RUNS]) == contestants(RUNS)
 
@@ -110,7 +120,7 @@ def test_other_runs_of_the_same_experiments_are_none_of_it() -> None:
         *finals("context", "t02", 9.0, data="quality12500"),
         *finals("context", "t02", 9.0, **{"data.seed": "4", "recipe.max_epochs": "3"}),
         *finals("context", "t02", 9.0, **{"budget.parameters": "100"}),
-        Run("2026-01-31/12-00-00", make_run("context", "200k", 9, 1.0, 9.0).result),
+        make_run("context", "200k", 9, 1.0, 9.0),
     ]
     assert [purpose(run) for run in others] == [None] * 4
     assert contestants([*others, *RUNS]) == contestants(RUNS)
@@ -121,18 +131,17 @@ def test_without_trials_there_is_nothing() -> None:
     assert differences([]) == []
 
 
-def test_every_contestant_is_an_experiment() -> None:
-    names = {path.stem for path in (conf_directory() / "experiment").glob("fair_*.yaml")}
-    every = {f"fair_{model}_{size}" for model in MODELS for size in SIZES}
-    # A Transformer's state grows; there is none of a fixed size.
-    assert every - names == {"fair_transformer_state"}
-    assert names < every
+def test_every_contestant_and_every_setting_has_words() -> None:
+    models, sizes = zip(*(name.split("_") for name in variants_of("fair")), strict=True)
+    assert (set(models), set(sizes)) == (MODELS.keys(), SIZES.keys())
+    assert then_of("fair").keys() == SETTINGS.keys()
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     pack(RUNS, tmp_path / "fair.json.gz")
-    page = write_report(gather([tmp_path / "fair.json.gz"]), tmp_path, lang).read_text()
+    runs = gather([tmp_path / "fair.json.gz"])
+    page = Page(runs, found_studies(), lang=lang).write(tmp_path).read_text()
     _ = translator(lang)
     assert _("A fair comparison") in page
     assert "0.2100 &plusmn;" in page.replace("±", "&plusmn;")

@@ -1,19 +1,18 @@
 """The ladder from the original to the modern recipe: effects and their signs."""
 
 import pytest
-from omegaconf import OmegaConf
+from records import record
 
-from newllm.config.composing import conf_directory
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run
-from newllm.studies.ladder.effects import RUNGS, climb, ends
+from newllm.studies.ladder import RUNGS, changes, climb, ends, own_runs
 
 
-def make_runs(experiment: str, *losses: float) -> list[Run]:
+def make_runs(name: str, *losses: float, study: str | None = "ladder") -> list[Run]:
     return [
         Run(
-            f"runs/{experiment}/seed={seed}",
-            {"status": "done", "experiment": experiment, "seed": seed, "best_val_loss": loss},
+            f"runs/{name}/seed={seed}",
+            {"status": "done", "best_val_loss": loss, **record(name, study=study, seed=seed)},
         )
         for seed, loss in enumerate(losses, 1)
     ]
@@ -21,11 +20,11 @@ def make_runs(experiment: str, *losses: float) -> list[Run]:
 
 def test_below_zero_the_change_helps_on_both_sides() -> None:
     runs = (
-        make_runs("ladder_original", 3.0, 3.1)
-        + make_runs("modern", 1.7, 1.72)
-        + make_runs("ladder_add_dropout", 2.5, 2.6)
-        + make_runs("ladder_remove_dropout", 1.9, 1.92)
-        + make_runs("ladder_add_size", 3.3)
+        make_runs("original", 3.0, 3.1)
+        + make_runs("modern", 1.7, 1.72, study=None)
+        + make_runs("add_dropout", 2.5, 2.6)
+        + make_runs("remove_dropout", 1.9, 1.92)
+        + make_runs("add_size", 3.3)
     )
     rungs = {rung.name: rung for rung in climb(runs)}
     dropout = rungs["dropout"]
@@ -42,15 +41,12 @@ def test_below_zero_the_change_helps_on_both_sides() -> None:
     assert (original.mean, modern.mean) == pytest.approx((3.05, 1.71))
 
 
-def test_the_sweep_runs_every_rung() -> None:
-    node = OmegaConf.load(conf_directory() / "sweep" / "ladder.yaml")
-    swept = {word.strip() for word in node.hydra.sweeper.params.experiment.split(",")}
-    # The original shuffles as it is.
-    added = {f"ladder_add_{name}" for name in RUNGS if name != "batching"}
-    removed = {f"ladder_remove_{name}" for name in RUNGS}
-    assert swept == {"ladder_original", "modern"} | added | removed
+def test_the_modern_recipe_has_a_place_of_its_own() -> None:
+    rungs = make_runs("add_dropout", 2.5) + make_runs("original", 3.0)
+    others = make_runs("modern", 1.7, study=None) + make_runs("modern_512", 1.7)
+    assert {id(run) for run in own_runs([*rungs, *others])} == {id(run) for run in rungs}
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_rungs_have_a_name_in_each_language(lang: str) -> None:
-    assert all(map(translator(lang), RUNGS.values()))
+    assert all(translator(lang)(RUNGS[name]) for name in changes())

@@ -21,14 +21,9 @@ from newllm.training.summary import print_banner
             {"embedding_dim": 128, "hidden_dim": 128, "num_layers": 3},
         ),
         (
-            ("experiment=modern_512", "model=transformer"),  # built on another experiment's file
-            ["model.context_dim=512", "model.hidden_dim=512"],
-            {"embedding_dim": 256, "num_layers": 9, "num_heads": 4},
-        ),
-        (
-            ("experiment=fair_context_200k", "model=gru"),
-            ["budget.widths.context_dim=1"],
-            {},
+            ("experiment=modern", "model=transformer"),
+            ["model.context_dim=128", "model.hidden_dim=128"],
+            {"embedding_dim": 128, "num_layers": 3, "num_heads": 4},
         ),
         (("experiment=modern", "model=gated"), [], {"context_dim": 128}),
         (("experiment=modern",), [], {"context_dim": 128}),

@@ -4,9 +4,10 @@ import pytest
 
 from newllm.config.naming import (
     LONGEST,
+    beside_variant,
     choices,
-    chosen_experiment,
     folder_name,
+    record_of,
     run_folder,
     run_name,
     split,
@@ -22,8 +23,21 @@ def test_a_name_is_the_experiment_and_the_other_choices_sorted() -> None:
 
 
 def test_what_changes_no_number_changes_no_name() -> None:
-    chosen = ["experiment=lstm", "sweep=all", "jobs=2", "logger=none", "callbacks.steps.small=9"]
-    assert run_name([*chosen, "hydra/launcher=basic", "~callbacks.curves", "threads=1"]) == "lstm"
+    chosen = [
+        "experiment=lstm",
+        "sweep=series",
+        "only=lstm",
+        "jobs=2",
+        "logger=none",
+        "callbacks.steps.small=9",
+        "~callbacks.curves",
+    ]
+    assert (
+        run_name(
+            [*chosen, "sweep=series", "hydra/launcher=basic", "~callbacks.curves", "threads=1"]
+        )
+        == "lstm"
+    )
     assert run_name(["experiment=none"]) == run_name([]) == "default"
 
 
@@ -78,15 +92,37 @@ def test_a_long_name_is_cut_and_stays_different() -> None:
 
 def test_a_name_holds_all_that_a_sweep_of_small_models_differs_in() -> None:
     sizes = [f"model.{name}=16" for name in ("context_dim", "hidden_dim", "embedding_dim")]
-    shared = ["experiment=fair_context_200k", "data=tiny30", *sizes, "model.num_layers=2"]
+    shared = ["experiment=modern", "data=tiny30", *sizes, "model.num_layers=2"]
     chosen = [*shared, "trainer.max_epochs=30", "recipe.batch_size=8"]
     assert run_name(chosen).endswith("recipe.batch_size=8,trainer.max_epochs=30")
 
 
-def test_the_chosen_experiment_is_told_by_the_overrides() -> None:
-    assert chosen_experiment(["seed=1", "experiment=modern"]) == "modern"
-    assert chosen_experiment(["experiment=none"]) is None
-    assert chosen_experiment(["model=lstm"]) is None
+def test_what_a_run_is_known_by_is_told_by_the_overrides() -> None:
+    def known(*overrides: str) -> tuple[str | None, ...]:
+        record = record_of(overrides)
+        return record["experiment"], record["study"], record["variant"]
+
+    assert known("seed=1", "experiment=modern") == ("modern", None, None)
+    assert known("experiment=none") == known("model=lstm") == (None, None, None)
+    made = ("study=ladder", "experiment=modern", "variant=add_size")
+    assert known(*made) == known(*made, "seed=1") == (None, "ladder", "add_size")
+
+
+def test_the_record_repeats_the_run_outside_of_its_sweep() -> None:
+    lines = ["sweep=ladder", "study=ladder", "a.b=1", "variant=x", "jobs=2", "only=x", "seed=1"]
+    assert record_of(lines)["overrides"] == ["study=ladder", "a.b=1", "variant=x", "seed=1"]
+
+
+def test_a_variant_stands_for_the_overrides_that_make_it() -> None:
+    made = ["study=fair", "model=gated", "recipe=modern", "variant=context_200k"]
+    beside = ["data=tiny30", "seed=2"]
+    assert beside_variant([*made, *beside]) == beside
+    assert beside_variant(beside) == beside
+    assert run_folder([*made, *beside], 2) == "fair_context_200k,data=tiny30/seed=2"
+    trial = ["optimizer.lr=0.1", "trial=t07"]
+    assert run_name([*made, *trial, *beside]) == "fair_context_200k,data=tiny30,trial=t07"
+    # Another choice of what the variant has chosen is one beside it.
+    assert run_name([*made, "model=lstm", "name=mine"]) == "mine,fair_context_200k,model=lstm"
 
 
 def test_a_name_in_any_script_fits_a_folder() -> None:

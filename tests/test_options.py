@@ -14,7 +14,7 @@ GROUPS = sorted(path.name for path in conf_directory().iterdir() if path.is_dir(
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((conf_directory() / group).iterdir())
 ]
-CHOOSE_DATA = ("data", "countermeasure", "experiment", "scale", "sweep")
+CHOOSE_DATA = ("data", "countermeasure", "experiment", "sweep")
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -30,8 +30,6 @@ def test_option_builds_and_takes_a_step(
     overrides = [f"{group}={option}"]
     if option == "text":
         overrides.append("data.path=some.txt")
-    if group == "scale" and option != "none":
-        overrides.append("experiment=scaling_400")  # which says what widths follow
     if group not in CHOOSE_DATA:
         overrides.append("data=tiny30")  # the quickest
     if option in ("wandb", "mlflow"):

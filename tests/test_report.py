@@ -11,38 +11,41 @@ from typing import Any
 import pytest
 from conftest import Command
 from matplotlib.figure import Figure as MatplotlibFigure
+from records import record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm import report
 from newllm.config.arguments import ends_with_its_reader
+from newllm.config.composing import conf_directory
 from newllm.reporting import page as page_module
 from newllm.reporting.bands import write_bands
 from newllm.reporting.document import Document
 from newllm.reporting.formatting import as_known
-from newllm.reporting.page import write_markdown, write_report
+from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.reporting.variant_figures import MOST_CURVES, curves, styles
 from newllm.runs.gathering import gather, pack
 from newllm.statistics.comparisons import contests
 from newllm.statistics.intervals import mean_interval, next_run_interval
-from newllm.studies.claims import NOT_RUN, judge
+from newllm.studies import found_studies
+from newllm.studies.claims.verdicts import NOT_RUN, judge
 from newllm.studies.series import figures as series_figures
 from newllm.studies.series.results import derived, other_figures, published, summarize
 
 
-def make_run(top: Path, experiment: str, seed: int, **fields: Any) -> Path:
+def make_run(top: Path, name: str, seed: int, study: str | None = None, **fields: Any) -> Path:
     """A run directory as training leaves it, with a spike in its validation loss by step."""
-    folder = top / experiment / f"seed={seed}"
+    folder = top / f"{study or ''}{name}" / f"seed={seed}"
     folder.mkdir(parents=True)
     loss = 5.6 + 0.02 * seed
     result = {
-        "status": "done", "experiment": experiment, "name": "gated", "seed": seed,
-        "corpus": "quality500" if "final" in experiment else "tiny30", "parameters": 3_009_768,
+        "status": "done", "name": "gated", **record(name, study=study, seed=seed),
+        "corpus": "quality500" if "final" in name else "tiny30", "parameters": 3_009_768,
         "best_val_loss": loss, "best_val_loss_batch_mean": loss, "best_epoch": 20 + seed,
         "references": {"unigram": 4.2, "bigram": 4.1, "oracle": 1.51}, "seconds": 60.0,
         "threads": 1, "error": None, "git_revision": "0123456789abcdef", "oracle_loss": None,
         "test_loss": None, "val_accuracy": 0.17, "sees_the_future": False,
-        "config_hash": f"{experiment}{seed}", "data_sha256": "x",
+        "config_hash": f"{study}{name}{seed}", "data_sha256": "x",
     }  # fmt: skip
     result |= fields
     losses = [6.9, 5.0, 5.0, 9.0, 5.0, 4.9]
@@ -58,6 +61,10 @@ def make_run(top: Path, experiment: str, seed: int, **fields: Any) -> Path:
         "\n".join(["step,val/loss,unk,eos,other", *looks]) + "\n"
     )
     return folder
+
+
+def page_of(runs: Path, **options: Any) -> Page:
+    return Page(gather([runs]), found_studies(), **options)
 
 
 @pytest.fixture
@@ -135,7 +142,7 @@ def test_slips_of_the_summary_are_named() -> None:
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
-    page = write_report(gather([runs]), tmp_path / "report", lang).read_text()
+    page = page_of(runs, lang=lang).write(tmp_path / "report").read_text()
     assert page.count("data:image/svg+xml;base64,") == 3
     assert 'src="http' not in page
     assert "<table>" in page
@@ -154,7 +161,7 @@ def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
 def test_packed_runs_make_the_same_page(runs: Path, tmp_path: Path) -> None:
     pack(gather([runs]), tmp_path / "series.json.gz")
     pages = [
-        write_markdown(gather([source]), tmp_path / name / "page.md").read_text()
+        page_of(source).write_markdown(tmp_path / name / "page.md").read_text()
         for name, source in (("a", runs), ("b", tmp_path / "series.json.gz"))
     ]
     assert pages[0] == pages[1]
@@ -189,7 +196,7 @@ def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "outputs" / "report" / "index.html").read_text()
     assert "Runs side by side" in page
-    assert "sweep=all" not in page
+    assert "sweep=series" not in page
     assert "not run" not in page
     for words in ("mine", "90.0 %", "no disk &#124; left", "data:image/svg+xml;base64,", "3.2500"):
         assert words in page
@@ -219,7 +226,7 @@ def own_runs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_is_mine_better(own_runs: Path, tmp_path: Path, lang: str) -> None:
     folder = tmp_path / "page"
-    page = write_report(gather([own_runs]), folder, lang, "lstm").read_text()
+    page = page_of(own_runs, lang=lang, baseline="lstm").write(folder).read_text()
     first_screen = page.partition("<details")[0].replace("&nbsp;", " ")
     assert ("better is lowest on average: 1.507" in first_screen) == (lang == "en")
     for words in ("-0.197", "512", "90.0 %", "&lt;b&gt;&amp;&#124;worse"):
@@ -236,10 +243,10 @@ def test_is_mine_better(own_runs: Path, tmp_path: Path, lang: str) -> None:
 
 
 def test_a_baseline_makes_a_page_of_any_runs(runs: Path, tmp_path: Path) -> None:
-    page = write_report(gather([runs]), tmp_path / "page", baseline="phase1_baseline").read_text()
+    page = page_of(runs, baseline="phase1_baseline").write(tmp_path / "page").read_text()
     assert "Runs side by side" in page
     with pytest.raises(ValueError, match="--baseline nobody: no such group"):
-        write_report(gather([runs]), tmp_path / "none", baseline="nobody")
+        page_of(runs, baseline="nobody").write(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -307,7 +314,7 @@ def test_no_two_curves_look_alike_and_labels_keep_apart(tmp_path: Path) -> None:
     drawn = [standing.variant.label for standing in contest.foremost(MOST_CURVES)]
     assert drawn == ["width=11", *(f"width={number}" for number in range(7))]
     assert len(set(styles(contest.foremost(MOST_CURVES)).values())) == MOST_CURVES
-    page = write_report(gather([tmp_path]), tmp_path / "page", baseline="width=11").read_text()
+    page = page_of(tmp_path, baseline="width=11").write(tmp_path / "page").read_text()
     assert "left out: width=7; width=8; width=9; width=10" in page
     axes = curves(found).axes[0]
     assert len(axes.lines) >= MOST_CURVES
@@ -328,7 +335,7 @@ def test_figures_speak_the_page_s_language_or_the_page_says_why_not(
     monkeypatch.setattr(
         series_figures, "overview", lambda *words: titles.append(words[1]) or overview(*words)
     )
-    pages = [write_markdown(gather([runs]), tmp_path / f"{lang}.md", lang) for lang in LANGUAGES]
+    pages = [page_of(runs, lang=lang).write_markdown(tmp_path / f"{lang}.md") for lang in LANGUAGES]
     english, japanese = (page.read_text("utf-8") for page in pages)
     assert titles == ["reported best loss", "報告された最良損失" if has_font else titles[0]]
     assert ("英語のまま" in japanese) != has_font
@@ -356,7 +363,7 @@ def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: P
         result = json.loads((runs / "phase1_baseline" / f"seed={seed}" / "result.json").read_text())
         result["spikes"]["val_by_step"] = []
         (runs / "phase1_baseline" / f"seed={seed}" / "result.json").write_text(json.dumps(result))
-    page = write_report(gather([runs]), tmp_path / "page").read_text()
+    page = page_of(runs).write(tmp_path / "page").read_text()
     assert "1 of 1 runs have a spike" in page
     assert "1/1 (1.8x)" in page
     assert "1/3" not in page
@@ -366,23 +373,30 @@ def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: P
 def test_runs_of_a_study_stand_in_no_other_list(runs: Path, tmp_path: Path) -> None:
     """But those of a claim without a verdict do."""
     for seed in (2, 3):
-        make_run(runs, "isolated_layer", seed)
+        make_run(runs, "isolated_layer", seed, "claims")
         make_run(runs, "phase2_layernorm", seed)
-    for experiment in ("isolated_gating", "ladder_add_dropout", "mine"):
-        make_run(runs, experiment, 1)
+    make_run(runs, "isolated_gating", 1, "claims")
+    make_run(runs, "add_dropout", 1, "ladder")
+    make_run(runs, "mine", 1)
     judged = {j.claim.first for j in judge(gather([runs])) if j.verdict != NOT_RUN}
     assert "isolated_layer" in judged
-    page = write_report(gather([runs]), tmp_path / "page").read_text()
+    page = page_of(runs).write(tmp_path / "page").read_text()
     others = page.partition("Other runs (3)")[2].partition("</table>")[0]
-    assert re.findall(r"<td>(modern|mine|isolated_\w+|ladder_\w+)</td>", others) == [
+    assert re.findall(r"<td>(modern|mine|isolated_\w+|add_\w+)</td>", others) == [
         "isolated_gating", "mine", "modern"
     ]  # fmt: skip
 
 
+def test_every_study_is_found_with_a_sweep_of_its_name() -> None:
+    names = [study.name for study in found_studies()]
+    assert names == ["series", "claims", "ladder", "fair", "scaling"]
+    assert {file.stem for file in (conf_directory() / "sweep").iterdir()} == set(names)
+
+
 @pytest.mark.usefixtures("words_alone")
 def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs", "ladder_add_dropout", 1)
-    page = write_report(gather([tmp_path / "runs"]), tmp_path / "page").read_text()
+    make_run(tmp_path / "runs", "add_dropout", 1, "ladder")
+    page = page_of(tmp_path / "runs").write(tmp_path / "page").read_text()
     assert "best epoch" not in page
     assert "5.620" in page.partition("more dropout")[2].partition("</tr>")[0]
 
@@ -390,7 +404,7 @@ def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
 def test_the_committed_page_is_what_the_committed_data_say(tmp_path: Path) -> None:
     docs = Path(__file__).parents[1] / "docs"
     runs = gather(sorted((docs / "data").glob("*.json.gz")))
-    page = write_markdown(runs, tmp_path / "results.md")
+    page = Page(runs, found_studies()).write_markdown(tmp_path / "results.md")
     assert (tmp_path / "results" / "overview.png").stat().st_size > 0
     _assert_alike(page.read_text(), (docs / "results.md").read_text())
 

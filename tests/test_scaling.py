@@ -4,22 +4,26 @@ import itertools
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Compose
-from omegaconf import OmegaConf
+from records import record
 
 from newllm.config.build import instantiate
-from newllm.config.composing import conf_directory
-from newllm.reporting.page import write_report
+from newllm.config.study_file import sweeper_of, variants_of
+from newllm.reporting.page import Page
 from newllm.reporting.translation import translator
 from newllm.runs.gathering import Run
-from newllm.studies.scaling.law import NAMES, SENTENCES, Law, Point, best_contexts, fit, points
-from newllm.studies.scaling.part import LARGEST, NO_GAP, NOT_MEASURED
+from newllm.studies import found_studies
+from newllm.studies.scaling import NO_GAP, NOT_MEASURED, largest_point
+from newllm.studies.scaling.law import NAMES, Law, Point, best_contexts, fit, points
 
 TRUE = Law((0.2, 300.0, 0.2, -0.05, 0.8, 1.5, 3.0))
-PARAMETERS, CONTEXTS = (50_000, 140_000, 370_000, 1_000_000), (16, 48, 160, 512)
+LARGEST = largest_point()
+SENTENCES, PARAMETERS = (400, 1000, 2000, 5000, 10_000), (50_000, 140_000, 370_000, 1_000_000)
+CONTEXTS = (16, 48, 160, 512)
 GRID = list(itertools.product(SENTENCES, PARAMETERS, CONTEXTS))
 
 
@@ -86,26 +90,33 @@ def test_a_gap_below_zero_has_no_logarithm() -> None:
     assert fit([below, *grid[1:]], num_resamples=2) == fit(grid[1:], num_resamples=2)
 
 
-def test_points_are_read_from_runs() -> None:
-    result = {
-        "status": "done", "experiment": "scaling_2000", "parameters": 140_160, "seed": 1,
-        "test_loss": 1.61, "test_oracle_loss": 1.51,
+def make_run(name: str, *beside: str, sentences: int = 2000, **fields: Any) -> Run:
+    result: dict[str, Any] = {
+        "status": "done", **record(name, *beside, study="scaling"), "parameters": 140_160,
+        "test_loss": 1.61, "test_oracle_loss": 1.51, "threads": 1,
         "sizes": {"hidden_dim": 96, "context_dim": 160},
     }  # fmt: skip
-    place = "runs/scaling_2000,model.context_dim=160,scale=140k/seed=1"
+    result["overrides"].insert(0, f"data.train_sentences={sentences}")
+    return Run(f"runs/{name}", result | fields)
+
+
+def test_points_are_read_from_runs() -> None:
+    context = "model.context_dim=160"
     others = [
-        Run(place, result | {"status": "failed"}),
-        Run(place, result | {"experiment": "modern"}),
-        Run(place, result | {"test_loss": None}),
-        Run(place, result | {"test_oracle_loss": None}),
-        Run("runs/scaling_2000/seed=1", result),
-        Run(place.replace("140k", "none"), result),
-        Run(place.replace("_2000", "_mine"), result | {"experiment": "scaling_mine"}),
-        Run(place.replace("=140k", "=140k,trainer=smoke"), result),
+        make_run("2000_140k", context, status="failed"),
+        make_run("2000_140k", context, study=None, variant=None),
+        make_run("2000_140k", context, study="mine"),
+        make_run("2000_140k", context, test_loss=None),
+        make_run("2000_140k", context, test_oracle_loss=None),
+        make_run("2000_140k"),
+        make_run("2000_140k", context, "trainer=smoke"),
+        make_run("largest", context),
     ]
-    (point,) = points([Run(place, result), *others])
+    (point,) = points([make_run("2000_140k", context), *others])
     assert replace(point, gap=0.0) == Point(2000, 140_160, 96, 160, 0.0)
     assert point.gap == pytest.approx(0.1)
+    (largest,) = points([make_run("largest")])
+    assert largest.is_largest
 
 
 def test_contexts_within_the_scatter_are_as_good() -> None:
@@ -123,30 +134,21 @@ def test_contexts_within_the_scatter_are_as_good() -> None:
     }
 
 
-def test_the_sweep_is_the_grid(compose_config: Compose, tmp_path: Path) -> None:
-    node = OmegaConf.load(conf_directory() / "sweep" / "scaling.yaml").hydra.sweeper.params
-    parameters = [
-        OmegaConf.load(conf_directory() / "scale" / f"{name}.yaml").budget.parameters
-        for name in node.scale.split(",")
-    ]
-    sentences, contexts = (
-        [int(word.rpartition("_")[2]) for word in node[key].split(",")]
-        for key in ("experiment", "model.context_dim")
-    )
-    assert list(itertools.product(sentences, parameters, contexts)) == GRID
-    for number in SENTENCES:
-        config = compose_config(f"experiment=scaling_{number}")
-        assert config.data.train_sentences == number
-    largest = OmegaConf.load(conf_directory() / "sweep" / "scaling_largest.yaml")
-    chosen = largest.hydra.sweeper.params
-    keys = ("experiment", "scale", "model.context_dim")
-    config = compose_config(*(f"{key}={chosen[key]}" for key in keys))
+def chosen(variant: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in variants_of("scaling")[variant])
+
+
+def test_the_sweep_is_the_grid(compose_config: Compose) -> None:
+    contexts = [int(n) for n in sweeper_of("scaling")["params"]["model.context_dim"].split(",")]
+    variants = [chosen(name) for name in variants_of("scaling") if name != "largest"]
+    cells = [(int(v["data.train_sentences"]), int(v["budget.parameters"])) for v in variants]
+    assert [(*cell, context) for cell in cells for context in contexts] == GRID
+    config = compose_config(*(f"{k}={v}" for k, v in chosen("largest").items() if k != "seed"))
     build = partial(instantiate, config.model, vocabulary_size=256)
     sizes = instantiate(config.budget).sizes(build)
     parameters = sum(weight.numel() for weight in build(**sizes).parameters())
     place = config.data.train_sentences, parameters, sizes["hidden_dim"], config.model.context_dim
-    assert Point(*place, 0.0) == LARGEST
-    assert LARGEST.is_largest
+    assert Point(*place, 0.0, is_largest=True) == LARGEST
 
 
 @pytest.mark.parametrize(("lang", "is_run"), [("en", True), ("ja", False)])
@@ -155,18 +157,16 @@ def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
     measured = [replace(grid[0], gap=-0.001), *grid[1:]]
     measured += [replace(LARGEST, gap=gap) for gap in (0.021, 0.022)[: 2 * is_run]]
     runs = [
-        Run(
-            f"{number}/scaling_{p.sentences},model.context_dim=1,scale=1/seed=1",
-            {
-                "status": "done", "experiment": f"scaling_{p.sentences}", "seed": 1, "threads": 1,
-                "parameters": p.parameters, "test_loss": 1.5 + p.gap, "test_oracle_loss": 1.5,
-                "sizes": {"hidden_dim": p.width, "context_dim": p.context},
-            },
+        make_run(
+            "largest" if p.is_largest else "400_50k", *["model.context_dim=1"] * (not p.is_largest),
+            parameters=p.parameters, test_loss=1.5 + p.gap, test_oracle_loss=1.5,
+            sizes={"hidden_dim": p.width, "context_dim": p.context},
+            sentences=p.sentences,
         )
-        for number, p in enumerate(measured)
+        for p in measured
     ]  # fmt: skip
     _ = translator(lang)
-    page = write_report(runs, tmp_path, lang).read_text()
+    page = Page(runs, found_studies(), lang=lang).write(tmp_path).read_text()
     assert _("How loss scales") in page
     assert "kappa" in page
     assert _(NO_GAP).format(number=1) in page

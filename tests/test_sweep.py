@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Command, Compose
-from hydra import compose
 from omegaconf import OmegaConf
 from preloaded import Program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from newllm.config.composing import conf_directory
-from newllm.config.naming import register_resolvers, run_folder, run_name
+from newllm.config.naming import run_folder, run_name
 from newllm.reporting.bands import FOLDER, write_bands
 from newllm.runs.directory import RunConflict, has_ended, move_aside, write_text
 from newllm.runs.gathering import gather
@@ -273,29 +271,6 @@ def test_faults_of_any_job_are_told_before_the_first_starts(
     assert done.returncode == 1
     assert done.stderr == "gating=lstm: LSTMModel does not read it; drop it\n"
     assert not (tmp_path / "outputs" / "runs").exists() or not results(tmp_path / "outputs")
-
-
-SWEEPS = {"phase1": 7, "phase2": 3, "phase3": 3, "phase4": 5, "phase5": 14, "all": 27}
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_sweeps_name_experiments_that_exist(compose_config: Compose, name: str) -> None:
-    register_resolvers()
-    config = compose_config(f"sweep={name}")
-    params = compose("config", [f"sweep={name}"], return_hydra_config=True).hydra.sweeper.params
-    chosen = [word.strip() for word in params.experiment.split(",")]
-    assert len(chosen) == len(set(chosen)) == SWEEPS[name]
-    assert all((conf_directory() / "experiment" / f"{one}.yaml").is_file() for one in chosen)
-    assert params.seed == "1,2,3"
-    assert config.jobs is None
-
-
-def test_plan_of_a_sweep_runs_nothing(command: Command, tmp_path: Path) -> None:
-    done = command("newllm.train", "sweep=phase4", "seed=1", "plan=true")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("steps planned") == 5
-    assert not results(tmp_path)
-    assert not (tmp_path / "data").exists()
 
 
 def done_job(top: Path, model: str, seed: int) -> Job:

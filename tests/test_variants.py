@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from newllm.config.naming import record_of
 from newllm.reporting.answer import answer, more_seeds
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run
@@ -73,16 +74,19 @@ def test_labels_are_unique_whatever_the_runs() -> None:
     assert labels([], []) == []
 
 
-def test_older_runs_are_grouped_by_their_folders() -> None:
-    def old(folder: str, seed: int) -> Run:
-        result = {"status": "done", "seed": seed, "experiment": "modern", "best_val_loss": 1.7}
-        return Run(f"{folder}/seed={seed}", result)
+def test_a_run_that_does_not_know_what_was_chosen_stands_alone() -> None:
+    """Whatever its folder is called, which somebody may have renamed."""
+    places = ["runs/modern,model=lstm/seed=1", "runs/modern,model=lstm/seed=2", "day/time"]
+    found = variants([Run(place, {"status": "broken"}) for place in places])
+    assert [(variant.label, len(variant.runs)) for variant in found] == [(p, 1) for p in places]
 
-    runs = [old("runs/modern,model=lstm", 1), old("runs/modern,model=lstm", 2)]
-    found = variants([*runs, old("runs/modern", 1), Run("day/time", {"status": "broken"})])
-    assert [(v.label, len(v.runs)) for v in found] == [
-        ("modern lstm", 2), ("modern", 1), ("day/time", 1)
-    ]  # fmt: skip
+
+def test_a_variant_of_a_study_is_called_by_its_name() -> None:
+    made = "study=ladder experiment=modern recipe.dropout=0.1 variant=remove_dropout"
+    runs = [*side(made, [1.7, 1.8]), *side("experiment=modern", [1.6, 1.7])]
+    assert [variant.label for variant in variants(runs)] == ["ladder_remove_dropout", "modern"]
+    found = variants([*side(made, [1.7]), *side(f"{made} recipe.max_epochs=9", [1.6])])
+    assert [variant.label for variant in found] == ["ladder_remove_dropout", "max_epochs=9"]
 
 
 def test_a_job_that_never_started_is_counted_where_it_belongs() -> None:
@@ -229,6 +233,16 @@ def test_commands_for_the_seeds_that_are_missing() -> None:
     assert shlex.split(command)[3:] == [
         "-m", "model=a,b", *typed.split(), "hydra.sweep.dir='a b'", "seed=1,2,3,4,5"
     ]  # fmt: skip
+    # What makes a variant stands in its sweep; the trials of a search are none of the user's.
+    made = [f"study=ladder recipe.dropout=0.{n} variant=d{n} a.b=1" for n in (1, 2)]
+    runs = [run for words in made for run in side(words, [1.7])]
+    runs = [replace(r, result=r.result | record_of(r.result["overrides"])) for r in runs]
+    (contest,) = contests(runs)
+    assert more_seeds(contest) == [
+        "python -m newllm.train -m sweep=ladder only=d1,d2 a.b=1 seed=1,2,3,4,5"
+    ]
+    (contest,) = contests([*side("a.b=1 trial=t01", [1.7]), *side("a.b=2 trial=t02", [1.6])])
+    assert more_seeds(contest) == []
     decided = [*side("model=a", [1.70, 1.71, 1.69]), *side("model=b", [1.5, 1.51, 1.49])]
     (contest,) = contests(decided)
     assert more_seeds(contest) == []

@@ -36,7 +36,7 @@ HYDRA_QUESTIONS = (
     *("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"),
     *("-sc", "--shell-completion"),
 )
-OWN_SWEEPERS = ("basic", "each", "search")  # which go through lists of values
+OWN_SWEEPERS = ("basic", "each")  # which go through lists of values
 
 
 class _Impossible(Exception):
@@ -172,7 +172,7 @@ def _sweep_faults(item: Override, overrides: Sequence[Override]) -> Iterator[str
 
 def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
     for item in overrides:
-        if item.key_or_group in ("jobs", "overwrite"):
+        if item.key_or_group in ("jobs", "only", "overwrite"):
             yield f"{item.input_line}: only sweeps read it; add -m or drop it"
     for item in overrides:
         if item.is_sweep_override():

@@ -10,9 +10,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from newllm.config.budget import decided_sizes
 from newllm.config.build import ConfigFault, target_faults
 from newllm.config.leftovers import arguments_of, chose_another_model, without_leftovers
-from newllm.config.naming import split
+from newllm.config.naming import beside_variant, split
 from newllm.config.origins import (
     descend,
     leaves,
@@ -22,7 +23,6 @@ from newllm.config.origins import (
     read_nodes,
 )
 from newllm.config.ranges import number_faults
-from newllm.models.sizes import decided_sizes, named_sizes
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
@@ -30,10 +30,10 @@ BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger"
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
-    *("trusted_packages", "hydra"),
+    *("trusted_packages", "only", "study", "variant", "trial", "hydra"),
 )
 # Groups that bundle other choices: nothing reads them by their name.
-BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "trial", "scale")
+BUNDLES = ("experiment", "recipe", "countermeasure", "sweep")
 
 
 def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -48,13 +48,13 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     if faults := list(_unresolved(config)) or list(_broken_parts(config)):
         return faults  # nothing more can be said of such values
     config = without_leftovers(config, overrides)
+    beside = beside_variant(overrides)  # which may replace what the variant itself chose
     return [
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
-        *_decided_twice(config, overrides),
-        *_idle_budget(config, overrides),
-        *_nothing_to_build(config, overrides),
-        *_scale_faults(config, overrides),
+        *_decided_twice(config, beside),
+        *_idle_budget(config, beside),
+        *_nothing_to_build(config, beside),
         *_target_faults(config, overrides),
         *number_faults(config),
     ]
@@ -191,19 +191,6 @@ def _nothing_to_build(config: DictConfig, overrides: Sequence[str]) -> Iterator[
                 yield f"{key}={value}: {group} has no {names[0]} that would read it; drop it"
 
 
-def _scale_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """A `scale` without widths that could follow, and choices that set what it sets."""
-    chosen = dict(map(split, overrides))
-    if chosen.get("scale", "none") == "none":
-        return
-    scale = f"scale={chosen['scale']}"
-    if not named_sizes(config.budget)["widths"]:
-        yield f"{scale}: goes with experiment=scaling_..., which says what widths follow"
-    for key in ("budget.parameters", "trial"):
-        if chosen.get(key, "none") != "none":
-            yield f"{key}={chosen[key]}: {scale} stands in its place; drop one of the two"
-
-
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """Choices that nothing reads.
 
@@ -218,7 +205,7 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
     else:
         by_file = read
     model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
-    for key, source in _explicit_choices(overrides):
+    for key, source in _explicit_choices(beside_variant(overrides)):
         if source.startswith("experiment=") and chose_another_model(overrides):
             continue  # what the file chose for its own model is left out
         if key.split(".")[0] in (*SETTINGS, *BUILT) or key in BUNDLES:

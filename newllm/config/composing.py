@@ -1,4 +1,4 @@
-"""What Hydra composes from: the folder of configuration files, our launcher and sweepers by name.
+"""What Hydra composes from: the folder of configuration files; what needs no file, by name.
 
 Importing this module makes the names known; `newllm.sweeps.plugins` registers the classes.
 """
@@ -11,18 +11,25 @@ from hydra.core.config_store import ConfigStore
 # Hydra instantiates plugins from below `hydra_plugins` only.
 PLUGIN_MODULE = "hydra_plugins.newllm"
 
-SWEEPER: dict[str, Any] = {"max_batch_size": None, "params": {}}
+SWEEPER: dict[str, Any] = {"params": {}, "variants": {}, "trials": {}, "then": {}}
 NODES: dict[str, dict[str, Any]] = {
     "hydra/launcher": {"local": {"_target_": f"{PLUGIN_MODULE}.LocalLauncher"}},
-    "hydra/sweeper": {
-        "each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER},
-        "search": {"_target_": f"{PLUGIN_MODULE}.Search", **SWEEPER, "then": []},
-    },
+    "hydra/sweeper": {"each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER}},
+    # Nothing of a group, which needs no file.
+    **{name: {"none": {}} for name in ("experiment", "sweep", "countermeasure")},
+    **{name: {"none": {}} for name in ("logger", "callbacks")},
 }
+IN_THE_ROOT = ("experiment", "sweep", "countermeasure")  # the package of these groups
 
 for group, nodes in NODES.items():
     for name, node in nodes.items():
-        ConfigStore.instance().store(group=group, name=name, node=node, provider="newllm")
+        ConfigStore.instance().store(
+            group=group,
+            name=name,
+            node=node,
+            package="_global_" if group in IN_THE_ROOT else None,
+            provider="newllm",
+        )
 
 
 def conf_directory() -> Path:

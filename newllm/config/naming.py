@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
+STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
+OF_A_SWEEP = ("sweep", "only", "jobs", "overwrite")
 LEFT_OUT = (
-    *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
+    *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
 )
 
@@ -24,14 +27,37 @@ def split(line: str) -> tuple[str, str]:
     return key.partition("@")[0].replace("/", "."), value
 
 
+def beside_variant(overrides: Sequence[str]) -> list[str]:
+    """The overrides with which a run goes beyond its variant: all of them outside of a study.
+
+    A sweep writes `study=S`, the lines of a variant, `variant=V`, then what was chosen beside it;
+    between them the values of a trial, closed by `trial=T`, if it draws any.
+    """
+    ends = [i for i, line in enumerate(overrides) if split(line)[0] in (VARIANT, TRIAL)]
+    return list(overrides[ends[-1] + 1 :] if ends else overrides)
+
+
 def choices(overrides: Sequence[str]) -> dict[str, str]:
     """The values by key that change what a run learns, except its seed, in their order.
 
-    A deleted key keeps its `~`. `name=null` and `experiment=none` are left out.
+    Of a variant it is the name (`variant`: `STUDY_VARIANT`), not the lines that make it. A deleted
+    key keeps its `~`. `name=null` and `experiment=none` are left out.
     """
-    lines = [(line.startswith("~"), *split(line)) for line in overrides]
-    chosen = {f"~{key}" if is_gone else key: value for is_gone, key, value in lines}
+    marks = _marks(overrides)
+    chosen = {TRIAL: marks[TRIAL]} if TRIAL in marks else {}
+    if VARIANT in marks:
+        chosen = {
+            VARIANT: "_".join(marks[key] for key in (STUDY, VARIANT) if key in marks)
+        } | chosen
+    for line in beside_variant(overrides):
+        key, value = split(line)
+        if key not in MARKS:
+            chosen[f"~{key}" if line.startswith("~") else key] = value
     return {key: value for key, value in chosen.items() if not _is_left_out(key, value)}
+
+
+def _marks(overrides: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, value in map(split, overrides) if key in MARKS and value != "null"}
 
 
 def _is_left_out(key: str, value: str) -> bool:
@@ -53,9 +79,9 @@ def _watching() -> frozenset[str]:
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """The name, the experiment and all other choices, sorted, as the name of a folder."""
+    """The name, the variant or experiment, and other choices, sorted, as the name of a folder."""
     chosen = choices(overrides)
-    first = [chosen.pop(key) for key in ("name", "experiment") if key in chosen]
+    first = [chosen.pop(key) for key in ("name", VARIANT, "experiment") if key in chosen]
     parts = [
         key if key.startswith("~") else f"{key}={value}" for key, value in sorted(chosen.items())
     ]
@@ -82,9 +108,17 @@ def run_folder(overrides: Sequence[str], seed: int) -> str:
     return f"{run_name(overrides)}/seed={seed}"
 
 
-def chosen_experiment(overrides: Sequence[str]) -> str | None:
-    """The experiment among the overrides of a run, if there is one."""
-    return choices(overrides).get("experiment")
+def record_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the result of a run says of what was chosen for it.
+
+    That is its `experiment`, or the `study` and the `variant`, None where it has none; and the
+    `overrides` that repeat it as a single run, so without those that only a sweep reads.
+    """
+    marks = _marks(overrides)
+    experiment = None if VARIANT in marks else choices(overrides).get("experiment")
+    lines = [line for line in overrides if split(line)[0] not in OF_A_SWEEP]
+    named = {"experiment": experiment, STUDY: marks.get(STUDY), VARIANT: marks.get(VARIANT)}
+    return {**named, "overrides": lines}
 
 
 def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:

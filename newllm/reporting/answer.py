@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from newllm.config.naming import split, without_seed
+from newllm.config.naming import TRIAL, beside_variant, split, without_seed
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import ONE_SEED, UNDECIDED, Contest, Standing
@@ -175,7 +175,8 @@ def _missing(contest: Contest, _: Translate) -> list[str]:
 def more_seeds(contest: Contest) -> list[str]:
     """Commands that would decide: for all variants of one seed, else for the best undecided one.
 
-    Empty where runs have no record of what was chosen, nothing is open, or it takes too many.
+    Empty where runs have no record of what was chosen or are trials of a search, nothing is open,
+    or it takes too many.
     """
     lone = [v for v in contest.variants if v.loss and not v.is_void and v.loss.num_runs < 2]
     if len(contest.ranked) < 2:
@@ -190,10 +191,10 @@ def more_seeds(contest: Contest) -> list[str]:
 
 def _commands(variants: Sequence[Variant], number: int) -> list[str]:
     """One for all variants where they differ in one choice, else one for each."""
-    if not all("overrides" in variant.runs[0].result for variant in variants):
+    if any("overrides" not in v.runs[0].result or TRIAL in v.choices for v in variants):
         return []
-    chosen = [variant.choices for variant in variants]
     typed = [_typed(variant.runs[0]) for variant in variants]
+    chosen = [dict(map(split, lines)) for lines in typed]
     keys = differing(chosen)
     seeds = f"seed={','.join(map(str, range(1, number + 1)))}"
     if number > 10:
@@ -208,7 +209,11 @@ def _commands(variants: Sequence[Variant], number: int) -> list[str]:
 
 def _typed(run: Run) -> list[str]:
     """The overrides of a run except its seed, and the folder of its sweep if it is not `USUAL`."""
-    lines = [*without_seed(run.result["overrides"])]
+    overrides = run.result["overrides"]
+    lines = [*without_seed(overrides)]
+    if run.study:
+        beside = without_seed(beside_variant(overrides))
+        lines = [f"sweep={run.study}", f"only={run.known_as}", *beside]
     place = Path(run.place).absolute()
     if place.name.startswith("seed=") and (top := place.parents[1]) != USUAL.absolute():
         own = top.relative_to(Path.cwd()) if top.is_relative_to(Path.cwd()) else top

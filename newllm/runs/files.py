@@ -79,7 +79,8 @@ SPIKES = _mapping_to(_list_of(Kind("a spike with onset, peak, ratio and recovery
 # What the fields of a result are, as far as somebody reads them.
 FIELDS: dict[str, Kind] = {
     "status": Kind(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
-    **dict.fromkeys(("experiment", "name", "error", "git_revision"), _or_null(TEXT)),
+    **dict.fromkeys(("experiment", "study", "variant", "name", "error"), _or_null(TEXT)),
+    "git_revision": _or_null(TEXT),
     **dict.fromkeys(("corpus", "config_hash", "variant_hash", "data_sha256"), TEXT),
     **dict.fromkeys(("seed", "parameters", "state_bytes", "threads"), WHOLE),
     **dict.fromkeys(("steps", "epochs"), _or_null(WHOLE)),

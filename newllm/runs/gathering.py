@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from newllm.config.naming import choices
+from newllm.config.naming import choices, split
 from newllm.data.reading import one_line, parse_json, printable, read_bytes, read_text
 from newllm.runs.directory import read_result
 from newllm.runs.files import check_complete, check_result
@@ -58,25 +58,36 @@ class Run:
         return "parameters" in self.result
 
     @property
+    def study(self) -> str | None:
+        return self.result.get("study")
+
+    @property
+    def known_as(self) -> str | None:
+        """The variant or the experiment that it was made from, changed or not."""
+        return self.result.get("variant") or self.result.get("experiment")
+
+    @property
+    def is_as_named(self) -> bool:
+        """Whether it is what it is known as, with no other choice than the seed."""
+        return bool(self.known_as and "overrides" in self.result and not self.choices)
+
+    @property
     def label(self) -> str:
-        """What a reader knows it by: the experiment or what was resolved, else its place."""
-        return str(self.result.get("experiment") or self.result.get("name") or self.place)
+        """What a reader knows it by: as it was named, else what was resolved, else its place."""
+        return str(self.known_as or self.result.get("name") or self.place)
 
     @property
     def choices(self) -> dict[str, str]:
-        """What was chosen beside the experiment and the seed.
+        """What was chosen beside the experiment or the variant, and the seed.
 
-        A name of the run's own is a choice too. Results of older versions do not say what was
-        chosen: theirs are told by the name of a sweep's folder, and outside of sweeps that name is
-        taken for one.
+        A name of the run's own is a choice too.
         """
-        if (overrides := self.result.get("overrides")) is not None:
-            chosen = choices(overrides)
-            chosen.pop("experiment", None)
-            return chosen
-        words = Path(self.place).absolute().parent.name.split(",")
-        pairs = [word.partition("=") for word in words if word != self.result.get("experiment")]
-        return {key if equals else "name": value or key for key, equals, value in pairs}
+        chosen = choices(self.result.get("overrides") or ())
+        return {k: v for k, v in chosen.items() if k not in ("experiment", "variant")}
+
+    def chose(self, key: str) -> str | None:
+        """The value that it was given for a key, by its variant or beside it."""
+        return dict(map(split, self.result.get("overrides") or ())).get(key)
 
     def was_watched(self, curve: str) -> bool:
         """Whether there are losses, `val_by_step` or `val_by_epoch`, for a spike to show in."""
@@ -139,9 +150,9 @@ def _complete(rows: Rows, needed: Sequence[str]) -> Rows:
 def gather(paths: Iterable[Path]) -> list[Run]:
     """All runs in or below some folders and packed files, those of a sweep once.
 
-    Of one seed of an experiment as it stands, be it of another version, and of other runs with
-    the same configuration (their seed is part of it), the first that is done counts. What was
-    moved aside (in folders that start with `_`) is left out.
+    Of one seed of an experiment or variant as it stands, be it of another version, and of other
+    runs with the same configuration (their seed is part of it), the first that is done counts. What
+    was moved aside (in folders that start with `_`) is left out.
 
     Raises:
         ValueError: a path holds no run.
@@ -161,14 +172,9 @@ def gather(paths: Iterable[Path]) -> list[Run]:
 
 
 def _identity(run: Run) -> str:
-    if _is_of_series(run):
-        return f"{run.result['experiment']} {run.result.get('seed')}"
+    if run.is_as_named:
+        return f"{run.study} {run.known_as} {run.result.get('seed')}"
     return run.result.get("config_hash") or run.place
-
-
-def _is_of_series(run: Run) -> bool:
-    experiment = run.result.get("experiment")
-    return experiment is not None and is_of(run, experiment)
 
 
 def _below(path: Path) -> Iterable[Run]:
@@ -227,9 +233,6 @@ def _rows(columns: dict[str, list[float | None]], needed: Sequence[str]) -> Rows
     ]
 
 
-def is_of(run: Run, experiment: str) -> bool:
-    """Whether a run is that experiment as it stands, with no other choice than the seed.
-
-    Its overrides tell; of a run of an older version, the name of its sweep's folder.
-    """
-    return run.result.get("experiment") == experiment and not run.choices
+def is_of(run: Run, name: str, study: str | None = None) -> bool:
+    """Whether a run is that experiment, or that variant of a study, with no other choice."""
+    return (run.study, run.known_as) == (study, name) and run.is_as_named

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from newllm.config.naming import choices
 from newllm.runs.gathering import Run
@@ -14,28 +12,16 @@ from newllm.runs.gathering import Run
 Choices = Mapping[str, str]
 
 LONGEST = 40  # characters; longer labels are reduced to the choices that tell groups apart
-FIRST = ("name", "experiment", "model")  # whose values need no key
-CUT = re.compile(r"-[0-9a-f]{10}$")  # the digest at the end of a long folder's name
+FIRST = ("name", "variant", "experiment", "model")  # whose values need no key
 
 
 def choices_of(run: Run) -> dict[str, str]:
     """What was chosen for a run, without its seed, in the order of the command line.
 
-    Results of older versions lack it; it is then read from the name of the sweep's folder.
+    A run that does not know it, since it cannot be read, is known by its place.
     """
     overrides = run.result.get("overrides")
-    return choices(_overrides_of_folder(run) if overrides is None else overrides)
-
-
-def _overrides_of_folder(run: Run) -> list[str]:
-    place = Path(run.place)
-    experiment = run.result.get("experiment")
-    found = [f"experiment={experiment}"] if experiment else []
-    if not experiment and "name" not in run.result:  # it does not know what it is
-        found = [f"name={place}"]
-    if place.name.startswith("seed=") and not CUT.search(place.parent.name):
-        found += [f"{key}={value}" for key, value in run.choices.items() if key != experiment]
-    return found
+    return {"name": run.place} if overrides is None else choices(overrides)
 
 
 def differing(groups: Sequence[Choices]) -> list[str]:

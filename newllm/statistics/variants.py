@@ -117,7 +117,7 @@ def grouped(runs: Iterable[Run]) -> list[list[Run]]:
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
         name = variant_of(run)
-        if "variant_hash" not in run.result and "overrides" in run.result:
+        if "variant_hash" not in run.result:
             name = known.get(_chosen(run), name)
         groups.setdefault(name, []).append(run)
     return list(groups.values())
@@ -125,21 +125,17 @@ def grouped(runs: Iterable[Run]) -> list[list[Run]]:
 
 def variant_of(run: Run) -> Hashable:
     """What a run shares with those of other seeds, and with no other."""
-    result, place = run.result, Path(run.place)
-    if digest := result.get("variant_hash"):
-        return str(digest)
-    if "overrides" in result:
-        return _chosen(run)
-    # Older results: a sweep has a folder for each variant.
-    return str(place.parent if place.name.startswith("seed=") else place)
+    return str(run.result.get("variant_hash") or "") or _chosen(run)
 
 
 def folder_of(run: Run) -> str:
     """The name of the folder of a run and its other seeds; outside of sweeps what it would be."""
-    place, overrides = Path(run.place).absolute(), run.result.get("overrides")
+    place = Path(run.place).absolute()
     if place.name.startswith("seed="):
         return folder_name(place.parent.name)
-    return folder_name(place.name) if overrides is None else run_name(overrides)
+    return (
+        run_name(run.result["overrides"]) if "overrides" in run.result else folder_name(place.name)
+    )
 
 
 def _chosen(run: Run) -> Hashable:

@@ -1,28 +1,89 @@
-"""Hydra's sweeper `each`: a job for each combination of values; its exit code says how they ended.
+"""Hydra's sweeper `each`: a job for each combination of values, of each variant of a study.
 
-Hydra's own sweeper drops what its jobs return. Here the exit code is 1 where one of them failed
-(its value is no number) or diverged (its value is infinite), whatever launcher ran it and wherever.
+Its exit code says how the jobs ended: 1 where one of them failed (its value is no number) or
+diverged (its value is infinite), whatever launcher ran it and wherever.
+
+A study's variants, its search and its second stage are those of `newllm.config.study_file`. Where
+trials are drawn, the second stage is for the best one of each variant by validation loss, which is
+what a job returns; where a trial failed, which might have been the best, its variant waits until
+the same command has done it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
-from collections.abc import Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-Plugins.instance()  # runs the modules of Hydra's own plugins again, so it must come first
+from newllm.config.naming import STUDY, TRIAL, VARIANT
+from newllm.config.study_file import ONLY, joined, matching
+from newllm.sweeps.search import draw_trials
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
+Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
 
 
-class Each(BasicSweeper):
-    """Hydra's basic sweeper, with an exit code."""
+@dataclass(frozen=True)
+class _Entry:
+    """A variant, or a trial of it: the overrides that make it, and what is chosen beside them."""
+
+    variant: str
+    lines: tuple[str, ...]
+    settings: Settings
+
+    @property
+    def jobs(self) -> list[list[str]]:
+        """The overrides of a job for each combination of the values that were chosen."""
+        return [[*self.lines, *lines] for lines in itertools.product(*self.settings.values())]
+
+
+class Each(Sweeper):
+    """All combinations of values.
+
+    Args:
+        params: keys and values, which the command line may replace.
+        variants: the overrides of each; without any the sweep is one of the values alone.
+        trials: arguments of `draw_trials`, whose trials each variant gets, if there are any.
+        then: values for a second stage by its name, and in `only` for which variants they are.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(
+        self,
+        params: Mapping[str, Any] | None = None,
+        variants: Mapping[str, Any] | None = None,
+        trials: Mapping[str, Any] | None = None,
+        then: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._params, self._variants, self._then = params or {}, variants or {}, then or {}
+        self._trials: list[list[str]] = []
+        if trials:
+            self._trials = draw_trials(**OmegaConf.to_container(trials))  # type: ignore[arg-type]
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self._parser = OverridesParser.create(config_loader=hydra_context.config_loader)
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """All jobs, as Hydra wants them returned.
@@ -32,6 +93,7 @@ class Each(BasicSweeper):
         """
         try:
             returns = self.run_all(arguments)
+            values = [job.return_value for job in itertools.chain.from_iterable(returns)]
         except HydraException:
             raise
         except Exception as error:  # a job's process was killed, or a launcher's own fault
@@ -41,12 +103,129 @@ class Each(BasicSweeper):
             shows = "HYDRA_FULL_ERROR=1 shows where"
             print(f"{type(error).__name__}: {first_line} ({shows})", file=sys.stderr)
             sys.exit(1)
-        values = [job.return_value for job in chain.from_iterable(returns)]
         if not all(value is None or math.isfinite(value) for value in values):
             sys.exit(1)
         return returns
 
-    def run_all(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """The jobs in batches, one after the other."""
-        returns: list[Sequence[JobReturn]] = super().sweep(arguments)
+    def run_all(self, arguments: Sequence[str]) -> list[Sequence[JobReturn]]:
+        """The jobs of both stages; without trials they are one."""
+        given = dict(self._settings(arguments))
+        names = self._chosen(given.pop(ONLY, None))
+        first = [entry for name in names for entry in self._entries(name, given)]
+        if not self._trials:
+            return [self._launch([*first, *self._again(first)], 0)]
+        self._check_second_stage(first)
+        trials = self._launch(first, 0)
+        if self.config.plan:
+            print("then the best trial of each variant again", file=sys.stderr)
+            return [trials]
+        best = [*self._again(_best(first, trials))]
+        return [trials, self._launch(best, len(trials))] if best else [trials]
+
+    def _settings(self, lines: Iterable[str]) -> Settings:
+        """The values of each key; the last line of a key counts."""
+        found: dict[str, list[str]] = {}
+        for item in self._parser.parse_overrides(list(lines)):
+            key = item.get_key_element()
+            if not item.is_sweep_override():
+                found[key] = [str(item.input_line)]
+            elif item.is_discrete_sweep():
+                found[key] = [f"{key}={value}" for value in item.sweep_string_iterator()]
+            else:
+                raise HydraException(f"{item.input_line}: has no values to go through; list them")
+        return found
+
+    def _chosen(self, only: Sequence[str] | None) -> list[str]:
+        """The variants to be run, by the command line or the file of the sweep.
+
+        Raises:
+            SystemExit: a pattern matches none.
+        """
+        names = [*self._variants]
+        lines = only or ([f"{ONLY}={self.config.only}"] if self.config.only else [])
+        patterns = [line.partition("=")[2].strip("'\"") for line in lines]
+        for pattern in ",".join(patterns).split(",") if patterns else ():
+            if not matching(names, pattern):
+                there = ", ".join(names) or "none: it is a sweep of values alone"
+                print(f"only={pattern}: matches no variant; there are {there}", file=sys.stderr)
+                sys.exit(1)
+        return matching(names, ",".join(patterns)) if patterns else names or [""]
+
+    def _entries(self, name: str, given: Settings) -> Iterator[_Entry]:
+        """A variant, or each of its trials."""
+        own = list(joined(self._variants[name])) if name else []
+        parsed = zip(own, self._parser.parse_overrides(own), strict=True)
+        beside = [line for line, item in parsed if item.is_sweep_override() or _is_seed(line)]
+        made_of = [line for line in own if line not in beside]
+        set_by_it = {item.get_key_element() for item in self._parser.parse_overrides(made_of)}
+        params = self._settings(f"{key}={value}" for key, value in self._params.items())
+        params = {key: values for key, values in params.items() if key not in set_by_it}
+        settings = {**params, **self._settings(beside), **given}
+        if made_of:
+            study = self.config.hydra.runtime.choices["sweep"]
+            made_of = [f"{STUDY}={study}", *made_of, f"{VARIANT}={name}"]
+        elif name:
+            made_of = [f"experiment={name}"]
+        if not self._trials:
+            yield _Entry(name, tuple(made_of), settings)
+        for number, trial in enumerate(self._trials, 1):
+            yield _Entry(name, (*made_of, *trial, f"{TRIAL}=t{number:02}"), settings)
+
+    def _again(self, entries: Iterable[_Entry]) -> Iterator[_Entry]:
+        """Each as the second stage has it."""
+        for entry in entries:
+            for chosen in self._then.values():
+                values = dict(chosen)
+                if matching([entry.variant], values.pop(ONLY, "*")):
+                    more = self._settings(f"{key}={value}" for key, value in values.items())
+                    if {**entry.settings, **more} != entry.settings:  # else it is done already
+                        yield replace(entry, settings={**entry.settings, **more})
+
+    def _launch(self, entries: Sequence[_Entry], number: int) -> Sequence[JobReturn]:
+        jobs = [job for entry in entries for job in entry.jobs]
+        returns: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=number)
         return returns
+
+    def _check_second_stage(self, first: Sequence[_Entry]) -> None:
+        """Find its faults before the first one starts, whose own the launcher finds.
+
+        Raises:
+            SystemExit: there are some.
+        """
+        from newllm.config.composed import composed_faults
+
+        some_trial = {entry.variant: entry for entry in first}
+        faults: dict[str, None] = {}
+        for entry in self._again(some_trial.values()):
+            job = entry.jobs[0]
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+            with open_dict(config):
+                del config["hydra"]
+            faults |= dict.fromkeys(composed_faults(config, job))
+        if faults:
+            print("\n".join(f"hydra.sweeper.then: {fault}" for fault in faults), file=sys.stderr)
+            sys.exit(1)
+
+
+def _is_seed(line: str) -> bool:
+    return line.startswith("seed=")
+
+
+def _best(entries: Sequence[_Entry], trials: Sequence[JobReturn]) -> list[_Entry]:
+    """The best trial of each variant; none where one failed or all diverged."""
+    ran = [entry for entry in entries for _ in entry.jobs]
+    best: dict[str, tuple[float, _Entry]] = {}
+    failed: Counter[str] = Counter()
+    for entry, trial in zip(ran, trials, strict=True):
+        loss = float(trial.return_value)
+        failed[entry.variant] += math.isnan(loss)
+        if loss < best.get(entry.variant, (math.inf, entry))[0]:
+            best[entry.variant] = loss, entry
+    for variant, number in (+failed).items():
+        best.pop(variant, None)
+        print(
+            f"{variant}: {number} of its trials failed, so there is no best one yet; mend that "
+            "and give the same command again",
+            file=sys.stderr,
+        )
+    return [entry for _loss, entry in best.values()]

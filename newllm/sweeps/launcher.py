@@ -6,6 +6,7 @@ A thin shell, because every command imports it; the work is done by `newllm.swee
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,12 +61,27 @@ def _compose(
     for overrides in job_overrides:
         seeds = [line.partition("=")[2] for line in overrides if line.startswith("seed=")]
         if len(seeds) != 1 or not seeds[0].isdecimal():
-            configs.append(loader.load_sweep_config(config, list(overrides)))
+            configs.append(_composed(loader, config, overrides))
             continue
         choices = without_seed(overrides)
         if choices not in composed:
-            composed[choices] = loader.load_sweep_config(config, list(overrides))
+            composed[choices] = _composed(loader, config, overrides)
         own = copy.deepcopy(composed[choices])
         own.seed = int(seeds[0])
         configs.append(own)
     return configs
+
+
+def _composed(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a job.
+
+    Raises:
+        SystemExit: Hydra cannot compose it, as a line says.
+    """
+    from newllm.config.naming import run_name
+
+    try:
+        return loader.load_sweep_config(config, list(overrides))
+    except Exception as error:  # it raises a dozen kinds
+        print(f"{run_name(overrides)}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)

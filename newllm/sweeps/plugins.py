@@ -1,4 +1,4 @@
-"""Hydra's launcher and sweepers of this package, made known to Hydra."""
+"""Hydra's launcher and sweeper of this package, made known to Hydra."""
 
 import sys
 from types import ModuleType
@@ -8,11 +8,10 @@ from hydra.core.plugins import Plugins
 from newllm.config.composing import PLUGIN_MODULE
 from newllm.sweeps.each import Each
 from newllm.sweeps.launcher import LocalLauncher
-from newllm.sweeps.search import Search
 
 
 def register_plugins() -> None:
-    """Let Hydra instantiate the launcher and the sweepers.
+    """Let Hydra instantiate the launcher and the sweeper.
 
     It takes plugins from modules below `hydra_plugins` only, so they get a module there that exists
     in memory alone.
@@ -21,7 +20,7 @@ def register_plugins() -> None:
     package, _, name = PLUGIN_MODULE.partition(".")
     module = sys.modules[PLUGIN_MODULE] = ModuleType(PLUGIN_MODULE)
     setattr(sys.modules.setdefault(package, ModuleType(package)), name, module)
-    for plugin in (LocalLauncher, Each, Search):
+    for plugin in (LocalLauncher, Each):
         plugin.__module__ = PLUGIN_MODULE
         setattr(module, plugin.__name__, plugin)
         plugins.register(plugin)

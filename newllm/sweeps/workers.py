@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.live import Live
 
-from newllm.config.naming import chosen_experiment
+from newllm.config.naming import record_of
 from newllm.runs.directory import ENDS, RunConflict, RunDirectory, read_result
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome
 
@@ -178,8 +178,7 @@ def record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str
         if run.status not in (*ENDS, "failed"):
             run.record(
                 seed=seed,
-                experiment=chosen_experiment(overrides),
-                overrides=list(overrides),
+                **record_of(overrides),
                 status="failed",
                 error=reason,
             )

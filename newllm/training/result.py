@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from newllm.config.naming import chosen_experiment
+from newllm.config.naming import record_of
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
 from newllm.runs.directory import RunDirectory, write_text
@@ -29,8 +29,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
     write_text(run.path / "tokenizer.json", data.tokenizer.to_json())
     run.record(
         status="running",
-        experiment=chosen_experiment(overrides),
-        overrides=list(overrides),
+        **record_of(overrides),
         name=experiment.name,
         seed=config.seed,
         corpus=config.data.corpus,

@@ -10,11 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from newllm.config.naming import choices
+from newllm.config.study_file import sweeper_of, then_of, variants_of
 from newllm.runs.directory import ENDS
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Comparison, Interval, compare, mean_interval, plan, verdicts
-from newllm.studies.fair.trials import expected_best
 
+NAME = "fair"
+# Variants are called MODEL_SIZE.
 MODELS = {
     "context": "context model",
     "transformer": "Transformer",
@@ -28,19 +31,12 @@ SIZES = {
     "700k": "0.7 million parameters",
     "state": "0.2 million parameters and a state of 512 bytes",
 }
-SEARCH_SEED = 1  # of all trials
 # What a best trial is run again for.
 SETTINGS = {
     "seeds": "other seeds",
     "corpora": "redrawn corpora",
     "longer": "three times the epochs",
     "large": "25 times the sentences",
-}
-# What sweep=fair chooses for each of them beside the trial; corpora have each a seed of their own.
-CHOICES: Mapping[str, Mapping[str, str]] = {
-    "seeds": {},
-    "longer": {"recipe.max_epochs": "120"},
-    "large": {"data": "quality12500", "recipe.max_epochs": "8"},
 }
 
 
@@ -109,31 +105,37 @@ class Contestant:
 
 
 def contestants(runs: Sequence[Run]) -> list[Contestant]:
-    """All models at all sizes that have trials, in the order of `SIZES` and `MODELS`."""
+    """All models at all sizes that have trials, in the order of the sweep."""
     found = []
-    for size in SIZES:
-        for model in MODELS:
-            experiment = f"fair_{model}_{size}"
-            own = [run for run in runs if run.result.get("experiment") == experiment]
-            trials = {run.choices["trial"]: run for run in own if purpose(run) == "trial"}
-            if trials:
-                contestant = Contestant(model, size, trials, {})
-                finals = _finals(own, contestant.best_trial)
-                found.append(replace(contestant, finals=finals))
+    for variant in variants_of(NAME):
+        own = [run for run in runs if run.study == NAME and run.known_as == variant]
+        trials = {run.choices["trial"]: run for run in own if purpose(run) == "trial"}
+        if trials:
+            model, _, size = variant.partition("_")
+            contestant = Contestant(model, size, trials, {})
+            finals = _finals(own, contestant.best_trial)
+            found.append(replace(contestant, finals=finals))
     return found
 
 
 def purpose(run: Run) -> str | None:
     """What a run is for: `trial`, a key of `SETTINGS`, or something else than this comparison."""
-    is_fair = str(run.result.get("experiment")).startswith("fair_")
-    choices = run.choices
-    if not is_fair or run.status not in ENDS or choices.pop("trial", None) is None:
+    chosen = run.choices
+    if run.study != NAME or run.status not in ENDS or chosen.pop("trial", None) is None:
         return None
     if run.result.get("test_oracle_loss") is None:  # a search leaves the test split alone
-        return "trial" if not choices and run.result["seed"] == SEARCH_SEED else None
-    if choices.keys() == {"data.seed"}:
-        return "corpora"
-    return next((setting for setting, chosen in CHOICES.items() if choices == chosen), None)
+        is_first = str(run.result["seed"]) == sweeper_of(NAME)["params"]["seed"]
+        return "trial" if is_first and not chosen else None
+    settings = then_of(NAME).items()
+    return next((name for name, values in settings if _is_chosen(chosen, values)), None)
+
+
+def _is_chosen(chosen: Mapping[str, str], values: Mapping[str, str]) -> bool:
+    """Whether these are the choices of a setting; of several values a run may have any."""
+    wanted = choices([f"{key}={value}" for key, value in values.items()])
+    return chosen.keys() == wanted.keys() and all(
+        chosen[key] == value or "," in value for key, value in wanted.items()
+    )
 
 
 def _finals(runs: Sequence[Run], trial: str) -> dict[str, dict[str, Run]]:
@@ -173,3 +175,18 @@ def differences(found: Sequence[Contestant]) -> list[Difference]:
                 compared.append((other.size, setting, other.model, comparison))
     words = verdicts([comparison for *_, comparison in compared], plan().alpha)
     return [Difference(*entry, word) for entry, word in zip(compared, words, strict=True)]
+
+
+def expected_best(losses: Sequence[float]) -> list[float]:
+    """The mean of the best loss of 1, 2, ... of these trials, drawn without replacement.
+
+    It is exact since trials are independent draws (Dodge et al. 2019, "Show Your Work").
+    """
+    ordered, n = sorted(losses), len(losses)
+    return [
+        sum(
+            loss * math.comb(n - rank - 1, number - 1) / math.comb(n, number)
+            for rank, loss in enumerate(ordered[: n - number + 1])  # the others are never best
+        )
+        for number in range(1, n + 1)
+    ]

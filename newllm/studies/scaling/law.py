@@ -26,13 +26,12 @@ from scipy.optimize import least_squares
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import CONFIDENCE
 
-SENTENCES = (400, 1000, 2000, 5000, 10_000)
+NAME, LARGEST = "scaling", "largest"  # the study, and its variant beyond the grid
 UNITS = (400.0, 16.0, 16.0)  # of sentences, width and context
-MOST_PARAMETERS = 1_000_000  # of the grid; what lies beyond is predicted
 NAMES = ("a", "N0", "delta", "gamma", "b", "kappa", "beta")
 # Those above zero are fitted by their logarithms; N0, given in sentences, in their unit.
 POSITIVE = np.array([name in ("a", "N0", "b") for name in NAMES])
-UNIT_OF = np.array([SENTENCES[0] if name == "N0" else 1.0 for name in NAMES])
+UNIT_OF = np.array([UNITS[0] if name == "N0" else 1.0 for name in NAMES])
 START = (0.2, 200.0, 0.0, 0.0, 0.02, 1.0, 2.0)
 LOWEST = (1e-4, 0.4, -2.0, -2.0, 1e-8, 0.0, 0.0)
 HIGHEST = (1e2, 4e5, 2.0, 2.0, 1e2, 8.0, 8.0)
@@ -43,18 +42,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Point:
-    """One run: how much it read, what it could hold, and how far it stayed from the grammar."""
+    """One run: how much it read, what it could hold, and how far it stayed from the grammar.
+
+    `is_largest` says that it lies beyond the grid that the law is fitted to.
+    """
 
     sentences: int
     parameters: int
     width: int
     context: int
     gap: float
-
-    @property
-    def is_largest(self) -> bool:
-        """Whether it lies beyond the grid that the law is fitted to."""
-        return self.parameters > 1.1 * MOST_PARAMETERS
+    is_largest: bool = False
 
     @property
     def model(self) -> tuple[int, int]:
@@ -69,31 +67,26 @@ class Point:
 
 
 def points(runs: Sequence[Run]) -> list[Point]:
-    """The runs of `sweep=scaling` and `sweep=scaling_largest`."""
+    """The runs of `sweep=scaling`."""
     found = [point for run in runs if (point := point_of(run))]
     return sorted(found, key=lambda p: (p.sentences, p.parameters, p.context))
 
 
 def point_of(run: Run) -> Point | None:
-    """What a run says of scaling; None if it is no run of these sweeps, or was not tested."""
-    name, _, sentences = str(run.result.get("experiment")).partition("_")
+    """What a run says of scaling; None if it is no run of this sweep, or was not tested."""
     test_loss, oracle = (run.result.get(key) for key in ("test_loss", "test_oracle_loss"))
-    choices = run.choices
-    is_one = (
-        name == "scaling"
-        and sentences.isdecimal()
-        and choices.keys() == {"scale", "model.context_dim"}
-        and choices["scale"] != "none"
-    )
+    is_largest = run.known_as == LARGEST
+    is_one = run.study == NAME and [*run.choices] == ["model.context_dim"] * (not is_largest)
     if not (is_one and run.is_done) or test_loss is None or oracle is None:
         return None
     sizes = run.result["sizes"]
     return Point(
-        int(sentences),
+        int(run.chose("data.train_sentences") or 0),
         run.result["parameters"],
         sizes["hidden_dim"],
         sizes["context_dim"],
         test_loss - oracle,
+        is_largest,
     )
 
 

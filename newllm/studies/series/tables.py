@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from newllm.reporting.document import Document, quoted
+from newllm.reporting.document import Document
 from newllm.reporting.formatting import plus_minus
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run, is_of
-from newllm.statistics.intervals import mean_interval, plan
-from newllm.studies.claims import Judgement, counts
+from newllm.statistics.intervals import mean_interval
 from newllm.studies.series.results import (
     SPREAD_OF_ONE_RUN,
     Summary,
@@ -32,9 +31,9 @@ RULE_OF_AGREEMENT = (
 )
 # What stands beside the final experiment, and the references that do.
 SIDE = {
-    "phase5_final_exp1": "final experiment, reproduced",
-    "isolated_transformer": "causal Transformer of the original's size and recipe",
-    "modern": "the same architecture, modern recipe, a twentieth of the size",
+    (None, "phase5_final_exp1"): "final experiment, reproduced",
+    ("claims", "isolated_transformer"): "causal Transformer of the original's size and recipe",
+    (None, "modern"): "the same architecture, modern recipe, a twentieth of the size",
 }
 REFERENCES = {
     "bigram": "counts of pairs of words",
@@ -45,13 +44,6 @@ REFERENCES = {
 DEFINITION_OF_PERSPECTIVE = (
     "Best validation losses, means over tokens in nats, with 95 % intervals over seeds; the "
     "published one is a mean over batches of 16 sentences, on sentences of the original's grammar."
-)
-DEFINITION_OF_CLAIMS = (
-    "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
-    "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
-    "{spike} of a spike's ratio, is no effect), with Holm's correction over all comparisons of a "
-    "kind. n is the number of seeds, or of corpora, pairs where runs of one seed start alike or "
-    "read the same corpus. Planned seeds: {seeds}."
 )
 
 
@@ -75,17 +67,23 @@ def perspective_table(
     document: Document, runs: Sequence[Run], final: Summary, _: Translate
 ) -> None:
     """The final experiment's loss among others on the same validation sentences, worst first."""
-    groups = {name: [run for run in runs if run.is_done and is_of(run, name)] for name in SIDE}
+    groups = {
+        (study, name): [run for run in runs if run.is_done and is_of(run, name, study)]
+        for study, name in SIDE
+    }
     known = [run.result["references"] for group in groups.values() for run in group]
     references: Mapping[str, float] = max(known, key=len, default={})
     rows = []  # the loss, and the row with it
     if final.reported is not None:
         rows.append((final.reported, [_("final experiment, as published"), _reported(final), "1"]))
-    for name, group in groups.items():
+    for (study, name), group in groups.items():
         if group:
             loss = mean_interval([run.result["best_val_loss"] for run in group])
             rows.append(
-                (loss.mean, [f"{_(SIDE[name])} (`{name}`)", plus_minus(loss), str(len(group))])
+                (
+                    loss.mean,
+                    [f"{_(SIDE[study, name])} (`{name}`)", plus_minus(loss), str(len(group))],
+                )
             )
     for name, text in REFERENCES.items():
         if name in references:
@@ -141,23 +139,6 @@ def _spiked(summary: Summary, curve: str) -> str:
     found = [spike for run in watched if (spike := run.largest_spike(curve))]
     highest = f" ({max(spike['ratio'] for spike in found):.1f}x)" if found else ""
     return f"{len(found)}/{len(watched)}{highest}"
-
-
-def claims_table(document: Document, judgements: Sequence[Judgement], _: Translate) -> None:
-    """The verdict on every claim of the summary, with its numbers."""
-    found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
-    document.fold(f"{_('Claims')} ({found})")
-    seeds = ", ".join(f"{corpus} {number}" for corpus, number in plan().seeds.items())
-    document.text(_(DEFINITION_OF_CLAIMS).format(seeds=seeds, **plan().smallest_effects))
-    words = ("line", "claim", "verdict", "numbers")
-    document.table(
-        [_(word) for word in words],
-        [
-            [str(j.claim.line), quoted(_(j.claim.statement)), _(j.verdict), quoted(j.numbers)]
-            for j in judgements
-        ],
-    )
-    document.unfold()
 
 
 def timeline(document: Document, summaries: Sequence[Summary], _: Translate) -> None:

@@ -1,0 +1,63 @@
+"""The file of a study, `conf/sweep/<study>.yaml`: its variants, and what its sweep does with them.
+
+    hydra:
+      mode: MULTIRUN
+      sweeper:
+        params: {seed: "1,2,3"}           # of all variants, as on the command line
+        variants:
+          phase1_baseline:                # nothing: the experiment of that name
+          deep: [model.num_layers=12]     # overrides; lists in the list are joined to it
+        trials: {number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}
+        then:                             # each variant, or its best trial, again
+          corpora: {only: "deep*", data.seed: "1,2,3", seed: "1"}
+
+An override of a variant that has several values, or is its seed, is chosen beside the variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from newllm.config.composing import conf_directory
+
+ONLY = "only"  # of an entry of `then`: patterns of the variants that it is for
+
+
+@cache
+def sweeper_of(study: str) -> dict[str, Any]:
+    """What the file of a study says under `hydra.sweeper`."""
+    content = OmegaConf.to_container(OmegaConf.load(conf_directory() / "sweep" / f"{study}.yaml"))
+    assert isinstance(content, dict)
+    return dict(content["hydra"]["sweeper"])
+
+
+def variants_of(study: str) -> dict[str, list[str]]:
+    """The overrides that make each variant of a study; none for an experiment as it stands."""
+    return {name: list(joined(lines)) for name, lines in sweeper_of(study)["variants"].items()}
+
+
+def joined(lines: str | Sequence[Any] | None) -> Iterator[str]:
+    """The overrides of a variant, from lists in lists."""
+    for line in [lines] if isinstance(lines, str) else lines or ():
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from joined(line)
+
+
+def matching(names: Sequence[str], patterns: str) -> list[str]:
+    """The names that any of the patterns matches, which commas separate."""
+    return [name for name in names if any(fnmatchcase(name, p) for p in patterns.split(","))]
+
+
+def then_of(study: str) -> dict[str, Mapping[str, str]]:
+    """What a study chooses for its variants, or their best trials, when they are run again."""
+    return {
+        name: {key: str(value) for key, value in entry.items() if key != ONLY}
+        for name, entry in sweeper_of(study)["then"].items()
+    }

@@ -1,0 +1,48 @@
+"""What the runs say of the claims of the published summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from newllm.reporting.document import Document, quoted
+from newllm.reporting.page import Study
+from newllm.reporting.translation import Translate
+from newllm.runs.gathering import Run
+from newllm.statistics.intervals import plan
+from newllm.studies.claims.verdicts import NAME, counts, evidence, judge
+
+DEFINITION_OF_CLAIMS = (
+    "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
+    "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
+    "{spike} of a spike's ratio, is no effect), with Holm's correction over all comparisons of a "
+    "kind. n is the number of seeds, or of corpora, pairs where runs of one seed start alike or "
+    "read the same corpus. Planned seeds: {seeds}."
+)
+
+
+def own_runs(runs: Sequence[Run]) -> list[Run]:
+    """Those that verdicts rest on."""
+    return evidence(runs, judge(runs))
+
+
+def claims_table(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
+    """The verdict on every claim, with its numbers; nothing where no verdict rests on a run."""
+    judgements = judge(runs)
+    if not evidence(runs, judgements):
+        return
+    found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
+    document.fold(f"{_('Claims')} ({found})")
+    seeds = ", ".join(f"{corpus} {number}" for corpus, number in plan().seeds.items())
+    document.text(_(DEFINITION_OF_CLAIMS).format(seeds=seeds, **plan().smallest_effects))
+    words = ("line", "claim", "verdict", "numbers")
+    document.table(
+        [_(word) for word in words],
+        [
+            [str(j.claim.line), quoted(_(j.claim.statement)), _(j.verdict), quoted(j.numbers)]
+            for j in judgements
+        ],
+    )
+    document.unfold()
+
+
+STUDY = Study(NAME, place=1, own=own_runs, part=claims_table)

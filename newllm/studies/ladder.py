@@ -1,0 +1,137 @@
+"""From the original to the modern recipe: what each change does, added to one, removed from other.
+
+Losses are best validation losses, means over tokens, in nats; an effect is that of the change, so
+that a negative one is an improvement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from newllm.config.study_file import variants_of
+from newllm.reporting.document import Document
+from newllm.reporting.formatting import signed, with_count
+from newllm.reporting.page import Study
+from newllm.reporting.translation import Translate
+from newllm.runs.gathering import Run, is_of
+from newllm.statistics.intervals import Interval, mean_interval, plan
+from newllm.statistics.pairing import compare_sides, start_alike
+
+NAME, ORIGINAL, MODERN = "ladder", "original", "modern"
+RUNGS = {
+    "initialization": "initialisation that keeps the variance",
+    "learning_rate": "learning rate 20 times as high, warm-up, decay",
+    "residual": "residual, pre-normalized FNN",
+    "adamw": "AdamW, weight decay, shorter memory",
+    "dropout": "more dropout",
+    "batching": "shuffled batches instead of sentences of like length",
+    "output": "output as large as the vocabulary",
+    "size": "C = H = E = 128, 3 layers",
+    "clipping": "constant gradient clipping",
+    "epochs": "40 epochs instead of 50",
+}
+
+
+DEFINITION = (
+    "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early "
+    "stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
+    "minus that without it, with its 95 % interval, in pairs of one seed where model and sentences "
+    "have the same size (else Welch's); below zero the change helps. n is the number of seeds. The "
+    "original shuffles its batches as it is."
+)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One change: losses and effects of adding it and of taking it away, None where not run."""
+
+    name: str
+    added: Interval | None
+    effect_added: Interval | None
+    removed: Interval | None
+    effect_removed: Interval | None
+
+
+def climb(runs: Sequence[Run]) -> list[Rung]:
+    """All rungs."""
+    original, modern = _runs_of(ORIGINAL, runs), _runs_of(MODERN, runs)
+    rungs = []
+    for name in changes():
+        added, removed = (_runs_of(f"{what}_{name}", runs) for what in ("add", "remove"))
+        rungs.append(
+            Rung(
+                name,
+                _mean(added),
+                _effect(added, original),
+                _mean(removed),
+                _effect(modern, removed),  # with the change, minus without
+            )
+        )
+    return rungs
+
+
+def changes() -> list[str]:
+    """What is changed, in the order of the sweep."""
+    return [name[7:] for name in variants_of(NAME) if name.startswith("remove_")]
+
+
+def own_runs(runs: Sequence[Run]) -> list[Run]:
+    """Those that have their place in the ladder alone, as the modern recipe's own have not."""
+    names = [ORIGINAL, *(f"{what}_{name}" for what in ("add", "remove") for name in changes())]
+    return [run for name in names for run in _runs_of(name, runs)]
+
+
+def ends(runs: Sequence[Run]) -> tuple[Interval | None, Interval | None]:
+    """The original and the modern recipe themselves."""
+    return _mean(_runs_of(ORIGINAL, runs)), _mean(_runs_of(MODERN, runs))
+
+
+def _runs_of(name: str, runs: Sequence[Run]) -> list[Run]:
+    study = None if name == MODERN else NAME
+    return [run for run in runs if run.is_done and is_of(run, name, study)]
+
+
+def _losses(runs: Sequence[Run]) -> dict[int, float]:
+    return {run.result["seed"]: run.result[plan().metric] for run in runs}
+
+
+def _mean(runs: Sequence[Run]) -> Interval | None:
+    return mean_interval(list(_losses(runs).values())) if runs else None
+
+
+def _effect(with_change: Sequence[Run], without: Sequence[Run]) -> Interval | None:
+    sides = compare_sides(
+        _losses(with_change),
+        _losses(without),
+        plan().smallest_effects["loss"],
+        start_alike([*with_change, *without]),
+    )
+    return sides.comparison.interval if sides else None
+
+
+def ladder_effects(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
+    """What each change from the original to the modern recipe does; nothing without such runs."""
+    if not own_runs(runs):
+        return
+    original, modern = ends(runs)
+    document.fold(_("From the original to the modern recipe, one change at a time"))
+    document.text(_(DEFINITION).format(original=with_count(original), modern=with_count(modern)))
+    words = ("change", "original with it", "effect", "modern without it", "effect")
+    document.table(
+        [_(word) for word in words],
+        [
+            [
+                _(RUNGS[rung.name]),
+                with_count(rung.added),
+                signed(rung.effect_added),
+                with_count(rung.removed),
+                signed(rung.effect_removed),
+            ]
+            for rung in climb(runs)
+        ],
+    )
+    document.unfold()
+
+
+STUDY = Study(NAME, place=2, own=own_runs, part=ladder_effects)

@@ -1,1 +1,0 @@
-"""From the original to the modern recipe, change by change."""

@@ -1,0 +1,120 @@
+"""The file of a study: its variants, the jobs that they make, and a part of them by name."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from conftest import TINY_CONTEXT, Command
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext
+
+from newllm.config.composing import conf_directory
+from newllm.config.naming import register_resolvers
+from newllm.config.study_file import variants_of
+from newllm.sweeps.each import Each
+from newllm.sweeps.plugins import register_plugins
+
+
+def test_the_series_is_one_sweep_of_all_its_experiments() -> None:
+    variants = variants_of("series")
+    assert len(variants) == 27
+    assert not any(variants.values())  # each is the experiment of its name
+    assert all((conf_directory() / "experiment" / f"{name}.yaml").is_file() for name in variants)
+
+
+def test_a_part_of_a_study_is_planned_and_nothing_runs(command: Command, tmp_path: Path) -> None:
+    part = ("sweep=series", "only=phase1_w*,phase3_gating", "seed=1", *TINY_CONTEXT)
+    done = command("newllm.train", *part, "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("steps planned") == 3
+    jobs = re.findall(r"^--- (\w+),.* seed=1$", done.stdout, re.MULTILINE)
+    assert sorted(jobs) == ["phase1_wide", "phase1_wide_long", "phase3_gating"]
+    assert not list(tmp_path.rglob("result.json"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_pattern_that_matches_no_variant_is_told(command: Command, tmp_path: Path) -> None:
+    done = command("newllm.train", "sweep=ladder", "only=add_*,nothing")
+    assert done.returncode == 1
+    assert done.stderr.startswith("only=nothing: matches no variant; there are original, modern, ")
+    done = command("newllm.train", "-m", "seed=1,2", "only=nothing")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "only=nothing: matches no variant; there are none: it is a sweep of values alone\n"
+    )
+    assert not list(tmp_path.rglob("result.json"))
+
+
+MINE = """
+# @package _global_
+only: "a*,lstm"
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: {seed: "1,2", model.embedding_dim: "8,4", recipe.max_epochs: "1"}
+    variants:
+      lstm: ["seed=3,4"]
+      again: [&shared [data=tiny30, model=gru], model.embedding_dim=6, "data.seed=1,2"]
+      apart: [*shared, model.hidden_dim=8]
+      left_out: [no.such.key=1]
+    then:
+      corpora: {only: ap*, data.seed: "5", seed: "1"}
+"""
+
+
+def jobs_of(arguments: list[str], tmp_path: Path) -> list[list[str]]:
+    """The overrides of the jobs of a study, with `MINE` among its sweeps."""
+    file = tmp_path / "sweep" / "mine.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(MINE.strip())
+    register_resolvers()
+    register_plugins()
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        config = compose(
+            "config",
+            overrides=[f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine"],
+            return_hydra_config=True,
+        )
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+        node = config.hydra.sweeper
+        sweeper = Each(node.params, node.variants, node.trials, node.then)
+        sweeper.setup(hydra_context=context, task_function=lambda _: None, config=config)
+        jobs: list[list[str]] = []
+        launch = SimpleNamespace(launch=lambda found, initial_job_idx: jobs.extend(found) or [])
+        sweeper.launcher = launch  # type: ignore[assignment]
+        sweeper.run_all(arguments)
+    return jobs
+
+
+def test_the_jobs_of_a_study(tmp_path: Path) -> None:
+    jobs = [" ".join(job) for job in jobs_of(["recipe.max_epochs=9"], tmp_path)]
+    lstm = [
+        f"experiment=lstm model.embedding_dim={size} recipe.max_epochs=9 seed={seed}"
+        for seed in (3, 4) for size in (8, 4)
+    ]  # fmt: skip
+    made = "study=mine data=tiny30 model=gru model.embedding_dim=6 variant=again"
+    again = [
+        f"{made} seed={seed} recipe.max_epochs=9 data.seed={corpus}"
+        for seed in (1, 2) for corpus in (1, 2)
+    ]  # fmt: skip
+    made = "study=mine data=tiny30 model=gru model.hidden_dim=8 variant=apart"
+    apart = [
+        f"{made} {' '.join(chosen)} recipe.max_epochs=9{corpus}"
+        for chosen, corpus in (
+            *(((f"seed={s}", f"model.embedding_dim={e}"), "") for s in (1, 2) for e in (8, 4)),
+            *((("seed=1", f"model.embedding_dim={e}"), " data.seed=5") for e in (8, 4)),
+        )
+    ]
+
+    def alike(lines: list[str]) -> list[list[str]]:
+        return sorted(sorted(line.split()) for line in lines)
+
+    assert alike(jobs) == alike([*lstm, *again, *apart])
+    # What makes a variant stands before its name, all else behind it.
+    assert all(job.startswith(made) for job in jobs if "apart" in job)
+    assert jobs_of(["only=apart", "seed=7", "model.embedding_dim=2"], tmp_path) == [
+        [*made.split(), "seed=7", "model.embedding_dim=2", "recipe.max_epochs=1"],
+        [*made.split(), "seed=1", "model.embedding_dim=2", "recipe.max_epochs=1", "data.seed=5"],
+    ]
