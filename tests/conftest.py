@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from newllm.config.build import ConfigFault
+from newllm.config.command_line import composed
 from newllm.config.composing import conf_directory
 
 # A model so small that every command takes seconds.
@@ -35,6 +37,15 @@ def compose_config() -> Iterator[Compose]:
     """Compose the configuration with some overrides."""
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+def faults_of(arguments: Sequence[str]) -> list[str]:
+    """The faults of a command line, in the order in which they are shown."""
+    try:
+        with composed(arguments):
+            return []
+    except ConfigFault as error:
+        return str(error).splitlines()
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import importlib
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from conftest import Command, faults_of
 
-from newllm.config.command_line import command_line_faults
+from newllm.config.command_line import asks_hydra
 from newllm.train import main
 
 MODEL_KEYS = (
@@ -197,7 +197,7 @@ FAULTY = {
 
 @pytest.mark.parametrize("line", FAULTY)
 def test_faults_are_one_line_each(line: str) -> None:
-    assert command_line_faults(line.split()) == FAULTY[line]
+    assert faults_of(line.split()) == FAULTY[line]
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_faults_are_one_line_each(line: str) -> None:
     ],
 )
 def test_targets_that_could_execute_anything_are_refused(target: str) -> None:
-    (fault,) = command_line_faults([f"+callbacks.x._target_={target}"])
+    (fault,) = faults_of([f"+callbacks.x._target_={target}"])
     assert fault.startswith(f"callbacks.x._target_={target}: n")
 
 
 def test_positional_arguments_do_not_pass_unseen() -> None:
-    (fault,) = command_line_faults(["+callbacks.curves._args_=[1]"])
+    (fault,) = faults_of(["+callbacks.curves._args_=[1]"])
     assert fault == "callbacks.curves._args_: not read here; drop it"
 
 
@@ -253,12 +253,16 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "experiment=phase1_baseline model=lstm",
         "budget.parameters=1000000 budget.widths={hidden_dim:1}",
         "name='漢字'",
-        "-sc install=bash",
-        "--cfg job",
     ],
 )
 def test_good_command_lines_have_no_faults(line: str) -> None:
-    assert command_line_faults(line.split()) == []
+    assert faults_of(line.split()) == []
+
+
+@pytest.mark.parametrize("line", ["-sc install=bash", "--cfg job", "--help", "seed=abc --info=all"])
+def test_questions_are_left_to_hydra(line: str) -> None:
+    assert asks_hydra(line.split())
+    assert not asks_hydra(["seed=1"])
 
 
 def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
@@ -267,8 +271,8 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         "_target_: newllm.models.gating.Additive\n_partial_: true\n"
     )
     given = ["--config-dir", str(tmp_path)]
-    assert command_line_faults([*given, "gating=mine"]) == []
-    assert command_line_faults([*given, "gating=yours"]) == [
+    assert faults_of([*given, "gating=mine"]) == []
+    assert faults_of([*given, "gating=yours"]) == [
         "gating=yours: no such option; there are lstm, mine, none"
     ]
 

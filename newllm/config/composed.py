@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import ConfigFault, target_faults
-from newllm.config.leftovers import arguments_of, chose_another_model, without_leftovers
+from newllm.config.build import ConfigFault, arguments_of, target_faults
+from newllm.config.leftovers import chose_another_model, read_file, without_leftovers
 from newllm.config.naming import split
 from newllm.config.origins import (
     descend,
@@ -22,7 +22,7 @@ from newllm.config.origins import (
     read_nodes,
 )
 from newllm.config.ranges import number_faults
-from newllm.models.sizes import decided_sizes, named_sizes
+from newllm.config.budget import decided_sizes, named_sizes
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
@@ -45,19 +45,35 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         config: as composed, interpolations unresolved.
         overrides: what was explicitly chosen on the command line.
     """
-    if faults := list(_unresolved(config)) or list(_broken_parts(config)):
+    return [*choice_faults(config, overrides), *class_faults(config, overrides)]
+
+
+def choice_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Those that can be told without importing what would be built."""
+    if faults := _unreadable(config):
         return faults  # nothing more can be said of such values
     config = without_leftovers(config, overrides)
     return [
+        *_setting_faults(config),
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
         *_decided_twice(config, overrides),
         *_idle_budget(config, overrides),
         *_nothing_to_build(config, overrides),
         *_scale_faults(config, overrides),
-        *_target_faults(config, overrides),
         *number_faults(config),
     ]
+
+
+def class_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Those that the classes tell which would be built: they do not take what they are given."""
+    if _unreadable(config):
+        return []
+    return list(_target_faults(without_leftovers(config, overrides), overrides))
+
+
+def _unreadable(config: DictConfig) -> list[str]:
+    return list(_unresolved(config)) or list(_broken_parts(config))
 
 
 def _unresolved(config: DictConfig) -> Iterator[str]:
@@ -211,28 +227,32 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
     `trainer.max_epochs=5` replaces `recipe.max_epochs`: that is no fault of anybody.
     """
     read = read_nodes(config, READ)
-    values = [line for line in overrides if "." in line.partition("=")[0]]
-    if values and any(line.startswith("experiment=") for line in overrides):
-        others = [line for line in overrides if line not in values]
-        by_file = read_nodes(_compose(others), READ)
-    else:
-        by_file = read
     model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
     for key, source in _explicit_choices(overrides):
         if source.startswith("experiment=") and chose_another_model(overrides):
             continue  # what the file chose for its own model is left out
         if key.split(".")[0] in (*SETTINGS, *BUILT) or key in BUNDLES:
             continue
-        readable = by_file if source.startswith("experiment=") else read
-        if not any(overlap(key, name) for name in readable):
+        if not _is_read(key, read) and not _is_read(key, _read_without_values(source, overrides)):
             chosen = source if source.startswith(key) else f"{key} (from {source})"
             # With nothing else chosen than what decides on the model, would it be read?
             deciding = [line for line in overrides if line.startswith(("model=", "experiment="))]
             alone = _compose([*deciding, source]) if source not in deciding else config
-            if any(overlap(key, name) for name in read_nodes(alone, READ)):
+            if _is_read(key, read_nodes(alone, READ)):
                 yield f"{chosen}: another choice stands in its place; drop one of the two"
             else:
                 yield f"{chosen}: {model} does not read it; drop it"
+
+
+def _is_read(key: str, read: Collection[str]) -> bool:
+    return any(overlap(key, name) for name in read)
+
+
+def _read_without_values(source: str, overrides: Sequence[str]) -> Collection[str]:
+    """What would be read of an experiment's file if no single value had been chosen beside it."""
+    if not source.startswith("experiment="):
+        return ()
+    return read_nodes(_compose([line for line in overrides if "." not in split(line)[0]]), READ)
 
 
 def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -240,16 +260,14 @@ def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     for line in overrides:
         key, value = split(line)
         yield key, line
-        if key == "experiment":
-            loader = GlobalHydra.instance().config_loader()
-            file = loader.repository.load_config(f"experiment/{value}")  # type: ignore[attr-defined]
-            assert file is not None
-            for default in file.defaults_list:
-                if default.is_override():
-                    yield default.group.strip("/"), line
-            for leaf, _ in leaves(OmegaConf.to_container(file.config)):
-                if leaf.partition(".")[0] != "defaults":
-                    yield leaf, line
+        file = read_file(f"experiment/{value}") if key == "experiment" else None
+        for default in file.config.get("defaults") or () if file else ():
+            if isinstance(default, DictConfig):
+                yield split(str(next(iter(default))).removeprefix("override /"))[0], line
+        if file:
+            content = OmegaConf.to_container(file.config)
+            names = [name for name, _ in leaves(content)]
+            yield from ((name, line) for name in names if name.partition(".")[0] != "defaults")
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -263,7 +281,11 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         ConfigFault: if one of them is impossible.
     """
-    faults = []
+    if faults := list(_setting_faults(config)):
+        raise ConfigFault(faults)
+
+
+def _setting_faults(config: DictConfig) -> Iterator[str]:
     cores = os.cpu_count() or 1
     ranges = {"seed": (0, 2**32 - 1), "threads": (1, cores), "jobs": (1, cores)}
     for key, (smallest, largest) in ranges.items():
@@ -271,11 +293,7 @@ def check_settings(config: DictConfig) -> None:
         is_number = isinstance(value, int) and not isinstance(value, bool)
         may_be_null = key != "seed" and value is None
         if not (is_number and smallest <= value <= largest) and not may_be_null:
-            faults.append(f"{key}={value}: must be a whole number from {smallest} to {largest}")
-    epochs = config.trainer.max_epochs
+            yield f"{key}={value}: must be a whole number from {smallest} to {largest}"
+    epochs = config.trainer.get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:  # of null Lightning makes a thousand
-        faults.append(
-            f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"
-        )
-    if faults:
-        raise ConfigFault(faults)
+        yield f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"

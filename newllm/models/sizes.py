@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
+from newllm.config.budget import PAIRS, following
 from newllm.models.language_model import LanguageModel
 
 WIDEST = 1 << 16
 NOTABLE_MISS = 0.02  # of a budget
-# What is asked for, and the sizes that follow from it.
-PAIRS = (("parameters", "widths"), ("state_bytes", "state_widths"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Budget:
     @property
     def names(self) -> list[str]:
         """Of all sizes that it decides on."""
-        return [*_following(self.widths), *_following(self.state_widths)]
+        return [*following(self.widths), *following(self.state_widths)]
 
     def sizes(self, build: Callable[..., LanguageModel]) -> dict[str, int]:
         """The sizes at which a model comes nearest to the budget.
@@ -54,11 +53,11 @@ class Budget:
         found: dict[str, int] = {}
         if self.state_bytes is not None:
             # Its other sizes are any, while only the state is looked at.
-            any_size = dict.fromkeys(_following(self.widths), self.step)
-            widths = _following(self.state_widths)
+            any_size = dict.fromkeys(following(self.widths), self.step)
+            widths = following(self.state_widths)
             found |= self._sizes("state_bytes", widths, partial(build, **any_size))
         if self.parameters is not None:
-            widths = _following(self.widths)
+            widths = following(self.widths)
             free = {name: multiple for name, multiple in widths.items() if name not in found}
             found |= self._sizes("parameters", free, partial(build, **found))
         return found
@@ -90,29 +89,6 @@ class Budget:
                     f"budget.{what}={target}: the nearest model takes {cost:,} "
                     f"({cost / target - 1:+.1%}){finer if self.step > 1 else ''}"
                 )
-
-
-def _following(widths: Mapping[str, int | None]) -> dict[str, int]:
-    """Those sizes that follow from a budget, as multiples of its width."""
-    return {str(name): multiple for name, multiple in widths.items() if multiple is not None}
-
-
-def named_sizes(budget: Mapping[str, Any]) -> dict[str, Any]:
-    """A budget as it stands in a configuration, without the sizes that do not follow from it."""
-    return {
-        key: _following(value or {}) if key in ("widths", "state_widths") else value
-        for key, value in budget.items()
-    }
-
-
-def decided_sizes(budget: Mapping[str, Any]) -> dict[str, str]:
-    """Sizes that a budget decides on, as it stands in a configuration, and by what."""
-    return {
-        name: f"budget.{what}={budget[what]}"
-        for what, names in PAIRS
-        if budget.get(what) is not None
-        for name in _following(budget[names])
-    }
 
 
 def _parameters(model: LanguageModel) -> int:

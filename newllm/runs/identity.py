@@ -13,7 +13,7 @@ from typing import Any
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.models.sizes import decided_sizes, named_sizes
+from newllm.config.budget import decided_sizes, named_sizes
 
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")

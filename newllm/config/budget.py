@@ -1,0 +1,32 @@
+"""A budget as it stands in a configuration: which sizes of the model follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# What is asked for, and the sizes that follow from it.
+PAIRS = (("parameters", "widths"), ("state_bytes", "state_widths"))
+
+
+def following(widths: Mapping[str, int | None]) -> dict[str, int]:
+    """Those sizes that follow from a budget, as multiples of its width."""
+    return {str(name): multiple for name, multiple in widths.items() if multiple is not None}
+
+
+def named_sizes(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """A budget without the sizes that do not follow from it."""
+    return {
+        key: following(value or {}) if key in ("widths", "state_widths") else value
+        for key, value in budget.items()
+    }
+
+
+def decided_sizes(budget: Mapping[str, Any]) -> dict[str, str]:
+    """Sizes that a budget decides on, and by what."""
+    return {
+        name: f"budget.{what}={budget[what]}"
+        for what, names in PAIRS
+        if budget.get(what) is not None
+        for name in following(budget[names])
+    }
