@@ -55,12 +55,14 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
     flags, faults = _parse_flags(arguments)
     with _initialised(flags.config_dir) as loader:
         composer = Composer(loader, flags.config_name or "config")
-        overrides, unparsed = composer.parse(flags.overrides)
+        # As Hydra does, so that each of a sweep's jobs is composed with it, too.
+        mode = ["hydra.mode=MULTIRUN"] if flags.multirun else []
+        overrides, unparsed = composer.parse([*flags.overrides, *mode])
         faults += unparsed
         try:
             found = composer.compose(overrides)
             faults += found.faults
-            in_sweep = flags.multirun or _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
+            in_sweep = _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
             faults += [] if in_sweep else _only_in_sweeps(overrides)
             faults += _faults_together(found, in_sweep)
             faults += _param_faults(composer, found.config)
