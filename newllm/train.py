@@ -29,6 +29,7 @@ from newllm.config.command_line import asks_hydra, composed
 from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
+from newllm.config.loading import loading
 from newllm.config.naming import register_resolvers
 from newllm.sweeps.plugins import register_plugins
 
@@ -59,8 +60,9 @@ def main() -> None:
 
 
 def _go_on(arguments: list[str]) -> int:
-    from newllm.runs.resume import resume
-    from newllm.training.run import attempt
+    with loading():
+        from newllm.runs.resume import resume
+        from newllm.training.run import attempt
 
     _keep_quiet()
     return resume(arguments, attempt)
@@ -89,8 +91,9 @@ def train(config: DictConfig) -> float | None:
     Raises:
         SystemExit: a single run did not end well.
     """
-    from newllm.sweeps.policy import run_job_of_sweep
-    from newllm.training.run import attempt
+    with loading():
+        from newllm.sweeps.policy import run_job_of_sweep
+        from newllm.training.run import attempt
 
     _keep_quiet()
     job = HydraConfig.get()

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import ConfigFault, arguments_of, target_faults
 from newllm.config.leftovers import chose_another_model, read_file, without_leftovers
+from newllm.config.loading import loading
 from newllm.config.naming import split
 from newllm.config.origins import (
     descend,
@@ -69,7 +70,8 @@ def class_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Those that the classes tell which would be built: they do not take what they are given."""
     if _unreadable(config):
         return []
-    return list(_target_faults(without_leftovers(config, overrides), overrides))
+    with loading():
+        return list(_target_faults(without_leftovers(config, overrides), overrides))
 
 
 def _unreadable(config: DictConfig) -> list[str]:
