@@ -18,11 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import ConfigFault
-from newllm.config.composed import choice_faults, class_faults
 from newllm.config.composing import conf_directory
 from newllm.config.folders import folder_faults
 from newllm.config.leftovers import without_leftovers
-from newllm.config.overrides import Composer, Composition, in_a_line, is_hydras, own_part
+from newllm.config.overrides import Composer, Composition, faults_together, in_a_line, is_hydras
 from newllm.config.values import shown
 
 # Flags of Hydra that would replace the configuration, or go round it.
@@ -64,7 +63,10 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             faults += found.faults
             in_sweep = _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
             faults += [] if in_sweep else _only_in_sweeps(overrides)
-            faults += _faults_together(found, in_sweep)
+            faults += faults_together(found)
+            faults += _place_faults(
+                found.config, "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
+            )
             faults += _param_faults(composer, found.config)
         except ConfigFault as error:
             faults += str(error).splitlines()
@@ -105,19 +107,8 @@ def _initialised(own_folder: str | None) -> Iterator[ConfigLoader]:
         yield loader
 
 
-def _faults_together(found: Composition, in_sweep: bool) -> Iterator[str]:
-    """What shows only in all choices together.
-
-    The classes that would be built are looked at last, and only if they decide: to import them
-    takes seconds.
-    """
-    config, chosen = own_part(found.config), found.overrides
-    faults = choice_faults(config, chosen)
-    yield from faults
-    if not (found.faults or faults) or not found.is_settled:
-        yield from class_faults(config, chosen)
-    key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-    folder = _selected(found.config, key)
+def _place_faults(config: DictConfig, key: str) -> Iterator[str]:
+    folder = _selected(config, key)
     if not isinstance(folder, str) or not folder:
         yield f"{key}={shown(folder)}: must be a folder"
     else:

@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from newllm.config.budget import decided_sizes, named_sizes
 from newllm.config.build import ConfigFault, arguments_of, target_faults
 from newllm.config.leftovers import chose_another_model, read_file, without_leftovers
 from newllm.config.loading import loading
@@ -23,7 +24,6 @@ from newllm.config.origins import (
     read_nodes,
 )
 from newllm.config.ranges import number_faults
-from newllm.config.budget import decided_sizes, named_sizes
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.

@@ -22,6 +22,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import ConfigFault
+from newllm.config.composed import choice_faults, class_faults
+from newllm.config.leftovers import without_leftovers
 from newllm.config.values import shown, value_faults
 
 MOST_VALUES = 10_000  # of a sweep over one key
@@ -62,7 +64,9 @@ class Composer:
             try:
                 overrides += self._parser.parse_overrides([line])
             except Exception:  # its functions, such as range(...), raise what they like
-                faults.append(f"{line}: not an override; write KEY=VALUE, quoting special characters")
+                faults.append(
+                    f"{line}: not an override; write KEY=VALUE, quoting special characters"
+                )
         return overrides, faults
 
     def compose(self, overrides: Sequence[Override]) -> Composition:
@@ -88,6 +92,18 @@ class Composer:
         _note(config, taken)
         faults = list(itertools.chain(*found.values()))
         return Composition(config, tuple(map(_first_of, taken)), faults, is_settled)
+
+    def job(self, lines: Sequence[str]) -> DictConfig:
+        """The experiment of a job, without Hydra's own part.
+
+        Raises:
+            ConfigFault: with a line for each fault.
+        """
+        overrides, faults = self.parse(lines)
+        found = self.compose(overrides)
+        if faults := [*faults, *found.faults, *faults_together(found)]:
+            raise ConfigFault(faults)
+        return without_leftovers(own_part(found.config), found.overrides)
 
     def check(self, config: DictConfig, item: Override) -> list[str]:
         """The faults of an override of a group or a key, for each of its values."""
@@ -137,16 +153,16 @@ class Composer:
                 if name not in options:
                     yield f"{group}={name}: no such option; there are {', '.join(options)}"
 
-    def _sweep_faults(
-        self, item: Override, overrides: Sequence[Override]
-    ) -> Iterator[str]:
+    def _sweep_faults(self, item: Override, overrides: Sequence[Override]) -> Iterator[str]:
         """What is wrong with the values of a sweep, or with where they stand."""
         if not item.is_sweep_override():
             return
         if is_hydras(item):
             yield f"{item.input_line}: takes one value; sweeps go over the experiment's own keys"
         elif not item.is_discrete_sweep():
-            sweepers = [other.value() for other in overrides if other.key_or_group == "hydra/sweeper"]
+            sweepers = [
+                other.value() for other in overrides if other.key_or_group == "hydra/sweeper"
+            ]
             if not sweepers or sweepers[-1] in OWN_SWEEPERS:
                 yield f"{item.input_line}: has no values to go through; list them, or use range(...)"
         else:
@@ -155,6 +171,19 @@ class Composer:
                 yield f"{item.input_line}: makes more than {MOST_VALUES} jobs"
             elif number == 0 and not self._options(item):  # a group says what options there are
                 yield f"{item.input_line}: has no value"
+
+
+def faults_together(found: Composition) -> Iterator[str]:
+    """What shows only in all choices together.
+
+    The classes that would be built are looked at last, and only if they decide: to import them
+    takes seconds.
+    """
+    config, chosen = own_part(found.config), found.overrides
+    faults = choice_faults(config, chosen)
+    yield from faults
+    if not (found.faults or faults) or not found.is_settled:
+        yield from class_faults(config, chosen)
 
 
 def own_part(config: DictConfig) -> DictConfig:
