@@ -117,11 +117,10 @@ def _place_faults(config: DictConfig, key: str) -> Iterator[str]:
 
 def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
     for item in overrides:
-        if item.key_or_group in ("jobs", "overwrite"):
-            yield f"{item.input_line}: only sweeps read it; add -m or drop it"
-    for item in overrides:
         if item.is_sweep_override():
             yield f"{item.input_line}: several values make a sweep; add -m"
+        elif item.key_or_group in ("jobs", "overwrite"):
+            yield f"{item.input_line}: only sweeps read it; add -m or drop it"
 
 
 def _selected(config: DictConfig, key: str) -> Any:
@@ -143,7 +142,7 @@ def _param_faults(composer: Composer, config: DictConfig) -> Iterator[str]:
         form = "a mapping of keys to values, as in {seed: '1,2'}"
         yield f"hydra.sweeper.params={shown(params)}: must be {form}"
         return
-    lines = [f"{key}={shown(value)}" for key, value in (params or {}).items()]
+    lines = [f"{key!s}={shown(value)}" for key, value in (params or {}).items()]
     overrides, faults = composer.parse(lines)
     for item in overrides:
         faults += composer.check(config, item)

@@ -262,14 +262,11 @@ def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     for line in overrides:
         key, value = split(line)
         yield key, line
-        file = read_file(f"experiment/{value}") if key == "experiment" else None
-        for default in file.config.get("defaults") or () if file else ():
-            if isinstance(default, DictConfig):
-                yield split(str(next(iter(default))).removeprefix("override /"))[0], line
-        if file:
-            content = OmegaConf.to_container(file.config)
-            names = [name for name, _ in leaves(content)]
-            yield from ((name, line) for name in names if name.partition(".")[0] != "defaults")
+        content = read_file(f"experiment/{value}") if key == "experiment" else {}
+        for default in content.pop("defaults", ()):
+            if isinstance(default, dict):
+                yield split(next(iter(default)).removeprefix("override /"))[0], line
+        yield from ((name, line) for name, _ in leaves(content))
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.naming import split
@@ -47,19 +47,19 @@ def chose_another_model(overrides: Sequence[str]) -> bool:
     return {"experiment", "model"} <= {split(line)[0] for line in overrides}
 
 
-def read_file(path: str) -> ConfigResult | None:
-    """A file of the configuration by its group and name; None if there is none."""
+def read_file(path: str) -> dict[str, Any]:
+    """What a file of the configuration says, by its group and name; nothing if there is none."""
     for source in GlobalHydra.instance().config_loader().get_sources():
         if source.available() and source.is_config(path):
-            return source.load_config(path)
-    return None
+            content = OmegaConf.to_container(source.load_config(path).config, resolve=False)
+            return content if isinstance(content, dict) else {}
+    return {}
 
 
 def keys_of(path: str) -> Iterator[str]:
     """The keys that a file of the configuration sets, and those that it is built on."""
-    file = read_file(path)
-    content = file.config if file else OmegaConf.create()
-    for default in content.get("defaults") or []:
+    content = read_file(path)
+    for default in content.pop("defaults", None) or ():
         if isinstance(default, str) and default != "_self_":
             yield from keys_of(f"{path.rpartition('/')[0]}/{default}")
-    yield from (name for name, _ in leaves(OmegaConf.to_container(content, resolve=False)))
+    yield from (name for name, _ in leaves(content))

@@ -155,22 +155,19 @@ class Composer:
 
     def _sweep_faults(self, item: Override, overrides: Sequence[Override]) -> Iterator[str]:
         """What is wrong with the values of a sweep, or with where they stand."""
+        line = item.input_line
         if not item.is_sweep_override():
             return
         if is_hydras(item):
-            yield f"{item.input_line}: takes one value; sweeps go over the experiment's own keys"
+            yield f"{line}: takes one value; sweeps go over the experiment's own keys"
         elif not item.is_discrete_sweep():
-            sweepers = [
-                other.value() for other in overrides if other.key_or_group == "hydra/sweeper"
-            ]
+            sweepers = [it.value() for it in overrides if it.key_or_group == "hydra/sweeper"]
             if not sweepers or sweepers[-1] in OWN_SWEEPERS:
-                yield f"{item.input_line}: has no values to go through; list them, or use range(...)"
-        else:
-            number = sum(1 for _ in itertools.islice(_sweep_values(item), MOST_VALUES + 1))
-            if number > MOST_VALUES:
-                yield f"{item.input_line}: makes more than {MOST_VALUES} jobs"
-            elif number == 0 and not self._options(item):  # a group says what options there are
-                yield f"{item.input_line}: has no value"
+                yield f"{line}: has no values to go through; list them, or use range(...)"
+        elif len(list(itertools.islice(_sweep_values(item), MOST_VALUES + 1))) > MOST_VALUES:
+            yield f"{line}: makes more than {MOST_VALUES} jobs"
+        elif not _values(item) and not self._options(item):  # a group says what options there are
+            yield f"{line}: has no value"
 
 
 def faults_together(found: Composition) -> Iterator[str]:

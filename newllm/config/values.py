@@ -46,8 +46,6 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
             yield f"+{key}: nothing reads it; " + (f"did you mean {meant}?" if meant else "drop it")
     elif source := _borrowed_from(config, key):
         yield f"{key}: stands at {source}; set it there"
-    elif not isinstance(holder, dict):
-        yield f"{key}: unknown key; {parent} holds no keys"
     elif not exists:
         yield _unknown(config, key)
     else:
@@ -71,9 +69,9 @@ def _unknown(config: DictConfig, key: str) -> str:
     if meant := suggest(config, key):
         return f"{key}: unknown key; did you mean {meant}?"
     holder = descend(raw(config), parent) if parent else raw(config)
-    keys = [str(name) for name in holder or () if not str(name).startswith("_")]
-    place = parent or "the configuration"
-    return f"{key}: unknown key; {place} has {', '.join(keys) or 'no keys'}"
+    keys = [str(name) for name in holder if name[0] != "_"] if isinstance(holder, dict) else []
+    found = f"has {', '.join(keys)}" if keys else "holds no keys"
+    return f"{key}: unknown key; {parent or 'the configuration'} {found}"
 
 
 def _deletion_faults(config: DictConfig, item: Override) -> Iterator[str]:
