@@ -122,6 +122,8 @@ FAULTY = {
     "epochs=3": ["epochs: unknown key; did you mean recipe.max_epochs?"],
     "trainer=smoke epochs=3": ["epochs: unknown key; did you mean trainer.max_epochs?"],
     "modle=lstm": ["modle: unknown key; did you mean model?"],
+    "modl.hiden_dim=3": ["modl.hiden_dim: unknown key; did you mean model.hidden_dim?"],
+    "+seed=3": ["+seed=3: stands there already; drop the +"],
     # Leaving out what is needed, or what would let a default in.
     "~data.too_long": ["~data.too_long: cannot be left out; set it instead"],
     "~model._target_": ["~model._target_: cannot be left out; set it instead"],
@@ -129,7 +131,7 @@ FAULTY = {
     "~optimizer.lr": ["~optimizer.lr: cannot be left out; set it instead"],
     "~model.nope": ["model.nope: unknown key; model has " + MODEL_KEYS],
     "optimizer._target_=torch.optim.SGD": [
-        "optimizer._target_=torch.optim.SGD: takes no betas; leave them out: '~optimizer.betas'"
+        "optimizer.betas: SGD takes no betas; leave it out: '~optimizer.betas'"
     ],
     "schedule._target_=newllm.training.module.Schedule": [
         "schedule._target_: unknown key; schedule holds no keys"

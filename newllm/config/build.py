@@ -148,10 +148,9 @@ def _joined(name: str, key: Any) -> str:
 
 
 def _argument_faults(content: dict[Any, Any], name: str, target: Any) -> Iterator[str]:
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    known = _parameters(target)
+    if known is None:
         return
-    known = [key for key in parameters if key not in ("self", "args")]
     own = str(target.__module__).startswith("newllm.")
     hints = _hints(target) if own else {}
     for key, value in content.items():
@@ -174,9 +173,15 @@ def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] |
         target = Trust(tuple(trusted_packages)).target(OmegaConf.select(node, "_target_"))
     except (ValueError, OmegaConfBaseException):
         return None
+    return _parameters(target)
+
+
+def _parameters(target: Any) -> list[str] | None:
+    """The names of what a target takes; None if it takes anything."""
     parameters = inspect.signature(target).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return None if takes_any else list(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return [name for name in parameters if name not in ("self", "args")]
 
 
 def takes_null(node: DictConfig, key: str) -> bool:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.budget import decided_sizes, named_sizes
-from newllm.config.build import ConfigFault, arguments_of, target_faults
+from newllm.config.build import ConfigFault, target_faults
 from newllm.config.leftovers import chose_another_model, read_file, without_leftovers
 from newllm.config.loading import loading
 from newllm.config.naming import split
@@ -125,35 +125,20 @@ def _broken_parts(config: DictConfig) -> Iterator[str]:
 
 
 def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """What cannot be built, or does not take its arguments."""
+    """What cannot be built, or does not take its arguments, and where these come from."""
     trusted = config.trusted_packages or ()
-    faults = [fault for part in BUILT for fault in target_faults(config[part], part, trusted)]
     chosen = dict(map(split, overrides))
-    for key, value in chosen.items():
-        part, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(config, part) if leaf == "_target_" else None
-        known = arguments_of(node, trusted)
-        if node is None or known is None:
-            continue
-        # They are the arguments of what stood in its place, which nobody chose.
-        names = [str(name) for name in node if name not in known and not str(name).startswith("_")]
-        left = [f"{part}.{name}" for name in names if f"{part}.{name}" not in chosen]
-        if left:
-            faults = [
-                fault for fault in faults if not fault.startswith(tuple(f"{k}:" for k in left))
-            ]
-            words = " ".join(f"'~{name}'" for name in left)
-            yield f"{key}={value}: takes no {', '.join(names)}; leave them out: {words}"
-    yield from (_told_of_countermeasure(config, fault) for fault in faults)
-
-
-def _told_of_countermeasure(config: DictConfig, fault: str) -> str:
-    """A fault of a key, with the countermeasure that set it: nobody chose the key itself."""
-    key, colon, rest = fault.partition(": ")
-    part, _, name = origin(raw(config), key).partition(".")
-    if part != "countermeasures" or not colon:
-        return fault
-    return f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
+    content = raw(config)
+    for part in BUILT:
+        for fault in target_faults(config[part], part, trusted):
+            key, _, rest = fault.partition(": ")
+            source, _, name = origin(content, key).partition(".")
+            if source == "countermeasures":
+                yield f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
+            elif f"{key.rpartition('.')[0]}._target_" in chosen and key not in chosen:
+                yield f"{fault}; leave it out: '~{key}'"  # it was an argument of another class
+            else:
+                yield fault
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:

@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.naming import split
-from newllm.config.origins import leaves
+from newllm.config.origins import leaves, raw
 
 # Sizes of a model, and the names of sizes that follow from a budget.
 OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
@@ -51,8 +51,8 @@ def read_file(path: str) -> dict[str, Any]:
     """What a file of the configuration says, by its group and name; nothing if there is none."""
     for source in GlobalHydra.instance().config_loader().get_sources():
         if source.available() and source.is_config(path):
-            content = OmegaConf.to_container(source.load_config(path).config, resolve=False)
-            return content if isinstance(content, dict) else {}
+            content = source.load_config(path).config
+            return raw(content) if isinstance(content, DictConfig) else {}
     return {}
 
 

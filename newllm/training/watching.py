@@ -19,9 +19,9 @@ from torch import Tensor
 from newllm.data.batching import Batch, EvaluationBatches
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import EOS, PAD, UNK
-from newllm.generate import sample_sentences
 from newllm.models.context import ContextModel, Trace
 from newllm.models.language_model import LanguageModel
+from newllm.models.sampling import sample_sentences
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
 from newllm.training.history import History, write_table
