@@ -18,7 +18,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import run_job
+from hydra.core.utils import configure_log, run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
@@ -70,6 +70,7 @@ def _go_on(arguments: list[str]) -> int:
 
 def _start(config: DictConfig) -> Any:
     """Run or sweep as Hydra does, which would compose the configuration again."""
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     callbacks, name = Callbacks(config), config.hydra.job.config_name
     context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
     if config.hydra.mode == RunMode.MULTIRUN:
