@@ -100,9 +100,11 @@ FAULTY = {
     ],
     "scale=50k": ["scale=50k: goes with experiment=scaling_..., which says what widths follow"],
     "hydra.run.dir=null": ["hydra.run.dir=null: must be a folder"],
-    "model=lstm -m seed=1,2": [
-        "seed=1,2: a flag stands before it; flags go before all overrides or after them"
-    ],
+    "--nope seed=1 -p sead=3": [
+        f"{word}: unknown flag; there are -m, --config-dir, --config-name, --help and --cfg"
+        for word in ("--nope", "-p")
+    ]
+    + ["sead: unknown key; did you mean seed?"],
     "callbacks={}": ["callbacks={}: no such option; there are default, none"],
     "~budget": ["~budget: cannot be left out; set it instead"],
     "~scale": ["~scale: cannot be left out; choose one of its options"],
@@ -237,6 +239,7 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "countermeasure=none optimizer.lr=1",
         "data.seed=3 data.vocabulary_size=100",
         "-m seed=1,2 model=context,lstm",
+        "model=lstm -m seed=1,2",
         "-m seed=range(1,4)",
         "-m experiment=glob(phase3_*) seed=1,2",
         "sweep=phase1 seed=1,2",

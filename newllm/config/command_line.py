@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
@@ -24,12 +23,6 @@ from newllm.config.leftovers import without_leftovers
 from newllm.config.overrides import Composer, Composition, faults_together, in_a_line, is_hydras
 from newllm.config.values import shown
 
-# Flags of Hydra that would replace the configuration, or go round it.
-REFUSED = {
-    "config_path": "--config-path: add a folder of your own by --config-dir",
-    "package": "--package: the configuration has its own place",
-    "experimental_rerun": "--experimental-rerun: give the same command again",
-}
 # Help, completion, or the configuration instead of a run.
 HYDRA_QUESTIONS = (
     *("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"),
@@ -53,7 +46,7 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
     """
     flags, faults = _parse_flags(arguments)
     with _initialised(flags.config_dir) as loader:
-        composer = Composer(loader, flags.config_name or "config")
+        composer = Composer(loader, flags.config_name)
         # As Hydra does, so that each of a sweep's jobs is composed with it, too.
         mode = ["hydra.mode=MULTIRUN"] if flags.multirun else []
         overrides, unparsed = composer.parse([*flags.overrides, *mode])
@@ -76,19 +69,20 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
 
 
 def _parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = get_args_parser()
-    parser.exit_on_error = False
+    """Those of Hydra's flags that leave the configuration what it is, and faults of the others."""
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn", default="config")
     try:
-        flags, unknown = parser.parse_known_args(list(arguments))
+        flags, unknown = parser.parse_known_intermixed_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ConfigFault([str(error)]) from error
-    faults = [
-        f"{word}: unknown flag"
-        if word.startswith("-")
-        else f"{word}: a flag stands before it; flags go before all overrides or after them"
-        for word in unknown
-    ]
-    faults += [fault for flag, fault in REFUSED.items() if getattr(flags, flag)]
+    known = "-m, --config-dir, --config-name, --help and --cfg"
+    wrong = [word for word in unknown if word.startswith("-")]
+    faults = [f"{word}: unknown flag; there are {known}" for word in wrong]
+    flags.overrides += [word for word in unknown if word not in wrong]
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise ConfigFault([*faults, f"--config-dir {flags.config_dir}: no such folder"])
     return flags, faults

@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.budget import decided_sizes, named_sizes
+from newllm.config.budget import PAIRS, decided_sizes, named_sizes
 from newllm.config.build import ConfigFault, target_faults
 from newllm.config.leftovers import chose_another_model, read_file, without_leftovers
 from newllm.config.loading import loading
@@ -58,9 +58,7 @@ def choice_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         *_setting_faults(config),
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
-        *_decided_twice(config, overrides),
-        *_idle_budget(config, overrides),
-        *_nothing_to_build(config, overrides),
+        *_idle_choices(config, overrides),
         *_scale_faults(config, overrides),
         *number_faults(config),
     ]
@@ -142,56 +140,36 @@ def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
-    wanted = {
-        name: node.corpus
-        for name, node in config.countermeasures.items()
-        if node and "corpus" in node
-    }
+    nodes = {name: node for name, node in config.countermeasures.items() if node}
+    wanted = {name: node.corpus for name, node in nodes.items() if "corpus" in node}
     if len(set(wanted.values())) > 1:
         wishes = " and ".join(f"{name} wants data={corpus}" for name, corpus in wanted.items())
         yield f"countermeasure=[{','.join(wanted)}]: {wishes}; keep one of them"
         return
     for name, corpus in wanted.items():
-        if config.data.corpus != corpus:
-            yield (
-                f"countermeasure={name} wants data={corpus}, "
-                f"but data={config.data.corpus} was chosen; drop one of the two"
-            )
+        if corpus != (there := config.data.corpus):
+            contradiction = f"wants data={corpus}, but data={there} was chosen"
+            yield f"countermeasure={name} {contradiction}; drop one of the two"
 
 
-def _decided_twice(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Sizes that were chosen although a budget decides on them."""
+def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Sizes that a budget decides on; settings of a budget, logger or callback that is none."""
     decided = decided_sizes(config.budget)
-    for line in overrides:
-        key, value = split(line)
-        if (name := key.removeprefix("model.")) in decided and key != name:
+    for key, value in map(split, overrides):
+        part, _, name = key.partition(".")
+        first = name.partition(".")[0]
+        if part == "model" and name in decided:
             yield f"{key}={value}: follows from {decided[name]}; drop one of the two"
-
-
-def _idle_budget(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """What was chosen for a budget that is not set."""
-    budget = config.budget
-    readers = {"widths": ["parameters"], "state_widths": ["state_bytes"]}
-    readers["step"] = ["parameters", "state_bytes"]
-    for line in overrides:
-        chosen, value = split(line)
-        part, _, key = chosen.partition(".")
-        needed = readers.get(key.partition(".")[0], []) if part == "budget" else []
-        if needed and all(budget[name] is None for name in needed):
-            wishes = " or ".join(f"budget.{name}" for name in needed)
-            choice = f"{chosen}={value}"
-            yield f"{choice}: nothing follows from it without {wishes}; set one or drop it"
-
-
-def _nothing_to_build(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """What was chosen for a logger or callback that is not there (a file's choices are dropped)."""
-    for line in overrides:
-        key, value = split(line)
-        group, *names = key.split(".")
-        if group in ("logger", "callbacks") and names:
-            node = descend(raw(config), f"{group}.{names[0]}")
+        elif part == "budget":
+            needed = [what for what, names in PAIRS if first in (names, "step")]
+            if needed and all(config.budget[what] is None for what in needed):
+                wishes = " or ".join(f"budget.{what}" for what in needed)
+                told = f"nothing follows from it without {wishes}; set one or drop it"
+                yield f"{key}={value}: {told}"
+        elif part in ("logger", "callbacks") and name:
+            node = descend(raw(config), f"{part}.{first}")
             if isinstance(node, dict) and "_target_" not in node:
-                yield f"{key}={value}: {group} has no {names[0]} that would read it; drop it"
+                yield f"{key}={value}: {part} has no {first} that would read it; drop it"
 
 
 def _scale_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:

@@ -64,9 +64,8 @@ class Composer:
             try:
                 overrides += self._parser.parse_overrides([line])
             except Exception:  # its functions, such as range(...), raise what they like
-                faults.append(
-                    f"{line}: not an override; write KEY=VALUE, quoting special characters"
-                )
+                form = "KEY=VALUE, quoting special characters"
+                faults.append(f"{line}: not an override; write {form}")
         return overrides, faults
 
     def compose(self, overrides: Sequence[Override]) -> Composition:
