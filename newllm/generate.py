@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
-from newllm.data.reading import printable
-from newllm.models.sampling import sample_sentences
-from newllm.runs.directory import load_run
+from newllm.config.loading import loading
 
 
 @ends_with_its_reader
@@ -25,6 +23,10 @@ def main() -> None:
                         help="a package of yours that the model's parts come from")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     options = parser.parse_args()
+    with loading():
+        from newllm.data.reading import printable
+        from newllm.models.sampling import sample_sentences
+        from newllm.runs.directory import load_run
     try:
         run = load_run(options.run, options.trust)
         sentences = sample_sentences(

@@ -1,4 +1,8 @@
-"""Train one experiment: `python -m newllm.train [GROUP=OPTION] [KEY=VALUE] ...`; see `--help`."""
+"""Train one experiment: `python -m newllm.train [GROUP=OPTION] [KEY=VALUE] ...`; see `--help`.
+
+What needs torch is imported where it is used, so that help and the faults of a command line come
+first.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +11,117 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+from hydra.core.plugins import Plugins
+from hydra.core.utils import configure_log, run_job
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from newllm.config.arguments import ends_with_its_reader
 from newllm.config.build import ConfigFault
-from newllm.config.command_line import command_line_faults
+from newllm.config.command_line import asks_hydra, composed
 from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
+from newllm.config.loading import loading
 from newllm.config.naming import register_resolvers
-from newllm.runs.directory import RunConflict
-from newllm.runs.resume import RUN, resume
 from newllm.sweeps.plugins import register_plugins
-from newllm.sweeps.policy import run_job_of_sweep
-from newllm.training.run import attempt, in_a_line, quiet_lightning
 
+RUN = "run="  # goes on with the run of a folder
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-
-
-@hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")
-def run_job(config: DictConfig) -> float | None:
-    """One job, single or by another launcher than `local`; its best validation loss, for sweepers.
-
-    Raises:
-        SystemExit: a single run did not end well.
-    """
-    quiet_lightning()  # this may be a process of a launcher's own
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    overrides = list(hydra_config.overrides.task)
-    in_sweep = hydra_config.mode == RunMode.MULTIRUN
-    faults = composed_faults(config, overrides)
-    config = without_leftovers(config, overrides)
-    if faults:
-        print("\n".join(faults), file=sys.stderr)
-        loss: float | None = math.nan
-    elif in_sweep:
-        loss = run_job_of_sweep(config, folder, overrides, Path(hydra_config.sweep.dir))
-    else:
-        loss = attempt(config, folder, overrides, goes_on=False)[0].get("best_val_loss")
-    if not in_sweep and loss is not None and not math.isfinite(loss):
-        sys.exit(1)
-    return loss
-
-
-def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
-    """A line for what ended a thread, such as TensorBoard's on a full disk."""
-    if isinstance(args.exc_value, Exception):
-        print(in_a_line(args.exc_value), file=sys.stderr)
 
 
 @ends_with_its_reader
 def main() -> None:
-    """The command line: all its faults at once, else the run."""
-    quiet_lightning()
-    if not os.environ.get("HYDRA_FULL_ERROR"):
-        threading.excepthook = _tell_of_thread
+    """The command line: an answer, a run that goes on, or what is composed from it."""
+    arguments = sys.argv[1:]
     register_resolvers()
     register_plugins()
-    arguments = sys.argv[1:]
     try:
-        if any(word.startswith(f"{RUN}=") for word in arguments):
-            sys.exit(resume(arguments, attempt))
-        if faults := command_line_faults(arguments):
-            print("\n".join(faults), file=sys.stderr)
-            sys.exit(1)
-        run_job()
-    except (ConfigFault, RunConflict) as error:
+        if asks_hydra(arguments):
+            hydra.main(str(conf_directory()), "config", version_base="1.3")(train)()
+        elif any(word.startswith(RUN) for word in arguments):
+            sys.exit(_go_on(arguments))
+        else:
+            with composed(arguments) as config:
+                _start(config)
+    except (ConfigFault, HydraException) as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted before the training started", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _go_on(arguments: list[str]) -> int:
+    with loading():
+        from newllm.runs.resume import resume
+        from newllm.training.run import attempt
+
+    _keep_quiet()
+    return resume(arguments, attempt)
+
+
+def _start(config: DictConfig) -> Any:
+    """Run or sweep as Hydra does, which would compose the configuration again."""
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    callbacks, name = Callbacks(config), config.hydra.job.config_name
+    context = HydraContext(GlobalHydra.instance().config_loader(), callbacks)
+    if config.hydra.mode == RunMode.MULTIRUN:
+        callbacks.on_multirun_start(config=config, config_name=name)
+        sweeper = Plugins.instance().instantiate_sweeper(
+            config=config, hydra_context=context, task_function=train
+        )
+        sweeper.sweep(list(config.hydra.overrides.task))
+        return callbacks.on_multirun_end(config=config, config_name=name)
+    callbacks.on_run_start(config=config, config_name=name)
+    job = run_job(train, config, "hydra.run.dir", None, context)
+    callbacks.on_run_end(config=config, config_name=name, job_return=job)
+    return job.return_value  # or what the job raised
+
+
+def train(config: DictConfig) -> float | None:
+    """One job, single or by another launcher than `local`; its best validation loss, for sweepers.
+
+    Raises:
+        SystemExit: a single run did not end well.
+    """
+    with loading():
+        from newllm.sweeps.policy import run_job_of_sweep
+        from newllm.training.run import attempt
+
+    _keep_quiet()
+    job = HydraConfig.get()
+    folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    if job.mode == RunMode.MULTIRUN:
+        if faults := composed_faults(config, overrides):
+            print("\n".join(faults), file=sys.stderr)
+            return math.nan
+        config = without_leftovers(config, overrides)
+        return run_job_of_sweep(config, folder, overrides, Path(job.sweep.dir))
+    loss: float | None = attempt(config, folder, overrides, goes_on=False)[0].get("best_val_loss")
+    if loss is not None and not math.isfinite(loss):
+        sys.exit(1)
+    return loss
+
+
+def _keep_quiet() -> None:
+    """No word of Lightning's that nobody can act on, and a line for what ends a thread."""
+    from newllm.training.run import in_a_line, quiet_lightning
+
+    def tell(args: threading.ExceptHookArgs) -> None:  # such as TensorBoard's, on a full disk
+        if isinstance(args.exc_value, Exception):
+            print(in_a_line(args.exc_value), file=sys.stderr)
+
+    quiet_lightning()  # this may be a process of a launcher's own
+    if not os.environ.get("HYDRA_FULL_ERROR"):
+        threading.excepthook = tell
 
 
 if __name__ == "__main__":

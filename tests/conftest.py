@@ -4,7 +4,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from preloaded import Program
 
+from newllm.config.build import ConfigFault
+from newllm.config.command_line import composed
 from newllm.config.composing import conf_directory
 
 # Read when torch is imported, so not above. Each core has a process, each process one thread, and
@@ -49,6 +51,15 @@ def compose_config() -> Iterator[Compose]:
 
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         yield composed
+
+
+def faults_of(arguments: Sequence[str]) -> list[str]:
+    """The faults of a command line, in the order in which they are shown."""
+    try:
+        with composed(arguments):
+            return []
+    except ConfigFault as error:
+        return str(error).splitlines()
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import importlib
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from conftest import Command, faults_of
 
-from newllm.config.command_line import command_line_faults
+from newllm.config.command_line import asks_hydra
 from newllm.train import main
 
 MODEL_KEYS = (
@@ -94,9 +94,11 @@ FAULTY = {
     "+callbacks.mine=${nope}": ["callbacks.mine=${nope}: Interpolation key 'nope' not found"],
     "only=a*": ["only=a*: only sweeps read it; add -m or drop it"],
     "hydra.run.dir=null": ["hydra.run.dir=null: must be a folder"],
-    "model=lstm -m seed=1,2": [
-        "seed=1,2: a flag stands before it; flags go before all overrides or after them"
-    ],
+    "--nope seed=1 -p sead=3": [
+        f"{word}: unknown flag; there are -m, --config-dir, --config-name, --help and --cfg"
+        for word in ("--nope", "-p")
+    ]
+    + ["sead: unknown key; did you mean seed?"],
     "callbacks={}": ["callbacks={}: no such option; there are default, none"],
     "~budget": ["~budget: cannot be left out; set it instead"],
     "~recipe": ["~recipe: cannot be left out; choose one of its options"],
@@ -116,6 +118,8 @@ FAULTY = {
     "epochs=3": ["epochs: unknown key; did you mean recipe.max_epochs?"],
     "trainer=smoke epochs=3": ["epochs: unknown key; did you mean trainer.max_epochs?"],
     "modle=lstm": ["modle: unknown key; did you mean model?"],
+    "modl.hiden_dim=3": ["modl.hiden_dim: unknown key; did you mean model.hidden_dim?"],
+    "+seed=3": ["+seed=3: stands there already; drop the +"],
     # Leaving out what is needed, or what would let a default in.
     "~data.too_long": ["~data.too_long: cannot be left out; set it instead"],
     "~model._target_": ["~model._target_: cannot be left out; set it instead"],
@@ -123,7 +127,7 @@ FAULTY = {
     "~optimizer.lr": ["~optimizer.lr: cannot be left out; set it instead"],
     "~model.nope": ["model.nope: unknown key; model has " + MODEL_KEYS],
     "optimizer._target_=torch.optim.SGD": [
-        "optimizer._target_=torch.optim.SGD: takes no betas; leave them out: '~optimizer.betas'"
+        "optimizer.betas: SGD takes no betas; leave it out: '~optimizer.betas'"
     ],
     "schedule._target_=newllm.training.module.Schedule": [
         "schedule._target_: unknown key; schedule holds no keys"
@@ -191,7 +195,7 @@ FAULTY = {
 
 @pytest.mark.parametrize("line", FAULTY)
 def test_faults_are_one_line_each(line: str) -> None:
-    assert command_line_faults(line.split()) == FAULTY[line]
+    assert faults_of(line.split()) == FAULTY[line]
 
 
 @pytest.mark.parametrize(
@@ -205,12 +209,12 @@ def test_faults_are_one_line_each(line: str) -> None:
     ],
 )
 def test_targets_that_could_execute_anything_are_refused(target: str) -> None:
-    (fault,) = command_line_faults([f"+callbacks.x._target_={target}"])
+    (fault,) = faults_of([f"+callbacks.x._target_={target}"])
     assert fault.startswith(f"callbacks.x._target_={target}: n")
 
 
 def test_positional_arguments_do_not_pass_unseen() -> None:
-    (fault,) = command_line_faults(["+callbacks.curves._args_=[1]"])
+    (fault,) = faults_of(["+callbacks.curves._args_=[1]"])
     assert fault == "callbacks.curves._args_: not read here; drop it"
 
 
@@ -229,6 +233,7 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "countermeasure=none optimizer.lr=1",
         "data.seed=3 data.vocabulary_size=100",
         "-m seed=1,2 model=context,lstm",
+        "model=lstm -m seed=1,2",
         "-m seed=range(1,4)",
         "-m experiment=glob(phase3_*) seed=1,2",
         "sweep=series only=phase1*,lstm seed=1,2",
@@ -246,12 +251,16 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "experiment=phase1_baseline model=lstm",
         "budget.parameters=1000000 budget.widths={hidden_dim:1}",
         "name='漢字'",
-        "-sc install=bash",
-        "--cfg job",
     ],
 )
 def test_good_command_lines_have_no_faults(line: str) -> None:
-    assert command_line_faults(line.split()) == []
+    assert faults_of(line.split()) == []
+
+
+@pytest.mark.parametrize("line", ["-sc install=bash", "--cfg job", "--help", "seed=abc --info=all"])
+def test_questions_are_left_to_hydra(line: str) -> None:
+    assert asks_hydra(line.split())
+    assert not asks_hydra(["seed=1"])
 
 
 def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
@@ -260,8 +269,8 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
         "_target_: newllm.models.gating.Additive\n_partial_: true\n"
     )
     given = ["--config-dir", str(tmp_path)]
-    assert command_line_faults([*given, "gating=mine"]) == []
-    assert command_line_faults([*given, "gating=yours"]) == [
+    assert faults_of([*given, "gating=mine"]) == []
+    assert faults_of([*given, "gating=yours"]) == [
         "gating=yours: no such option; there are lstm, mine, none"
     ]
 

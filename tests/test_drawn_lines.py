@@ -4,9 +4,8 @@ import random
 from pathlib import Path
 
 import pytest
+from conftest import faults_of
 from drawn_lines import draw_line
-
-from newllm.config.command_line import command_line_faults
 
 CHUNKS = 6
 PER_CHUNK = 10
@@ -25,7 +24,7 @@ FOUND = [
 
 @pytest.mark.parametrize("words", FOUND, ids=" ".join)
 def test_what_was_found_is_told_in_a_line(words: list[str]) -> None:
-    assert command_line_faults(words)
+    assert faults_of(words)
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -35,6 +34,6 @@ def test_any_line_has_faults_of_one_line_each(
     monkeypatch.chdir(tmp_path)
     for number in range(chunk * PER_CHUNK, (chunk + 1) * PER_CHUNK):
         words = draw_line(random.Random(number))
-        for fault in command_line_faults(words):
+        for fault in faults_of(words):
             assert len(fault.splitlines()) == 1, (words, fault)
         assert not any(tmp_path.iterdir()), words

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from newllm.config.composed import composed_faults
+from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
-from newllm.sweeps.jobs import Job
+from newllm.config.overrides import Composer
 from newllm.training.experiment import build_experiment
 from newllm.training.summary import print_banner
 
@@ -53,13 +56,14 @@ def test_what_was_chosen_by_name_is_not(compose_config: Compose) -> None:
 
 
 def test_a_job_of_a_sweep_is_what_is_really_built(
-    compose_config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = ("experiment=modern", "model=lstm", "data=tiny30", "logger=none")
-    config = compose_config(*overrides, *(f"model.{size}" for size in TINY if "con" not in size))
-    job = Job.plan(config, overrides, tmp_path)
-    assert "context_dim" not in job.config.model
-    print_banner(build_experiment(job.config, tmp_path))
+    sizes = [f"model.{size}" for size in TINY if "con" not in size]
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        config = Composer(GlobalHydra.instance().config_loader()).job([*overrides, *sizes])
+    assert "context_dim" not in config.model
+    print_banner(build_experiment(config, tmp_path))
     assert "model.context_dim=128 (set by the experiment; LSTMModel does not take it)" in (
         capsys.readouterr().out
     )

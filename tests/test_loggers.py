@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_CONTEXT, Compose
+from conftest import TINY_CONTEXT, Compose, faults_of
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from omegaconf import open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 
-from newllm.config.command_line import command_line_faults
 from newllm.reporting import figures
 from newllm.runs.directory import read_result
 from newllm.training import loggers
@@ -52,7 +51,7 @@ def test_one_or_several_loggers_can_be_chosen(compose_config: Compose, tmp_path:
 
 @pytest.mark.parametrize("choice", ["logger=[csv,nope]", "logger=[none,csv]", "logger=[csv,csv]"])
 def test_an_impossible_list_of_loggers_is_a_line(choice: str) -> None:
-    assert len(command_line_faults([choice])) == 1
+    assert len(faults_of([choice])) == 1
 
 
 def test_a_logger_that_takes_no_folder_is_not_given_one(

@@ -1,4 +1,4 @@
-"""The node `budget` as it stands in a configuration: which sizes follow from which costs."""
+"""A budget as it stands in a configuration: which sizes of the model follow from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def following(widths: Mapping[str, int | None]) -> dict[str, int]:
 
 
 def named_sizes(budget: Mapping[str, Any]) -> dict[str, Any]:
-    """A budget as it stands in a configuration, without the sizes that do not follow from it."""
+    """A budget without the sizes that do not follow from it."""
     return {
         key: following(value or {}) if key in ("widths", "state_widths") else value
         for key, value in budget.items()
@@ -23,7 +23,7 @@ def named_sizes(budget: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decided_sizes(budget: Mapping[str, Any]) -> dict[str, str]:
-    """Sizes that a budget decides on, as it stands in a configuration, and by what."""
+    """Sizes that a budget decides on, and by what."""
     return {
         name: f"budget.{what}={budget[what]}"
         for what, names in PAIRS

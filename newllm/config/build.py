@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -64,6 +63,8 @@ def instantiate(node: DictConfig, trusted_packages: Sequence[str] = (), **argume
         ValueError: the constructor refuses its arguments.
     """
     part = checked(node, "", Trust(tuple(trusted_packages)))
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     try:
         return part.build(**arguments)
     except (TypeError, MisconfigurationException) as error:
@@ -147,10 +148,9 @@ def _joined(name: str, key: Any) -> str:
 
 
 def _argument_faults(content: dict[Any, Any], name: str, target: Any) -> Iterator[str]:
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    known = _parameters(target)
+    if known is None:
         return
-    known = [key for key in parameters if key not in ("self", "args")]
     own = str(target.__module__).startswith("newllm.")
     hints = _hints(target) if own else {}
     for key, value in content.items():
@@ -163,6 +163,25 @@ def _argument_faults(content: dict[Any, Any], name: str, target: Any) -> Iterato
         elif key in hints and not _fits(value, hints[key]):
             kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
             yield f"{place}={value}: must be {kinds}"
+
+
+def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] | None:
+    """The names of the arguments that a node's target takes; None where that cannot be told."""
+    if not isinstance(node, DictConfig):
+        return None
+    try:
+        target = Trust(tuple(trusted_packages)).target(OmegaConf.select(node, "_target_"))
+    except (ValueError, OmegaConfBaseException):
+        return None
+    return _parameters(target)
+
+
+def _parameters(target: Any) -> list[str] | None:
+    """The names of what a target takes; None if it takes anything."""
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return [name for name in parameters if name not in ("self", "args")]
 
 
 def takes_null(node: DictConfig, key: str) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.budget import decided_sizes
+from newllm.config.budget import PAIRS, decided_sizes
 from newllm.config.build import ConfigFault, target_faults
-from newllm.config.leftovers import arguments_of, chose_another_model, without_leftovers
+from newllm.config.leftovers import chose_another_model, read_file, without_leftovers
+from newllm.config.loading import loading
 from newllm.config.naming import beside_variant, split
 from newllm.config.origins import (
     descend,
@@ -45,19 +46,34 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         config: as composed, interpolations unresolved.
         overrides: what was explicitly chosen on the command line.
     """
-    if faults := list(_unresolved(config)) or list(_broken_parts(config)):
+    return [*choice_faults(config, overrides), *class_faults(config, overrides)]
+
+
+def choice_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Those that can be told without importing what would be built."""
+    if faults := _unreadable(config):
         return faults  # nothing more can be said of such values
     config = without_leftovers(config, overrides)
     beside = beside_variant(overrides)  # which may replace what the variant itself chose
     return [
+        *_setting_faults(config),
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
-        *_decided_twice(config, beside),
-        *_idle_budget(config, beside),
-        *_nothing_to_build(config, beside),
-        *_target_faults(config, overrides),
+        *_idle_choices(config, beside),
         *number_faults(config),
     ]
+
+
+def class_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Those that the classes tell which would be built: they do not take what they are given."""
+    if _unreadable(config):
+        return []
+    with loading():
+        return list(_target_faults(without_leftovers(config, overrides), overrides))
+
+
+def _unreadable(config: DictConfig) -> list[str]:
+    return list(_unresolved(config)) or list(_broken_parts(config))
 
 
 def _unresolved(config: DictConfig) -> Iterator[str]:
@@ -107,88 +123,53 @@ def _broken_parts(config: DictConfig) -> Iterator[str]:
 
 
 def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """What cannot be built, or does not take its arguments."""
+    """What cannot be built, or does not take its arguments, and where these come from."""
     trusted = config.trusted_packages or ()
-    faults = [fault for part in BUILT for fault in target_faults(config[part], part, trusted)]
     chosen = dict(map(split, overrides))
-    for key, value in chosen.items():
-        part, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(config, part) if leaf == "_target_" else None
-        known = arguments_of(node, trusted)
-        if node is None or known is None:
-            continue
-        # They are the arguments of what stood in its place, which nobody chose.
-        names = [str(name) for name in node if name not in known and not str(name).startswith("_")]
-        left = [f"{part}.{name}" for name in names if f"{part}.{name}" not in chosen]
-        if left:
-            faults = [
-                fault for fault in faults if not fault.startswith(tuple(f"{k}:" for k in left))
-            ]
-            words = " ".join(f"'~{name}'" for name in left)
-            yield f"{key}={value}: takes no {', '.join(names)}; leave them out: {words}"
-    yield from (_told_of_countermeasure(config, fault) for fault in faults)
-
-
-def _told_of_countermeasure(config: DictConfig, fault: str) -> str:
-    """A fault of a key, with the countermeasure that set it: nobody chose the key itself."""
-    key, colon, rest = fault.partition(": ")
-    part, _, name = origin(raw(config), key).partition(".")
-    if part != "countermeasures" or not colon:
-        return fault
-    return f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
+    content = raw(config)
+    for part in BUILT:
+        for fault in target_faults(config[part], part, trusted):
+            key, _, rest = fault.partition(": ")
+            source, _, name = origin(content, key).partition(".")
+            if source == "countermeasures":
+                yield f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
+            elif f"{key.rpartition('.')[0]}._target_" in chosen and key not in chosen:
+                yield f"{fault}; leave it out: '~{key}'"  # it was an argument of another class
+            else:
+                yield fault
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
-    wanted = {
-        name: node.corpus
-        for name, node in config.countermeasures.items()
-        if node and "corpus" in node
-    }
+    nodes = {name: node for name, node in config.countermeasures.items() if node}
+    wanted = {name: node.corpus for name, node in nodes.items() if "corpus" in node}
     if len(set(wanted.values())) > 1:
         wishes = " and ".join(f"{name} wants data={corpus}" for name, corpus in wanted.items())
         yield f"countermeasure=[{','.join(wanted)}]: {wishes}; keep one of them"
         return
     for name, corpus in wanted.items():
-        if config.data.corpus != corpus:
-            yield (
-                f"countermeasure={name} wants data={corpus}, "
-                f"but data={config.data.corpus} was chosen; drop one of the two"
-            )
+        if corpus != (there := config.data.corpus):
+            contradiction = f"wants data={corpus}, but data={there} was chosen"
+            yield f"countermeasure={name} {contradiction}; drop one of the two"
 
 
-def _decided_twice(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Sizes that were chosen although a budget decides on them."""
+def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """Sizes that a budget decides on; settings of a budget, logger or callback that is none."""
     decided = decided_sizes(config.budget)
-    for line in overrides:
-        key, value = split(line)
-        if (name := key.removeprefix("model.")) in decided and key != name:
+    for key, value in map(split, overrides):
+        part, _, name = key.partition(".")
+        first = name.partition(".")[0]
+        if part == "model" and name in decided:
             yield f"{key}={value}: follows from {decided[name]}; drop one of the two"
-
-
-def _idle_budget(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """What was chosen for a budget that is not set."""
-    budget = config.budget
-    readers = {"widths": ["parameters"], "state_widths": ["state_bytes"]}
-    readers["step"] = ["parameters", "state_bytes"]
-    for line in overrides:
-        chosen, value = split(line)
-        part, _, key = chosen.partition(".")
-        needed = readers.get(key.partition(".")[0], []) if part == "budget" else []
-        if needed and all(budget[name] is None for name in needed):
-            wishes = " or ".join(f"budget.{name}" for name in needed)
-            choice = f"{chosen}={value}"
-            yield f"{choice}: nothing follows from it without {wishes}; set one or drop it"
-
-
-def _nothing_to_build(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """What was chosen for a logger or callback that is not there (a file's choices are dropped)."""
-    for line in overrides:
-        key, value = split(line)
-        group, *names = key.split(".")
-        if group in ("logger", "callbacks") and names:
-            node = descend(raw(config), f"{group}.{names[0]}")
+        elif part == "budget":
+            needed = [what for what, names in PAIRS if first in (names, "step")]
+            if needed and all(config.budget[what] is None for what in needed):
+                wishes = " or ".join(f"budget.{what}" for what in needed)
+                told = f"nothing follows from it without {wishes}; set one or drop it"
+                yield f"{key}={value}: {told}"
+        elif part in ("logger", "callbacks") and name:
+            node = descend(raw(config), f"{part}.{first}")
             if isinstance(node, dict) and "_target_" not in node:
-                yield f"{key}={value}: {group} has no {names[0]} that would read it; drop it"
+                yield f"{key}={value}: {part} has no {first} that would read it; drop it"
 
 
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
@@ -198,28 +179,32 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
     `trainer.max_epochs=5` replaces `recipe.max_epochs`: that is no fault of anybody.
     """
     read = read_nodes(config, READ)
-    values = [line for line in overrides if "." in line.partition("=")[0]]
-    if values and any(line.startswith("experiment=") for line in overrides):
-        others = [line for line in overrides if line not in values]
-        by_file = read_nodes(_compose(others), READ)
-    else:
-        by_file = read
     model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
     for key, source in _explicit_choices(beside_variant(overrides)):
         if source.startswith("experiment=") and chose_another_model(overrides):
             continue  # what the file chose for its own model is left out
         if key.split(".")[0] in (*SETTINGS, *BUILT) or key in BUNDLES:
             continue
-        readable = by_file if source.startswith("experiment=") else read
-        if not any(overlap(key, name) for name in readable):
+        if not _is_read(key, read) and not _is_read(key, _read_without_values(source, overrides)):
             chosen = source if source.startswith(key) else f"{key} (from {source})"
             # With nothing else chosen than what decides on the model, would it be read?
             deciding = [line for line in overrides if line.startswith(("model=", "experiment="))]
             alone = _compose([*deciding, source]) if source not in deciding else config
-            if any(overlap(key, name) for name in read_nodes(alone, READ)):
+            if _is_read(key, read_nodes(alone, READ)):
                 yield f"{chosen}: another choice stands in its place; drop one of the two"
             else:
                 yield f"{chosen}: {model} does not read it; drop it"
+
+
+def _is_read(key: str, read: Collection[str]) -> bool:
+    return any(overlap(key, name) for name in read)
+
+
+def _read_without_values(source: str, overrides: Sequence[str]) -> Collection[str]:
+    """What would be read of an experiment's file if no single value had been chosen beside it."""
+    if not source.startswith("experiment="):
+        return ()
+    return read_nodes(_compose([line for line in overrides if "." not in split(line)[0]]), READ)
 
 
 def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -227,16 +212,11 @@ def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     for line in overrides:
         key, value = split(line)
         yield key, line
-        if key == "experiment":
-            loader = GlobalHydra.instance().config_loader()
-            file = loader.repository.load_config(f"experiment/{value}")  # type: ignore[attr-defined]
-            assert file is not None
-            for default in file.defaults_list:
-                if default.is_override():
-                    yield default.group.strip("/"), line
-            for leaf, _ in leaves(OmegaConf.to_container(file.config)):
-                if leaf.partition(".")[0] != "defaults":
-                    yield leaf, line
+        content = read_file(f"experiment/{value}") if key == "experiment" else {}
+        for default in content.pop("defaults", ()):
+            if isinstance(default, dict):
+                yield split(next(iter(default)).removeprefix("override /"))[0], line
+        yield from ((name, line) for name, _ in leaves(content))
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -250,7 +230,11 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         ConfigFault: if one of them is impossible.
     """
-    faults = []
+    if faults := list(_setting_faults(config)):
+        raise ConfigFault(faults)
+
+
+def _setting_faults(config: DictConfig) -> Iterator[str]:
     cores = os.cpu_count() or 1
     ranges = {"seed": (0, 2**32 - 1), "threads": (1, cores), "jobs": (1, cores)}
     for key, (smallest, largest) in ranges.items():
@@ -258,11 +242,7 @@ def check_settings(config: DictConfig) -> None:
         is_number = isinstance(value, int) and not isinstance(value, bool)
         may_be_null = key != "seed" and value is None
         if not (is_number and smallest <= value <= largest) and not may_be_null:
-            faults.append(f"{key}={value}: must be a whole number from {smallest} to {largest}")
-    epochs = config.trainer.max_epochs
+            yield f"{key}={value}: must be a whole number from {smallest} to {largest}"
+    epochs = config.trainer.get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:  # of null Lightning makes a thousand
-        faults.append(
-            f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"
-        )
-    if faults:
-        raise ConfigFault(faults)
+        yield f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import hydra.utils
-from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import target_faults
 from newllm.config.naming import split
-from newllm.config.origins import leaves
+from newllm.config.origins import leaves, raw
 
 # Sizes of a model, and the names of sizes that follow from a budget.
 OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
@@ -25,18 +20,18 @@ def without_leftovers(config: DictConfig, overrides: Sequence[str]) -> DictConfi
 
     `experiment=modern model=lstm` takes the sizes that both know, and leaves `context_dim` out.
     What was chosen on the command line itself stays, to be told as a fault. `left_out` says what
-    is gone. Needs Hydra to be initialised, since it looks into the experiment's own file.
+    is gone. Needs Hydra to be initialised, since it looks into the files of both.
 
     Args:
         config: as composed.
         overrides: what was explicitly chosen on the command line.
     """
     chosen = dict(map(split, overrides))
-    known = arguments_of(config.get("model"), config.get("trusted_packages") or ())
-    if known is None or not chose_another_model(overrides):
+    if not chose_another_model(overrides):
         return config
+    known = {key.rpartition(".")[2] for key in keys_of(f"model/{chosen['model']}")}
     config = config.copy()
-    for key in dict.fromkeys(_keys_of(f"experiment/{chosen['experiment']}")):
+    for key in dict.fromkeys(keys_of(f"experiment/{chosen['experiment']}")):
         parent, _, leaf = key.rpartition(".")
         holder = OmegaConf.select(config, parent)
         of_a_model = f"{parent}." in OF_A_MODEL and isinstance(holder, DictConfig)
@@ -52,32 +47,19 @@ def chose_another_model(overrides: Sequence[str]) -> bool:
     return {"experiment", "model"} <= {split(line)[0] for line in overrides}
 
 
-def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] | None:
-    """The names of the arguments that a node's target takes; None where that cannot be told."""
-    if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, "_target_"):
-        return None
-    try:
-        target = str(node.get("_target_"))
-    except OmegaConfBaseException:
-        return None
-    alone = OmegaConf.create({"_target_": target})
-    if "${" in target or list(target_faults(alone, "", trusted_packages)):
-        return None
-    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return list(parameters)
+def read_file(path: str) -> dict[str, Any]:
+    """What a file of the configuration says, by its group and name; nothing if there is none."""
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        if source.available() and source.is_config(path):
+            content = source.load_config(path).config
+            return raw(content) if isinstance(content, DictConfig) else {}
+    return {}
 
 
-def _keys_of(path: str) -> Iterator[str]:
+def keys_of(path: str) -> Iterator[str]:
     """The keys that a file of the configuration sets, and those that it is built on."""
-    repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
-    file = repository.load_config(path)
-    if file is None:
-        return
-    for default in file.defaults_list or []:
-        if isinstance(default, ConfigDefault) and default.path not in (None, "_self_"):
-            yield from _keys_of(f"{path.rpartition('/')[0]}/{default.path}")
-    for name, _ in leaves(OmegaConf.to_container(file.config, resolve=False)):
-        if name.partition(".")[0] != "defaults":
-            yield name
+    content = read_file(path)
+    for default in content.pop("defaults", None) or ():
+        if isinstance(default, str) and default != "_self_":
+            yield from keys_of(f"{path.rpartition('/')[0]}/{default}")
+    yield from (name for name, _ in leaves(content))

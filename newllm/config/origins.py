@@ -13,10 +13,10 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 
 
 def raw(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain containers, interpolations as they stand."""
+    """The configuration as plain containers, interpolations as they stand; nothing of Hydra's."""
     content = OmegaConf.to_container(config, resolve=False)
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return {str(key): value for key, value in content.items() if key != "hydra"}
 
 
 def descend(content: Any, name: str) -> Any:

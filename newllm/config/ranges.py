@@ -12,37 +12,33 @@ from newllm.config.origins import leaves, origin, raw
 
 LARGEST = 2**63 - 1  # what torch and numpy take for a whole number
 
-Range = tuple[str, Callable[[float], bool]]
-ABOVE_ZERO: Range = ("above 0", lambda number: number > 0)
-FROM_ZERO: Range = ("at least 0", lambda number: number >= 0)
-FROM_ONE: Range = ("at least 1", lambda number: number >= 1)
-SHARE: Range = ("at least 0 and below 1", lambda number: 0 <= number < 1)
-
-# By part and argument; what the package builds of its own models and data checks itself.
-RANGES: dict[str, dict[str, Range]] = {
+HOLDS: dict[str, Callable[[float], bool]] = {
+    "above 0": lambda number: number > 0,
+    "at least 0": lambda number: number >= 0,
+    "at least 1": lambda number: number >= 1,
+    "at least 0 and below 1": lambda number: 0 <= number < 1,
+    # Lightning would make a list of them.
+    "1: a run is one process on one device": lambda number: number < 1000,
+}
+# By part: what its arguments must be. The package checks those of its own models and data.
+RANGES: dict[str, dict[str, str]] = {
     "optimizer": {
-        **dict.fromkeys(("lr",), ABOVE_ZERO),
-        **dict.fromkeys(
-            ("weight_decay", "eps", "lr_decay", "initial_accumulator_value"), FROM_ZERO
-        ),
-        **dict.fromkeys(("betas", "momentum", "dampening", "alpha"), SHARE),
+        "above 0": "lr",
+        "at least 0": "weight_decay eps lr_decay initial_accumulator_value",
+        "at least 0 and below 1": "betas momentum dampening alpha",
     },
     "schedule": {
-        **dict.fromkeys(("max_lr", "gamma", "div_factor", "final_div_factor"), ABOVE_ZERO),
-        **dict.fromkeys(("start_factor", "factor"), ABOVE_ZERO),
-        **dict.fromkeys(("eta_min", "end_factor"), FROM_ZERO),
-        **dict.fromkeys(("T_max", "T_0", "T_mult", "step_size", "total_iters"), FROM_ONE),
-        **dict.fromkeys(("pct_start", "base_momentum", "max_momentum"), SHARE),
+        "above 0": "max_lr gamma div_factor final_div_factor start_factor factor",
+        "at least 0": "eta_min end_factor",
+        "at least 1": "T_max T_0 T_mult step_size total_iters",
+        "at least 0 and below 1": "pct_start base_momentum max_momentum",
     },
     "callbacks": {
-        **dict.fromkeys(("patience", "min_delta", "small", "num_steps"), FROM_ZERO),
-        **dict.fromkeys(("every_n_steps", "every_n_epochs", "num_sentences"), FROM_ONE),
+        "at least 0": "patience min_delta small num_steps",
+        "at least 1": "every_n_steps every_n_epochs num_sentences",
     },
-    # Lightning would make a list of them.
-    "trainer": {"devices": ("1: a run is one process on one device", lambda number: number < 1000)},
-    "budget": dict.fromkeys(
-        ("parameters", "state_bytes", "step", "widths", "state_widths"), FROM_ONE
-    ),
+    "trainer": {"1: a run is one process on one device": "devices"},
+    "budget": {"at least 1": "parameters state_bytes step widths state_widths"},
 }
 # The numbers that are used; others are told to be unread.
 USED = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "budget")
@@ -73,10 +69,9 @@ def _unmet(part: str, name: str, value: Any) -> Iterator[str]:
     if not all(math.isfinite(number) for number in numbers):
         yield "a finite number" if isinstance(value, float) else "finite numbers"
         return
-    for word in name.split("."):
-        text, holds = RANGES.get(part, {}).get(word, ("", None))
-        if holds and not all(map(holds, numbers)):
-            yield text
+    for wanted, arguments in RANGES.get(part, {}).items():
+        if {*name.split(".")} & {*arguments.split()} and not all(map(HOLDS[wanted], numbers)):
+            yield wanted
             return
     if any(abs(number) > LARGEST for number in numbers if isinstance(number, int)):
         yield f"at most {LARGEST}"

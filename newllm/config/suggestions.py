@@ -9,48 +9,32 @@ from omegaconf import DictConfig
 
 from newllm.config.origins import descend, leaves, origin, raw
 
-# What other programs call it, and what it is called here.
-SYNONYMS = {
-    "learning_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "wd": "optimizer.weight_decay",
-    "beta": "optimizer.betas",
-    "epochs": "trainer.max_epochs",
-    "num_epochs": "trainer.max_epochs",
-    "n_epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "num_steps": "trainer.max_steps",
-    "device": "trainer.accelerator",
-    "dtype": "trainer.precision",
-    "batch": "data.batch_size",
-    "batchsize": "data.batch_size",
-    "dropout_rate": "model.dropout",
-    "hidden_size": "model.hidden_dim",
-    "hidden": "model.hidden_dim",
-    "width": "model.hidden_dim",
-    "d_model": "model.embedding_dim",
-    "embedding_size": "model.embedding_dim",
-    "emb_dim": "model.embedding_dim",
-    "context_size": "model.context_dim",
-    "state_size": "model.context_dim",
-    "layers": "model.num_layers",
-    "n_layers": "model.num_layers",
-    "depth": "model.num_layers",
-    "heads": "model.num_heads",
-    "n_heads": "model.num_heads",
-    "vocab_size": "data.vocabulary_size",
-    "sequence_length": "data.max_length",
-    "max_len": "data.max_length",
-    "file": "data.path",
-    "grad_clip": "recipe.gradient_clip",
-    "clip": "recipe.gradient_clip",
-    "gradient_clip_val": "recipe.gradient_clip",
-    "warmup": "schedule.scheduler.pct_start",
-    "early_stopping": "countermeasures.early_stopping.patience",
-    "random_seed": "seed",
-    "num_threads": "threads",
-    "dry_run": "plan",
-    "output_dir": "hydra.run.dir",
+# What a key is called here, and what other programs call it.
+OTHER_NAMES = {
+    "optimizer.lr": "learning_rate lr",
+    "optimizer.weight_decay": "wd",
+    "optimizer.betas": "beta",
+    "trainer.max_epochs": "epochs num_epochs n_epochs",
+    "trainer.max_steps": "steps num_steps",
+    "trainer.accelerator": "device",
+    "trainer.precision": "dtype",
+    "data.batch_size": "batch batchsize",
+    "data.vocabulary_size": "vocab_size",
+    "data.max_length": "sequence_length max_len",
+    "data.path": "file",
+    "model.dropout": "dropout_rate",
+    "model.hidden_dim": "hidden_size hidden width",
+    "model.embedding_dim": "d_model embedding_size emb_dim",
+    "model.context_dim": "context_size state_size",
+    "model.num_layers": "layers n_layers depth",
+    "model.num_heads": "heads n_heads",
+    "recipe.gradient_clip": "grad_clip clip gradient_clip_val",
+    "schedule.scheduler.pct_start": "warmup",
+    "countermeasures.early_stopping.patience": "early_stopping",
+    "seed": "random_seed",
+    "threads": "num_threads",
+    "plan": "dry_run",
+    "hydra.run.dir": "output_dir",
 }
 NEAR = 0.75  # how alike a word must be to one elsewhere; among its neighbours less is enough
 
@@ -64,17 +48,25 @@ def suggest(config: DictConfig, key: str) -> str | None:
     parent, _, leaf = key.rpartition(".")
     content = raw(config)
     holder = descend(content, parent) if parent else content
+    meant = suggest(config, parent) if parent and holder is None else None
+    if meant and isinstance(descend(content, meant), dict):
+        nearer = f"{meant}.{leaf}"  # of `modl.hidden_dim` and `modl.hiden_dim`
+        return nearer if _exists(content, nearer) else suggest(config, nearer)
     neighbours = [str(name) for name in holder or () if not str(name).startswith("_")]
     if not parent:
         neighbours += GlobalHydra.instance().config_loader().list_groups("")
-    synonyms = {word: name for word, name in SYNONYMS.items() if _exists(content, name)}
-    if leaf in synonyms:
-        return origin(content, synonyms[leaf])
+    called = {
+        word: name
+        for name, words in OTHER_NAMES.items()
+        for word in words.split()
+        if name.startswith("hydra.") or _exists(content, name)
+    }
+    if leaf in called:
+        return origin(content, called[leaf])
     if close := difflib.get_close_matches(leaf, neighbours, n=1):
         return f"{parent}.{close[0]}".lstrip(".")
-    everywhere = {
-        name.rpartition(".")[2]: name for name, _ in leaves(content) if "._" not in name
-    } | synonyms
+    everywhere = {name.rpartition(".")[2]: name for name, _ in leaves(content) if "._" not in name}
+    everywhere |= called
     if close := difflib.get_close_matches(leaf, everywhere, n=1, cutoff=NEAR):
         return origin(content, everywhere[close[0]])
     return None
@@ -83,4 +75,4 @@ def suggest(config: DictConfig, key: str) -> str | None:
 def _exists(content: object, name: str) -> bool:
     parent, _, leaf = name.rpartition(".")
     holder = descend(content, parent) if parent else content
-    return name.startswith("hydra.") or (isinstance(holder, dict) and leaf in holder)
+    return isinstance(holder, dict) and leaf in holder

@@ -15,21 +15,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import Logger
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
-
 PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
 
 
 class Kind(NamedTuple):
-    """Classes that derive from `base` and are defined in the module `home` or below it."""
+    """Classes that derive from `base` and are defined in the module `home` or below it.
 
-    base: type
+    The base is told by its module and its name, so that nothing is imported before it is asked for.
+    """
+
+    module: str
+    name: str
     home: str
+
+    def base(self) -> type:
+        base: type = getattr(importlib.import_module(self.module), self.name)
+        return base
 
 
 # Modules of torch.nn whose layers put out no more than they read, or have weights for. Others could
@@ -37,19 +38,19 @@ class Kind(NamedTuple):
 BOUNDED = ("activation", "batchnorm", "dropout", "instancenorm", "linear", "normalization")
 # What a stranger's model may be made of.
 MODEL_KINDS = (
-    Kind(nn.Module, "newllm.models"),
-    *(Kind(nn.Module, f"torch.nn.modules.{module}") for module in BOUNDED),
+    Kind("torch.nn", "Module", "newllm.models"),
+    *(Kind("torch.nn", "Module", f"torch.nn.modules.{module}") for module in BOUNDED),
 )
 KINDS = (
     *MODEL_KINDS,
-    Kind(nn.Module, "torch.nn.modules"),
-    Kind(Optimizer, "torch.optim"),
-    Kind(LRScheduler, "torch.optim"),
-    Kind(Trainer, "lightning.pytorch.trainer"),
-    Kind(Callback, "lightning.pytorch.callbacks"),
-    Kind(Callback, "newllm.training.watching"),
-    Kind(Logger, "lightning.pytorch.loggers"),
-    Kind(Metric, "torchmetrics"),
+    Kind("torch.nn", "Module", "torch.nn.modules"),
+    Kind("torch.optim", "Optimizer", "torch.optim"),
+    Kind("torch.optim.lr_scheduler", "LRScheduler", "torch.optim"),
+    Kind("lightning.pytorch", "Trainer", "lightning.pytorch.trainer"),
+    Kind("lightning.pytorch", "Callback", "lightning.pytorch.callbacks"),
+    Kind("lightning.pytorch", "Callback", "newllm.training.watching"),
+    Kind("lightning.pytorch.loggers", "Logger", "lightning.pytorch.loggers"),
+    Kind("torchmetrics", "Metric", "torchmetrics"),
 )
 # What is ours and of none of these kinds.
 OWN = frozenset(
@@ -110,6 +111,8 @@ class Trust:
         if not is_foreign and not _is_below(path, PACKAGES):
             known = ", ".join((*PACKAGES, *self.packages))
             raise ValueError(f"not from {known}; if it is safe: {self.remedy}")
+        for kind in self.kinds:
+            kind.base()  # targets are taken from what is loaded
         # Nothing is looked for inside of classes, whose methods do all kinds of things.
         holder = _imported(module) if is_foreign else _own_or_loaded(module)
         target = vars(holder).get(name)
@@ -129,7 +132,7 @@ class Trust:
             return True
         # What a class is made of counts, not what it claims to be an instance of.
         bases = type.mro(target) if isinstance(target, type) else []
-        return any(kind.base in bases and _is_below(home, [kind.home]) for kind in self.kinds)
+        return any(_is_below(home, [kind.home]) and kind.base() in bases for kind in self.kinds)
 
 
 def _home(target: Any) -> str:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import TYPE_NAMES, takes_null
-from newllm.config.leftovers import arguments_of
+from newllm.config.build import TYPE_NAMES, arguments_of, takes_null
 from newllm.config.origins import descend, leaves, origin, raw
 from newllm.config.suggestions import suggest
 
 FILLED_IN = ("model.vocabulary_size",)  # null until the experiment is built
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 PARTS_AT_WILL = ("logger", "callbacks")  # a run may lack any of them
 
 
@@ -29,12 +27,6 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
     """
     key = item.key_or_group
     content = raw(config)
-    if key in FOLDERS and None in values:
-        yield f"{key}=null: must be a folder"
-    if key == "hydra.sweeper.params" and not all(isinstance(v, dict | None) for v in values):
-        yield f"{item.input_line}: must be a mapping of keys to values, as in {{seed: '1,2'}}"
-    if key.partition(".")[0].partition("/")[0] == "hydra":
-        return  # Hydra's own, and Hydra's to check
     if "/" in key or "@" in str(item.input_line).partition("=")[0]:
         yield f"{item.input_line}: no such group"
         return
@@ -46,14 +38,14 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
             yield from _deletion_faults(config, item)
         else:
             yield _unknown(config, key)
-    elif item.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and not exists:
+    elif item.is_add() and exists and _default(config, key) is not None:
+        yield f"{item.input_line}: stands there already; drop the +"
+    elif (item.is_add() or item.is_force_add()) and not exists:
         if key.partition(".")[0] not in content:
             meant = suggest(config, key)
             yield f"+{key}: nothing reads it; " + (f"did you mean {meant}?" if meant else "drop it")
     elif source := _borrowed_from(config, key):
         yield f"{key}: stands at {source}; set it there"
-    elif not isinstance(holder, dict):
-        yield f"{key}: unknown key; {parent} holds no keys"
     elif not exists:
         yield _unknown(config, key)
     else:
@@ -77,9 +69,9 @@ def _unknown(config: DictConfig, key: str) -> str:
     if meant := suggest(config, key):
         return f"{key}: unknown key; did you mean {meant}?"
     holder = descend(raw(config), parent) if parent else raw(config)
-    keys = [str(name) for name in holder or () if not str(name).startswith("_")]
-    place = parent or "the configuration"
-    return f"{key}: unknown key; {place} has {', '.join(keys) or 'no keys'}"
+    keys = [str(name) for name in holder if name[0] != "_"] if isinstance(holder, dict) else []
+    found = f"has {', '.join(keys)}" if keys else "holds no keys"
+    return f"{key}: unknown key; {parent or 'the configuration'} {found}"
 
 
 def _deletion_faults(config: DictConfig, item: Override) -> Iterator[str]:

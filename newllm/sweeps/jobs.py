@@ -9,7 +9,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from newllm.config.leftovers import without_leftovers
 from newllm.config.naming import run_folder
 from newllm.data.sources.corpora import NUM_SENTENCES
 from newllm.runs.directory import read_result
@@ -29,7 +28,6 @@ class Job:
     @classmethod
     def plan(cls, config: DictConfig, overrides: tuple[str, ...], top: Path) -> Job:
         """The job of some overrides, in its folder below `top`."""
-        config = without_leftovers(config, overrides)
         return cls(config, overrides, top / run_folder(overrides, config.seed))
 
     @property

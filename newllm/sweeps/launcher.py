@@ -14,7 +14,12 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
+
+from newllm.config.build import ConfigFault
+from newllm.config.loading import loading
+from newllm.config.naming import run_name, split, without_seed
+from newllm.config.overrides import Composer
 
 
 class LocalLauncher(Launcher):
@@ -28,19 +33,17 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from newllm.sweeps.jobs import Job
-        from newllm.sweeps.sweep import sweep
-
         setup_globals()
-        loader = self.hydra_context.config_loader
-        configs = _compose(loader, self.config, job_overrides)
+        configs = _compose(self.hydra_context.config_loader, self.config, job_overrides)
+        with loading():
+            from newllm.sweeps.jobs import Job
+            from newllm.sweeps.sweep import sweep
+
         top = Path(self.config.hydra.sweep.dir)
-        jobs = []
-        for config, overrides in zip(configs, job_overrides, strict=True):
-            with open_dict(config):
-                del config["hydra"]
-            # The folder is told by the overrides alone, so it needs none of Hydra's own values.
-            jobs.append(Job.plan(config, tuple(overrides), top))
+        jobs = [
+            Job.plan(config, tuple(overrides), top)
+            for config, overrides in zip(configs, job_overrides, strict=True)
+        ]
         losses = sweep(jobs, top)
         returns = []
         for config, overrides, loss in zip(configs, job_overrides, losses, strict=True):
@@ -53,35 +56,30 @@ class LocalLauncher(Launcher):
 def _compose(
     loader: ConfigLoader, config: DictConfig, job_overrides: Sequence[Sequence[str]]
 ) -> list[DictConfig]:
-    """The configuration of each job; those that differ in their seed alone are composed once."""
-    from newllm.config.naming import without_seed
-
-    composed: dict[tuple[str, ...], DictConfig] = {}
-    configs = []
-    for overrides in job_overrides:
-        seeds = [line.partition("=")[2] for line in overrides if line.startswith("seed=")]
-        if len(seeds) != 1 or not seeds[0].isdecimal():
-            configs.append(_composed(loader, config, overrides))
-            continue
-        choices = without_seed(overrides)
-        if choices not in composed:
-            composed[choices] = _composed(loader, config, overrides)
-        own = copy.deepcopy(composed[choices])
-        own.seed = int(seeds[0])
-        configs.append(own)
-    return configs
-
-
-def _composed(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a job.
+    """The configuration of each job; those that differ in their seed alone are composed once.
 
     Raises:
-        SystemExit: Hydra cannot compose it, as a line says.
+        SystemExit: some have faults, which were told.
     """
-    from newllm.config.naming import run_name
-
-    try:
-        return loader.load_sweep_config(config, list(overrides))
-    except Exception as error:  # it raises a dozen kinds
-        print(f"{run_name(overrides)}: {' '.join(str(error).split())}", file=sys.stderr)
+    composer = Composer(loader, config.hydra.job.config_name)
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    configs: list[DictConfig] = []
+    faults: dict[str, str] = {}
+    for overrides in job_overrides:
+        seed = dict(map(split, overrides)).get("seed", "")
+        choices = without_seed(overrides) if seed.isdecimal() else tuple(overrides)
+        try:
+            if choices not in composed:
+                composed[choices] = composer.job([*config.hydra.overrides.hydra, *overrides])
+        except ConfigFault as error:
+            label = run_name(overrides)
+            faults |= {line: label for line in str(error).splitlines() if line not in faults}
+            continue
+        own = copy.deepcopy(composed[choices])
+        own.seed = int(seed) if seed.isdecimal() else own.seed
+        configs.append(own)
+    if faults:
+        # Hydra would show where an exception came from, which helps nobody here.
+        print("\n".join(f"{label}: {fault}" for fault, label in faults.items()), file=sys.stderr)
         sys.exit(1)
+    return configs

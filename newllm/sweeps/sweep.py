@@ -19,8 +19,7 @@ from rich.table import Table
 
 from newllm.config.arguments import program
 from newllm.config.build import ConfigFault
-from newllm.config.composed import check_settings, composed_faults
-from newllm.config.naming import without_seed
+from newllm.config.composed import check_settings
 from newllm.reporting.bands import bands_told
 from newllm.reporting.terminal import console, print_contests, reasons
 from newllm.runs.directory import RunConflict, has_ended, move_aside
@@ -108,18 +107,11 @@ def _check(jobs: Sequence[Job], top: Path) -> None:
     """Find all faults before the first job starts; with overwrite=true, make room."""
     faults: dict[str, str] = {}
     folders: dict[Path, Job] = {}
-    checked: set[tuple[str, ...]] = set()
     for job in jobs:
-        choices = without_seed(job.overrides)  # what they are faulty in, all seeds are
-        is_new = choices not in checked
-        checked.add(choices)
-        found = composed_faults(job.config, job.overrides) if is_new else []
         try:
             check_settings(job.config)
         except ConfigFault as error:
-            found += str(error).splitlines()
-        for fault in found:
-            faults.setdefault(fault, job.label)
+            faults.setdefault(str(error), job.label)
         if folders.setdefault(job.folder, job) is not job:
             faults.setdefault(f"{job.folder}: two jobs have this place", job.label)
     if not faults and not jobs[0].config.plan:
