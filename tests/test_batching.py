@@ -10,9 +10,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from newllm.data.batch import IGNORE, Batch
 from newllm.data.batching import (
     MAX_LOGITS,
-    Batch,
     EncodedSplit,
     EvaluationBatches,
     TrainingBatches,
@@ -53,7 +53,7 @@ def test_a_batch_is_shifted_and_padded_to_its_longest() -> None:
     for row, index in enumerate([3, 12, 1]):
         ids, padding = SENTENCES[index], [PAD] * (8 - LENGTHS[index])
         assert batch.tokens_BT[row].tolist() == ids[:-1] + padding
-        assert batch.targets_BT[row].tolist() == ids[1:] + padding
+        assert batch.targets_BT[row].tolist() == ids[1:] + [IGNORE] * len(padding)
     assert batch.sentence_B.tolist() == [3, 12, 1]
 
 
@@ -125,7 +125,7 @@ def test_targets_are_found_again_in_their_split() -> None:
     split = EncodedSplit(SENTENCES)
     batch = split.batch(torch.tensor([3, 12, 1]))
     found = split.targets[split.target_indices(batch)]
-    assert found.tolist() == batch.targets_BT[batch.targets_BT != PAD].tolist()
+    assert found.tolist() == batch.targets_BT[batch.scored_BT].tolist()
 
 
 def test_previous_tokens_reach_back_to_the_start() -> None:

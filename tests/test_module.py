@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from newllm.data.batching import Batch, EncodedSplit
-from newllm.data.tokenizer import BOS, EOS, PAD, UNK
+from newllm.data.batch import IGNORE, Batch
+from newllm.data.batching import EncodedSplit
+from newllm.data.tokenizer import BOS, EOS, UNK
 from newllm.models.language_model import score_logits
 from newllm.training.module import Schedule, SentenceScores
 
@@ -68,11 +69,11 @@ def test_metrics_are_their_definitions_whatever_the_batching() -> None:
     assert len(known) < len(losses), "the test needs unknown targets"
 
 
-def test_token_losses_are_zero_at_padding() -> None:
-    targets_BT = torch.tensor([[4, PAD], [5, 6]])
+def test_token_losses_are_zero_where_nothing_is_scored() -> None:
+    targets_BT = torch.tensor([[4, IGNORE], [5, 6]])
     losses_BT, _ = score_logits(torch.randn(2, 2, V), targets_BT)
     assert losses_BT[0, 1] == 0
-    assert (losses_BT[targets_BT != PAD] > 0).all()
+    assert (losses_BT[targets_BT != IGNORE] > 0).all()
 
 
 def test_schedule_refuses_an_unknown_interval() -> None:

@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from newllm.data.batch import IGNORE, Batch
 from newllm.data.tokenizer import BOS, PAD
 
 BATCHINGS = ("shuffled", "bucketed")
@@ -20,20 +21,6 @@ BATCHINGS = ("shuffled", "bucketed")
 # Of an evaluation batch, so that neither long sentences nor a large vocabulary fill the memory.
 MAX_POSITIONS = 256 * 32
 MAX_LOGITS = 2**23
-
-
-class Batch(NamedTuple):
-    """Sentences padded on the right to the longest of the batch, with ``<PAD>``.
-
-    Attributes:
-        tokens_BT: what the model reads, ``<BOS>`` first. int64.
-        targets_BT: the token that follows each of them, ``<EOS>`` last. int64.
-        sentence_B: where each sentence stands in its split. int64.
-    """
-
-    tokens_BT: Tensor
-    targets_BT: Tensor
-    sentence_B: Tensor
 
 
 class EncodedSplit:
@@ -111,7 +98,7 @@ class EncodedSplit:
         """Where the real targets of a batch, row by row, stand among the targets of the split."""
         step_T = torch.arange(batch.targets_BT.shape[1])
         index_BT = self.first_target_N[batch.sentence_B][:, None] + step_T
-        return index_BT[batch.targets_BT != PAD].numpy()
+        return index_BT[batch.scored_BT].numpy()
 
     @cached_property
     def digest(self) -> str:
@@ -129,7 +116,7 @@ class EncodedSplit:
         index_BT.clamp_(max=len(self._ids_S) - 2)  # short sentences at the end of the split
         return Batch(
             tokens_BT=torch.where(is_real_BT, self._at(index_BT), PAD),
-            targets_BT=torch.where(is_real_BT, self._at(index_BT + 1), PAD),
+            targets_BT=torch.where(is_real_BT, self._at(index_BT + 1), IGNORE),
             sentence_B=sentence_B,
         )
 

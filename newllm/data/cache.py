@@ -35,13 +35,13 @@ UNREADABLE = (
 
 # The code that decides what the files hold.
 SOURCES = (
-    ("newllm.data", "corpora.py"),
+    ("newllm.data.sources", "corpora.py"),
     ("newllm.data", "tokenizer.py"),
     ("newllm.data", "batching.py"),
     ("newllm.data", "module.py"),
     ("newllm.data", "cache.py"),
-    ("newllm.analysis", "ngram.py"),
-    ("newllm.analysis", "references.py"),
+    ("newllm.statistics", "ngram.py"),
+    ("newllm.statistics", "references.py"),
 )
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.data.batching import Batch, EncodedSplit, EvaluationBatches
+from newllm.data.batch import IGNORE, Batch
+from newllm.data.batching import EncodedSplit, EvaluationBatches
 from newllm.data.tokenizer import PAD
 from newllm.models.context import ContextModel
 from newllm.models.language_model import score_logits
@@ -137,7 +138,7 @@ def _loss(model: ContextModel, split: EncodedSplit, make: MakeIntervention, afte
         trace = model.trace(batch.tokens_BT, intervene=make(model, batch))
         loss_BT, _ = score_logits(trace.logits_BTV, batch.targets_BT)
         total += loss_BT[:, after:].sum(dtype=torch.double).item()
-        number += int((batch.targets_BT[:, after:] != PAD).sum())
+        number += int(batch.scored_BT[:, after:].sum())
     return total / number
 
 
@@ -193,7 +194,7 @@ def gradient_norms(model: ContextModel, batch: Batch) -> list[float]:
         loss_BT, _ = score_logits(model.trace(tokens_BT, None, watch).logits_BTV, targets_BT)
     norms: dict[int, list[float]] = defaultdict(list)
     for t in range(1, loss_BT.shape[1]):
-        real_B = targets_BT[:, t] != PAD
+        real_B = targets_BT[:, t] != IGNORE
         if not real_B.any():
             break
         # The sentences do not touch one another, so one backward pass serves all of them.

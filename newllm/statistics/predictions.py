@@ -7,7 +7,6 @@ import torch
 
 from newllm.data.batching import EncodedSplit, EvaluationBatches
 from newllm.data.module import CorpusDataModule
-from newllm.data.tokenizer import PAD
 from newllm.models.language_model import LanguageModel
 
 
@@ -17,7 +16,7 @@ def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
     losses = np.empty(split.num_targets)
     for batch in EvaluationBatches(split):
         loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
-        is_real_BT = batch.targets_BT != PAD
+        is_real_BT = batch.scored_BT
         losses[split.target_indices(batch)] = loss_BT[is_real_BT].double().numpy(force=True)
     return losses
 

@@ -14,7 +14,8 @@ from itertools import islice
 
 import torch
 
-from newllm.data.batching import Batch, EvaluationBatches
+from newllm.data.batch import Batch
+from newllm.data.batching import EvaluationBatches
 from newllm.training.clipping import clip_gradients
 from newllm.training.experiment import Experiment
 from newllm.training.module import LanguageModule

@@ -16,8 +16,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from newllm.data.batching import Batch
-from newllm.data.tokenizer import PAD, UNK
+from newllm.data.batch import Batch
+from newllm.data.tokenizer import UNK
 from newllm.models.language_model import LanguageModel
 from newllm.training.clipping import GradientClip, clip_gradients
 
@@ -88,7 +88,7 @@ class SentenceScores:
     def add(self, loss_BT: Tensor, correct_BT: Tensor, batch: Batch) -> None:
         """Add what `LanguageModel.score` says of a batch; padding counts nothing."""
         targets_BT = batch.targets_BT
-        real_BT = targets_BT != PAD
+        real_BT = batch.scored_BT
         known_BT = real_BT & (targets_BT != UNK)
         columns = (loss_BT, real_BT, loss_BT * known_BT, known_BT, correct_BT & real_BT)
         self._sums.append(torch.stack([column.sum(1).double() for column in columns], dim=1))
@@ -170,7 +170,7 @@ class LanguageModule(LightningModule):
         """The sum of the losses of a batch, and of how many tokens."""
         loss_BT, correct_BT = self.model.score(batch.tokens_BT, batch.targets_BT)
         scores.add(loss_BT, correct_BT, batch)
-        return loss_BT.sum(), (batch.targets_BT != PAD).sum()
+        return loss_BT.sum(), batch.scored_BT.sum()
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """The mean loss of a batch; of accumulated ones, a loss that weights each by its tokens.

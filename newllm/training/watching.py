@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from newllm.data.batching import Batch, EvaluationBatches
+from newllm.data.batch import Batch
+from newllm.data.batching import EvaluationBatches
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import EOS, PAD, UNK
-from newllm.generate import sample_sentences
+from newllm.models.sampling import sample_sentences
 from newllm.models.context import ContextModel, Trace
 from newllm.models.language_model import LanguageModel
 from newllm.reporting import figures
@@ -213,7 +214,7 @@ class StepValidation(Callback):
                 masks = (is_unk_BT, is_eos_BT, ~(is_unk_BT | is_eos_BT))
                 for kind, mask_BT in zip(self.KINDS, masks, strict=True):
                     sums[kind] += float((loss_BT * mask_BT).sum())
-                num_targets += int((batch.targets_BT != PAD).sum())
+                num_targets += int(batch.scored_BT.sum())
         model.train()
         shares = {kind: total / num_targets for kind, total in sums.items()}
         loss = sum(shares.values())
