@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from newllm.benchmarks.memory import can_measure, peak_bytes
 from newllm.benchmarks.timing import Timing, side_by_side
 from newllm.data.batch import IGNORE, Batch
-from newllm.data.module import CorpusDataModule
+from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import PAD
 from newllm.models.context import ContextModel
 from newllm.models.gating import LSTMGating
@@ -155,9 +155,9 @@ def measure_epochs(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
 
 def epoch_batches(batching: str) -> list[Batch]:
     """The first epoch of quality500 in the original's batches of 16."""
-    data = CorpusDataModule("quality500", order_seed=1, batching=batching)
-    data.setup()
-    return list(data.train_dataloader())
+    source = SentenceSource("quality500", order_seed=1, batching=batching)
+    source.setup()
+    return list(source.train)
 
 
 def pad_to(batch: Batch, length: int) -> Batch:

@@ -22,6 +22,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from newllm.data.source import Source
+
 PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
 
 
@@ -47,14 +49,15 @@ KINDS = (
     Kind(LRScheduler, "torch.optim"),
     Kind(Trainer, "lightning.pytorch.trainer"),
     Kind(Callback, "lightning.pytorch.callbacks"),
-    Kind(Callback, "newllm.training.watching"),
+    Kind(Callback, "newllm.training"),
+    Kind(Source, "newllm.data"),
     Kind(Logger, "lightning.pytorch.loggers"),
     Kind(Metric, "torchmetrics"),
 )
 # What is ours and of none of these kinds.
 OWN = frozenset(
     {
-        "newllm.data.module.CorpusDataModule",
+        "newllm.data.sources.sentences.SentenceSource",
         "newllm.models.sizes.Budget",
         "newllm.models.recurrence.fused.Fused",
         "newllm.models.initialization.normal",
@@ -65,9 +68,8 @@ OWN = frozenset(
 )
 OWN_MODULES = (
     "newllm.models",
-    "newllm.training.watching",
-    "newllm.data.module",
-    "newllm.training.module",
+    "newllm.data",
+    "newllm.training",
 )
 TOLD = (
     "layers, optimizers, schedules, callbacks, loggers and metrics of newllm, torch, torchmetrics "

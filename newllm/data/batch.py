@@ -5,6 +5,7 @@ Shape suffixes: B batch (rows), T time (tokens).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -40,9 +41,18 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return Batch(*(None if field is None else field.to(device) for field in self))
+        fields = zip(self._fields, self, strict=True)
+        return self._replace(
+            **{name: field.to(device) for name, field in fields if field is not None}
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's weights, where its batches have to be."""
+    """The device of a model's weights, where what it reads has to be."""
     return next(model.parameters()).device
+
+
+def on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches on the device of a model's weights."""
+    device = device_of(model)
+    return (batch.to(device) for batch in batches)

@@ -49,8 +49,8 @@ class LanguageModel(nn.Module, ABC):
             targets: the token after each of them [B, T].
 
         Returns:
-            Cross-entropy in nats, 0 where the target is `IGNORE`, and whether the likeliest token is
-            the target; both [B, T].
+            Cross-entropy in nats, 0 where the target is `IGNORE`, and whether the likeliest token
+            is the target; both [B, T].
         """
         return score_logits(self(tokens)[0], targets)
 

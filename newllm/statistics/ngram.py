@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from newllm.data.batching import EncodedSplit
+from newllm.data.encoded import EncodedSplit
 from newllm.data.memory import release_free_memory
 from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 
