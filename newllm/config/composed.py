@@ -149,10 +149,10 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
         yield f"countermeasure=[{','.join(wanted)}]: {wishes}; keep one of them"
         return
     for name, corpus in wanted.items():
-        if config.data.corpus != corpus:
+        if (chosen := config.data.get("corpus")) != corpus:
             yield (
                 f"countermeasure={name} wants data={corpus}, "
-                f"but data={config.data.corpus} was chosen; drop one of the two"
+                f"but data={chosen} was chosen; drop one of the two"
             )
 
 

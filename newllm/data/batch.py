@@ -41,10 +41,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        fields = zip(self._fields, self, strict=True)
-        return self._replace(
-            **{name: field.to(device) for name, field in fields if field is not None}
-        )
+        given = {name: field for name, field in self._asdict().items() if field is not None}
+        return self._replace(**{name: field.to(device) for name, field in given.items()})
 
 
 def device_of(model: nn.Module) -> torch.device:

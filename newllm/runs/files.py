@@ -88,7 +88,7 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), _or_null(NUMBER)),
     **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), _or_null(NUMBER)),
     "seconds": _or_null(NUMBER),
-    "sees_the_future": FLAG,
+    **dict.fromkeys(("sees_the_future", "has_tokenizer"), FLAG),
     "overrides": _list_of(TEXT),
     "sizes": _mapping_to(Kind("a whole number or a flag", lambda value: isinstance(value, int))),
     "references": _mapping_to(NUMBER),

@@ -65,7 +65,8 @@ class Clock:
         num_batches = _last_batch(config, None)
         chosen = config.trainer.get("val_check_interval") or AUTO
         interval = _cheap_interval(source, num_batches) if chosen == AUTO else int(chosen)
-        interval = min(interval, num_batches)
+        # An epoch ends with a whole step.
+        interval = min(-(-interval // _a_step(config)) * _a_step(config), num_batches)
         num_epochs = -(-num_batches // interval)
         return cls(interval, {"val_check_interval": 1.0, "max_epochs": num_epochs})
 
@@ -77,8 +78,14 @@ def _epoch_faults(config: DictConfig, source: Source) -> Iterator[str]:
         yield f"trainer.max_steps={trainer.max_steps}: {reason}; set it to the steps to train"
     if trainer.max_epochs != config.recipe.get("max_epochs"):
         yield f"trainer.max_epochs={trainer.max_epochs}: {reason}; use trainer.max_steps"
-    if isinstance(trainer.get("val_check_interval"), float):
-        yield f"trainer.val_check_interval={trainer.val_check_interval}: {reason}; give batches"
+    interval = trainer.get("val_check_interval")
+    if isinstance(interval, float):
+        yield f"trainer.val_check_interval={interval}: {reason}; give batches"
+    elif isinstance(interval, int) and interval % _a_step(config):
+        yield (
+            f"trainer.val_check_interval={interval}: must be a multiple of "
+            f"trainer.accumulate_grad_batches={_a_step(config)}"
+        )
     if trainer.get("limit_train_batches", 1.0) != 1.0:
         yield f"trainer.limit_train_batches={trainer.limit_train_batches}: {reason}; drop it"
     if config.schedule and config.schedule.get("interval") == "epoch":
@@ -87,10 +94,15 @@ def _epoch_faults(config: DictConfig, source: Source) -> Iterator[str]:
         yield f"recipe.gradient_clip: {reason} to count epochs of; use [[0,NORM]]"
 
 
+def _a_step(config: DictConfig) -> int:
+    """Batches of an optimizer step."""
+    return int(config.trainer.get("accumulate_grad_batches") or 1)
+
+
 def _last_batch(config: DictConfig, an_epoch: int | None) -> int:
     """Training batches of the whole run, given those of an epoch."""
     trainer = config.trainer
-    by_steps = trainer.max_steps * (trainer.get("accumulate_grad_batches") or 1)
+    by_steps = trainer.max_steps * _a_step(config)
     if an_epoch is None:
         return int(by_steps)
     by_epochs = an_epoch * (trainer.max_epochs or 1)

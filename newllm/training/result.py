@@ -41,6 +41,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         sizes={name: size for name, size in config.model.items() if isinstance(size, int)},
         state_bytes=model.state_bytes(source.max_length),
         sees_the_future=model.sees_the_future,
+        has_tokenizer=source.tokenizer is not None,
         **dict.fromkeys(("steps", "epochs", "best_val_loss", "best_val_loss_batch_mean")),
         **dict.fromkeys(("best_epoch", "best_step", "val_accuracy", "gap_closed", "spikes")),
         **dict.fromkeys(("test_loss", "evaluation")),
