@@ -24,7 +24,7 @@ from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 from newllm.statistics.ngram import NGram
 
 NGRAMS = ("unigram", "bigram", "trigram")  # by order
-MAX_COUNTED = 4_000_000  # training targets that n-grams are counted in, from the first sentence on
+MAX_COUNTED = 2_000_000  # training targets that n-grams are counted in, from the first sentence on
 
 
 @dataclass(frozen=True)
