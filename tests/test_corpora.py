@@ -11,7 +11,6 @@ from statistics import mean, stdev
 import pytest
 
 from newllm.data.encoded import EncodedSplit
-from newllm.data.lines import Lines
 from newllm.data.sources.corpora import Corpus, build_corpus, quality_grammar, read_text_corpus
 from newllm.data.sources.grammar import Grammar
 from newllm.data.tokenizer import Tokenizer
@@ -219,19 +218,6 @@ def test_text_options(tmp_path: Path) -> None:
     published = list(read_text_corpus(path).train)
     assert list(read_text_corpus(path, seed=1).train) != published
     assert list(read_text_corpus(path, seed=42).train) == published
-
-
-def test_lines_are_a_sequence_of_texts() -> None:
-    texts = ["a b", "", "ü", "c"]
-    lines = Lines(texts)
-    assert list(lines) == texts
-    assert [lines[i] for i in (0, 1, 2, 3, -1)] == ["a b", "", "ü", "c", "c"]
-    assert list(lines[1:3]) == texts[1:3]
-    assert list(lines[::-1]) == texts[::-1]
-    assert lines[:] is lines
-    assert "ü" in lines
-    with pytest.raises(IndexError):
-        lines[4]
 
 
 def test_three_lines_are_enough(tmp_path: Path) -> None:

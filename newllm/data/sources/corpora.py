@@ -25,7 +25,6 @@ from importlib.resources import files
 from io import BufferedReader
 from pathlib import Path
 
-from newllm.data.lines import Lines
 from newllm.data.sources.grammar import Grammar
 
 NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
@@ -235,9 +234,7 @@ def read_text_corpus(
     }
     return Corpus(
         "text",
-        train=Lines(sentences[i] for i in of_split["train"]),
-        validation=Lines(sentences[i] for i in of_split["validation"]),
-        test=Lines(sentences[i] for i in of_split["test"]),
+        **{split: tuple(sentences[i] for i in chosen) for split, chosen in of_split.items()},
         seed=seed,
         path=path,
         line_numbers={

@@ -16,7 +16,6 @@ from newllm.data.batching import BATCHINGS, EvaluationBatches, TrainingBatches
 from newllm.data.cache import Arrays, Cache
 from newllm.data.card import Card, Counts
 from newllm.data.encoded import EncodedSplit
-from newllm.data.memory import release_free_memory
 from newllm.data.source import Source
 from newllm.data.sources.corpora import (
     NAMES,
@@ -151,9 +150,6 @@ class SentenceSource(Source):
         )
         self.evaluation = {name: EvaluationBatches(splits[name]) for name in ("validation", "test")}
         self.digest = self.card.sha256
-        del tokens
-        if self.is_large:
-            release_free_memory()
 
     def write(self) -> None:
         """Leave the files of a corpus of this package in the directory, to be looked at.
@@ -166,8 +162,6 @@ class SentenceSource(Source):
         if self._directory and not self._path:
             build_corpus(self.name, self._seed).write(self._directory)
         self._cache.write()
-        if self.is_large:
-            release_free_memory()
 
     @cached_property
     def is_large(self) -> bool:
@@ -187,11 +181,7 @@ class SentenceSource(Source):
         self, name: str, follows_from: Mapping[str, Any], compute: Callable[[], Arrays]
     ) -> Arrays:
         """`Cache.get` of what was computed from this corpus; a small one is computed every time."""
-        if not self.is_large:
-            return compute()
-        arrays = self._cache.get(name, follows_from, compute)
-        release_free_memory()
-        return arrays
+        return self._cache.get(name, follows_from, compute) if self.is_large else compute()
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
