@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 from newllm.config.build import ConfigFault
 from newllm.data.module import DataModule, TrainingLoader
+from newllm.data.source import Source
 from newllm.models.language_model import score_logits
 from newllm.runs.directory import load_run
 from newllm.training.experiment import Experiment, build_experiment
@@ -175,19 +176,38 @@ def test_a_stream_is_scored_as_its_documents_are(compose_config: Compose, tmp_pa
     assert found["val/loss"] == pytest.approx(scores.metrics()["loss"], rel=1e-5)
 
 
-class NoValidation(copy_task.Copy):
-    """A source that lacks what chooses the best weights."""
+class Faulty(copy_task.Copy):
+    """A source with faults in all its parts."""
 
     def setup(self) -> None:
-        self.evaluation = {}
+        self.vocabulary_size = 6
+        self.evaluation = {"other": copy_task.CopyBatches(3, 4, 1, None)}
 
 
-def test_a_source_without_validation_is_a_fault(compose_config: Compose, tmp_path: Path) -> None:
-    config = configured(compose_config, "Copy", *ENDLESS)
-    config.data._target_ = f"{__name__}.NoValidation"
-    config.trusted_packages = [__name__]
-    with pytest.raises(ConfigFault, match="has no evaluation split validation"):
+class Empty(Source):
+    """A source that sets nothing."""
+
+
+@pytest.mark.parametrize(
+    ("target", "faults"),
+    [
+        ("Faulty", ["no evaluation split validation", "train: its tokens", "other has no end"]),
+        ("Empty", ["sets no name, vocabulary_size, max_length, train, evaluation"]),
+        ("pytest", ["no such class or function"]),
+    ],
+)
+def test_faults_of_a_source_are_told_before_the_start(
+    compose_config: Compose, tmp_path: Path, target: str, faults: list[str]
+) -> None:
+    config = compose_config(*RUN, "logger=none", "callbacks=none", *ENDLESS)
+    with open_dict(config):
+        config.model.max_length = 12
+        config.data = {"_target_": f"{__name__}.{target}"}
+        config.trusted_packages = [__name__]
+    with pytest.raises(ConfigFault) as error:
         build_experiment(config, tmp_path)
+    lines = str(error.value).splitlines()
+    assert all(any(fault in line for line in lines) for fault in faults), lines
 
 
 def test_splits_are_evaluated_when_they_should() -> None:

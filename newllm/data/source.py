@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
-from newllm.data.batch import Batch
+from newllm.data.batch import IGNORE, Batch
 from newllm.data.tokenizer import Tokenizer
 
 VALIDATION, TEST = "validation", "test"
@@ -91,3 +91,30 @@ class Source(ABC):
     def oracle_loss(self, split: str) -> float | None:
         """The loss of the distribution that an evaluation split was drawn from, if it is known."""
         return None
+
+
+def source_faults(source: Source) -> Iterator[str]:
+    """What a source lacks, and what is wrong with its first batches."""
+    needed = ("name", "vocabulary_size", "max_length", "train", "evaluation")
+    if missing := [name for name in needed if not hasattr(source, name)]:
+        yield f"sets no {', '.join(missing)}"
+        return
+    if VALIDATION not in source.evaluation:
+        yield f"has no evaluation split {VALIDATION}"
+    for name, split in {"train": source.train, **source.evaluation}.items():
+        if split.num_batches is None and split is not source.train:
+            yield f"its evaluation split {name} has no end; set num_batches"
+        elif split.num_batches != 0 and (fault := _batch_fault(source, split.batch(0, 0))):
+            yield f"{name}: {fault}"
+
+
+def _batch_fault(source: Source, batch: Batch) -> str | None:
+    tokens_BT, targets_BT = batch.tokens_BT, batch.targets_BT
+    if tokens_BT.shape != targets_BT.shape or len(batch.sentence_B) != len(tokens_BT):
+        return "tokens, targets and sentences of a batch do not belong together by their shapes"
+    if not batch.scored_BT.any():
+        return "nothing in its first batch is scored"
+    for kind, ids in (("tokens", tokens_BT), ("targets", targets_BT[targets_BT != IGNORE])):
+        if int(ids.min()) < 0 or int(ids.max()) >= source.vocabulary_size:
+            return f"its {kind} are not all from 0 to vocabulary_size - 1"
+    return None

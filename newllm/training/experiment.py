@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.origins import blame_origin
 from newllm.data.module import DataModule
-from newllm.data.source import VALIDATION, Source
+from newllm.data.source import VALIDATION, Source, source_faults
 from newllm.models.language_model import LanguageModel
 from newllm.models.sizes import Budget
 from newllm.reporting.figures import run_title
@@ -131,15 +131,18 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     references = references_on(source, VALIDATION)
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
-    title = run_title(name, config.data, config.seed)
+    _tell_pictures(callbacks, references, run_title(name, config.data, config.seed))
+    preflight = check(model, source, num_steps, instantiate(config.budget))
+    data = DataModule(source, clock.epoch_length, config.test)
+    return Experiment(config, name, source, data, module, trainer, history, references, preflight)
+
+
+def _tell_pictures(callbacks: Sequence[Callback], references: References, title: str) -> None:
     for callback in callbacks:
         if isinstance(callback, Curves):
             callback.references = dict(references.means)
         if isinstance(callback, Curves | ContextInspector):
             callback.title = title
-    preflight = check(model, source, num_steps, instantiate(config.budget))
-    data = DataModule(source, clock.epoch_length, config.test)
-    return Experiment(config, name, source, data, module, trainer, history, references, preflight)
 
 
 def _with_absolute_paths(config: DictConfig) -> DictConfig:
@@ -192,8 +195,8 @@ def _build_source(config: DictConfig) -> Source:
     if not isinstance(source, Source):
         raise ValueError(f"{target}: is no newllm.data.source.Source")
     source.setup()
-    if VALIDATION not in source.evaluation:
-        raise ValueError(f"{target}: has no evaluation split {VALIDATION}")
+    if found := [f"{target}: {fault}" for fault in source_faults(source)]:
+        raise ValueError("\n".join(found))
     for split in (source.train, *source.evaluation.values()):
         Scores(split.metrics)
     return source

@@ -232,9 +232,12 @@ def read_text_corpus(
         "validation": order[num_train : num_train + num_validation],
         "test": order[num_train + num_validation :],
     }
+    texts = {split: tuple(sentences[i] for i in chosen) for split, chosen in of_split.items()}
     return Corpus(
         "text",
-        **{split: tuple(sentences[i] for i in chosen) for split, chosen in of_split.items()},
+        train=texts["train"],
+        validation=texts["validation"],
+        test=texts["test"],
         seed=seed,
         path=path,
         line_numbers={
