@@ -111,6 +111,18 @@ def test_step_losses_are_on_disk_while_it_runs(compose_config: Compose, tmp_path
     assert [row["step"] for row in rows] == list(range(1, 171))
 
 
+def test_checkpoints_come_by_steps(compose_config: Compose, tmp_path: Path) -> None:
+    seen: dict[int, int] = {}
+
+    def look(trainer: Trainer, _: object) -> None:
+        path = tmp_path / "checkpoints" / "last.ckpt"
+        if path.exists():
+            seen[trainer.global_step] = torch.load(path, weights_only=True)["global_step"]
+
+    fit(compose_config(*TINY30, "checkpoint_steps=3", "trainer.max_epochs=2"), tmp_path, Look(look))
+    assert seen == {step: step // 3 * 3 for step in range(3, 10)}
+
+
 def test_a_divergence_is_noticed_within_an_epoch(compose_config: Compose, tmp_path: Path) -> None:
     last = 0
 

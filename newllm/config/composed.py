@@ -30,6 +30,7 @@ BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger"
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
+    "checkpoint_steps",
     *("trusted_packages", "hydra"),
 )
 # Groups that bundle other choices: nothing reads them by their name.
@@ -266,6 +267,7 @@ def check_settings(config: DictConfig) -> None:
     faults = []
     cores = os.cpu_count() or 1
     ranges = {"seed": (0, 2**32 - 1), "threads": (1, cores), "jobs": (1, cores)}
+    ranges["checkpoint_steps"] = (1, 2**63 - 1)
     for key, (smallest, largest) in ranges.items():
         value = config[key]
         is_number = isinstance(value, int) and not isinstance(value, bool)

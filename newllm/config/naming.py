@@ -14,6 +14,7 @@ LONGEST = 200  # bytes of a name, which may be in any script; a folder's may hav
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 LEFT_OUT = (
     *("sweep", "seed", "jobs", "threads", "plan", "test", "keep_last", "overwrite"),
+    "checkpoint_steps",
     *("trusted_packages", "data.directory", "logger", "hydra"),
 )
 

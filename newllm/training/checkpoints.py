@@ -17,11 +17,13 @@ from newllm.runs.directory import written_whole
 from newllm.training.history import History
 from newllm.training.module import LanguageModule
 
+INTERVAL = 60.0  # seconds
+
 
 class Checkpoints(Callback):
     """`best.ckpt`: the weights of the best validation. `last.ckpt`: all that a run resumes from.
 
-    Both are written at most every `interval` seconds, and the best at the end: writing them at
+    Both are written every minute or every so many steps, and the best at the end: writing them at
     every epoch would cost a small model more time than its training. SIGINT and SIGTERM let the
     step at hand and the validation after it finish, and then end the run with both written; a
     second one does not wait.
@@ -33,18 +35,18 @@ class Checkpoints(Callback):
         folder: for the checkpoints.
         keep_last: whether `last.ckpt` is written at the end as well.
         history: decides which validation is the best.
-        interval: seconds.
+        every_n_steps: how often, in the place of every minute.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(
-        self, folder: Path, keep_last: bool, history: History, interval: float = 60.0
+        self, folder: Path, keep_last: bool, history: History, every_n_steps: int | None = None
     ) -> None:
         self.folder = folder
         self.keep_last = keep_last
         self.history = history
-        self.interval = interval
+        self.every_n_steps = every_n_steps
         self._best: dict[str, Any] | None = None
         self._random_states: dict[str, Any] | None = None  # of the run that goes on
         self._written_at = time.monotonic()
@@ -88,13 +90,17 @@ class Checkpoints(Callback):
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a checkpoint holds no gradients
-        is_due = time.monotonic() - self._written_at > self.interval
-        if is_due or self._is_asked_to_stop:
+        if self._is_due(trainer.global_step) or self._is_asked_to_stop:
             self._write_best()
             self._write_last(trainer)
             self._written_at = time.monotonic()
         if self._is_asked_to_stop:
             raise KeyboardInterrupt
+
+    def _is_due(self, step: int) -> bool:
+        if self.every_n_steps is None:
+            return time.monotonic() - self._written_at > INTERVAL
+        return step > 0 and step % self.every_n_steps == 0
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._restore_handlers()

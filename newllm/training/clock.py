@@ -63,10 +63,12 @@ class Clock:
         if faults := list(_epoch_faults(config, source)):
             raise ConfigFault(faults)
         num_batches = _last_batch(config, None)
-        chosen = config.trainer.get("val_check_interval") or AUTO
-        interval = _cheap_interval(source, num_batches) if chosen == AUTO else int(chosen)
-        # An epoch ends with a whole step.
-        interval = min(-(-interval // _a_step(config)) * _a_step(config), num_batches)
+        interval: Any = config.trainer.get("val_check_interval") or AUTO
+        if interval == AUTO:
+            # Whole steps, and a validation near the end.
+            times = max(1, num_batches // _cheap_interval(source, num_batches))
+            interval = max(1, num_batches // times // _a_step(config)) * _a_step(config)
+        interval = min(interval, num_batches)
         num_epochs = -(-num_batches // interval)
         return cls(interval, {"val_check_interval": 1.0, "max_epochs": num_epochs})
 
@@ -79,7 +81,7 @@ def _epoch_faults(config: DictConfig, source: Source) -> Iterator[str]:
     if trainer.max_epochs != config.recipe.get("max_epochs"):
         yield f"trainer.max_epochs={trainer.max_epochs}: {reason}; use trainer.max_steps"
     interval = trainer.get("val_check_interval")
-    if isinstance(interval, float):
+    if not isinstance(interval, int | None) and interval != AUTO:
         yield f"trainer.val_check_interval={interval}: {reason}; give batches"
     elif isinstance(interval, int) and interval % _a_step(config):
         yield (

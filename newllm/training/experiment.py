@@ -113,7 +113,9 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     schedule = faults.collect(lambda: _build(config, config.schedule))
     callbacks = faults.collect(lambda: _build_all(config, config.callbacks))
     history = History(folder)
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep_last, history)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.keep_last, history, config.checkpoint_steps
+    )
     loggers = faults.collect(lambda: build_loggers(config, folder))
     trainer = faults.collect(
         lambda: build_trainer(
