@@ -62,7 +62,8 @@ def test_what_is_called_best_is_what_is_saved(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = compose_config(*TINY_RUN, "optimizer.lr=0.05", "data.batch_size=5", chosen)
+    more = ("countermeasure=none", "optimizer.lr=0.05", "data.batch_size=5")
+    config = compose_config(*TINY_RUN, *more, chosen)
     experiment = build_experiment(config, tmp_path)
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)
     figures = measured(experiment)
