@@ -15,8 +15,8 @@ from rich.table import Table
 from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.config.build import checked
 from newllm.config.trust import Trust
-from newllm.data.module import CorpusDataModule
 from newllm.data.reading import one_line
+from newllm.data.sources.sentences import SentenceSource
 from newllm.models.context import ContextModel
 from newllm.reporting import figures
 from newllm.runs.directory import LoadedRun, load_run, telling, write_text
@@ -27,7 +27,7 @@ from newllm.statistics.references import ReferenceModels, gap_closed
 SPLITS = ("train", "validation", "test")
 
 
-def evaluate(run: LoadedRun, data: CorpusDataModule) -> dict[str, Any]:
+def evaluate(run: LoadedRun, data: SentenceSource) -> dict[str, Any]:
     """Everything that is looked at, by name: losses in nats per token."""
     found: dict[str, Any] = {"splits": {}}
     models = ReferenceModels(data)
@@ -41,7 +41,7 @@ def evaluate(run: LoadedRun, data: CorpusDataModule) -> dict[str, Any]:
 
 
 def _losses(
-    run: LoadedRun, data: CorpusDataModule, models: ReferenceModels, split: str
+    run: LoadedRun, data: SentenceSource, models: ReferenceModels, split: str
 ) -> dict[str, Any]:
     loss = float(target_losses(run.model, data.split(split)).mean())
     means = models.on(split).means
@@ -138,7 +138,7 @@ def main() -> None:
     print(f"all of it lies in {folder}")
 
 
-def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> CorpusDataModule:
+def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> SentenceSource:
     """A run's data, read or drawn again; nothing is written.
 
     Raises:
@@ -147,10 +147,10 @@ def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> CorpusDat
     with telling(run.path, "config.yaml describes no data"):
         node = run.config.get("data")
         data = checked(node, "data", Trust.in_stranger(trusted_packages)).build(directory=None)
-        if not isinstance(data, CorpusDataModule):
+        if not isinstance(data, SentenceSource):
             raise ValueError("it names no corpus")
         data.setup()
-    if data.data_sha256 != run.result.get("data_sha256"):
+    if data.digest != run.result.get("data_sha256"):
         raise ValueError(f"{run.path}: its data has changed since; evaluate a run on data as it is")
     if data.tokenizer.size > run.model.vocabulary_size:
         raise ValueError(f"{run.path}: its data has more tokens than the model has classes")

@@ -29,6 +29,8 @@ def main() -> None:
         from newllm.runs.directory import load_run
     try:
         run = load_run(options.run, options.trust)
+        if run.tokenizer is None:
+            raise ValueError(f"{options.run}: was not trained on text; it has no tokenizer")
         sentences = sample_sentences(
             run.model,
             run.tokenizer,

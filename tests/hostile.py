@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from newllm.data.module import CorpusDataModule
+from newllm.data.sources.sentences import SentenceSource
 from newllm.models.context import ContextModel
 
 Damage = Callable[[Path], None]
@@ -78,7 +78,7 @@ def listing(top: Path) -> dict[str, tuple[int, int]]:
 
 def good_run(folder: Path) -> Path:
     """A small run directory that can be loaded, evaluated and compared."""
-    data = CorpusDataModule("tiny30", order_seed=1, directory=None)
+    data = SentenceSource("tiny30", order_seed=1, directory=None)
     data.setup()
     model = ContextModel(data.tokenizer.size, **SIZES)  # type: ignore[arg-type]
     (folder / "checkpoints").mkdir(parents=True)
@@ -89,7 +89,7 @@ def good_run(folder: Path) -> Path:
         "status": "done", "experiment": None, "name": "mine", "seed": 1, "corpus": "tiny30",
         "parameters": 100, "threads": 1, "references": {"unigram": 4.0, "bigram": 3.0},
         "best_val_loss": 3.5, "best_val_loss_batch_mean": 3.5, "best_epoch": 1, "seconds": 1.0,
-        "data_sha256": data.data_sha256, "config_hash": "0123456789abcdef", "error": None,
+        "data_sha256": data.digest, "config_hash": "0123456789abcdef", "error": None,
         "spikes": {"val_by_step": [], "val_by_epoch": [], "train_by_step": []},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
@@ -101,7 +101,8 @@ def good_run(folder: Path) -> Path:
 def config_of(vocabulary_size: int) -> dict[str, Any]:
     """Its configuration."""
     model = {"_target_": "newllm.models.context.ContextModel", "vocabulary_size": vocabulary_size}
-    data = {"_target_": "newllm.data.module.CorpusDataModule", "corpus": "tiny30", "order_seed": 1}
+    target = "newllm.data.sources.sentences.SentenceSource"
+    data = {"_target_": target, "corpus": "tiny30", "order_seed": 1}
     recurrence = {"_target_": "newllm.models.recurrence.fused.Fused", "recompute": False}
     return {"model": model | SIZES | {"recurrence": recurrence}, "data": data, "seed": 1}
 

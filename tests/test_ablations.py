@@ -10,7 +10,7 @@ import torch
 from conftest import TINY_CONTEXT, Command
 from torch import nn
 
-from newllm.data.batching import EncodedSplit
+from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import BOS, EOS
 from newllm.models.context import ContextModel
 from newllm.models.gating import Additive, LSTMGating

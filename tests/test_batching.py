@@ -1,5 +1,6 @@
 """Batches: what they hold, their order, and resuming under a real Trainer."""
 
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from newllm.data.batch import IGNORE, Batch
 from newllm.data.batching import (
     MAX_LOGITS,
-    Batch,
-    EncodedSplit,
     EvaluationBatches,
     TrainingBatches,
 )
+from newllm.data.encoded import EncodedSplit
+from newllm.data.module import TrainingLoader
 from newllm.data.tokenizer import BOS, EOS, PAD
 
 LENGTHS = [3, 1, 7, 2, 2, 5, 1, 4, 6, 3, 9, 2, 8]
@@ -27,8 +29,12 @@ def training_batches(batching: str = "shuffled", seed: int = 0) -> TrainingBatch
     return TrainingBatches(EncodedSplit(SENTENCES), batch_size=4, batching=batching, seed=seed)
 
 
-def order(loader: TrainingBatches | EvaluationBatches) -> list[list[int]]:
-    return [batch.sentence_B.tolist() for batch in loader]
+def training_loader(batching: str = "shuffled", seed: int = 0) -> TrainingLoader:
+    return TrainingLoader(training_batches(batching, seed))
+
+
+def order(batches: Iterable[Batch]) -> list[list[int]]:
+    return [batch.sentence_B.tolist() for batch in batches]
 
 
 def test_a_split_keeps_its_sentences() -> None:
@@ -53,22 +59,22 @@ def test_a_batch_is_shifted_and_padded_to_its_longest() -> None:
     for row, index in enumerate([3, 12, 1]):
         ids, padding = SENTENCES[index], [PAD] * (8 - LENGTHS[index])
         assert batch.tokens_BT[row].tolist() == ids[:-1] + padding
-        assert batch.targets_BT[row].tolist() == ids[1:] + padding
+        assert batch.targets_BT[row].tolist() == ids[1:] + [IGNORE] * len(padding)
     assert batch.sentence_B.tolist() == [3, 12, 1]
 
 
 @pytest.mark.parametrize("batching", ["shuffled", "bucketed"])
 def test_an_epoch_holds_every_sentence_once(batching: str) -> None:
-    loader = training_batches(batching)
-    batches = order(loader)
-    assert len(batches) == len(loader) == 4
+    split = training_batches(batching)
+    batches = order(split)
+    assert len(batches) == len(split) == 4
     assert sorted(map(len, batches)) == [1, 4, 4, 4]
     assert sorted(chain(*batches)) == list(range(13))
 
 
 @pytest.mark.parametrize("batching", ["shuffled", "bucketed"])
 def test_the_order_depends_on_seed_and_epoch_alone(batching: str) -> None:
-    first, second = training_batches(batching), training_batches(batching)
+    first, second = training_loader(batching), training_loader(batching)
     torch.manual_seed(0)
     state = torch.get_rng_state()
     epoch_0 = order(first)
@@ -79,11 +85,11 @@ def test_the_order_depends_on_seed_and_epoch_alone(batching: str) -> None:
     assert epoch_1 != epoch_0
     first.set_epoch(1)
     assert order(first) == epoch_1
-    assert order(training_batches(batching, seed=1)) != epoch_0
+    assert order(training_loader(batching, seed=1)) != epoch_0
 
 
 def test_buckets_hold_like_lengths_and_are_shuffled() -> None:
-    loader = training_batches("bucketed")
+    loader = training_loader("bucketed")
     contents: set[frozenset[int]] = set()
     positions: set[int] = set()
     for epoch in range(20):
@@ -125,7 +131,7 @@ def test_targets_are_found_again_in_their_split() -> None:
     split = EncodedSplit(SENTENCES)
     batch = split.batch(torch.tensor([3, 12, 1]))
     found = split.targets[split.target_indices(batch)]
-    assert found.tolist() == batch.targets_BT[batch.targets_BT != PAD].tolist()
+    assert found.tolist() == batch.targets_BT[batch.scored_BT].tolist()
 
 
 def test_previous_tokens_reach_back_to_the_start() -> None:
@@ -145,12 +151,12 @@ def test_flat_sentences_make_the_same_split() -> None:
 
 
 def test_a_pass_resumes_where_it_was_broken_off() -> None:
-    loader = training_batches()
+    loader = training_loader()
     loader.set_epoch(3)
     whole = order(loader)
     iterator = iter(loader)
     next(iterator), next(iterator)
-    resumed = training_batches()
+    resumed = training_loader()
     resumed.load_state_dict(loader.state_dict())  # the second one is at hand, not used
     resumed.set_epoch(3)
     assert len(resumed) == 4
@@ -159,7 +165,7 @@ def test_a_pass_resumes_where_it_was_broken_off() -> None:
 
 
 def test_a_state_says_nothing_about_another_epoch() -> None:
-    loader = training_batches()
+    loader = training_loader()
     loader.load_state_dict({"epoch": 3, "num_used": 2})
     loader.set_epoch(4)
     assert len(order(loader)) == 4
@@ -210,7 +216,7 @@ def fit(module: Recorder, checkpoint: Path | None = None) -> None:
     )
     trainer.fit(
         module,
-        training_batches(),
+        training_loader(),
         EvaluationBatches(EncodedSplit(SENTENCES)),
         ckpt_path=checkpoint,
         weights_only=True,
@@ -218,9 +224,13 @@ def fit(module: Recorder, checkpoint: Path | None = None) -> None:
 
 
 def test_a_trainer_walks_through_the_epochs() -> None:
-    module, loader = Recorder(), training_batches()
+    module, split = Recorder(), training_batches()
     fit(module)
-    expected = [(epoch, batch.tolist()) for epoch in range(3) for batch in loader.order(epoch)]
+    expected = [
+        (epoch, split.batch(epoch, number).sentence_B.tolist())
+        for epoch in range(3)
+        for number in range(4)
+    ]
     assert module.seen == expected
 
 

@@ -122,7 +122,7 @@ def test_a_budget_that_is_missed_is_told(compose_config: Compose, tmp_path: Path
     gates = {
         number: build_experiment(
             compose_config(*FAIR["gru_200k"], f"budget.parameters={number}"), tmp_path
-        ).gates
+        ).preflight
         for number in (100_000, 200_000)
     }
     assert gates[200_000].missed_budget == ()

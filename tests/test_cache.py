@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from newllm.data import cache, module
+from newllm.data import cache
 from newllm.data.cache import Arrays, Cache
-from newllm.data.module import CorpusDataModule
+from newllm.data.sources import sentences
+from newllm.data.sources.sentences import SentenceSource
 from newllm.statistics.references import ReferenceModels
 
-Build = Callable[..., CorpusDataModule]
+Build = Callable[..., SentenceSource]
 
 
 def never() -> Arrays:
@@ -24,7 +25,7 @@ def numbers() -> Arrays:
 
 
 def filled(folder: Path) -> Path:
-    """The one file of a cache that holds `numbers`."""
+    """The one entry of a cache that holds `numbers`."""
     made = Cache(folder)
     made.get("numbers", {"n": 1}, numbers)
     made.write()
@@ -49,7 +50,7 @@ def test_nothing_is_written_unasked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "follows_from"), [("others", {"n": 1}), ("numbers", {"n": 2}), ("numbers", {})]
 )
-def test_another_key_is_another_file(
+def test_another_key_is_another_entry(
     tmp_path: Path, name: str, follows_from: dict[str, Any]
 ) -> None:
     filled(tmp_path)
@@ -64,12 +65,15 @@ def test_changed_code_computes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Cache(tmp_path).get("numbers", {"n": 1}, never)
 
 
-def test_a_damaged_file_is_computed_and_written_anew(tmp_path: Path) -> None:
-    path = filled(tmp_path)
+@pytest.mark.parametrize("name", ["a.npy", "b.npy", cache.CHECKSUMS])
+def test_a_damaged_file_is_computed_and_written_anew(tmp_path: Path, name: str) -> None:
+    path = filled(tmp_path) / name
     whole = path.read_bytes()
-    middle = len(whole) // 3
-    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    for damaged in (b"", whole[:50], whole[:-30], flipped, b"x" * 500):
+    flipped = [
+        whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
+        for place in (5, len(whole) // 3, len(whole) - 5)
+    ]
+    for damaged in (b"", whole[:10], whole[:-3], *flipped, b"x" * 500):
         path.write_bytes(damaged)
         again = Cache(tmp_path)
         assert again.get("numbers", {"n": 1}, numbers)["a"].tolist() == [0, 1, 2, 3, 4]
@@ -77,11 +81,18 @@ def test_a_damaged_file_is_computed_and_written_anew(tmp_path: Path) -> None:
         Cache(tmp_path).get("numbers", {"n": 1}, never)
 
 
+def test_arrays_are_mapped_and_cannot_be_changed(tmp_path: Path) -> None:
+    filled(tmp_path)
+    found = Cache(tmp_path).get("numbers", {"n": 1}, never)
+    assert isinstance(found["a"], np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        found["a"][0] = 1
+
+
 def test_pickled_objects_are_not_read(tmp_path: Path) -> None:
-    path = filled(tmp_path)
-    with path.open("wb") as file:
-        np.savez(file, a=np.array([print], dtype=object))
-    assert Cache(tmp_path).get("numbers", {"n": 1}, numbers).keys() == {"a", "b"}
+    entry = filled(tmp_path)
+    np.save(entry / "a.npy", np.array([print], dtype=object))
+    assert Cache(tmp_path).get("numbers", {"n": 1}, numbers)["a"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
@@ -94,27 +105,29 @@ def test_a_folder_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
 def test_the_files_together_stay_below_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.npz").write_bytes(b"x" * 10_000)
-    size = filled(tmp_path / "one").stat().st_size
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.npy").write_bytes(b"x" * 10_000)
+    size = sum(file.stat().st_size for file in filled(tmp_path / "one").iterdir())
     monkeypatch.setattr(cache, "MAX_BYTES", 2 * size)
     for n in range(4):
         made = Cache(tmp_path)
         made.get("numbers", {"n": n}, numbers)
         made.write()
     Cache(tmp_path).get("numbers", {"n": 3}, never)
-    assert len(list(tmp_path.glob("*.npz"))) == 3  # two of them, and what is not its own
+    # Two of them, and what is not its own.
+    assert len([entry for entry in tmp_path.iterdir() if entry.name != "one"]) == 3
 
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Builds data modules of a small text that counts as large."""
-    monkeypatch.setattr(module, "LARGE_TEXT", 1)
+    monkeypatch.setattr(sentences, "LARGE_TEXT", 1)
     text = tmp_path / "text.txt"
     text.write_text("".join(f"the {i % 7} cat saw {i % 5} dogs and {i % 3}\n" for i in range(60)))
 
-    def build_data(**settings: Any) -> CorpusDataModule:
+    def build_data(**settings: Any) -> SentenceSource:
         settings = {"path": str(text), "directory": str(tmp_path / "data")} | settings
-        data = CorpusDataModule("text", order_seed=0, **settings)
+        data = SentenceSource("text", order_seed=0, **settings)
         data.setup()
         return data
 
@@ -127,15 +140,16 @@ def test_a_text_is_tokenized_and_counted_once(
     settings = {"tokenizer": "bpe", "vocabulary_size": 280, "max_length": 90}
     first = build(**settings)
     counted = ReferenceModels(first).on("validation").means
-    stages = ["reading", "training the tokenizer", "encoding the text", "counting n-grams"]
+    stages = ["reading", "training the tokenizer", "encoding the text", "counting words"]
+    stages.append("counting n-grams")
     said = capsys.readouterr().err.splitlines()
-    assert [line.startswith(stage) for line, stage in zip(said, stages, strict=True)] == [True] * 4
+    assert [line.startswith(stage) for line, stage in zip(said, stages, strict=True)] == [True] * 5
     assert not (tmp_path / "data").exists()
     first.write()
 
     second = build(**settings)
     assert ReferenceModels(second).on("validation").means == counted
-    assert capsys.readouterr().err.splitlines() == said[:1]
+    assert capsys.readouterr().err == ""  # not even the text is read
     assert second.tokenizer.to_json() == first.tokenizer.to_json()
     for split in ("train", "validation", "test"):
         assert second.split(split).digest == first.split(split).digest
@@ -147,7 +161,7 @@ def test_what_changes_the_tokens_is_not_taken_from_before(
     build().write()
     capsys.readouterr()
     cut = build(max_length=4, too_long="truncate", train_sentences=9)
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert "tokenizer" not in capsys.readouterr().err
     assert int(cut.split("train").num_positions_N.max()) == 4
     assert len(cut.split("train")) == 9
     for change in (
@@ -170,7 +184,7 @@ def test_a_small_text_is_silent_and_not_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(module, "LARGE_TEXT", 1_000_000)
+    monkeypatch.setattr(sentences, "LARGE_TEXT", 1_000_000)
     data = build()
     ReferenceModels(data).on("validation")
     data.write()

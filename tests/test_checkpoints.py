@@ -10,7 +10,7 @@ from conftest import TINY_CONTEXT, Compose
 from newllm.models.language_model import score_logits
 from newllm.runs.directory import load_weights
 from newllm.training.experiment import Experiment, build_experiment
-from newllm.training.module import SentenceScores
+from newllm.training.metrics import Scores, sum_rows
 from newllm.training.result import measured
 
 TINY_RUN = (*TINY_CONTEXT, "data=tiny30", "logger=none", "callbacks=none", "trainer.max_epochs=8")
@@ -28,11 +28,11 @@ def experiment(
 
 
 def validation_loss(experiment: Experiment) -> float:
-    scores = SentenceScores()
+    scores = Scores(["loss"])
     with torch.no_grad():
-        for batch in experiment.data.val_dataloader():
+        for batch in experiment.source.evaluation["validation"]:
             logits_BTV, _ = experiment.model.eval()(batch.tokens_BT)
-            scores.add(*score_logits(logits_BTV, batch.targets_BT), batch)
+            scores.add(sum_rows(*score_logits(logits_BTV, batch.targets_BT), batch))
     return scores.metrics()["loss"]
 
 
@@ -62,7 +62,8 @@ def test_what_is_called_best_is_what_is_saved(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = compose_config(*TINY_RUN, "optimizer.lr=0.05", "data.batch_size=5", chosen)
+    more = ("countermeasure=none", "optimizer.lr=0.05", "data.batch_size=5")
+    config = compose_config(*TINY_RUN, *more, chosen)
     experiment = build_experiment(config, tmp_path)
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)
     figures = measured(experiment)
@@ -86,7 +87,7 @@ def test_accumulated_batches_count_by_their_tokens(
         overrides = (*TINY_RUN, "recipe.dropout=0", "optimizer.lr=0.01", "data.order_seed=4")
         experiment = build_experiment(compose_config(*overrides, *chosen), tmp_path)
         experiment.trainer.fit(experiment.module, datamodule=experiment.data)
-        assert experiment.trainer.global_step == experiment.gates.num_steps == 8 * 3
+        assert experiment.trainer.global_step == experiment.preflight.num_steps == 8 * 3
         histories.append(experiment.history)
     one, two = histories
     assert [row["tokens"] for row in one.steps] == [row["tokens"] for row in two.steps]

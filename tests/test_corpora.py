@@ -10,8 +10,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from newllm.data.batching import EncodedSplit
-from newllm.data.lines import Lines
+from newllm.data.encoded import EncodedSplit
 from newllm.data.sources.corpora import Corpus, build_corpus, quality_grammar, read_text_corpus
 from newllm.data.sources.grammar import Grammar
 from newllm.data.tokenizer import Tokenizer
@@ -79,7 +78,7 @@ def test_quality500_has_the_published_figures() -> None:
 
 
 def test_the_slots_have_the_published_sizes() -> None:
-    rules = tomllib.loads(files("newllm.data").joinpath("quality.toml").read_text())
+    rules = tomllib.loads(files("newllm.data.sources").joinpath("quality.toml").read_text())
     sizes = {"subject": 30, "present": 33, "past": 33, "object": 22, "location": 16}
     sizes |= {"time": 20, "conjunction": 9, "clause": 10, "connector": 5}
     assert {slot: len(set(rules[slot])) for slot in sizes} == sizes
@@ -90,7 +89,7 @@ def test_the_slots_have_the_published_sizes() -> None:
 
 @pytest.mark.parametrize(("name", "scale"), [("quality500", 1), ("quality12500", 25)])
 def test_sentence_types_come_in_exact_proportions(name: str, scale: int) -> None:
-    rules = tomllib.loads(files("newllm.data").joinpath("quality.toml").read_text())
+    rules = tomllib.loads(files("newllm.data.sources").joinpath("quality.toml").read_text())
     quotas = {"simple": 80, "time_marked": 100, "location_marked": 100}
     quotas |= {"complex": 120, "compound": 60, "complete": 40}
     types = {kind: Grammar(rules, kind) for kind in quotas}
@@ -219,19 +218,6 @@ def test_text_options(tmp_path: Path) -> None:
     published = list(read_text_corpus(path).train)
     assert list(read_text_corpus(path, seed=1).train) != published
     assert list(read_text_corpus(path, seed=42).train) == published
-
-
-def test_lines_are_a_sequence_of_texts() -> None:
-    texts = ["a b", "", "ü", "c"]
-    lines = Lines(texts)
-    assert list(lines) == texts
-    assert [lines[i] for i in (0, 1, 2, 3, -1)] == ["a b", "", "ü", "c", "c"]
-    assert list(lines[1:3]) == texts[1:3]
-    assert list(lines[::-1]) == texts[::-1]
-    assert lines[:] is lines
-    assert "ü" in lines
-    with pytest.raises(IndexError):
-        lines[4]
 
 
 def test_three_lines_are_enough(tmp_path: Path) -> None:

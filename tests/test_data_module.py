@@ -1,4 +1,4 @@
-"""The data module: splits, faults, oracle and card."""
+"""Corpora as a source: splits, faults, oracle and card."""
 
 import re
 import subprocess
@@ -6,23 +6,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
-from newllm.data.module import CorpusDataModule
 from newllm.data.sources.corpora import quality_grammar
+from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, EOS, UNK
 
-BuildData = Callable[..., CorpusDataModule]
+BuildData = Callable[..., SentenceSource]
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> BuildData:
     """Builds and sets up a data module that writes into an empty directory."""
 
-    def build_data(corpus: str, **settings: Any) -> CorpusDataModule:
-        data = CorpusDataModule(corpus, order_seed=0, directory=str(tmp_path), **settings)
+    def build_data(corpus: str, **settings: Any) -> SentenceSource:
+        data = SentenceSource(corpus, order_seed=0, directory=str(tmp_path), **settings)
         data.setup()
         return data
 
@@ -41,14 +40,14 @@ def test_setup_encodes_all_splits_once(build: BuildData, tmp_path: Path) -> None
     data = build("quality500")
     assert [len(data.split(name)) for name in ("train", "validation", "test")] == [400, 100, 10_000]
     assert data.tokenizer.size == 256
-    assert data.data_sha256 == data.corpus.sha256
+    assert data.digest == data.corpus.sha256
     assert not list(tmp_path.iterdir())
     for name in ("train", "validation"):
         sentences = data.sentences(name)
         assert data.split(name)[7].tolist() == data.tokenizer.encode(sentences[7])
         assert data.split(name).num_targets == sum(len(s.split()) + 1 for s in sentences)
     tokenizer = data.tokenizer
-    data.setup("fit")
+    data.setup()
     assert data.tokenizer is tokenizer
 
 
@@ -155,18 +154,18 @@ def test_the_card_counts(build: BuildData, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("a b\n\na b\n\nc c c\na b\n")
     data = build("text", path=str(path), validation_fraction=0.25, test_fraction=0.25)
-    card = data.card()
+    card = data.card
     assert card.num_sentences == {"train": 2, "validation": 1, "test": 1}
     seen = [*data.corpus.train, *data.corpus.validation]
-    assert card.num_words == sum(len(s.split()) for s in seen)
-    assert card.num_unique_words == len({word for s in seen for word in s.split()})
-    assert card.overlap == int(data.corpus.validation[0] in data.corpus.train)
+    assert card.counts.num_words == sum(len(s.split()) for s in seen)
+    assert card.counts.num_unique_words == len({word for s in seen for word in s.split()})
+    assert card.counts.overlap == int(data.corpus.validation[0] in data.corpus.train)
     assert "2 blank lines" in card.summary()
     assert "\n" not in card.summary()
 
 
 def test_the_card_of_tiny30_shows_its_unknowns(build: BuildData) -> None:
-    rows = build("tiny30").card().rows()
+    rows = build("tiny30").card.rows()
     assert rows["<UNK> in validation"] == "16 of 35 targets (45.7%)"
     assert "entropy" not in rows
 
@@ -199,15 +198,8 @@ def test_the_command_prints_a_card_a_corpus(tmp_path: Path) -> None:
 def test_faulty_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
     defaults: dict[str, Any] = {"corpus": "tiny30", "order_seed": 0}
     with pytest.raises(ValueError, match=re.escape(message)) as fault:
-        CorpusDataModule(**(defaults | settings))
+        SentenceSource(**(defaults | settings))
     assert "\n" not in str(fault.value)
-
-
-def test_several_processes_are_refused(build: BuildData) -> None:
-    data = build("tiny30")
-    data.trainer = Mock(world_size=2)
-    with pytest.raises(ValueError, match=r"trainer\.devices=2: the data feeds one process"):
-        data.train_dataloader()
 
 
 def test_fewer_training_sentences_are_the_first(build: BuildData) -> None:
@@ -217,7 +209,7 @@ def test_fewer_training_sentences_are_the_first(build: BuildData) -> None:
     assert part.tokenizer.size == whole.tokenizer.size
     assert part.corpus.test_shift == whole.corpus.test_shift
     assert part.oracle_loss("validation") == whole.oracle_loss("validation")
-    assert part.data_sha256 != whole.data_sha256
+    assert part.digest != whole.digest
     with pytest.raises(ValueError, match="train_sentences=500: quality500 has 400"):
         build("quality500", train_sentences=500)
     with pytest.raises(ValueError, match="train_sentences=0 must be at least 1"):

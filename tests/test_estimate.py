@@ -93,7 +93,7 @@ def test_the_steps_before_change_nothing_of_the_run(
     for weight, before in zip(experiment.model.parameters(), weights, strict=True):
         assert torch.equal(weight, before)
         assert weight.grad is None
-    assert not experiment.module.train_scores.metrics()
+    assert not experiment.history.steps
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY_CONTEXT, Command, Compose
 
 from newllm.config.build import ConfigFault, instantiate
-from newllm.data.module import CorpusDataModule
+from newllm.data.sources.sentences import SentenceSource
 from newllm.models.context import ContextModel
 from newllm.training.preflight import check, find_leak
 
@@ -28,8 +28,8 @@ class Peeking(ContextModel):
         return logits + following[..., None], state
 
 
-def data(tmp_path: Path, corpus: str = "tiny30") -> CorpusDataModule:
-    module = CorpusDataModule(corpus, order_seed=1, directory=str(tmp_path))
+def data(tmp_path: Path, corpus: str = "tiny30") -> SentenceSource:
+    module = SentenceSource(corpus, order_seed=1, directory=str(tmp_path))
     module.setup()
     return module
 
@@ -57,30 +57,30 @@ def test_a_leak_is_found_and_refused(tmp_path: Path) -> None:
 def test_the_leaky_preset_trains_and_says_so(tmp_path: Path) -> None:
     model = peeking()
     model.sees_the_future = True
-    gates = check(model, data(tmp_path), 1000)
-    assert not gates.causal
-    assert any("sees the future" in warning for warning in gates.warnings())
+    found = check(model, data(tmp_path), 1000)
+    assert not found.causal
+    assert any("sees the future" in warning for warning in found.warnings())
 
 
 def test_findings_of_the_published_corpus(tmp_path: Path) -> None:
     model = ContextModel(
         vocabulary_size=1000, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=1
     )
-    gates = check(model, data(tmp_path), 100)
-    assert gates.unknown_share == pytest.approx(16 / 35)
-    assert (gates.overlap_share, gates.num_too_long, gates.num_classes) == (0, 0, 1000)
-    assert gates.num_unused_classes == 1000 - 91  # the vocabulary holds the four specials
-    warnings = "\n".join(gates.warnings())
+    found = check(model, data(tmp_path), 100)
+    assert found.unknown_share == pytest.approx(16 / 35)
+    assert (found.overlap_share, found.num_too_long, found.num_classes) == (0, 0, 1000)
+    assert found.num_unused_classes == 1000 - 91  # the vocabulary holds the four specials
+    warnings = "\n".join(found.warnings())
     for words in ("46% of the validation targets", "909 of 1,000 output classes", "only 100"):
         assert words in warnings
     assert "train as well" not in warnings
-    assert gates.as_result()["warnings"] == warnings.splitlines()
+    assert found.as_result()["warnings"] == warnings.splitlines()
 
 
 def test_overlap_is_told(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one two three\n" * 20 + "four five six seven eight nine\n" * 20)
-    module = CorpusDataModule("text", 1, path=str(text), max_length=4, too_long="truncate")
+    module = SentenceSource("text", 1, path=str(text), max_length=4, too_long="truncate")
     module.setup()
     model = ContextModel(module.tokenizer.size, 8, 8, 8, 1)
     warnings = "\n".join(check(model, module, 1000).warnings())

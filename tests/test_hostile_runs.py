@@ -109,7 +109,7 @@ TARGETS: dict[Any, dict[str, Any]] = {
     "newllm.runs.directory.move_aside": {"path": ".", "top": "."},
     "newllm.train.main": {},
     "newllm.data.sources.corpora.Corpus.write": {"directory": "pwned"},
-    "newllm.data.module.CorpusDataModule.load_from_checkpoint": {"checkpoint_path": "x"},
+    "newllm.data.sources.sentences.SentenceSource.load_from_checkpoint": {"checkpoint_path": "x"},
     "newllm.models.context.torch.load": {"f": "evil.pt"},
     "newllm.models.context.checkpoint": {"function": None},
     "newllm.models.recurrence.native.compiled.run": {},

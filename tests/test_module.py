@@ -15,10 +15,13 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from newllm.data.batching import Batch, EncodedSplit
-from newllm.data.tokenizer import BOS, EOS, PAD, UNK
+from newllm.data.batch import IGNORE, Batch
+from newllm.data.batching import SentenceBatches
+from newllm.data.encoded import EncodedSplit
+from newllm.data.tokenizer import BOS, EOS, UNK
 from newllm.models.language_model import score_logits
-from newllm.training.module import Schedule, SentenceScores
+from newllm.training.metrics import Scores, sum_rows
+from newllm.training.module import Schedule
 
 V = 7
 
@@ -54,11 +57,11 @@ def test_metrics_are_their_definitions_whatever_the_batching() -> None:
         by_sentence.append(token)
     groups = [torch.cat(by_sentence[i : i + 16]).mean().item() for i in range(0, 35, 16)]
 
-    scores = SentenceScores()
+    scores = Scores(SentenceBatches.metrics)
     for sentence_B in torch.randperm(35, generator=torch.Generator().manual_seed(2)).split(6):
         batch = split.batch(sentence_B)
         logits_BTV = logits_of(batch)
-        scores.add(*score_logits(logits_BTV, batch.targets_BT), batch)
+        scores.add(sum_rows(*score_logits(logits_BTV, batch.targets_BT), batch))
     metrics = scores.metrics()
     assert metrics["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     assert metrics["loss_known"] == pytest.approx(sum(known) / len(known), rel=1e-6)
@@ -68,11 +71,11 @@ def test_metrics_are_their_definitions_whatever_the_batching() -> None:
     assert len(known) < len(losses), "the test needs unknown targets"
 
 
-def test_token_losses_are_zero_at_padding() -> None:
-    targets_BT = torch.tensor([[4, PAD], [5, 6]])
+def test_token_losses_are_zero_where_nothing_is_scored() -> None:
+    targets_BT = torch.tensor([[4, IGNORE], [5, 6]])
     losses_BT, _ = score_logits(torch.randn(2, 2, V), targets_BT)
     assert losses_BT[0, 1] == 0
-    assert (losses_BT[targets_BT != PAD] > 0).all()
+    assert (losses_BT[targets_BT != IGNORE] > 0).all()
 
 
 def test_schedule_refuses_an_unknown_interval() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from newllm.data.batching import EncodedSplit
+from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK
 from newllm.statistics.ngram import NUM_FOLDS, STRENGTHS, NGram
 

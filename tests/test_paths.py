@@ -52,7 +52,7 @@ def test_a_relative_text_is_found_and_recorded_whole(given: Given, tmp_path: Pat
 def test_files_of_a_corpus_are_written_there(given: Given, tmp_path: Path) -> None:
     experiment = build_experiment(given("data=tiny30"), tmp_path / "run")
     assert not (tmp_path / "data").exists()
-    write_data(experiment.data)
+    write_data(experiment.source)
     assert (tmp_path / "data" / "tiny30.train.txt").is_file()
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -61,4 +61,4 @@ def test_a_directory_that_cannot_be_written_is_a_fault(given: Given, tmp_path: P
     (tmp_path / "data").touch()
     experiment = build_experiment(given("data=tiny30"), tmp_path / "run")
     with pytest.raises(ConfigFault, match=r"data\.directory=.* cannot be written"):
-        write_data(experiment.data)
+        write_data(experiment.source)

@@ -52,6 +52,13 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
     assert done.returncode == 0, done.stderr
 
 
+def write_examples(folder: Path) -> None:
+    """The files of a user's own that the README shows."""
+    for name, content in re.findall(r"```(?:yaml|python)\n# (my_\S+)\n(.*?)```", README, re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
 @pytest.mark.parametrize(
     ("package", "small", "description"),
     [
@@ -62,13 +69,21 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
 def test_a_variant_of_the_user_runs(
     command: Command, tmp_path: Path, package: str, small: list[str], description: str
 ) -> None:
-    for name, content in re.findall(r"```(?:yaml|python)\n# (my_\S+)\n(.*?)```", README, re.DOTALL):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+    write_examples(tmp_path)
     (line,) = [line for line in TRAIN if f"[{package}]" in line]
     done = command("newllm.train", *shlex.split(line), *SMALL, *small)
     assert done.returncode == 0, done.stderr
     assert description in done.stdout
+
+
+def test_data_of_the_user_run(command: Command, tmp_path: Path) -> None:
+    write_examples(tmp_path)
+    (line,) = [line for line in TRAIN if "[my_task]" in line]
+    line = line.replace("max_steps=2000", "max_steps=4")
+    small = [f"model.{size}" for size in TINY]
+    done = command("newllm.train", *shlex.split(line), "logger=none", "callbacks=none", *small)
+    assert done.returncode == 0, done.stderr
+    assert "twice_as_long, at the best epoch: loss" in done.stdout
 
 
 def test_help_names_every_group(command: Command) -> None:

@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.data.module import CorpusDataModule
 from newllm.data.sources.grammar import Grammar
+from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import EOS
 from newllm.models.context import ContextModel
 from newllm.statistics.predictions import divergences, target_losses
 from newllm.statistics.references import ReferenceModels, gap_closed, mean_by_position
 
-Build = Callable[..., CorpusDataModule]
+Build = Callable[..., SentenceSource]
 
 
 @pytest.fixture
-def quality500(tmp_path: Path) -> CorpusDataModule:
-    data = CorpusDataModule("quality500", order_seed=1, directory=str(tmp_path))
+def quality500(tmp_path: Path) -> SentenceSource:
+    data = SentenceSource("quality500", order_seed=1, directory=str(tmp_path))
     data.setup()
     return data
 
 
-def make_model(data: CorpusDataModule) -> ContextModel:
+def make_model(data: SentenceSource) -> ContextModel:
     torch.manual_seed(0)
     return ContextModel(
         vocabulary_size=data.tokenizer.size,
@@ -72,7 +72,7 @@ def test_a_sentence_of_another_grammar_cannot_be_counted() -> None:
         Grammar(RULES, "sentence").estimate([["a", "dog", "sings"]])
 
 
-def test_with_more_sentences_the_estimate_nears_the_grammar(quality500: CorpusDataModule) -> None:
+def test_with_more_sentences_the_estimate_nears_the_grammar(quality500: SentenceSource) -> None:
     means = ReferenceModels(quality500).on("validation").means
     assert list(means) == ["uniform", "unigram", "bigram", "trigram", "grammar_known", "oracle"]
     assert list(means.values()) == sorted(means.values(), reverse=True)
@@ -81,7 +81,7 @@ def test_with_more_sentences_the_estimate_nears_the_grammar(quality500: CorpusDa
     assert means["uniform"] == pytest.approx(math.log(quality500.tokenizer.size - 2))
 
 
-def test_positions_partition_the_targets(quality500: CorpusDataModule) -> None:
+def test_positions_partition_the_targets(quality500: SentenceSource) -> None:
     found = ReferenceModels(quality500).on("validation")
     counts = np.bincount(found.positions)[1:]
     for name, by_position in found.by_position.items():
@@ -91,7 +91,7 @@ def test_positions_partition_the_targets(quality500: CorpusDataModule) -> None:
     assert mean_by_position(np.array([1.0, 2.0, 5.0]), np.array([1, 2, 1])) == [3.0, 2.0]
 
 
-def test_target_losses_are_those_of_each_sentence_alone(quality500: CorpusDataModule) -> None:
+def test_target_losses_are_those_of_each_sentence_alone(quality500: SentenceSource) -> None:
     model, split = make_model(quality500), quality500.split("validation")
     losses = target_losses(model, split)
     assert len(losses) == split.num_targets
@@ -105,7 +105,7 @@ def test_target_losses_are_those_of_each_sentence_alone(quality500: CorpusDataMo
         start += len(ids) - 1
 
 
-def test_divergence_is_the_expected_excess(quality500: CorpusDataModule) -> None:
+def test_divergence_is_the_expected_excess(quality500: SentenceSource) -> None:
     """Against the definition, summed over the whole vocabulary for one prefix."""
     model, grammar = make_model(quality500), quality500.corpus.grammar
     assert grammar is not None
@@ -124,7 +124,7 @@ def test_divergence_is_the_expected_excess(quality500: CorpusDataModule) -> None
 
 
 def test_what_has_no_grammar_has_no_oracle(tmp_path: Path) -> None:
-    data = CorpusDataModule("tiny30", order_seed=1, directory=str(tmp_path))
+    data = SentenceSource("tiny30", order_seed=1, directory=str(tmp_path))
     data.setup()
     found = ReferenceModels(data).on("validation")
     assert list(found.means) == ["uniform", "unigram", "bigram", "trigram"]
@@ -138,7 +138,7 @@ def test_share_of_the_gap_closed() -> None:
 
 
 def test_parts_of_words_keep_their_oracle(tmp_path: Path) -> None:
-    data = CorpusDataModule(
+    data = SentenceSource(
         "quality500", 1, directory=str(tmp_path), tokenizer="bpe", vocabulary_size=300,
         max_length=200,
     )  # fmt: skip

@@ -116,7 +116,10 @@ def test_the_hash_covers_what_decides_the_weights(compose_config: Compose, tmp_p
 
     assert of() == of("callbacks=none", "logger=none", "threads=1", "data.directory=elsewhere")
     assert of() != of("seed=2")
-    assert of() != of("~callbacks.early_stopping")  # ours only watch; this one acts
+    assert of() != of("~callbacks.early_stopping")  # this one acts
+    assert of() == of("callbacks.samples.every_n_epochs=1", "checkpoint_steps=7")
+    ours = "+callbacks.mine={_target_:newllm.training.history.History,folder:mine}"
+    assert of() != of(ours)  # of the package, and more than a watcher
     assert of("countermeasure=none") != of("countermeasure=early_stopping")
     texts = [tmp_path / name for name in ("a.txt", "b.txt")]
     for text in texts:

@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY_CONTEXT, Compose
 
 from newllm.training.experiment import build_experiment
-from newllm.training.watching import StepValidation
+from newllm.training.step_validation import StepValidation
 
 WATCHED = (*TINY_CONTEXT, "logger=none", "threads=1")
 

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from newllm.benchmarks.memory import can_measure, peak_bytes
 from newllm.benchmarks.timing import Timing, side_by_side
-from newllm.data.batching import Batch
-from newllm.data.module import CorpusDataModule
+from newllm.data.batch import IGNORE, Batch
+from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import PAD
 from newllm.models.context import ContextModel
 from newllm.models.gating import LSTMGating
@@ -89,7 +89,7 @@ class Trainee:
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
         loss_BT, _ = self.model.score(tokens_BT, targets_BT)
-        loss = loss_BT.sum() / (targets_BT != PAD).sum()
+        loss = loss_BT.sum() / (targets_BT != IGNORE).sum()
         self.optimizer.zero_grad()
         loss.backward()
         clip_gradients(self.optimizer, GRADIENT_CLIP)
@@ -155,18 +155,19 @@ def measure_epochs(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
 
 def epoch_batches(batching: str) -> list[Batch]:
     """The first epoch of quality500 in the original's batches of 16."""
-    data = CorpusDataModule("quality500", order_seed=1, batching=batching)
-    data.setup()
-    return list(data.train_dataloader())
+    source = SentenceSource("quality500", order_seed=1, batching=batching)
+    source.setup()
+    return list(source.train)
 
 
 def pad_to(batch: Batch, length: int) -> Batch:
     """Pad every row to a fixed length, as the original did."""
     missing = (0, length - batch.tokens_BT.shape[1])
-    tokens_BT, targets_BT = (
-        F.pad(ids, missing, value=PAD) for ids in (batch.tokens_BT, batch.targets_BT)
+    return Batch(
+        F.pad(batch.tokens_BT, missing, value=PAD),
+        F.pad(batch.targets_BT, missing, value=IGNORE),
+        batch.sentence_B,
     )
-    return Batch(tokens_BT, targets_BT, batch.sentence_B)
 
 
 def measure_baselines(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:

@@ -31,6 +31,7 @@ BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger"
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
+    "checkpoint_steps",
     *("trusted_packages", "only", "study", "variant", "trial", "hydra"),
 )
 # Groups that bundle other choices: nothing reads them by their name.
@@ -147,7 +148,7 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
         yield f"countermeasure=[{','.join(wanted)}]: {wishes}; keep one of them"
         return
     for name, corpus in wanted.items():
-        if corpus != (there := config.data.corpus):
+        if corpus != (there := config.data.get("corpus")):
             contradiction = f"wants data={corpus}, but data={there} was chosen"
             yield f"countermeasure={name} {contradiction}; drop one of the two"
 
@@ -237,6 +238,7 @@ def check_settings(config: DictConfig) -> None:
 def _setting_faults(config: DictConfig) -> Iterator[str]:
     cores = os.cpu_count() or 1
     ranges = {"seed": (0, 2**32 - 1), "threads": (1, cores), "jobs": (1, cores)}
+    ranges["checkpoint_steps"] = (1, 2**63 - 1)
     for key, (smallest, largest) in ranges.items():
         value = config[key]
         is_number = isinstance(value, int) and not isinstance(value, bool)

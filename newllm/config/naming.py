@@ -16,7 +16,7 @@ STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 OF_A_SWEEP = ("sweep", "only", "jobs", "overwrite")
 LEFT_OUT = (
-    *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last"),
+    *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last", "checkpoint_steps"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
 )
 

@@ -48,14 +48,15 @@ KINDS = (
     Kind("torch.optim.lr_scheduler", "LRScheduler", "torch.optim"),
     Kind("lightning.pytorch", "Trainer", "lightning.pytorch.trainer"),
     Kind("lightning.pytorch", "Callback", "lightning.pytorch.callbacks"),
-    Kind("lightning.pytorch", "Callback", "newllm.training.watching"),
+    Kind("lightning.pytorch", "Callback", "newllm.training"),
+    Kind("newllm.data.source", "Source", "newllm.data"),
     Kind("lightning.pytorch.loggers", "Logger", "lightning.pytorch.loggers"),
     Kind("torchmetrics", "Metric", "torchmetrics"),
 )
 # What is ours and of none of these kinds.
 OWN = frozenset(
     {
-        "newllm.data.module.CorpusDataModule",
+        "newllm.data.sources.sentences.SentenceSource",
         "newllm.models.sizes.Budget",
         "newllm.models.recurrence.fused.Fused",
         "newllm.models.initialization.normal",
@@ -66,9 +67,8 @@ OWN = frozenset(
 )
 OWN_MODULES = (
     "newllm.models",
-    "newllm.training.watching",
-    "newllm.data.module",
-    "newllm.training.module",
+    "newllm.data",
+    "newllm.training",
 )
 TOLD = (
     "layers, optimizers, schedules, callbacks, loggers and metrics of newllm, torch, torchmetrics "

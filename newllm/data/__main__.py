@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
-from newllm.data.module import CorpusDataModule
 from newllm.data.sources.corpora import NAMES
+from newllm.data.sources.sentences import SentenceSource
 
 
 @ends_with_its_reader
@@ -18,7 +18,7 @@ def main() -> None:
     for name in NAMES:
         if name == "text":
             continue
-        data = CorpusDataModule(name, order_seed=0, directory=directory)
+        data = SentenceSource(name, order_seed=0, directory=directory)
         try:
             data.setup()
             data.write()
@@ -27,7 +27,7 @@ def main() -> None:
         table = Table(title=name, title_justify="left", show_header=False)
         table.add_column()
         table.add_column(overflow="fold")
-        for label, value in data.card().rows().items():
+        for label, value in data.card.rows().items():
             table.add_row(label, value)
         console.print(table)
 

@@ -1,9 +1,10 @@
-"""What was computed from a large text before, kept in files named by what they follow from.
+"""What was computed from a large text before, in files that are mapped into memory.
 
-A file's name is a digest of all that its content follows from: the text, the arguments, the code
-that computed it and the version of the tokenizer library. So nothing in it can be out of date, and
-several processes that compute the same thing write the same file. Reading executes nothing. A file
-that is damaged is computed anew, and a folder that cannot be written is left alone.
+An entry is a folder of arrays. Its name is a digest of all that its content follows from: the text,
+the arguments, the code that computed it and the version of the tokenizer library. So nothing in it
+can be out of date, and several processes that compute the same thing write the same entry. Reading
+executes nothing. An entry that is damaged is computed anew, and a folder that cannot be written is
+left alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-import zipfile
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -25,23 +26,23 @@ import tokenizers
 
 Arrays = dict[str, np.ndarray]
 
-MAX_BYTES = 1_000_000_000  # of all files together; those that were not used for longest go first
+MAX_BYTES = 4_000_000_000  # of all entries; those that were not used for longest go first
+CHECKSUMS = "checksums.json"
 
-# What numpy says of a file that is missing, cut short, changed or another kind of file.
-UNREADABLE = (
-    *(OSError, ValueError, EOFError, KeyError, TypeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+# What is raised for a file that is missing, cut short, changed or of another kind.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError)
 
-# The code that decides what the files hold.
+# The code that decides what the entries hold.
 SOURCES = (
-    ("newllm.data", "corpora.py"),
-    ("newllm.data", "tokenizer.py"),
-    ("newllm.data", "batching.py"),
-    ("newllm.data", "module.py"),
-    ("newllm.data", "cache.py"),
-    ("newllm.analysis", "ngram.py"),
-    ("newllm.analysis", "references.py"),
+    "data/batch.py",
+    "data/cache.py",
+    "data/card.py",
+    "data/encoded.py",
+    "data/sources/corpora.py",
+    "data/sources/sentences.py",
+    "data/tokenizer.py",
+    "statistics/ngram.py",
+    "statistics/references.py",
 )
 
 
@@ -49,7 +50,7 @@ class Cache:
     """Named arrays in a folder. Nothing is written before `write` is called.
 
     Args:
-        folder: where the files lie; made by `write` if it is missing. None keeps nothing.
+        folder: where the entries lie; made by `write` if it is missing. None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -68,49 +69,60 @@ class Cache:
         """
         if self._folder is None:
             return compute()
-        path = self._folder / f"{_digest(name, follows_from)}.npz"
-        arrays = _read(path)
+        entry = self._folder / _digest(name, follows_from)
+        arrays = _read(entry)
         if arrays is None:
-            arrays = self._unwritten[path] = compute()
+            arrays = self._unwritten[entry] = compute()
         return arrays
 
     def write(self) -> None:
-        """Writes what was computed since; each file whole or not at all."""
+        """Write what was computed since, each entry whole or not at all."""
         with contextlib.suppress(OSError):
-            for path, arrays in self._unwritten.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(f".{os.getpid()}.partial")
+            for entry, arrays in self._unwritten.items():
+                partial = entry.with_suffix(f".{os.getpid()}.partial")
                 try:
-                    with partial.open("wb") as file:
-                        np.savez(file, allow_pickle=False, **arrays)
-                    partial.replace(path)
+                    partial.mkdir(parents=True, exist_ok=True)
+                    _write(partial, arrays)
+                    shutil.rmtree(entry, ignore_errors=True)  # one that was damaged
+                    partial.rename(entry)
                 finally:
-                    partial.unlink(missing_ok=True)
+                    shutil.rmtree(partial, ignore_errors=True)
             if self._folder and self._unwritten:
-                self._remove_oldest(self._folder)
+                _remove_oldest(self._folder)
         self._unwritten.clear()
 
-    @staticmethod
-    def _remove_oldest(folder: Path) -> None:
-        """Keeps the files together below `MAX_BYTES`."""
-        found = [(path, path.stat()) for path in folder.glob("[0-9a-f]" * 64 + ".npz")]
-        total = 0
-        for path, status in sorted(found, key=lambda pair: -pair[1].st_mtime):
-            total += status.st_size
-            if total > MAX_BYTES:
-                path.unlink(missing_ok=True)
+
+def _write(entry: Path, arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        np.save(entry / f"{name}.npy", array, allow_pickle=False)
+    checksums = {name: zlib.crc32(array.data) for name, array in arrays.items()}
+    (entry / CHECKSUMS).write_text(json.dumps(checksums))
 
 
-def _read(path: Path) -> Arrays | None:
-    """The arrays of a file; None where it is missing or damaged."""
+def _read(entry: Path) -> Arrays | None:
+    """The arrays of an entry, mapped into memory; None where it is missing or damaged."""
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        checksums = json.loads((entry / CHECKSUMS).read_text())
+        arrays = {}
+        for name, checksum in checksums.items():
+            arrays[name] = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            if zlib.crc32(arrays[name].data) != checksum:
+                return None
     except UNREADABLE:
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # it was used
+        os.utime(entry)  # it was used
     return arrays
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Keep the entries together below `MAX_BYTES`."""
+    entries = [path.parent for path in folder.glob(f"{'[0-9a-f]' * 64}/{CHECKSUMS}")]
+    total = 0
+    for entry in sorted(entries, key=lambda entry: -entry.stat().st_mtime):
+        total += sum(file.stat().st_size for file in entry.iterdir())
+        if total > MAX_BYTES:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _digest(name: str, follows_from: Mapping[str, Any]) -> str:
@@ -121,6 +133,6 @@ def _digest(name: str, follows_from: Mapping[str, Any]) -> str:
 @cache
 def _code_digest() -> str:
     code = hashlib.sha256()
-    for package, file in SOURCES:
-        code.update(files(package).joinpath(file).read_bytes())
+    for path in SOURCES:
+        code.update(files("newllm").joinpath(path).read_bytes())
     return code.hexdigest()

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from newllm.data.tokenizer import PAD
-
 State = Tensor | tuple[Tensor, ...]
 
 
@@ -51,8 +49,8 @@ class LanguageModel(nn.Module, ABC):
             targets: the token after each of them [B, T].
 
         Returns:
-            Cross-entropy in nats, 0 where the target is `<PAD>`, and whether the likeliest token is
-            the target; both [B, T].
+            Cross-entropy in nats, 0 where the target is `IGNORE`, and whether the likeliest token
+            is the target; both [B, T].
         """
         return score_logits(self(tokens)[0], targets)
 
@@ -85,7 +83,6 @@ def score_logits(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor
     losses = F.cross_entropy(
         logits_BTV.flatten(0, 1).to(at_least_float32),
         targets_BT.flatten(),
-        ignore_index=PAD,
         reduction="none",
     )
     return losses.view_as(targets_BT), logits_BTV.argmax(-1) == targets_BT

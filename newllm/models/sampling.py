@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from newllm.data.batch import device_of
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
 
@@ -52,19 +53,19 @@ def sample_sentences(
     never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
     never_V[: tokenizer.size] = False
     never_V[[PAD, UNK, BOS]] = True
-    generator = torch.Generator().manual_seed(seed)
+    device, generator = device_of(model), torch.Generator().manual_seed(seed)
     sentences: list[list[int]] = [list(prompt_tokens) for _ in range(num_sentences)]
     done_B = torch.zeros(num_sentences, dtype=torch.bool)
-    logits_BTV, state = model(torch.tensor(sentences))
+    logits_BTV, state = model(torch.tensor(sentences, device=device))
     for _ in range(max_tokens - len(prompt_tokens)):
-        token_B = _draw(logits_BTV[:, -1], never_V, temperature, generator)
+        token_B = _draw(logits_BTV[:, -1].cpu(), never_V, temperature, generator)
         done_B |= token_B == EOS
         if done_B.all():
             break
         token_B = token_B.masked_fill(done_B, PAD)
         for sentence, token in zip(sentences, token_B.tolist(), strict=True):
             sentence.append(token)
-        logits_BTV, state = model(token_B[:, None], state)
+        logits_BTV, state = model(token_B[:, None].to(device), state)
     return [tokenizer.decode(sentence) for sentence in sentences]
 
 

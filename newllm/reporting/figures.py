@@ -28,7 +28,9 @@ def plain(axes: Axes) -> None:
 
 def run_title(name: str, data: Mapping[str, Any], seed: object) -> str:
     """What a figure of one run says above it: its name, its corpus or file, its seed."""
-    corpus = Path(data["path"]).name if data["corpus"] == "text" else data["corpus"]
+    corpus = data.get("corpus") or str(data["_target_"]).rpartition(".")[2]
+    if corpus == "text":
+        corpus = Path(data["path"]).name
     return f"{name}, {corpus}, seed {seed}"
 
 

@@ -246,7 +246,7 @@ class LoadedRun:
     config: DictConfig
     result: dict[str, Any]
     model: LanguageModel
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None where tokens do not stand for text
 
 
 def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRun:
@@ -264,21 +264,28 @@ def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRu
             always one line.
     """
     path = Path(path)
-    for name in ("config.yaml", "result.json", "tokenizer.json", BEST):
-        if not os.path.lexists(path / name):
-            raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {name}")
+    _check_files(path, "config.yaml", "result.json", BEST)
     result, config = read_result(path), read_config(path)
     with telling(path, f"{BEST} cannot be loaded"):
         weights = run_files.read_weights(path / BEST)
     with telling(path, "config.yaml cannot be loaded"):
         largest = (path / BEST).stat().st_size
         model = load_model(config.model, weights, Trust.in_stranger(trusted_packages), largest)
+    if not result.get("has_tokenizer", True):
+        return LoadedRun(path, config, result, model, None)
+    _check_files(path, "tokenizer.json")
     with telling(path, "tokenizer.json cannot be loaded"):
         tokenizer = Tokenizer.load(path / "tokenizer.json")
         if tokenizer.size > model.vocabulary_size:
             sizes = f"it has {tokenizer.size} tokens, the model {model.vocabulary_size} classes"
             raise ValueError(sizes)
     return LoadedRun(path, config, result, model, tokenizer)
+
+
+def _check_files(path: Path, *names: str) -> None:
+    for name in names:
+        if not os.path.lexists(path / name):
+            raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {name}")
 
 
 @contextlib.contextmanager

@@ -80,22 +80,23 @@ SPIKES = _mapping_to(_list_of(Kind("a spike with onset, peak, ratio and recovery
 FIELDS: dict[str, Kind] = {
     "status": Kind(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
     **dict.fromkeys(("experiment", "study", "variant", "name", "error"), _or_null(TEXT)),
-    "git_revision": _or_null(TEXT),
-    **dict.fromkeys(("corpus", "config_hash", "variant_hash", "data_sha256"), TEXT),
+    **dict.fromkeys(("git_revision", "data_sha256"), _or_null(TEXT)),
+    **dict.fromkeys(("corpus", "config_hash", "variant_hash"), TEXT),
     **dict.fromkeys(("seed", "parameters", "state_bytes", "threads"), WHOLE),
-    **dict.fromkeys(("steps", "epochs"), _or_null(WHOLE)),
+    **dict.fromkeys(("steps", "epochs", "best_step"), _or_null(WHOLE)),
     # A best within an epoch is at a fraction of it.
     **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean", "best_epoch"), _or_null(NUMBER)),
     **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), _or_null(NUMBER)),
     **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), _or_null(NUMBER)),
     "seconds": _or_null(NUMBER),
-    "sees_the_future": FLAG,
+    **dict.fromkeys(("sees_the_future", "has_tokenizer"), FLAG),
     "overrides": _list_of(TEXT),
     "sizes": _mapping_to(Kind("a whole number or a flag", lambda value: isinstance(value, int))),
     "references": _mapping_to(NUMBER),
     "references_by_position": _mapping_to(NUMBERS),
     **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), _or_null(NUMBERS)),
     "spikes": _or_null(SPIKES),
+    "evaluation": _or_null(_mapping_to(Kind("metrics", lambda value: isinstance(value, dict)))),
 }
 # What a run says of itself as soon as it says its number of parameters, and when it is done.
 KNOWN_FIELDS = ("seed", "corpus", "references", "threads", "name")

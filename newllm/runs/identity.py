@@ -18,6 +18,9 @@ from newllm.config.budget import decided_sizes, named_sizes
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
 
+# Where the callbacks are defined that only watch.
+WATCHING = tuple(f"newllm.training.{name}." for name in ("progress", "step_validation", "watching"))
+
 
 def config_hash(config: DictConfig) -> str:
     """Names everything that decides the weights and the figures: equal hashes, equal runs."""
@@ -41,12 +44,12 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     kept: dict[str, Any] = {name: content.get(name) for name in HASHED}
-    # Callbacks of our own only watch; others may act, as early stopping does. What names no class
-    # is not built.
+    # What only watches changes nothing; any other callback may, as early stopping does. What names
+    # no class is not built.
     acting = {
         name: node
         for name, node in (content.get("callbacks") or {}).items()
-        if node and not str(node.get("_target_", "newllm.")).startswith("newllm.")
+        if node and "_target_" in node and not str(node["_target_"]).startswith(WATCHING)
     }
     if acting:
         kept["callbacks"] = acting

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.data.batching import Batch, EncodedSplit, EvaluationBatches
+from newllm.data.batch import IGNORE, Batch, device_of, on_device_of
+from newllm.data.batching import EvaluationBatches
+from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import PAD
 from newllm.models.context import ContextModel
 from newllm.models.language_model import score_logits
@@ -133,17 +135,17 @@ def _freeze(after: int) -> MakeIntervention:
 def _loss(model: ContextModel, split: EncodedSplit, make: MakeIntervention, after: int) -> float:
     """Mean loss of the targets past the first `after` ones of each sentence."""
     total, number = 0.0, 0
-    for batch in EvaluationBatches(split):
+    for batch in on_device_of(model, EvaluationBatches(split)):
         trace = model.trace(batch.tokens_BT, intervene=make(model, batch))
         loss_BT, _ = score_logits(trace.logits_BTV, batch.targets_BT)
         total += loss_BT[:, after:].sum(dtype=torch.double).item()
-        number += int((batch.targets_BT[:, after:] != PAD).sum())
+        number += int(batch.scored_BT[:, after:].sum())
     return total / number
 
 
 def dynamics(model: ContextModel, split: EncodedSplit) -> Dynamics:
     """Rank, gradients and Jacobians on the first sentences of a split."""
-    batch = split.batch(torch.arange(min(len(split), NUM_SENTENCES)))
+    batch = split.batch(torch.arange(min(len(split), NUM_SENTENCES))).to(device_of(model))
     largest, exponents = _expansion(model, batch)
     low, middle, high = np.percentile(largest, (5, 50, 95)).tolist()
     return Dynamics(
@@ -162,7 +164,7 @@ def _contexts(model: ContextModel, split: EncodedSplit) -> Tensor:
     return torch.cat(
         [
             model.trace(batch.tokens_BT).contexts_BTC[batch.tokens_BT != PAD]
-            for batch in EvaluationBatches(split)
+            for batch in on_device_of(model, EvaluationBatches(split))
         ]
     )
 
@@ -193,7 +195,7 @@ def gradient_norms(model: ContextModel, batch: Batch) -> list[float]:
         loss_BT, _ = score_logits(model.trace(tokens_BT, None, watch).logits_BTV, targets_BT)
     norms: dict[int, list[float]] = defaultdict(list)
     for t in range(1, loss_BT.shape[1]):
-        real_B = targets_BT[:, t] != PAD
+        real_B = targets_BT[:, t] != IGNORE
         if not real_B.any():
             break
         # The sentences do not touch one another, so one backward pass serves all of them.
@@ -207,8 +209,9 @@ def _expansion(model: ContextModel, batch: Batch) -> tuple[list[float], list[flo
     """Largest singular value of every step's Jacobian; Lyapunov exponent of every sentence."""
     tokens_BT = batch.tokens_BT[:, :MAX_STEPS]
     largest: list[float] = []
-    product_BCC = torch.eye(model.cell.context_dim).repeat(len(tokens_BT), 1, 1)
-    logs_B, num_steps_B = torch.zeros(len(tokens_BT)), (tokens_BT[:, 1:] != PAD).sum(1)
+    device, num_steps_B = device_of(model), (tokens_BT[:, 1:] != PAD).sum(1)
+    product_BCC = torch.eye(model.cell.context_dim, device=device).repeat(len(tokens_BT), 1, 1)
+    logs_B = torch.zeros(len(tokens_BT), device=device)
     for t, jacobian_BCC in enumerate(jacobians(model, tokens_BT), start=1):
         real_B = tokens_BT[:, t] != PAD
         largest += largest_singular_values(jacobian_BCC[real_B]).tolist()

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from newllm.data.batching import EncodedSplit
-from newllm.data.memory import release_free_memory
+from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
@@ -61,7 +60,6 @@ class NGram:
             self._counts.append(counts)
             self.strengths.append(_cross_validate(grams_S, histories_S, lower_S))
             del grams_S, histories_S
-            release_free_memory()
 
     def log_probabilities(self, split: EncodedSplit) -> list[np.ndarray]:
         """Log-probability of each target of a split [S], by order from 1 up."""

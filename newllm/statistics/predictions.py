@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from newllm.data.batching import EncodedSplit, EvaluationBatches
-from newllm.data.module import CorpusDataModule
-from newllm.data.tokenizer import PAD
+from newllm.data.batch import on_device_of
+from newllm.data.batching import EvaluationBatches
+from newllm.data.encoded import EncodedSplit
+from newllm.data.sources.sentences import SentenceSource
 from newllm.models.language_model import LanguageModel
 
 
@@ -15,16 +16,16 @@ from newllm.models.language_model import LanguageModel
 def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
     """Cross-entropy of every target in nats, in the order of the split."""
     losses = np.empty(split.num_targets)
-    for batch in EvaluationBatches(split):
+    for batch in on_device_of(model, EvaluationBatches(split)):
         loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
-        is_real_BT = batch.targets_BT != PAD
+        is_real_BT = batch.scored_BT
         losses[split.target_indices(batch)] = loss_BT[is_real_BT].double().numpy(force=True)
     return losses
 
 
 @torch.no_grad()
 def divergences(
-    model: LanguageModel, data: CorpusDataModule, split: str = "validation"
+    model: LanguageModel, data: SentenceSource, split: str = "validation"
 ) -> np.ndarray | None:
     """KL divergence from the grammar's exact next-token distribution to the model's, in nats.
 
@@ -36,7 +37,7 @@ def divergences(
     if exact is None:
         return None
     by_sentence: list[np.ndarray] = [np.empty(0)] * len(exact)
-    for batch in EvaluationBatches(data.split(split)):
+    for batch in on_device_of(model, EvaluationBatches(data.split(split))):
         log_BTV = model(batch.tokens_BT)[0].double().log_softmax(-1).numpy(force=True)
         for row, sentence in enumerate(batch.sentence_B.tolist()):
             by_sentence[sentence] = np.array(

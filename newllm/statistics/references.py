@@ -11,49 +11,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from newllm.data.batching import EncodedSplit
-from newllm.data.module import CorpusDataModule
+from newllm.data.encoded import EncodedSplit
+from newllm.data.source import Source
 from newllm.data.sources.grammar import Grammar
+from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 from newllm.statistics.ngram import NGram
 
 NGRAMS = ("unigram", "bigram", "trigram")  # by order
+MAX_COUNTED = 2_000_000  # training targets that n-grams are counted in, from the first sentence on
 
 
 @dataclass(frozen=True)
 class References:
-    """Losses of all references on the targets of one split, in nats.
+    """Losses of all references on one split, in nats.
 
     Attributes:
+        means: by name, nats per token.
         losses: by name, one for each target, in the order of the split.
         positions: of each target in its sentence, 1 for the first word.
     """
 
-    losses: Mapping[str, np.ndarray]
-    positions: np.ndarray
+    means: Mapping[str, float]
+    losses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    positions: np.ndarray | None = None
 
-    @property
-    def means(self) -> dict[str, float]:
-        """Nats per token."""
-        return {name: float(losses.mean()) for name, losses in self.losses.items()}
+    @classmethod
+    def of_targets(cls, losses: Mapping[str, np.ndarray], positions: np.ndarray) -> References:
+        """From the losses of each target."""
+        means = {name: float(of_name.mean()) for name, of_name in losses.items()}
+        return cls(means, losses, positions)
 
     @property
     def by_position(self) -> dict[str, list[float]]:
         """Nats per token at the first, second, ... word of a sentence."""
+        if self.positions is None:
+            return {}
         return {
             name: mean_by_position(losses, self.positions) for name, losses in self.losses.items()
         }
 
 
+def references_on(source: Source, split: str) -> References:
+    """The references of any source on one of its splits."""
+    if isinstance(source, SentenceSource):
+        return ReferenceModels(source).on(split)
+    oracle = source.oracle_loss(split)
+    known = {} if oracle is None else {"oracle": oracle}
+    return References(source.reference_losses(split) | known)
+
+
 class ReferenceModels:
     """All reference models of a corpus, fitted to its training sentences when they are needed."""
 
-    def __init__(self, data: CorpusDataModule) -> None:
+    def __init__(self, data: SentenceSource) -> None:
         self._data = data
 
     def on(self, split: str) -> References:
@@ -70,7 +86,8 @@ class ReferenceModels:
         )
         uniform = np.full(encoded.num_targets, math.log(vocabulary_size - NUM_NEVER_PREDICTED))
         of_grammar = self._of_grammar(split)
-        return References({"uniform": uniform, **counted, **of_grammar}, positions(encoded))
+        losses = {"uniform": uniform, **counted, **of_grammar}
+        return References.of_targets(losses, positions(encoded))
 
     def _counted(self, split: EncodedSplit) -> dict[str, np.ndarray]:
         self._data.announce("counting n-grams")
@@ -79,11 +96,12 @@ class ReferenceModels:
 
     @cached_property
     def _ngram(self) -> NGram:
-        return NGram(self._data.split("train"), len(NGRAMS), self._data.tokenizer.size)
+        train = self._data.split("train").head(MAX_COUNTED)
+        return NGram(train, len(NGRAMS), self._data.tokenizer.size)
 
     @cached_property
     def _estimated(self) -> Grammar | None:
-        grammar = self._data.corpus.grammar
+        grammar = self._data.grammar
         return grammar and grammar.estimate(
             sentence.split() for sentence in self._data.sentences("train")
         )
@@ -119,6 +137,6 @@ def mean_by_position(values: np.ndarray, positions: np.ndarray) -> list[float]:
 
 def gap_closed(loss: float, references: Mapping[str, float]) -> float | None:
     """Share of what can be learned beyond word frequencies: 0 at the unigram, 1 at the oracle."""
-    if "oracle" not in references:
+    if not {"unigram", "oracle"} <= references.keys():
         return None
     return (references["unigram"] - loss) / (references["unigram"] - references["oracle"])

@@ -42,17 +42,18 @@ class Job:
         width = model.get("hidden_dim") or model.get("embedding_dim") or 1
         weights = self.config.budget.parameters or width**2 * model.num_layers
         sentences = (
-            data.train_sentences
-            or NUM_SENTENCES.get(data.corpus, 0)
-            or (TEXT_SENTENCES if data.corpus == "text" else 100)
+            data.get("train_sentences")
+            or NUM_SENTENCES.get(data.get("corpus"), 0)
+            or (TEXT_SENTENCES if data.get("corpus") == "text" else 100)
         )
-        steps = -(-sentences // data.batch_size)
+        batch_size = data.get("batch_size") or 1
+        steps = -(-sentences // batch_size)
         limit = trainer.get("limit_train_batches", 1.0)
         steps = min(steps, limit) if isinstance(limit, int) else steps * limit
         steps *= trainer.max_epochs
         if trainer.max_steps >= 0:
             steps = min(steps, trainer.max_steps)
-        return float(steps * (weights * min(sentences, data.batch_size) + STEP_COST))
+        return float(steps * (weights * min(sentences, batch_size) + STEP_COST))
 
 
 def side_by_side_seconds(seconds: Sequence[float], size: int) -> float:

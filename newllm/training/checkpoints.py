@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import signal
 import threading
@@ -15,28 +14,39 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from newllm.runs.directory import written_whole
+from newllm.training.history import History
 from newllm.training.module import LanguageModule
+
+INTERVAL = 60.0  # seconds
 
 
 class Checkpoints(Callback):
-    """`best.ckpt`: the weights with the lowest validation loss. `last.ckpt`: all that goes on.
+    """`best.ckpt`: the weights of the best validation. `last.ckpt`: all that a run resumes from.
 
-    Both are written at most every `interval` seconds, and the best at the end: writing them at
+    Both are written every minute or every so many steps, and the best at the end: writing them at
     every epoch would cost a small model more time than its training. SIGINT and SIGTERM let the
-    step at hand and the validation after it come to their end, and then end the run with both
-    written; a second one does not wait.
+    step at hand and the validation after it finish, and then end the run with both written; a
+    second one does not wait.
 
-    The time to write is just before a batch is trained on. All that belongs to the batch before it
-    is over by then: its step, a validation, the end of its epoch with schedules and early stopping.
+    They are written just before a batch is trained on. All that belongs to the batch before it is
+    over by then: its step, a validation, the end of its epoch with schedules and early stopping.
+
+    Args:
+        folder: for the checkpoints.
+        keep_last: whether `last.ckpt` is written at the end as well.
+        history: decides which validation is the best.
+        every_n_steps: how often, in the place of every minute.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, folder: Path, keep_last: bool, interval: float = 60.0) -> None:
+    def __init__(
+        self, folder: Path, keep_last: bool, history: History, every_n_steps: int | None = None
+    ) -> None:
         self.folder = folder
         self.keep_last = keep_last
-        self.interval = interval
-        self._best_loss = math.inf
+        self.history = history
+        self.every_n_steps = every_n_steps
         self._best: dict[str, Any] | None = None
         self._random_states: dict[str, Any] | None = None  # of the run that goes on
         self._written_at = time.monotonic()
@@ -62,14 +72,12 @@ class Checkpoints(Callback):
         self._handlers = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        # Here, not in `on_validation_end`: callbacks that put averaged weights in the place of the
-        # model's for a validation take them away again right after this.
+        # Not in `on_validation_end`: callbacks that put averaged weights in the place of the
+        # model's for a validation take them away again right after this. `History` comes first.
         assert isinstance(module, LanguageModule)
-        loss = module.evaluation_scores.metrics().get("loss", math.nan)
-        if loss < self._best_loss and not trainer.sanity_checking:
-            self._best_loss = loss
+        if self.history.is_best:
             weights = {name: value.clone() for name, value in module.model.state_dict().items()}
-            self._best = {"model": weights, "epoch": trainer.current_epoch + 1, "val_loss": loss}
+            self._best = {"model": weights, **self.history.best}
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -82,13 +90,17 @@ class Checkpoints(Callback):
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a checkpoint holds no gradients
-        is_due = time.monotonic() - self._written_at > self.interval
-        if is_due or self._is_asked_to_stop:
+        if self._is_due(trainer.global_step) or self._is_asked_to_stop:
             self._write_best()
             self._write_last(trainer)
             self._written_at = time.monotonic()
         if self._is_asked_to_stop:
             raise KeyboardInterrupt
+
+    def _is_due(self, step: int) -> bool:
+        if self.every_n_steps is None:
+            return time.monotonic() - self._written_at > INTERVAL
+        return step > 0 and step % self.every_n_steps == 0
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._restore_handlers()
@@ -122,17 +134,19 @@ class Checkpoints(Callback):
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self._best_loss, "random_states": _random_states()}
+        return {"random_states": _random_states()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best_loss, self._random_states = state["best_loss"], state["random_states"]
+        self._random_states = state["random_states"]
 
 
 def _random_states() -> dict[str, Any]:
     """The states of all generators that a run may draw from, as plain values."""
     kind, keys, *rest = np.random.get_state(legacy=True)
+    device = _device_module()
     return {
         "torch": torch.get_rng_state(),
+        "device": None if device is None else device.get_rng_state(),
         "python": random.getstate(),
         "numpy": (kind, np.asarray(keys).tolist(), *rest),
     }
@@ -140,5 +154,14 @@ def _random_states() -> dict[str, Any]:
 
 def _set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
+    device = _device_module()
+    if device is not None and states["device"] is not None:
+        device.set_rng_state(states["device"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
+
+
+def _device_module() -> Any:
+    """What holds the generator of this machine's accelerator, such as `torch.cuda`, if any."""
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator and torch.get_device_module(accelerator)

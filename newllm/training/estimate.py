@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
-from newllm.data.batching import Batch, EvaluationBatches
+from newllm.data.batch import Batch, on_device_of
+from newllm.data.source import VALIDATION
 from newllm.training.clipping import clip_gradients
+from newllm.training.clock import batches_of_epoch
 from newllm.training.experiment import Experiment
 from newllm.training.module import LanguageModule
 from newllm.training.precision import weight_dtype
-from newllm.training.trainer import batches_per_epoch
-from newllm.training.watching import StepValidation
+from newllm.training.step_validation import StepValidation
 
 WARM_UP_SENTENCES, WARM_UP_TOKENS = 2, 8
 CONSIDERED = 500  # batches among which samples are chosen
@@ -42,25 +44,31 @@ class Estimate:
 
 def warm_up(experiment: Experiment) -> None:
     """Let everything that is compiled on demand be compiled before the first step."""
-    split = experiment.data.split("train")
-    longest = split.num_positions_N.argsort(descending=True)[:WARM_UP_SENTENCES]
-    tokens_BT, targets_BT, sentence_B = split.batch(longest)
-    first = slice(0, WARM_UP_TOKENS)
-    _Rehearsal(experiment).step(Batch(tokens_BT[:, first], targets_BT[:, first], sentence_B))
+    batch = experiment.source.train.batch(0, 0)
+    rows, first = slice(0, WARM_UP_SENTENCES), slice(0, WARM_UP_TOKENS)
+    reset_BT = None if batch.reset_BT is None else batch.reset_BT[rows, first]
+    few = Batch(
+        batch.tokens_BT[rows, first],
+        batch.targets_BT[rows, first],
+        batch.sentence_B[rows],
+        reset_BT=reset_BT,
+    )
+    _Rehearsal(experiment).step(few)
 
 
 def estimate(experiment: Experiment, num_samples: int = 10) -> Estimate:
     """Time some steps and some batches of the validation split, of all lengths that occur."""
     warm_up(experiment)
-    rehearsal, data = _Rehearsal(experiment), experiment.data
-    some = list(islice(data.train_dataloader(), CONSIDERED))
+    rehearsal, source = _Rehearsal(experiment), experiment.source
+    some = [*islice(experiment.data.train_dataloader(), CONSIDERED)]
     rehearsal.step(some[0])  # makes the optimizer's state
     step = _mean_seconds(rehearsal.step, some, num_samples)
-    validation = list(islice(EvaluationBatches(data.split("validation")), CONSIDERED))
-    look = _mean_seconds(rehearsal.validate, validation, num_samples)
-    trainer, num_steps = experiment.trainer, experiment.gates.num_steps
+    validation = source.evaluation[VALIDATION]
+    look = _mean_seconds(rehearsal.validate, [*islice(validation, CONSIDERED)], num_samples)
+    trainer, num_steps = experiment.trainer, experiment.preflight.num_steps
     batches_a_step = trainer.accumulate_grad_batches
-    num_batches = len(EvaluationBatches(data.split("validation")))
+    names = experiment.data.validation_names
+    num_batches = sum(len(source.evaluation[name]) for name in names)
     epochs = trainer.max_epochs or 1
     around = num_steps * SECONDS_A_STEP + epochs * SECONDS_AN_EPOCH + SECONDS_A_RUN
     return Estimate(
@@ -73,16 +81,17 @@ def _num_validations(experiment: Experiment) -> float:
     """Validations of the whole split, if nothing stops the run early."""
     trainer, interval = experiment.trainer, experiment.trainer.val_check_interval
     in_batches = isinstance(interval, int)
-    num_batches = batches_per_epoch(trainer, experiment.data.steps_per_epoch)
+    limit = trainer.limit_train_batches
+    num_batches = batches_of_epoch(experiment.data.steps_per_epoch, limit)
     an_epoch = (num_batches if in_batches else 1) / interval
     return (trainer.max_epochs or 1) / (trainer.check_val_every_n_epoch or 1) * an_epoch
 
 
 def _num_looks(experiment: Experiment) -> int:
     """Batches that are scored beside those of the validations."""
-    num_steps = experiment.gates.num_steps
+    num_steps = experiment.preflight.num_steps
     return sum(
-        callback.plan(experiment.data, num_steps).num_batches(num_steps)
+        callback.plan(experiment.source, num_steps).num_batches(num_steps)
         for callback in experiment.callbacks(StepValidation)
     )
 
@@ -105,23 +114,34 @@ class _Rehearsal:
 
     def __init__(self, experiment: Experiment) -> None:
         dtype = weight_dtype(experiment.config.trainer.precision)
-        self.module: LanguageModule = copy.deepcopy(experiment.module).to(dtype)
+        self.device = experiment.trainer.strategy.root_device
+        self.module: LanguageModule = copy.deepcopy(experiment.module).to(self.device, dtype)
         self.optimizer = self.module.make_optimizer(self.module.model.parameters())
         self.precision = experiment.trainer.precision_plugin
 
     def step(self, batch: Batch) -> None:
         """One of training."""
         self.module.train()
-        with torch.random.fork_rng(devices=[]):
+        with self._own_random_numbers():
             with self.precision.forward_context():
-                loss = self.module.loss(batch)
+                loss = self.module.loss(self._here(batch))
             loss.backward()
             clip_gradients(self.optimizer, self.module.gradient_clip(0))
             self.optimizer.step()
             self.optimizer.zero_grad()
+            loss.item()  # an accelerator would not wait
 
     def validate(self, batch: Batch) -> None:
         """A batch of an evaluation."""
         self.module.eval()
         with torch.inference_mode(), self.precision.forward_context():
-            self.module.loss(batch)
+            self.module.loss(self._here(batch)).item()  # an accelerator would not wait
+
+    def _here(self, batch: Batch) -> Batch:
+        return next(on_device_of(self.module, [batch]))
+
+    def _own_random_numbers(self) -> AbstractContextManager[None]:
+        """Let the generators be as they were in the end."""
+        if self.device.type == "cpu":
+            return torch.random.fork_rng(devices=[])
+        return torch.random.fork_rng(devices=[self.device], device_type=self.device.type)

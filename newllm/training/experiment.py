@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.origins import blame_origin
-from newllm.data.module import CorpusDataModule
+from newllm.data.module import DataModule
+from newllm.data.source import VALIDATION, Source, source_faults
 from newllm.models.language_model import LanguageModel
 from newllm.models.sizes import Budget
 from newllm.reporting.figures import run_title
-from newllm.statistics.references import ReferenceModels, References
+from newllm.statistics.references import References, references_on
 from newllm.training.checkpoints import Checkpoints
 from newllm.training.clipping import GradientClip
-from newllm.training.divergence import StopOnDivergence
+from newllm.training.clock import Clock
 from newllm.training.history import History
 from newllm.training.loggers import build_loggers
+from newllm.training.metrics import Scores
 from newllm.training.module import LanguageModule
-from newllm.training.preflight import Gates, check
+from newllm.training.preflight import Preflight, check
 from newllm.training.trainer import build_trainer, planned_steps
 from newllm.training.watching import ContextInspector, Curves
 
@@ -38,12 +40,13 @@ class Experiment:
 
     config: DictConfig
     name: str
-    data: CorpusDataModule
+    source: Source
+    data: DataModule
     module: LanguageModule
     trainer: Trainer
     history: History
     references: References
-    gates: Gates
+    preflight: Preflight
 
     @property
     def model(self) -> LanguageModel:
@@ -99,40 +102,49 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     """
     config = _with_absolute_paths(config)
     faults = _Faults()
-    data = faults.collect(lambda: _build_data(config))
+    source = faults.collect(lambda: _build_source(config))
+    clock = source and faults.collect(lambda: Clock.of(config, source))
     with open_dict(config):
         if config.model.vocabulary_size is None:
-            config.model.vocabulary_size = data.tokenizer.size if data else 1
+            config.model.vocabulary_size = source.vocabulary_size if source else 1
     faults.collect(lambda: _fill_sizes(config))
-    model = faults.collect(lambda: _build_model(config, data))
+    model = faults.collect(lambda: _build_model(config, source))
     clip = faults.collect(lambda: GradientClip(list(config.recipe.gradient_clip)))
     schedule = faults.collect(lambda: _build(config, config.schedule))
     callbacks = faults.collect(lambda: _build_all(config, config.callbacks))
     history = History(folder)
-    recorders = [history, Checkpoints(folder / "checkpoints", config.keep_last), StopOnDivergence()]
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.keep_last, history, config.checkpoint_steps
+    )
     loggers = faults.collect(lambda: build_loggers(config, folder))
     trainer = faults.collect(
-        lambda: build_trainer(config, folder, [*recorders, *(callbacks or [])], loggers or [])
+        lambda: build_trainer(
+            config, folder, [history, checkpoints, *(callbacks or [])], loggers or [], clock
+        )
     )
     num_steps = 1
-    if trainer and data:
-        num_steps = faults.collect(lambda: planned_steps(trainer, data.steps_per_epoch)) or 1
+    if trainer and clock:
+        num_steps = faults.collect(lambda: planned_steps(trainer, clock.epoch_length)) or 1
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
     num_epochs = trainer.max_epochs if trainer else 1
     faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip, num_steps))
     faults.raise_if_any(config)
-    on_validation = ReferenceModels(data).on("validation")
+    references = references_on(source, VALIDATION)
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
-    title = run_title(name, config.data, config.seed)
+    _tell_pictures(callbacks, references, run_title(name, config.data, config.seed))
+    preflight = check(model, source, num_steps, instantiate(config.budget))
+    data = DataModule(source, clock.epoch_length, config.test)
+    return Experiment(config, name, source, data, module, trainer, history, references, preflight)
+
+
+def _tell_pictures(callbacks: Sequence[Callback], references: References, title: str) -> None:
     for callback in callbacks:
         if isinstance(callback, Curves):
-            callback.references = on_validation.means
+            callback.references = dict(references.means)
         if isinstance(callback, Curves | ContextInspector):
             callback.title = title
-    gates = check(model, data, num_steps, instantiate(config.budget))
-    return Experiment(config, name, data, module, trainer, history, on_validation, gates)
 
 
 def _with_absolute_paths(config: DictConfig) -> DictConfig:
@@ -179,20 +191,27 @@ def _build_all(config: DictConfig, nodes: DictConfig, **arguments: Any) -> list[
     return [_build(config, node, **arguments) for node in chosen]
 
 
-def _build_data(config: DictConfig) -> CorpusDataModule:
-    data = _build(config, config.data)
-    data.setup()
-    return data
+def _build_source(config: DictConfig) -> Source:
+    source = _build(config, config.data)
+    target = f"data._target_={config.data._target_}"
+    if not isinstance(source, Source):
+        raise ValueError(f"{target}: is no newllm.data.source.Source")
+    source.setup()
+    if found := [f"{target}: {fault}" for fault in source_faults(source)]:
+        raise ValueError("\n".join(found))
+    for split in (source.train, *source.evaluation.values()):
+        Scores(split.metrics)
+    return source
 
 
-def write_data(data: CorpusDataModule) -> None:
-    """Leave the corpus's files in its directory.
+def write_data(source: Source) -> None:
+    """Leave the source's files where it keeps them.
 
     Raises:
         ConfigFault: the directory cannot be written.
     """
     try:
-        data.write()
+        source.write()
     except ValueError as error:
         raise ConfigFault([str(error)]) from error
 
@@ -217,12 +236,12 @@ def _fill_sizes(config: DictConfig) -> None:
     config.model.update(sizes)
 
 
-def _build_model(config: DictConfig, data: CorpusDataModule | None) -> LanguageModel:
+def _build_model(config: DictConfig, source: Source | None) -> LanguageModel:
     model = _build(config, config.model)
-    if data and data.tokenizer.size > model.vocabulary_size:
+    if source and source.vocabulary_size > model.vocabulary_size:
         raise ValueError(
             f"model.vocabulary_size={model.vocabulary_size}: the vocabulary has "
-            f"{data.tokenizer.size} tokens; set data.vocabulary_size={model.vocabulary_size}"
+            f"{source.vocabulary_size} tokens; set data.vocabulary_size={model.vocabulary_size}"
         )
     return model
 

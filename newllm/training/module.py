@@ -1,13 +1,13 @@
 """The training module: loss, metrics and optimizer of any language model of this package.
 
-Shapes: B batch, T time (tokens), N sentences of a split.
+Shapes: B batch, T time (tokens).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from newllm.data.batching import Batch
-from newllm.data.tokenizer import PAD, UNK
-from newllm.models.language_model import LanguageModel
+from newllm.data.batch import Batch
+from newllm.data.module import DataModule
+from newllm.data.source import TEST, VALIDATION
+from newllm.models.language_model import LanguageModel, State, score_logits
 from newllm.training.clipping import GradientClip, clip_gradients
-
-# The published validation loss is a mean over batches of this many sentences, in split order.
-PUBLISHED_BATCH_SIZE = 16
+from newllm.training.metrics import Scores, sum_rows
 
 
 @dataclass(frozen=True)
@@ -75,64 +74,16 @@ class Schedule:
             raise ValueError(f"schedule.interval={self.interval}: must be step or epoch")
 
 
-class SentenceScores:
-    """Sums over the tokens of each sentence of a split, gathered batch by batch in any order."""
-
-    COLUMNS = ("loss", "tokens", "loss_known", "tokens_known", "correct")
-
-    def __init__(self) -> None:
-        self._sentences: list[Tensor] = []
-        self._sums: list[Tensor] = []
-
-    @torch.no_grad()
-    def add(self, loss_BT: Tensor, correct_BT: Tensor, batch: Batch) -> None:
-        """Add what `LanguageModel.score` says of a batch; padding counts nothing."""
-        targets_BT = batch.targets_BT
-        real_BT = targets_BT != PAD
-        known_BT = real_BT & (targets_BT != UNK)
-        columns = (loss_BT, real_BT, loss_BT * known_BT, known_BT, correct_BT & real_BT)
-        self._sums.append(torch.stack([column.sum(1).double() for column in columns], dim=1))
-        self._sentences.append(batch.sentence_B)
-
-    def state_dict(self) -> dict[str, list[Tensor]]:
-        """What was gathered so far."""
-        return {"sentences": list(self._sentences), "sums": list(self._sums)}
-
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        self._sentences, self._sums = list(state["sentences"]), list(state["sums"])
-
-    def metrics(self) -> dict[str, float]:
-        """The metrics of a split, by their names without the split's prefix; none before `add`."""
-        if not self._sums:
-            return {}
-        order_N = torch.cat(self._sentences).argsort()
-        sums_N5 = torch.cat(self._sums)[order_N]
-        loss, tokens, loss_known, tokens_known, correct = sums_N5.sum(0).tolist()
-        group_means = [
-            (group[:, 0].sum() / group[:, 1].sum()).item()
-            for group in sums_N5.split(PUBLISHED_BATCH_SIZE)
-        ]
-        return {
-            "loss": loss / tokens,
-            "loss_batch_mean": sum(group_means) / len(group_means),
-            "loss_known": loss_known / max(tokens_known, 1),
-            "perplexity": perplexity(loss / tokens),
-            "accuracy": correct / tokens,
-        }
-
-
-def perplexity(loss: float) -> float:
-    """e to the loss in nats; infinite where that is too large for a number."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
 class LanguageModule(LightningModule):
-    """Trains a language model to predict the next token.
+    """Trains a language model to predict the scored targets.
 
-    Logs under `val/` and `test/`; a mean is over real tokens unless its name says otherwise.
-    `train_scores` gathers what the epoch's training batches scored before their steps,
-    `evaluation_scores` what the split at hand scored, and `gradient_norm` holds the norm of the
-    last step's gradient before clipping.
+    Logs the metrics of each evaluation split: `val/` and `test/`, or the name of another split,
+    which is logged as `best/NAME/` when it is evaluated with the best weights. `scores` gathers
+    what the splits at hand scored, by name; `gradient_norm` is that of the last step, before
+    clipping.
+
+    A source whose batches say where to reset has its state carried from batch to batch. The
+    gradient ends at the beginning of a batch.
 
     Args:
         model: to be trained.
@@ -157,31 +108,37 @@ class LanguageModule(LightningModule):
         self.gradient_clip = gradient_clip
         self.num_steps = num_steps
         self.gradient_norm = torch.tensor(math.nan)
-        self.train_scores = SentenceScores()
-        self.evaluation_scores = SentenceScores()
+        self.scores: dict[str, Scores] = {}
         self._num_tokens_of_step: list[Tensor] = []  # of each batch since the last step
+        self._state: State | None = None  # carried by training batches
+        self._evaluation_state: tuple[int, State | None] = (0, None)  # of a split, by its number
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy over the real tokens of a batch, in nats."""
-        loss_sum, num_tokens = self._score(batch, SentenceScores())
-        return loss_sum / num_tokens
+        """Mean cross-entropy over the scored targets of a batch, in nats."""
+        loss_BT, _, _ = self._score(batch, None)
+        return loss_BT.sum() / batch.scored_BT.sum()
 
-    def _score(self, batch: Batch, scores: SentenceScores) -> tuple[Tensor, Tensor]:
-        """The sum of the losses of a batch, and of how many tokens."""
-        loss_BT, correct_BT = self.model.score(batch.tokens_BT, batch.targets_BT)
-        scores.add(loss_BT, correct_BT, batch)
-        return loss_BT.sum(), (batch.targets_BT != PAD).sum()
+    def _score(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State | None]:
+        """Loss and whether the prediction is correct [B, T], and the state to carry on."""
+        if batch.reset_BT is None:
+            return *self.model.score(batch.tokens_BT, batch.targets_BT), None
+        logits_BTV, state = self.model(batch.tokens_BT, state, batch.reset_BT)
+        return *score_logits(logits_BTV, batch.targets_BT), _detached(state)
 
-    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        """The mean loss of a batch; of accumulated ones, a loss that weights each by its tokens.
+    def on_train_start(self) -> None:
+        self._state = _detached(self._state, self.device)  # one of a checkpoint lies elsewhere
 
-        All losses of an optimizer step are divided by the number of tokens of its first batch,
-        since the others are not known yet; `configure_gradient_clipping` makes up for it.
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        """The mean loss of a batch, and the `RowSums` that metrics are made from.
+
+        The losses of accumulated batches are weighted by their tokens. All of them are divided by
+        the number of tokens of the first one, since the others are not known yet;
+        `configure_gradient_clipping` makes up for it.
         """
-        loss_sum, num_tokens = self._score(batch, self.train_scores)
-        self._num_tokens_of_step.append(num_tokens)
-        loss = loss_sum / self._num_tokens_of_step[0]
-        return {"loss": loss, "loss_sum": loss_sum.detach(), "num_tokens": num_tokens}
+        loss_BT, correct_BT, self._state = self._score(batch, self._state)
+        self._num_tokens_of_step.append(batch.scored_BT.sum().clamp(min=1))
+        loss = loss_BT.sum() / self._num_tokens_of_step[0]
+        return {"loss": loss, "rows": sum_rows(loss_BT.detach(), correct_BT, batch)}
 
     def configure_gradient_clipping(
         self,
@@ -200,24 +157,50 @@ class LanguageModule(LightningModule):
         self.gradient_norm = clip_gradients(optimizer, limit)
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation_scores = SentenceScores()
+        self._start_scores(self._data.validation_names)
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self) -> None:
+        self._start_scores(self._data.test_names)
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._score(batch, self.evaluation_scores)
+    @property
+    def _data(self) -> DataModule:
+        data = getattr(self.trainer, "datamodule")  # noqa: B009  (untyped in Lightning)
+        assert isinstance(data, DataModule)
+        return data
+
+    def _start_scores(self, names: Sequence[str]) -> None:
+        splits = self._data.source.evaluation
+        self.scores = {name: Scores(splits[name].metrics, splits[name].slices) for name in names}
+        self._evaluation_state = 0, None
+
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        split, state = self._evaluation_state
+        loss_BT, correct_BT, state = self._score(batch, state if split == dataloader_idx else None)
+        self._evaluation_state = dataloader_idx, state
+        list(self.scores.values())[dataloader_idx].add(sum_rows(loss_BT, correct_BT, batch))
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
+        self.log_dict(self.evaluated({VALIDATION: "val"}))
 
     def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
+        others = {name: f"best/{name}" for name in self.scores}
+        self.log_dict(self.evaluated(others | {TEST: TEST}))
 
-    def _log_scores(self, split: str) -> None:
-        metrics = self.evaluation_scores.metrics()
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
+    def evaluated(self, prefixes: dict[str, str]) -> dict[str, float]:
+        """The metrics of the splits at hand; a split without a prefix has its name for one."""
+        return {
+            f"{prefixes.get(name, name)}/{metric}": value
+            for name, scores in self.scores.items()
+            for metric, value in scores.metrics().items()
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["carried_state"] = self._state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._state = checkpoint["carried_state"]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.model.parameters())
@@ -225,3 +208,10 @@ class LanguageModule(LightningModule):
             return optimizer
         scheduler = self.schedule.build(optimizer, self.num_steps)
         return [optimizer], [{"scheduler": scheduler, "interval": self.schedule.interval}]
+
+
+def _detached(state: State | None, device: torch.device | None = None) -> State | None:
+    """A state that no gradient passes, on a device if one is given."""
+    if isinstance(state, tuple):
+        return tuple(tensor.detach().to(device) for tensor in state)
+    return None if state is None else state.detach().to(device)

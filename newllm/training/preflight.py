@@ -1,7 +1,7 @@
-"""What is looked at before the first step: whether the losses of a run will mean anything.
+"""What is checked before the first step: whether the losses of a run will mean anything.
 
-A model that sees the future does not train, unless it says so itself (`transformer_leaky`). All
-else is a warning with its number.
+A model that sees the future does not train, unless it says so itself (`transformer_leaky`).
+Everything else is a warning with its number.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from newllm.config.build import ConfigFault
-from newllm.data.module import CorpusDataModule
+from newllm.data.batch import device_of
+from newllm.data.source import VALIDATION, Source
+from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, PAD, UNK
 from newllm.models.context import ContextModel
 from newllm.models.language_model import LanguageModel
@@ -28,35 +30,35 @@ MANY_UNKNOWN = 0.05
 MUCH_OVERLAP = 0.01
 MANY_UNUSED = 0.1
 FEW_STEPS = 200
-MAX_POSITIONS = 128  # in which a leak is looked for
+MAX_ROWS, MAX_POSITIONS = 4, 128  # in which a leak is looked for
 TOLERANCE = 1e-9  # of the largest logit, in float64; another order of the same sums changes less
 
 
 @dataclass(frozen=True)
-class Gates:
+class Preflight:
     """The findings.
 
     Attributes:
         causal: whether no future token changes an earlier logit.
+        num_classes: all outputs.
+        num_steps: optimizer steps planned.
+        missed_budget: a line for each budget that the model does not keep.
         unknown_share: `<UNK>` among the validation targets.
         unknown_in_train: whether it is a training target as well.
         overlap_share: validation sentences that are in train as well.
         num_too_long: sentences that were cut or dropped for their length.
-        num_unused_classes: outputs that are never a training target.
-        num_classes: all outputs.
-        num_steps: optimizer steps planned.
-        missed_budget: a line for each budget that the model does not keep.
+        num_unused_classes: outputs that are never a training target, as far as that is known.
     """
 
     causal: bool
-    unknown_share: float
-    unknown_in_train: bool
-    overlap_share: float
-    num_too_long: int
-    num_unused_classes: int
     num_classes: int
     num_steps: int
     missed_budget: tuple[str, ...] = ()
+    unknown_share: float = 0.0
+    unknown_in_train: bool = False
+    overlap_share: float = 0.0
+    num_too_long: int = 0
+    num_unused_classes: int = 0
 
     def as_result(self) -> dict[str, Any]:
         """All findings by name, and the warnings."""
@@ -90,37 +92,44 @@ class Gates:
 
 
 def check(
-    model: LanguageModel, data: CorpusDataModule, num_steps: int, budget: Budget | None = None
-) -> Gates:
-    """Look at a model and its data.
+    model: LanguageModel, source: Source, num_steps: int, budget: Budget | None = None
+) -> Preflight:
+    """Check a model and its data.
 
     Raises:
         ConfigFault: the model sees the future and does not say so.
     """
-    leak = find_leak(model, _longest_sentences(data))
+    leak = find_leak(model, _some_tokens(source))
     if leak and not model.sees_the_future:
         raise ConfigFault(
             [f"{model.description} sees the future: {leak}; mend it, it would learn to copy"]
         )
-    card = data.card()
-    train_ids = data.split("train").different_ids
-    return Gates(
+    return Preflight(
         causal=leak is None,
-        unknown_share=card.unknown_share,
-        unknown_in_train=UNK in train_ids,
-        overlap_share=card.overlap / len(data.corpus.validation),
-        num_too_long=sum(data.num_too_long.values()),
-        num_unused_classes=model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
         num_classes=model.vocabulary_size,
         num_steps=num_steps,
         missed_budget=tuple(budget.misses(model)) if budget else (),
+        **(_of_sentences(model, source) if isinstance(source, SentenceSource) else {}),
     )
 
 
-def _longest_sentences(data: CorpusDataModule, number: int = 4) -> Tensor:
-    """Beginnings of the longest validation sentences."""
-    split = data.split("validation")
-    longest_B = split.num_positions_N.argsort(descending=True)[:number].tolist()
+def _of_sentences(model: LanguageModel, source: SentenceSource) -> dict[str, Any]:
+    card, train_ids = source.card, source.split("train").different_ids
+    return {
+        "unknown_share": card.unknown_share,
+        "unknown_in_train": UNK in train_ids,
+        "overlap_share": card.overlap_share,
+        "num_too_long": sum(source.num_too_long.values()),
+        "num_unused_classes": model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
+    }
+
+
+def _some_tokens(source: Source) -> Tensor:
+    """Beginnings of validation rows, of sentences the longest [B, T]."""
+    if not isinstance(source, SentenceSource):
+        return source.evaluation[VALIDATION].batch(0, 0).tokens_BT[:MAX_ROWS, :MAX_POSITIONS]
+    split = source.split(VALIDATION)
+    longest_B = split.num_positions_N.argsort(descending=True)[:MAX_ROWS].tolist()
     beginnings = [split[i][:-1][:MAX_POSITIONS] for i in longest_B]
     return pad_sequence(beginnings, batch_first=True, padding_value=PAD)
 
@@ -136,6 +145,7 @@ def find_leak(model: LanguageModel, tokens_BT: Tensor) -> str | None:
         model.recurrence.native = (
             False  # Machine code for float64 would be compiled for this alone.
         )
+    tokens_BT = tokens_BT.to(device_of(model))
     logits_BTV = model(tokens_BT)[0]
     length, leak = tokens_BT.shape[1], None
     for first_changed in sorted({1, length // 2, length - 1} - {0}):

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from newllm.config.naming import record_of
+from newllm.data.source import TEST, VALIDATION
+from newllm.data.sources.sentences import SentenceSource
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
 from newllm.runs.directory import RunDirectory, write_text
@@ -19,38 +21,41 @@ from newllm.statistics.references import gap_closed, mean_by_position
 from newllm.statistics.spikes import spikes_of_run
 from newllm.training import loggers
 from newllm.training.experiment import Experiment
-from newllm.training.watching import StepValidation
+from newllm.training.step_validation import StepValidation
 
 
 def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[str]) -> None:
     """Write down what is about to run, before it runs."""
-    config, data, model = experiment.config, experiment.data, experiment.model
+    config, source, model = experiment.config, experiment.source, experiment.model
     run.write_config(config)
-    write_text(run.path / "tokenizer.json", data.tokenizer.to_json())
+    if source.tokenizer is not None:
+        write_text(run.path / "tokenizer.json", source.tokenizer.to_json())
     run.record(
         status="running",
         **record_of(overrides),
         name=experiment.name,
         seed=config.seed,
-        corpus=config.data.corpus,
+        corpus=source.name,
         parameters=sum(weight.numel() for weight in model.parameters()),
         sizes={name: size for name, size in config.model.items() if isinstance(size, int)},
-        state_bytes=model.state_bytes(data.max_length),
+        state_bytes=model.state_bytes(source.max_length),
         sees_the_future=model.sees_the_future,
+        has_tokenizer=source.tokenizer is not None,
         **dict.fromkeys(("steps", "epochs", "best_val_loss", "best_val_loss_batch_mean")),
-        **dict.fromkeys(("best_epoch", "val_accuracy", "gap_closed", "test_loss", "spikes")),
+        **dict.fromkeys(("best_epoch", "best_step", "val_accuracy", "gap_closed", "spikes")),
+        **dict.fromkeys(("test_loss", "evaluation")),
         **dict.fromkeys(("val_loss_by_position", "val_kl", "val_kl_by_position")),
-        oracle_loss=data.oracle_loss("validation"),
-        test_oracle_loss=data.oracle_loss("test") if config.test else None,
-        entropy_floor=data.entropy_floor,
-        references=experiment.references.means,
+        oracle_loss=source.oracle_loss(VALIDATION),
+        test_oracle_loss=source.oracle_loss(TEST) if config.test else None,
+        entropy_floor=source.entropy_floor if isinstance(source, SentenceSource) else None,
+        references=dict(experiment.references.means),
         references_by_position=_rounded(experiment.references.by_position),
-        gates=experiment.gates.as_result(),
+        preflight=experiment.preflight.as_result(),
         seconds=run.seconds_before or None,
         threads=torch.get_num_threads(),
         error=None,
         git_revision=git_revision(),
-        data_sha256=data.data_sha256,
+        data_sha256=source.digest,
         config_hash=config_hash(config),
         variant_hash=variant_hash(config),
     )
@@ -62,30 +67,30 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
 def measured(experiment: Experiment) -> dict[str, Any]:
     """The figures of a run, as far as it came. Each best is the best of its own curve."""
     history, trainer = experiment.history, experiment.trainer
-    best = history.best("val/loss")
-    loss = best.get("val/loss")
-    test_loss = trainer.callback_metrics.get("test/loss")
+    loss = history.best.get("val_loss")
     looks = [callback.rows for callback in experiment.callbacks(StepValidation)]
     return {
         "steps": trainer.global_step,
         "epochs": sum("train/loss" in row for row in history.epochs),
         "best_val_loss": loss,
-        "best_val_loss_batch_mean": history.best("val/loss_batch_mean").get("val/loss_batch_mean"),
-        "best_epoch": best.get("epoch"),
+        "best_val_loss_batch_mean": history.lowest("val/loss_batch_mean"),
+        "best_epoch": history.best.get("epoch"),
+        "best_step": history.best.get("step"),
         "gap_closed": None if loss is None else gap_closed(loss, experiment.references.means),
-        "val_accuracy": best.get("val/accuracy"),
-        "test_loss": None if test_loss is None else test_loss.item(),
+        "val_accuracy": history.best_row().get("val/accuracy"),
         "spikes": spikes_of_run(history.epochs, history.steps, looks[0] if looks else []),
     }
 
 
 def predicted(experiment: Experiment) -> dict[str, Any]:
     """What the model, at its best, does at each position of the validation sentences, in nats."""
-    data, model = experiment.data, experiment.model.eval()
-    positions = experiment.references.positions
-    losses = target_losses(model, data.split("validation"))
+    source, positions = experiment.source, experiment.references.positions
+    if not isinstance(source, SentenceSource) or positions is None:
+        return {}
+    model = experiment.model.eval()
+    losses = target_losses(model, source.split(VALIDATION))
     found: dict[str, Any] = {"val_loss_by_position": mean_by_position(losses, positions)}
-    kl = divergences(model, data)
+    kl = divergences(model, source)
     if kl is not None:
         found |= {"val_kl": float(kl.mean()), "val_kl_by_position": mean_by_position(kl, positions)}
     return _rounded(found)
@@ -94,6 +99,8 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
 def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
     """`positions.png`, also in TensorBoard: loss and KL at each position, beside the references."""
     references, trainer = experiment.references, experiment.trainer
+    if references.positions is None:
+        return
     with never_fatal("positions.png"):
         figure = figures.positions(
             result["val_loss_by_position"],
@@ -115,13 +122,13 @@ def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def log_best(experiment: Experiment) -> None:
+def log_best(result: Mapping[str, Any], experiment: Experiment) -> None:
     """Tell the loggers how the run ended: the figures that runs are compared by, its spikes."""
-    found, trainer, references = measured(experiment), experiment.trainer, experiment.references
+    trainer, references = experiment.trainer, experiment.references
     spikes = [
         f"{series}: from {spike['onset']:g}, peak {spike['height']:.3f} at {spike['peak']:g}, "
         f"{spike['ratio']:.2f} times the level before"
-        for series, some in found["spikes"].items()
+        for series, some in result["spikes"].items()
         for spike in some
     ]
     losses = [f"{name}: {loss:.4f} nats per token" for name, loss in references.means.items()]
@@ -129,6 +136,6 @@ def log_best(experiment: Experiment) -> None:
     loggers.log_text(trainer.loggers, "spikes", spikes or ["none"], step)
     loggers.log_text(trainer.loggers, "references", losses, step)
     loggers.log_references(trainer.loggers, references.means, step)
-    best = {name: found[f"best_{name}"] for name in ("val_loss", "epoch")}
-    best |= {name: found[name] for name in ("test_loss", "gap_closed", "val_accuracy")}
+    best = {name: result[f"best_{name}"] for name in ("val_loss", "epoch", "step")}
+    best |= {name: result[name] for name in ("test_loss", "gap_closed", "val_accuracy")}
     loggers.log_end(trainer.loggers, best, step)

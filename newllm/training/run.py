@@ -21,11 +21,12 @@ from omegaconf import DictConfig
 from newllm.config.arguments import program
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings
+from newllm.data.source import TEST
 from newllm.runs.directory import ENDS, RunConflict, RunDirectory, load_weights
 from newllm.runs.resume import RUN
-from newllm.training.divergence import Diverged
 from newllm.training.estimate import estimate, warm_up
 from newllm.training.experiment import Experiment, build_experiment, write_data
+from newllm.training.history import Diverged
 from newllm.training.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.training.summary import print_banner, print_result
 
@@ -70,7 +71,7 @@ def train(
             f"{expected.validation:.0f} s of it for validation"
         )
         return {"estimated_seconds": expected.total}
-    write_data(experiment.data)
+    write_data(experiment.source)
     run = RunDirectory(folder, goes_on)
     try:
         run.check_last_checkpoint()
@@ -87,8 +88,7 @@ def train(
         record_start(run, experiment, overrides)
         warm_up(experiment)
         started = time.monotonic()
-        _fit_and_test(experiment, run)
-        result = predicted(experiment) | {"status": "done"}
+        result = _fit_and_test(experiment, run) | predicted(experiment) | {"status": "done"}
     except Diverged as error:
         result = {"status": "diverged", "error": str(error)}
         raise
@@ -107,13 +107,13 @@ def train(
             run.remove_last_checkpoint()
         run.release()
     draw_positions(result, experiment, folder)
-    log_best(experiment)
+    log_best(result, experiment)
     print_result(result, experiment, folder)
     return result
 
 
-def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
-    """Train from the last checkpoint on, if there is one; test the best."""
+def _fit_and_test(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
+    """Train from the last checkpoint on, if there is one, and evaluate the best weights."""
     experiment.trainer.fit(
         experiment.module,
         datamodule=experiment.data,
@@ -121,8 +121,11 @@ def _fit_and_test(experiment: Experiment, run: RunDirectory) -> None:
         weights_only=True,
     )
     load_weights(experiment.model, run.checkpoints / "best.ckpt")
-    if experiment.config.test and len(experiment.data.split("test")):
-        experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
+    if not experiment.data.test_names:
+        return {}
+    experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
+    found = {name: scores.metrics() for name, scores in experiment.module.scores.items()}
+    return {"evaluation": found, "test_loss": found.get(TEST, {}).get("loss")}
 
 
 def attempt(

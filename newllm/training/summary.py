@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from newllm.config.arguments import program
+from newllm.data.source import TEST
 from newllm.statistics.references import gap_closed
 from newllm.training.experiment import Experiment
 from newllm.training.precision import precision_warning
@@ -19,14 +20,14 @@ from newllm.training.precision import precision_warning
 
 def print_banner(experiment: Experiment) -> None:
     """What is about to run, in a few lines."""
-    model, data, config = experiment.model, experiment.data, experiment.config
+    model, config = experiment.model, experiment.config
     parameters = sum(weight.numel() for weight in model.parameters())
     lines = {
         "run": experiment.name,
         "model": f"{model.description}: {parameters:,} parameters, {_state(experiment)}",
-        "recipe": f"{config.recipe.name}: {experiment.gates.num_steps:,} steps planned",
+        "recipe": f"{config.recipe.name}: {experiment.preflight.num_steps:,} steps planned",
         "countermeasures": ", ".join(config.countermeasures) or "none",
-        "data": data.summary(),
+        "data": experiment.source.summary(),
     }
     console = _console()
     for label, text in lines.items():
@@ -34,7 +35,7 @@ def print_banner(experiment: Experiment) -> None:
     if left_out := config.get("left_out"):
         console.print(f"[bold]{'left out':<16}[/]", Text(_left_out(experiment, left_out)), sep="")
     slow = precision_warning(config.trainer.precision, experiment.trainer.strategy.root_device)
-    for warning in [*experiment.gates.warnings(), *([slow] if slow else [])]:
+    for warning in [*experiment.preflight.warnings(), *([slow] if slow else [])]:
         console.print("[bold red]warning:[/]", Text(warning))
 
 
@@ -46,7 +47,7 @@ def _left_out(experiment: Experiment, choices: Sequence[str]) -> str:
 
 def _state(experiment: Experiment) -> str:
     """How much one sequence makes the model remember."""
-    model, num_tokens = experiment.model, experiment.data.max_length
+    model, num_tokens = experiment.model, experiment.source.max_length
     one, full = model.state_bytes(1), model.state_bytes(num_tokens)
     growing = "" if one == full else f" after {num_tokens} tokens, and growing"
     return f"{full:,} bytes of state{growing}"
@@ -54,7 +55,7 @@ def _state(experiment: Experiment) -> str:
 
 def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
     """The result beside its references, all on the validation split, and what to do next."""
-    references = experiment.references.means
+    references = dict(experiment.references.means)
     best = result["best_val_loss"]
     losses = references | {f"this run (epoch {result['best_epoch']})": best}
     table = Table(box=None)
@@ -72,9 +73,12 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         )
     console = _console()
     console.print(table)
-    console.print(
-        f"as the series counted it (val/loss_batch_mean): {result['best_val_loss_batch_mean']:.4f}"
-    )
+    if (batch_mean := result["best_val_loss_batch_mean"]) is not None:
+        console.print(f"as the series counted it (val/loss_batch_mean): {batch_mean:.4f}")
+    for name, metrics in (result["evaluation"] or {}).items():
+        if name != TEST:
+            figures = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+            console.print(f"{name}, at the best epoch: {figures}")
     if result["test_loss"] is not None:
         oracle = result["test_oracle_loss"]
         beside = "" if oracle is None else f" (oracle {oracle:.4f})"
@@ -86,7 +90,7 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         )
     if result["sees_the_future"]:
         console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
-    elif best > references["bigram"]:
+    elif best > references.get("bigram", math.inf):
         console.print(
             "[yellow]worse than counting pairs of words (bigram)[/]; " + _next(experiment)
         )

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from newllm.config.build import ConfigFault, instantiate
+from newllm.training.clock import AUTO, Clock, batches_of_epoch
 from newllm.training.precision import precision_name
 
 # Arguments of Lightning's trainer that the run decides on, and what to set instead.
@@ -54,7 +55,11 @@ PROFILERS: dict[str, type[Profiler]] = {
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
+    config: DictConfig,
+    folder: Path,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    clock: Clock | None = None,
 ) -> Trainer:
     """The trainer of a run.
 
@@ -63,6 +68,7 @@ def build_trainer(
         folder: of the run.
         callbacks: all of them.
         loggers: all of them.
+        clock: what follows from the data.
 
     Raises:
         ValueError: an argument that the run decides on, or one that makes no run.
@@ -81,6 +87,7 @@ def build_trainer(
         "log_every_n_steps": 1,
         "plugins": [LightningEnvironment()],
         "precision": precision_name(chosen.precision),
+        **(clock.arguments if clock else {}),
     }
     if chosen.get("profiler") is not None:
         arguments["profiler"] = _profiler(chosen.profiler, folder)
@@ -101,10 +108,10 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
         if name in DECIDED:
             yield f"trainer.{name}: {DECIDED[name]}"
     interval = chosen.get("val_check_interval")
-    if not isinstance(interval, int | float | None):
+    if not isinstance(interval, int | float | None) and interval != AUTO:
         yield (
-            f"trainer.val_check_interval={interval}: must be a number of batches or a share of an "
-            "epoch; a validation by the clock could not be repeated"
+            f"trainer.val_check_interval={interval}: must be a number of batches, a share of an "
+            "epoch or auto; a validation by the clock could not be repeated"
         )
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         if (value := chosen.get(name)) is not None and value < 1:
@@ -148,12 +155,6 @@ def _profiler(name: str, folder: Path) -> Profiler:
     return PROFILERS[name](dirpath=folder, filename="profile")
 
 
-def batches_per_epoch(trainer: Trainer, num_batches: int) -> int:
-    """Batches that an epoch takes, of so many in the training data."""
-    limit = trainer.limit_train_batches
-    return int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
-
-
 def planned_steps(trainer: Trainer, num_batches: int) -> int:
     """Optimizer steps, if nothing stops the run early.
 
@@ -164,7 +165,7 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
     Raises:
         ValueError: the run would end without a validation, by which its best weights are found.
     """
-    num_batches = batches_per_epoch(trainer, num_batches)
+    num_batches = batches_of_epoch(num_batches, trainer.limit_train_batches)
     if num_batches < 1:
         limit = trainer.limit_train_batches
         raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")

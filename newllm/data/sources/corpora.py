@@ -10,6 +10,7 @@ Every corpus is a pure function of its arguments. The files that `Corpus.write` 
 there to be looked at; they are never read back.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -21,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from io import BufferedReader
 from pathlib import Path
 
-from newllm.data.lines import Lines
 from newllm.data.sources.grammar import Grammar
 
 NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
@@ -47,7 +48,6 @@ class Corpus:
         seed: what was drawn and split with, None for the default draw.
         grammar: the distribution the sentences were drawn from, None where there is none.
         path: the file that was read, None for the corpora of this package.
-        path_sha256: digest of that file, in hexadecimal.
         line_numbers: for a file, the line of each sentence of each split, counted from 1.
         num_blank_lines: lines of the file that hold no sentence.
         withheld: training sentences that are not to be trained on.
@@ -61,7 +61,6 @@ class Corpus:
     seed: int | None = None
     grammar: Grammar | None = None
     path: Path | None = None
-    path_sha256: str | None = None
     line_numbers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     num_blank_lines: int = 0
     withheld: Sequence[str] = ()
@@ -210,7 +209,7 @@ def read_text_corpus(
             directory, not UTF-8 text, empty, or too short to be split.
     """
     _check_fractions(validation_fraction, test_fraction)
-    text, sha256 = _read_text(path)
+    text = _read_text(path)
     # Only real line ends count, as in an editor: str.splitlines would also cut at form feeds.
     lines = text.removesuffix("\n").split("\n")
     numbers, sentences = array("i"), []
@@ -233,14 +232,14 @@ def read_text_corpus(
         "validation": order[num_train : num_train + num_validation],
         "test": order[num_train + num_validation :],
     }
+    texts = {split: tuple(sentences[i] for i in chosen) for split, chosen in of_split.items()}
     return Corpus(
         "text",
-        train=Lines(sentences[i] for i in of_split["train"]),
-        validation=Lines(sentences[i] for i in of_split["validation"]),
-        test=Lines(sentences[i] for i in of_split["test"]),
+        train=texts["train"],
+        validation=texts["validation"],
+        test=texts["test"],
         seed=seed,
         path=path,
-        path_sha256=sha256,
         line_numbers={
             split: array("i", (numbers[i] for i in chosen)) for split, chosen in of_split.items()
         },
@@ -260,31 +259,45 @@ def _check_fractions(validation: float, test: float) -> None:
         )
 
 
-def _read_text(path: Path) -> tuple[str, str]:
-    """What a file says, its line ends made alike, and the digest of its bytes."""
+def text_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        ValueError: it is no regular file that can be read.
+    """
+    with _open(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BufferedReader]:
+    """A text file to read, its faults told by what was set."""
     try:
         kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise ValueError(f"data.path={path} is a directory: name a text file")
+        if not stat.S_ISREG(kind):  # a device or a pipe may never end
+            raise ValueError(f"data.path={path} is not a regular file: name a text file")
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise ValueError(f"data.path={path} does not exist") from None
     except OSError as error:
         raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
-    if stat.S_ISDIR(kind):
-        raise ValueError(f"data.path={path} is a directory: name a text file")
-    if not stat.S_ISREG(kind):  # a device or a pipe may never end
-        raise ValueError(f"data.path={path} is not a regular file: name a text file")
+
+
+def _read_text(path: Path) -> str:
+    """What a file says, its line ends made alike."""
     try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
+        with _open(path) as file:
+            text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"data.path={path} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
     if "\0" in text:
         raise ValueError(f"data.path={path} is a binary file, not text: it holds zero bytes")
     if not text.strip():
         raise ValueError(f"data.path={path} is empty: it needs a sentence on each line")
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text, hashlib.sha256(content).hexdigest()
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _resource(name: str) -> str:

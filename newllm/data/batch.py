@@ -1,0 +1,56 @@
+"""One batch, as every source gives it and every model reads it.
+
+Shape suffixes: B batch (rows), T time (tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100
+"""A target that is not scored; the default `ignore_index` of torch's losses."""
+
+
+class Batch(NamedTuple):
+    """Rows of tokens and the targets that a model predicts after each of them.
+
+    Attributes:
+        tokens_BT: token ids, padded on the right with `<PAD>`. int64.
+        targets_BT: the id to predict after each token, `IGNORE` where nothing is scored. int64.
+        sentence_B: the index of each row within its split. int64.
+        slice_B: the slice of the split that each row belongs to, an index into `Split.slices`;
+            None for a split without slices. int64.
+        reset_BT: true where a row forgets everything before it reads that token. None: every row
+            starts from a fresh state. Otherwise row b continues row b of the batch before. bool.
+    """
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    sentence_B: Tensor
+    slice_B: Tensor | None = None
+    reset_BT: Tensor | None = None
+
+    @property
+    def scored_BT(self) -> Tensor:
+        """Where there is a target to score. bool."""
+        return self.targets_BT != IGNORE
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        given = {name: field for name, field in self._asdict().items() if field is not None}
+        return self._replace(**{name: field.to(device) for name, field in given.items()})
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's weights, where what it reads has to be."""
+    return next(model.parameters()).device
+
+
+def on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches on the device of a model's weights."""
+    device = device_of(model)
+    return (batch.to(device) for batch in batches)

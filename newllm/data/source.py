@@ -1,0 +1,120 @@
+"""What a run needs to know of its data: named splits of batches, whatever they are made from.
+
+A source of one's own is a subclass of `Source` and one of `Split`; see the README, "Add data".
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+
+from newllm.data.batch import IGNORE, Batch
+from newllm.data.tokenizer import Tokenizer
+
+VALIDATION, TEST = "validation", "test"
+
+
+class Split(ABC):
+    """Batches that are found by their number.
+
+    A batch depends on nothing but the epoch and its number: no state is kept between batches. So
+    every run has the same batches, and a run that was interrupted resumes at any of them.
+
+    Attributes:
+        num_batches: batches in an epoch; None for a split without an end, whose epoch is always 0.
+        metrics: what is logged of an evaluation split, by names in `newllm.training.metrics`.
+        slices: names of the parts of the split that `Batch.slice_B` tells apart. The metrics of
+            each are logged as well, as `METRIC/SLICE`.
+    """
+
+    num_batches: int | None = None
+    metrics: tuple[str, ...] = ("loss", "perplexity", "accuracy")
+    slices: tuple[str, ...] = ()
+
+    @abstractmethod
+    def batch(self, epoch: int, number: int) -> Batch:
+        """The batch of a number, from 0, in an epoch, from 0."""
+
+    def __len__(self) -> int:
+        assert self.num_batches is not None, "a split without an end has no length"
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the first epoch."""
+        return (self.batch(0, number) for number in range(len(self)))
+
+
+class Source(ABC):
+    """Data to train and evaluate on.
+
+    A subclass sets the attributes without a value in `setup` or before, and may override any of
+    the methods.
+
+    Attributes:
+        name: what tables and pictures call it.
+        vocabulary_size: tokens are 0 ... vocabulary_size - 1; `<PAD>` is 0.
+        max_length: positions of the longest row.
+        train: what the model is trained on.
+        evaluation: splits to evaluate on, each with an end. `validation` has to be among them: its
+            loss decides which weights are the best. `test` is evaluated once, with these weights.
+            Any other split is evaluated with every validation and once more with the best weights.
+        tokenizer: translates between tokens and text, where the tokens stand for text.
+        digest: identifies the content of the data, where it does not follow from the configuration.
+    """
+
+    name: str
+    vocabulary_size: int
+    max_length: int
+    train: Split
+    evaluation: Mapping[str, Split]
+    tokenizer: Tokenizer | None = None
+    digest: str | None = None
+
+    def setup(self) -> None:  # noqa: B027  (most sources need neither this nor `write`)
+        """Prepare the splits. Nothing is written, and a second call does nothing.
+
+        Raises:
+            ValueError: the data cannot be used; one line for each fault.
+        """
+
+    def write(self) -> None:  # noqa: B027
+        """Leave files for a user, or for the next run, once it is certain that there is a run."""
+
+    def summary(self) -> str:
+        """What there is to know of the data, in one line."""
+        return f"{self.name}: vocabulary {self.vocabulary_size:,}"
+
+    def reference_losses(self, split: str) -> dict[str, float]:
+        """Losses to compare a model's with on an evaluation split, by name, in nats per token."""
+        return {}
+
+    def oracle_loss(self, split: str) -> float | None:
+        """The loss of the distribution that an evaluation split was drawn from, if it is known."""
+        return None
+
+
+def source_faults(source: Source) -> Iterator[str]:
+    """What a source lacks, and what is wrong with its first batches."""
+    needed = ("name", "vocabulary_size", "max_length", "train", "evaluation")
+    if missing := [name for name in needed if not hasattr(source, name)]:
+        yield f"sets no {', '.join(missing)}"
+        return
+    if VALIDATION not in source.evaluation:
+        yield f"has no evaluation split {VALIDATION}"
+    for name, split in {"train": source.train, **source.evaluation}.items():
+        if split.num_batches is None and split is not source.train:
+            yield f"its evaluation split {name} has no end; set num_batches"
+        elif split.num_batches != 0 and (fault := _batch_fault(source, split.batch(0, 0))):
+            yield f"{name}: {fault}"
+
+
+def _batch_fault(source: Source, batch: Batch) -> str | None:
+    tokens_BT, targets_BT = batch.tokens_BT, batch.targets_BT
+    if tokens_BT.shape != targets_BT.shape or len(batch.sentence_B) != len(tokens_BT):
+        return "tokens, targets and sentences of a batch do not belong together by their shapes"
+    if not batch.scored_BT.any():
+        return "nothing in its first batch is scored"
+    for kind, ids in (("tokens", tokens_BT), ("targets", targets_BT[targets_BT != IGNORE])):
+        if int(ids.min()) < 0 or int(ids.max()) >= source.vocabulary_size:
+            return f"its {kind} are not all from 0 to vocabulary_size - 1"
+    return None
