@@ -10,8 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import ConfigFault, target_faults
-from newllm.config.leftovers import arguments_of, chose_another_model, without_leftovers
+from newllm.config.build import ConfigFault, arguments_of, target_faults
+from newllm.config.leftovers import chose_another_model, without_leftovers
 from newllm.config.naming import split
 from newllm.config.origins import (
     descend,
@@ -217,7 +217,6 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
         by_file = read_nodes(_compose(others), READ)
     else:
         by_file = read
-    model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
     for key, source in _explicit_choices(overrides):
         if source.startswith("experiment=") and chose_another_model(overrides):
             continue  # what the file chose for its own model is left out
@@ -232,7 +231,7 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
             if any(overlap(key, name) for name in read_nodes(alone, READ)):
                 yield f"{chosen}: another choice stands in its place; drop one of the two"
             else:
-                yield f"{chosen}: {model} does not read it; drop it"
+                yield f"{chosen}: the chosen model does not read it; drop it"
 
 
 def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

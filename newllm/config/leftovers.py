@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import hydra.utils
 from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import target_faults
+from newllm.config.build import arguments_of
 from newllm.config.naming import split
 from newllm.config.origins import leaves
 
@@ -50,23 +47,6 @@ def without_leftovers(config: DictConfig, overrides: Sequence[str]) -> DictConfi
 def chose_another_model(overrides: Sequence[str]) -> bool:
     """Whether a model was chosen beside an experiment, which has one of its own."""
     return {"experiment", "model"} <= {split(line)[0] for line in overrides}
-
-
-def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] | None:
-    """The names of the arguments that a node's target takes; None where that cannot be told."""
-    if not isinstance(node, DictConfig) or OmegaConf.is_missing(node, "_target_"):
-        return None
-    try:
-        target = str(node.get("_target_"))
-    except OmegaConfBaseException:
-        return None
-    alone = OmegaConf.create({"_target_": target})
-    if "${" in target or list(target_faults(alone, "", trusted_packages)):
-        return None
-    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return list(parameters)
 
 
 def _keys_of(path: str) -> Iterator[str]:

@@ -9,8 +9,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import TYPE_NAMES, takes_null
-from newllm.config.leftovers import arguments_of
+from newllm.config.build import TYPE_NAMES, arguments_of, takes_null
 from newllm.config.origins import descend, leaves, origin, raw
 from newllm.config.suggestions import suggest
 

@@ -168,7 +168,7 @@ class LanguageModule(LightningModule):
 
     def _score(self, batch: Batch, scores: SentenceScores) -> tuple[Tensor, Tensor]:
         """The sum of the losses of a batch, and of how many tokens."""
-        loss_BT, correct_BT = self.model.score(batch.tokens_BT, batch.targets_BT)
+        loss_BT, correct_BT, _ = self.model.score(batch.tokens_BT, batch.targets_BT)
         scores.add(loss_BT, correct_BT, batch)
         return loss_BT.sum(), (batch.targets_BT != PAD).sum()
 

@@ -18,9 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from newllm.config.build import ConfigFault
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import BOS, PAD, UNK
-from newllm.models.context import ContextModel
 from newllm.models.language_model import LanguageModel
-from newllm.models.recurrence.fused import Fused
+from newllm.models.recurrence.reference import Reference
 from newllm.models.sizes import Budget
 
 # From where on a warning is worth a line.
@@ -132,10 +131,8 @@ def find_leak(model: LanguageModel, tokens_BT: Tensor) -> str | None:
     A copy in float64 is asked: fresh weights may give logits so small that float32 hides it.
     """
     model = copy.deepcopy(model).double().eval()
-    if isinstance(model, ContextModel) and isinstance(model.recurrence, Fused):
-        model.recurrence.native = (
-            False  # Machine code for float64 would be compiled for this alone.
-        )
+    for layer in model.recurrent_layers:
+        layer.recurrence = Reference()  # Machine code for float64 would be compiled for this alone.
     logits_BTV = model(tokens_BT)[0]
     length, leak = tokens_BT.shape[1], None
     for first_changed in sorted({1, length // 2, length - 1} - {0}):

@@ -20,8 +20,7 @@ from newllm.data.batching import Batch, EvaluationBatches
 from newllm.data.module import CorpusDataModule
 from newllm.data.tokenizer import EOS, PAD, UNK
 from newllm.generate import sample_sentences
-from newllm.models.context import ContextModel, Trace
-from newllm.models.language_model import LanguageModel
+from newllm.models.language_model import LanguageModel, Trace
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
 from newllm.training.history import History, write_table
@@ -208,7 +207,7 @@ class StepValidation(Callback):
         num_targets = 0
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in self._batches:
-                loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
+                loss_BT, _, _ = model.score(batch.tokens_BT, batch.targets_BT)
                 is_unk_BT, is_eos_BT = batch.targets_BT == UNK, batch.targets_BT == EOS
                 masks = (is_unk_BT, is_eos_BT, ~(is_unk_BT | is_eos_BT))
                 for kind, mask_BT in zip(self.KINDS, masks, strict=True):
@@ -275,10 +274,11 @@ class SampleSentences(Callback):
 
 
 class ContextInspector(Callback):
-    """The context of a context model: its size by epoch, a picture over time, its gates.
+    """The context of the first recurrent layer: its size by epoch, a picture over time, its gates.
 
     Logs `context/norm` (Euclidean, mean over tokens) and `context/std` (over elements) on the
-    first validation sentences, and draws the longest of these. Other models have no context.
+    first validation sentences, and draws the longest of these. A model without such a layer has no
+    context.
     """
 
     NUM_SENTENCES, MAX_TOKENS = 64, 512  # and of each sentence the first tokens
@@ -290,7 +290,7 @@ class ContextInspector(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         model = _model(module)
-        if not isinstance(model, ContextModel):
+        if not model.recurrent_layers:
             return
         validation = _data(trainer).split("validation")
         batch = validation.batch(torch.arange(min(len(validation), self.NUM_SENTENCES)))
