@@ -146,7 +146,9 @@ def _joined(name: str, key: Any) -> str:
     return ".".join(filter(None, (name, str(key))))
 
 
-def _argument_faults(content: dict[str, Any], name: str, target: Any, trust: Trust) -> Iterator[str]:
+def _argument_faults(
+    content: dict[str, Any], name: str, target: Any, trust: Trust
+) -> Iterator[str]:
     try:
         hints = _arguments(content, target, trust)
     except ValueError:  # of a part, which is told by itself

@@ -118,6 +118,4 @@ def _as_state(context_BC: Tensor, like: State) -> State:
     """A state with the numbers of a vector; the rest as in another."""
     sizes = [part.flatten(1).shape[1] for part in like if part.is_floating_point()]
     parts = iter(context_BC.split(sizes, dim=1))
-    return tuple(
-        next(parts).view_as(part) if part.is_floating_point() else part for part in like
-    )
+    return tuple(next(parts).view_as(part) if part.is_floating_point() else part for part in like)

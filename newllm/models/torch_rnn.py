@@ -85,9 +85,7 @@ class TorchRNN(Layer):
         finals = final if self.num_states > 1 else (final,)
         return outputs, tuple(state_LBH.transpose(0, 1) for state_LBH in finals)
 
-    def _run_packed(
-        self, x_BTD: Tensor, state: State, length_B: Tensor
-    ) -> tuple[Tensor, State]:
+    def _run_packed(self, x_BTD: Tensor, state: State, length_B: Tensor) -> tuple[Tensor, State]:
         packed = pack_padded_sequence(x_BTD, length_B.cpu(), batch_first=True, enforce_sorted=False)
         hidden, state = self._run(packed, state)
         hidden_BTH, _ = pad_packed_sequence(hidden, batch_first=True, total_length=x_BTD.shape[1])
