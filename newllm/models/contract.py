@@ -46,15 +46,17 @@ def check_cell(cell: Cell, recurrences: Iterable[Recurrence] = ()) -> None:
 
     Args:
         cell: to be checked.
-        recurrences: that carry it as the plain loop does, besides `Fused`.
+        recurrences: that carry it as the plain loop does, besides `Fused` without its compiler,
+            which looks at each cell by itself.
 
     Raises:
         AssertionError: the cell or a recurrence does not; the message says in what.
         ValueError: the cell returns something of another shape.
     """
     cell = copy.deepcopy(cell).double()
-    for recurrence in (Fused(), *recurrences):
-        check_layer(Recurrent(cell.input_dim, lambda input_dim: cell, recurrence))
+    own = Fused(compile=False)
+    check_layer(Recurrent(cell.input_dim, lambda input_dim: cell, own))
+    for recurrence in (own, *recurrences):
         for num_steps in (1, NUM_TOKENS, MASK_BLOCK + 3):
             _check_recurrence(cell, recurrence, num_steps)
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from newllm.models.cell import Cell, ContextCell
 from newllm.models.layer import State
+from newllm.models.recurrence.compiled import Compiled
 from newllm.models.recurrence.native.buffers import Memory
 from newllm.models.recurrence.native.chunk import read_chunk
 from newllm.models.recurrence.native.weights import has_native_code
-from newllm.models.recurrence.reference import DropoutMasks, roll
+from newllm.models.recurrence.reference import DropoutMasks, Recurrence, Reference, roll
 
 FEW_STEPS = 4  # for fewer, packing the weights costs more than it saves
 
@@ -19,11 +20,16 @@ FEW_STEPS = 4  # for fewer, packing the weights costs more than it saves
 class Fused:
     """The fast recurrence: machine code for cells made of parts that it knows, there and back.
 
-    Any other cell is carried by the plain loop.
+    Any other cell is carried by its compiled step.
+
+    Args:
+        compile: whether it is; false leaves such cells to the plain loop, and spares the seconds
+            that compiling takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compile: bool = True) -> None:
         self._memory = Memory()
+        self._other: Recurrence = Compiled() if compile else Reference()
 
     def __call__(
         self,
@@ -36,11 +42,13 @@ class Fused:
         found: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """Read a chunk, as `Recurrence` says."""
-        is_worth_it = inputs_BTE.shape[1] >= FEW_STEPS and not torch.compiler.is_exporting()
+        chunk = inputs_BTE, state, masks, pad_BT, reset_BT
+        if inputs_BTE.shape[1] < FEW_STEPS or torch.compiler.is_exporting():
+            return roll(cell, *chunk)
         is_plain = not torch.is_autocast_enabled(inputs_BTE.device.type)
-        if is_worth_it and is_plain and has_native_code(cell):
+        if is_plain and has_native_code(cell):
             assert isinstance(cell, ContextCell)
             flags = pad_BT, reset_BT
             y_BTH, *after = read_chunk(cell, self._memory, inputs_BTE, *state, masks, *flags, found)
             return y_BTH, tuple(after)
-        return roll(cell, inputs_BTE, state, masks, pad_BT, reset_BT)
+        return self._other(cell, *chunk, found)
