@@ -33,12 +33,12 @@ def check_layer(layer: Layer) -> None:
         ValueError: it returns something of another shape.
     """
     layer = copy.deepcopy(layer).double().eval()
-    _check_state(layer)
-    _check_padding_and_resets(layer)
     _check_dropout(layer)
+    _check_state(layer)
     if not layer.sees_the_future:
         _check_causality(layer)
         _check_chunks(layer)
+    _check_padding_and_resets(layer)
 
 
 def check_cell(cell: Cell, recurrences: Iterable[Recurrence] = ()) -> None:
@@ -53,8 +53,8 @@ def check_cell(cell: Cell, recurrences: Iterable[Recurrence] = ()) -> None:
         ValueError: the cell returns something of another shape.
     """
     cell = copy.deepcopy(cell).double()
+    check_layer(Recurrent(cell.input_dim, lambda input_dim: cell))
     for recurrence in (Fused(), *recurrences):
-        check_layer(Recurrent(cell.input_dim, lambda input_dim: cell, recurrence))
         for num_steps in (1, NUM_TOKENS, MASK_BLOCK + 3):
             _check_recurrence(cell, recurrence, num_steps)
 
