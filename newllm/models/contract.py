@@ -21,7 +21,7 @@ from newllm.models.recurrent import Recurrent
 NUM_TOKENS = 8
 # Row by row: no padding; inside and at the end; at the end; at the beginning; nothing else.
 PADS = ("........", "..XX..X.", "....XXXX", "XX......", "XXXXXXXX")
-# At the first token, and twice in a row; at padding and at a token; at padding; nowhere; at padding.
+# At the first token, and twice in a row; at padding and at a token; at padding; nowhere; there.
 RESETS = ("X..XX...", "..X..X..", "......X.", "........", ".X......")
 
 
@@ -204,7 +204,8 @@ def _results(
         y_BTH = y_BTH.masked_fill(pad_BT[:, :, None], 0)
     results = [y_BTH, *(part for part in state if part.is_floating_point())]
     weights = [torch.randn(part.shape, generator=generator).to(part) for part in results]
-    loss = sum(((part * weight).sum() for part, weight in zip(results, weights)), torch.zeros(()))
+    weighted = [(part * weight).sum() for part, weight in zip(results, weights, strict=True)]
+    loss = torch.stack(weighted).sum()
     learned = [inputs_BTE, *floats, *cell.parameters()]
     grads = torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
     return [part.detach() for part in (*results, *grads)]

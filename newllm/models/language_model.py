@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
 
     Reading token by token, chunk by chunk or all at once gives the same logits, and no future
     token changes an earlier logit. `<PAD>`, wherever it stands, leaves its row's state as it was.
-    The state is one tuple of tensors, B first: those of learned positions, then those of each layer.
+    The state is one tuple of tensors, B first: of learned positions, then of each layer.
 
     Args:
         vocabulary_size: V, the number of output classes.
