@@ -17,6 +17,7 @@ from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.layer import Layer, State, zeros
 from newllm.models.mingru import MinGRU
 from newllm.models.positions import LearnedPositions
+from newllm.models.recurrence.reference import Reference
 from newllm.models.torch_rnn import GRU, LSTM, Elman
 
 D = 8
@@ -105,3 +106,74 @@ def test_cell(name: str) -> None:
     for parameter in cell.parameters():  # away from LayerNorm's 1 and 0, which would hide faults
         nn.init.normal_(parameter, std=0.5)
     check_cell(cell)
+
+
+class Running(Layer):
+    """The mean of all inputs so far; `fault` says what it does wrong."""
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__(D, D)
+        self.fault = fault
+        self.weight = nn.Parameter(torch.ones(D))
+
+    def forward(self, x_BTD, state=None, pad_BT=None, reset_BT=None):  # type: ignore[no-untyped-def]
+        sum_BD, count_B1 = self.initial_state(len(x_BTD)) if state is None else state
+        outputs = []
+        for t, x_BD in enumerate(x_BTD.unbind(1)):
+            if reset_BT is not None and self.fault != "never forgets":
+                keep_B1 = ~reset_BT[:, t, None]
+                sum_BD, count_B1 = sum_BD * keep_B1, count_B1 * keep_B1
+            is_real_B1 = torch.ones_like(count_B1, dtype=torch.bool)
+            if pad_BT is not None and self.fault != "counts padding":
+                is_real_B1 = ~pad_BT[:, t, None]
+            sum_BD, count_B1 = sum_BD + x_BD * is_real_B1, count_B1 + is_real_B1
+            outputs.append(self.weight * sum_BD / count_B1.clamp(min=1))
+        y_BTD = torch.stack(outputs, 1)
+        if self.fault == "peeks":
+            y_BTD = y_BTD + x_BTD.mean(1, keepdim=True)
+        if self.fault == "draws in evaluation":
+            y_BTD = y_BTD + torch.rand(())
+        if self.fault == "mixes rows":
+            sum_BD = sum_BD + sum_BD.mean(0)
+        if self.fault == "loses its state":
+            sum_BD = 0 * sum_BD
+        return y_BTD, (sum_BD, count_B1) if self.fault != "drops a tensor" else (sum_BD,)
+
+    def initial_state(self, batch_size: int) -> State:
+        return zeros(self, batch_size, D), zeros(self, batch_size, 1)
+
+    def state_bytes(self, num_tokens: int) -> int:
+        return super().state_bytes(num_tokens) + (self.fault == "miscounts bytes")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("never forgets", "what lies before a reset change no output"),
+        ("counts padding", "padding leaves the state as it was|padding and what lies before"),
+        ("peeks", "no later token changes output 0"),
+        ("draws in evaluation", "nothing is drawn in evaluation"),
+        ("mixes rows", "a reset forgets|gives? what the whole gives"),
+        ("loses its state", "a reset forgets|steps give what the whole gives"),
+        ("drops a tensor", "the state keeps its number of tensors"),
+        ("miscounts bytes", r"state_bytes\(1\) are those of the state"),
+    ],
+)
+def test_a_broken_layer_is_told(fault: str, message: str) -> None:
+    check_layer(Running())
+    with pytest.raises(AssertionError, match=message) as error:
+        check_layer(Running(fault))
+    assert str(error.value).startswith("Running (running H8): ")
+
+
+class Forgetful:
+    """A recurrence that drops nothing and goes on as if each chunk were the first."""
+
+    def __call__(self, cell, inputs_BTE, state, *more):  # type: ignore[no-untyped-def]
+        return Reference()(cell, inputs_BTE, cell.initial_state(len(inputs_BTE)), None, *more[1:])
+
+
+def test_a_broken_recurrence_is_told() -> None:
+    cell = CELLS["gated Identity plain None"]()
+    with pytest.raises(AssertionError, match=r"ContextCell .gated C4 H6 L3 E5.: Forgetful gives"):
+        check_cell(cell, [Forgetful()])

@@ -206,7 +206,8 @@ def _arguments(content: Any, target: Any, trust: Trust) -> dict[str, Any] | None
         more = _arguments(factory, trust.target(factory["_target_"]), trust)
         if more is None:
             return None
-        known = {key: hint for key, hint in more.items() if key not in factory} | known
+        given = {*factory, "input_dim"}  # the width follows from what lies before
+        known = {key: hint for key, hint in more.items() if key not in given} | known
     return known if factories else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra

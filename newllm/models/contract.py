@@ -21,7 +21,7 @@ from newllm.models.recurrent import Recurrent
 NUM_TOKENS = 8
 # Row by row: no padding; inside and at the end; at the end; at the beginning; nothing else.
 PADS = ("........", "..XX..X.", "....XXXX", "XX......", "XXXXXXXX")
-# At the first token, and twice in a row; at padding and at a token; at padding; nowhere; at padding.
+# At the first token, and twice in a row; at padding and at a token; at padding; nowhere; there.
 RESETS = ("X..XX...", "..X..X..", "......X.", "........", ".X......")
 
 
@@ -33,12 +33,12 @@ def check_layer(layer: Layer) -> None:
         ValueError: it returns something of another shape.
     """
     layer = copy.deepcopy(layer).double().eval()
-    _check_state(layer)
-    _check_padding_and_resets(layer)
     _check_dropout(layer)
+    _check_state(layer)
     if not layer.sees_the_future:
         _check_causality(layer)
         _check_chunks(layer)
+    _check_padding_and_resets(layer)
 
 
 def check_cell(cell: Cell, recurrences: Iterable[Recurrence] = ()) -> None:
@@ -54,9 +54,8 @@ def check_cell(cell: Cell, recurrences: Iterable[Recurrence] = ()) -> None:
         ValueError: the cell returns something of another shape.
     """
     cell = copy.deepcopy(cell).double()
-    own = Fused(compile=False)
-    check_layer(Recurrent(cell.input_dim, lambda input_dim: cell, own))
-    for recurrence in (own, *recurrences):
+    check_layer(Recurrent(cell.input_dim, lambda input_dim: cell))
+    for recurrence in (Fused(compile=False), *recurrences):
         for num_steps in (1, NUM_TOKENS, MASK_BLOCK + 3):
             _check_recurrence(cell, recurrence, num_steps)
 
@@ -206,7 +205,8 @@ def _results(
         y_BTH = y_BTH.masked_fill(pad_BT[:, :, None], 0)
     results = [y_BTH, *(part for part in state if part.is_floating_point())]
     weights = [torch.randn(part.shape, generator=generator).to(part) for part in results]
-    loss = sum(((part * weight).sum() for part, weight in zip(results, weights)), torch.zeros(()))
+    weighted = [(part * weight).sum() for part, weight in zip(results, weights, strict=True)]
+    loss = torch.stack(weighted).sum()
     learned = [inputs_BTE, *floats, *cell.parameters()]
     grads = torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
     return [part.detach() for part in (*results, *grads)]

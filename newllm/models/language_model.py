@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
 
     Reading token by token, chunk by chunk or all at once gives the same logits, and no future
     token changes an earlier logit. `<PAD>`, wherever it stands, leaves its row's state as it was.
-    The state is one tuple of tensors, B first: those of learned positions, then those of each layer.
+    The state is one tuple of tensors, B first: of learned positions, then of each layer.
 
     Args:
         vocabulary_size: V, the number of output classes.
@@ -110,7 +110,7 @@ class LanguageModel(nn.Module):
 
     @property
     def parts(self) -> list[Layer]:
-        """What lies between embedding and output: learned positions, if there are, and the layers."""
+        """What lies between embedding and output: learned positions, if any, and the layers."""
         parts = [self.positions, *self.layers]
         return [part for part in parts if isinstance(part, Layer)]
 
@@ -177,10 +177,12 @@ class LanguageModel(nn.Module):
         traced = self.recurrent_layers[0] if layer is None else layer
         rollouts: list[Rollout] = []
 
-        def call(part: Layer, *arguments: Any) -> tuple[Tensor, State]:
+        def call(
+            part: Layer, x: Tensor, own: State | None, pad: Tensor | None, reset: Tensor | None
+        ) -> tuple[Tensor, State]:
             if part is not traced:
-                return Layer.__call__(part, *arguments)
-            rollouts.append(traced.trace(*arguments, intervene=intervene))
+                return Layer.__call__(part, x, own, pad, reset)
+            rollouts.append(traced.trace(x, own, pad, reset, intervene))
             return rollouts[0].outputs_BTD, rollouts[0].state
 
         logits_BTV, state = self._read(tokens, state, None, call)
@@ -215,14 +217,18 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, State]:
         state = self.initial_state(len(tokens)) if state is None else state
         resets = [None] * tokens.shape[1] if reset is None else reset.split(MASK_BLOCK, 1)
-        blocks = zip(tokens.split(MASK_BLOCK, 1), targets.split(MASK_BLOCK, 1), resets)
+        blocks = zip(
+            tokens.split(MASK_BLOCK, 1), targets.split(MASK_BLOCK, 1), resets, strict=False
+        )
         # A checkpoint has a backward pass only if one of its inputs needs a gradient.
         needed = self.embedding.weight.new_zeros(()).requires_grad_()
         losses, corrects = [], []
         for tokens_BK, targets_BK, reset_BK in blocks:
             block = partial(self._score_block, {})
             arguments = (needed, tokens_BK, targets_BK, reset_BK, *state)
-            loss_BK, correct_BK, *after = checkpoint(block, *arguments, use_reentrant=True)
+            loss_BK, correct_BK, *after = checkpoint(
+                block, *arguments, use_reentrant=True, preserve_rng_state=self.training
+            )
             losses.append(loss_BK)
             corrects.append(correct_BK)
             state = tuple(after)

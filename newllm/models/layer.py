@@ -63,7 +63,7 @@ class Layer(nn.Module, ABC):
         return y_B1D[:, 0], state
 
     def state_bytes(self, num_tokens: int) -> int:
-        """Bytes of one sequence's state after `num_tokens` tokens; here of a state of fixed size."""
+        """Bytes of one sequence's state after `num_tokens` tokens; here the same after any."""
         return sum(tensor.nbytes for tensor in self.initial_state(1))
 
     def flops_per_token(self, num_tokens: int) -> int:
@@ -115,15 +115,18 @@ def check_shapes(name: str, output: Tensor, shape: tuple[int, ...], state: State
         ValueError: the output has another shape, or the state is no tuple of tensors, B first.
     """
     if not isinstance(output, Tensor) or output.shape != shape:
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"{name}: its output must be {list(shape)}, but is {found}")
+        raise ValueError(f"{name}: its output must be {list(shape)}, but is {_shape(output)}")
     is_tuple = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
     if not is_tuple or any(part.dim() < 1 or part.shape[0] != shape[0] for part in state):
-        found = [list(part.shape) for part in state] if is_tuple else type(state).__name__
+        found = ", ".join(map(_shape, state)) if is_tuple else _shape(state)
         raise ValueError(
             f"{name}: its state must be a tuple of tensors whose first dimension is the batch, "
             f"{shape[0]}, but is {found}"
         )
+
+
+def _shape(value: object) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def surely(condition: Tensor) -> bool:

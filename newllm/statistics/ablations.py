@@ -1,7 +1,7 @@
 """What the context of a recurrent layer is good for, and how it behaves over time.
 
-All of it looks at sentences through `LanguageModel.trace`, which lets a function replace the context
-at every step. Losses are means over targets, in nats.
+All of it looks at sentences through `LanguageModel.trace`, which lets a function replace the
+context at every step. Losses are means over targets, in nats.
 
 Shapes: B batch, T time (tokens), C context, N contexts.
 """

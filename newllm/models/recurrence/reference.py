@@ -180,6 +180,4 @@ def _check_step(
     check_shapes(name, output_BH, (batch_size, cell.output_dim), state)
     shapes, wanted = ([list(part.shape) for part in parts] for parts in (state, before))
     if shapes != wanted:
-        raise ValueError(
-            f"{name}: a step must keep the shapes of its state, {wanted}, not {shapes}"
-        )
+        raise ValueError(f"{name}: its state must keep its shapes, {wanted}, but is {shapes}")
