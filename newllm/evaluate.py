@@ -17,7 +17,6 @@ from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.reading import one_line
 from newllm.data.sources.sentences import SentenceSource
-from newllm.models.context import ContextModel
 from newllm.reporting import figures
 from newllm.runs.directory import LoadedRun, load_run, telling, write_text
 from newllm.statistics.ablations import ablate, dynamics
@@ -34,7 +33,7 @@ def evaluate(run: LoadedRun, data: SentenceSource) -> dict[str, Any]:
     for split in SPLITS:
         if len(data.split(split)):
             found["splits"][split] = _losses(run, data, models, split)
-    if isinstance(run.model, ContextModel):
+    if run.model.recurrent_layers:
         found["ablations"] = asdict(ablate(run.model, data.split("validation")))
         found["dynamics"] = asdict(dynamics(run.model, data.split("validation")))
     return found

@@ -44,7 +44,7 @@ VALUES = (
     *("true", "false", "null", "", "abc", "漢字", "'a b'", '"q"', "[]", "{}", "[1,2]", "{a: 1}"),
     *("[[0,1.0]]", "[[0,nan]]", "[null]", "{a: {b: [1]}}", "{_target_: os.system}", "???"),
     *("${seed}", "${nope}", "${oc.env:NOSUCH}", "${model}", "${oc.env:HOME}", "\\${evil}", "${"),
-    *("torch.optim.SGD", "torch.nn.Linear", "newllm.models.torch_rnn.LSTMModel", "os.system"),
+    *("torch.optim.SGD", "torch.nn.Linear", "newllm.models.torch_rnn.LSTM", "os.system"),
     *("cpu", "gpu", "tpu", "16-mixed", "ddp", "error", "drop", "MULTIRUN", "basic", "none"),
     *("1,2", "0.1,0.2,x", "range(1,4)", "range(3,1)", "range(1,2,0)", "interval(0,1)", "choice()"),
     *("choice(1,2)", "glob(*)", "glob(t0*)", "glob(nope*)", "shuffle(1,2)", "tag(a,1,2)"),

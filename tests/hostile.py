@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_models import context_model
 
 from newllm.data.sources.sentences import SentenceSource
-from newllm.models.context import ContextModel
 
 Damage = Callable[[Path], None]
 
-SIZES = {"embedding_dim": 4, "context_dim": 4, "hidden_dim": 4, "num_layers": 1}
+CELL = {"_target_": "newllm.models.cell.ContextCell", "_partial_": True}
+LAYER = {"_target_": "newllm.models.recurrent.Recurrent", "_partial_": True, "cell": CELL}
+SIZES: dict[str, Any] = {"embedding_dim": 4, "context_dim": 4, "hidden_dim": 4, "num_layers": 1}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # What Python tells of its own accord, by the beginnings of the names (PEP 578).
 DEEDS = (
@@ -80,7 +82,7 @@ def good_run(folder: Path) -> Path:
     """A small run directory that can be loaded, evaluated and compared."""
     data = SentenceSource("tiny30", order_seed=1, directory=None)
     data.setup()
-    model = ContextModel(data.tokenizer.size, **SIZES)  # type: ignore[arg-type]
+    model = context_model(data.tokenizer.size, **SIZES)
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"model": model.state_dict()}, folder / "checkpoints" / "best.ckpt")
     (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
@@ -100,10 +102,11 @@ def good_run(folder: Path) -> Path:
 
 def config_of(vocabulary_size: int) -> dict[str, Any]:
     """Its configuration."""
-    model = {"_target_": "newllm.models.context.ContextModel", "vocabulary_size": vocabulary_size}
+    model = {"_target_": "newllm.models.language_model.LanguageModel", "layers": [LAYER],
+             "vocabulary_size": vocabulary_size}  # fmt: skip
     target = "newllm.data.sources.sentences.SentenceSource"
     data = {"_target_": target, "corpus": "tiny30", "order_seed": 1}
-    recurrence = {"_target_": "newllm.models.recurrence.fused.Fused", "recompute": False}
+    recurrence = {"_target_": "newllm.models.recurrence.fused.Fused"}
     return {"model": model | SIZES | {"recurrence": recurrence}, "data": data, "seed": 1}
 
 

@@ -2,19 +2,22 @@
 
 import json
 import math
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Command
+from small_models import context_model
 from torch import nn
 
 from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import BOS, EOS
-from newllm.models.context import ContextModel
+from newllm.models.cell import ContextCell
 from newllm.models.gating import Additive, LSTMGating
 from newllm.models.initialization import variance_preserving
+from newllm.models.language_model import LanguageModel
 from newllm.statistics.ablations import (
     ablate,
     dynamics,
@@ -27,19 +30,29 @@ from newllm.statistics.ablations import (
 SENTENCES = [[BOS, 4, 5, 6, 7, EOS], [BOS, 5, 5, EOS], [BOS, 7, 6, 5, 4, 6, EOS]]
 
 
-def make_model(**settings: object) -> ContextModel:
+def make_model(**settings: object) -> LanguageModel:
     torch.manual_seed(0)
-    sizes = {"embedding_dim": 5, "context_dim": 4, "hidden_dim": 6, "num_layers": 2}
-    return ContextModel(
-        9, **sizes, initialization=lambda model: variance_preserving(model, output_gain=1.0),
+    return context_model(
+        9,
+        5,
+        context_dim=4,
+        hidden_dim=6,
+        num_layers=2,
+        initialization=partial(variance_preserving, output_gain=1.0),
         **settings,
-    ).eval()  # type: ignore[arg-type]  # fmt: skip
+    ).eval()
+
+
+def cell_of(model: LanguageModel) -> ContextCell:
+    (layer,) = model.recurrent_layers
+    assert isinstance(layer.cell, ContextCell)
+    return layer.cell
 
 
 def test_a_context_that_is_not_read_is_worth_nothing() -> None:
     model, split = make_model(), EncodedSplit(SENTENCES)
     with torch.no_grad():
-        model.cell.input.weight[:, 5:] = 0  # what reads the context
+        cell_of(model).input.weight[:, 5:] = 0  # what reads the context
     found = ablate(model, split)
     for loss in (found.zeroed, found.shuffled):
         assert loss == pytest.approx(found.loss, abs=1e-6)
@@ -73,13 +86,13 @@ def test_jacobians_equal_finite_differences() -> None:
     model = make_model(gating=LSTMGating, normalization=nn.LayerNorm).double()
     tokens = torch.tensor([[2, 4, 5, 6], [2, 7, 8, 4]])
     for t, jacobian_BCC in enumerate(jacobians(model, tokens), start=1):
-        state = model.trace(tokens[:, :t]).state
-        assert isinstance(state, torch.Tensor)
+        (context_BC,) = model.trace(tokens[:, :t]).state
         for column in range(4):
             step = torch.zeros(2, 4, dtype=torch.double)
             step[:, column] = 1e-6
-            sides = [model.trace(tokens[:, t : t + 1], state + s).state for s in (step, -step)]
-            difference_BC = (sides[0] - sides[1]) / 2e-6  # type: ignore[operator]
+            states = ((context_BC + step,), (context_BC - step,))
+            (above,), (below,) = (model.trace(tokens[:, t : t + 1], s).state for s in states)
+            difference_BC = (above - below) / 2e-6
             torch.testing.assert_close(
                 jacobian_BCC[:, :, column], difference_BC, atol=1e-7, rtol=1e-5
             )
@@ -91,19 +104,18 @@ def test_gradients_by_distance() -> None:
     batch = split.batch(torch.tensor([0]))
     norms = gradient_norms(model, batch)
     assert len(norms) == 5  # contexts after 1 ... 5 tokens, before the last target
-    state = model.trace(batch.tokens_BT[:, :1]).state
-    assert isinstance(state, torch.Tensor)
-    state = state.detach().requires_grad_()
-    logits = model.trace(batch.tokens_BT[:, 1:], state).logits_BTV
+    (context_BC,) = model.trace(batch.tokens_BT[:, :1]).state
+    context_BC = context_BC.detach().requires_grad_()
+    logits = model.trace(batch.tokens_BT[:, 1:], (context_BC,)).logits_BTV
     loss = -logits[0, -1].log_softmax(-1)[EOS]
-    (gradient,) = torch.autograd.grad(loss, state)
+    (gradient,) = torch.autograd.grad(loss, context_BC)
     assert norms[-1] == pytest.approx(gradient.norm().item(), rel=1e-6)
 
 
 def test_an_additive_context_that_never_changes_neither_forgets_nor_grows() -> None:
     model, split = make_model(gating=Additive), EncodedSplit(SENTENCES)
     with torch.no_grad():
-        model.cell.gating.delta.weight.zero_()  # type: ignore[union-attr, operator]
+        cell_of(model).gating.delta.weight.zero_()  # type: ignore[union-attr, operator]
     found = dynamics(model, split)
     assert found.singular_value == pytest.approx(1, abs=1e-5)
     assert found.lyapunov_exponent == pytest.approx(0, abs=1e-5)

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Compose
+from small_models import rnn_model, transformer
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.composed import composed_faults
 from newllm.config.study_file import sweeper_of, variants_of
 from newllm.models.sizes import Budget, nearest_width
-from newllm.models.torch_rnn import LSTMModel
-from newllm.models.transformer import Transformer
 from newllm.runs.identity import config_hash
 from newllm.sweeps.search import draw_trials
 from newllm.training.experiment import build_experiment
@@ -38,7 +37,7 @@ def test_no_width_reaches_what_does_not_grow() -> None:
 
 
 def test_multiples_and_steps() -> None:
-    build = partial(Transformer, 256, num_layers=2, num_heads=4)
+    build = partial(transformer, 256, num_layers=2, num_heads=4)
     sizes = Budget(200_000, {"embedding_dim": 1, "feedforward_dim": 4}, step=4).sizes(build)
     assert sizes["feedforward_dim"] == 4 * sizes["embedding_dim"]
     assert sizes["embedding_dim"] % 4 == 0
@@ -46,7 +45,7 @@ def test_multiples_and_steps() -> None:
 
 
 def test_the_state_is_decided_first() -> None:
-    build = partial(LSTMModel, 256, num_layers=2)
+    build = partial(rnn_model, 256)
     budget = Budget(
         200_000, {"embedding_dim": 1, "hidden_dim": 1}, state_bytes=512,
         state_widths={"hidden_dim": 1},
@@ -60,18 +59,18 @@ def test_the_state_is_decided_first() -> None:
 
 def test_a_budget_that_no_size_follows_from() -> None:
     with pytest.raises(ValueError, match=r"parameters: say which .* budget\.widths\.hidden_dim=1"):
-        Budget(200_000).sizes(partial(LSTMModel, 256))
+        Budget(200_000).sizes(partial(rnn_model, 256))
     with pytest.raises(
         ValueError, match=r"budget\.state_bytes: .* budget\.state_widths\.hidden_dim=1"
     ):
-        Budget(200_000, {"hidden_dim": 1}, state_bytes=64).sizes(partial(LSTMModel, 256))
+        Budget(200_000, {"hidden_dim": 1}, state_bytes=64).sizes(partial(rnn_model, 256))
     both = {"hidden_dim": 1}  # the state decides on it, and leaves nothing to the parameters
     with pytest.raises(ValueError, match=r"budget\.parameters: say which"):
-        Budget(200_000, both, 512, both).sizes(partial(LSTMModel, 256))
+        Budget(200_000, both, 512, both).sizes(partial(rnn_model, 256))
 
 
 def test_nothing_asked_nothing_decided() -> None:
-    assert Budget(widths={"hidden_dim": 1}).sizes(partial(LSTMModel, 256)) == {}
+    assert Budget(widths={"hidden_dim": 1}).sizes(partial(rnn_model, 256)) == {}
 
 
 @pytest.mark.parametrize("trial", TRIALS[:3], ids=("1 layer", "4 layers", "2 layers"))
@@ -97,7 +96,7 @@ def test_what_was_filled_in_leaves_it_the_same_run(compose_config: Compose, tmp_
 
 def test_a_budget_for_sizes_that_a_model_lacks(compose_config: Compose, tmp_path: Path) -> None:
     config = compose_config(*FAIR["lstm_200k"], "model=transformer")
-    with pytest.raises(ConfigFault, match="budget: Transformer has no hidden_dim"):
+    with pytest.raises(ConfigFault, match="budget: the chosen model has no hidden_dim"):
         build_experiment(config, tmp_path)
 
 
@@ -132,7 +131,7 @@ def test_a_budget_that_is_missed_is_told(compose_config: Compose, tmp_path: Path
 
 
 def test_widths_can_be_named_and_dropped(compose_config: Compose) -> None:
-    build = partial(LSTMModel, 256, num_layers=2)
+    build = partial(rnn_model, 256)
     config = compose_config("budget.parameters=200000", "budget.widths={hidden_dim:2}")
     assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
     config = compose_config(*FAIR["lstm_200k"], "budget.widths.embedding_dim=null")

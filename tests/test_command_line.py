@@ -10,12 +10,12 @@ from newllm.config.command_line import asks_hydra
 from newllm.train import main
 
 MODEL_KEYS = (
-    "vocabulary_size, embedding_dim, context_dim, hidden_dim, num_layers, positions, max_length, "
-    "dropout, embedding_dropout, output_dropout, fnn, context_clip, gating, normalization, "
-    "recurrence, initialization"
+    "layers, vocabulary_size, embedding_dim, context_dim, hidden_dim, num_layers, positions, "
+    "max_length, dropout, embedding_dropout, output_dropout, fnn, context_clip, gating, "
+    "normalization, recurrence, recompute, initialization"
 )
 FAULTY = {
-    "model=transformer gating=lstm": ["gating=lstm: Transformer does not read it; drop it"],
+    "model=transformer gating=lstm": ["gating=lstm: the chosen model does not read it; drop it"],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
     "model=gatd": [
         "model=gatd: no such option; there are "
@@ -51,10 +51,11 @@ FAULTY = {
     ],
     "model=[gated,lstm]": ["model=[gated,lstm]: takes one option, not a list"],
     "model=transformer countermeasure=context_clipping": [
-        "model.context_clip (from countermeasure=context_clipping): "
-        "Transformer takes no context_clip"
+        "model.context_clip (from countermeasure=context_clipping): Attention takes no context_clip"
     ],
-    "model=lstm recipe.fnn=residual": ["recipe.fnn=residual: LSTMModel does not read it; drop it"],
+    "model=lstm recipe.fnn=residual": [
+        "recipe.fnn=residual: the chosen model does not read it; drop it"
+    ],
     "+foo=1": ["+foo: nothing reads it; drop it"],
     "foo": ["foo: not an override; write KEY=VALUE, quoting special characters"],
     "trainer.max_epochs=true": [
@@ -185,10 +186,10 @@ FAULTY = {
     ],
     # What was chosen by name stays a fault, what an experiment says for its own model does not.
     "experiment=modern model=lstm model.context_dim=3": [
-        "model.context_dim: LSTMModel takes no context_dim"
+        "model.context_dim: LSTM takes no context_dim"
     ],
     "experiment=phase5_context_clipping_exp1 model=lstm": [
-        "model.context_clip (from countermeasure=context_clipping): LSTMModel takes no context_clip"
+        "model.context_clip (from countermeasure=context_clipping): LSTM takes no context_clip"
     ],
 }
 
@@ -286,7 +287,10 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
             "recipe.max_epochs=3: another choice stands in its place; drop one of the two",
         ),
         ("trainer=smoke recipe.max_epochs=3", "recipe.max_epochs=3: another choice"),
-        ("model=lstm recipe.fnn=residual", "recipe.fnn=residual: LSTMModel does not read it"),
+        (
+            "model=lstm recipe.fnn=residual",
+            "recipe.fnn=residual: the chosen model does not read it",
+        ),
         ("-m experiment=glob(phase7_*)", "experiment=glob(phase7_*): matches no option"),
         ("model=transformer model.num_heads=3", "model.num_heads=3"),
         ("recipe=modern countermeasure=weight_decay model.dropout=2", "model.dropout=2"),

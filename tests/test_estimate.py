@@ -39,9 +39,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.dtype]]:
     ("overrides", "dtype"),
     [
         ((), torch.float32),
-        (("recurrence.recompute=true",), torch.float32),
+        (("model.recompute=true",), torch.float32),
         (("trainer.precision=64-true",), torch.float64),
-        (("recurrence.native=false",), None),
         (("recurrence=reference",), None),
         (("trainer.precision=bf16-mixed",), None),
     ],

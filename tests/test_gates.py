@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Command, Compose
+from small_models import context_layer, context_model
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.sources.sentences import SentenceSource
-from newllm.models.context import ContextModel
+from newllm.models.language_model import LanguageModel
 from newllm.training.preflight import check, find_leak
 
 TOKENS = torch.randint(4, 90, (3, 9), generator=torch.Generator().manual_seed(1))
@@ -19,7 +20,7 @@ SMALL = {
 }
 
 
-class Peeking(ContextModel):
+class Peeking(LanguageModel):
     """A fault of a user's own: it adds something of the next token."""
 
     def forward(self, tokens, state=None, reset=None):  # type: ignore[no-untyped-def]
@@ -36,7 +37,7 @@ def data(tmp_path: Path, corpus: str = "tiny30") -> SentenceSource:
 
 def peeking() -> Peeking:
     """With the original's small weights, whose logits hardly differ from zero."""
-    return Peeking(vocabulary_size=91, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=1)
+    return Peeking(91, 8, [context_layer], context_dim=8, hidden_dim=8, num_layers=1)
 
 
 @pytest.mark.parametrize("model", ["transformer", "lstm", "context"])
@@ -63,9 +64,7 @@ def test_the_leaky_preset_trains_and_says_so(tmp_path: Path) -> None:
 
 
 def test_findings_of_the_published_corpus(tmp_path: Path) -> None:
-    model = ContextModel(
-        vocabulary_size=1000, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=1
-    )
+    model = context_model(1000)
     found = check(model, data(tmp_path), 100)
     assert found.unknown_share == pytest.approx(16 / 35)
     assert (found.overlap_share, found.num_too_long, found.num_classes) == (0, 0, 1000)
@@ -82,7 +81,7 @@ def test_overlap_is_told(tmp_path: Path) -> None:
     text.write_text("one two three\n" * 20 + "four five six seven eight nine\n" * 20)
     module = SentenceSource("text", 1, path=str(text), max_length=4, too_long="truncate")
     module.setup()
-    model = ContextModel(module.tokenizer.size, 8, 8, 8, 1)
+    model = context_model(module.tokenizer.size)
     warnings = "\n".join(check(model, module, 1000).warnings())
     assert "100% of the validation sentences are in train" in warnings
     assert "20 sentences were too long" in warnings
@@ -91,8 +90,8 @@ def test_overlap_is_told(tmp_path: Path) -> None:
 def test_a_run_with_a_leak_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
-        "from newllm.models.context import ContextModel\n\n\n"
-        "class Peeking(ContextModel):\n"
+        "from newllm.models.language_model import LanguageModel\n\n\n"
+        "class Peeking(LanguageModel):\n"
         "    def forward(self, tokens, state=None, reset=None):\n"
         "        logits, state = super().forward(tokens, state, reset)\n"
         "        following = torch.roll(self.embedding(tokens).sum(-1), -1, 1)\n"

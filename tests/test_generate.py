@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from small_models import context_model
 
 from newllm.data.tokenizer import Tokenizer
-from newllm.models.context import ContextModel
+from newllm.models.language_model import LanguageModel
 from newllm.models.sampling import sample_sentences
 
 SENTENCES = ["the cat sleeps", "the dog barks", "a dog sleeps"]
@@ -16,15 +17,13 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def model(tokenizer: Tokenizer) -> ContextModel:
+def model(tokenizer: Tokenizer) -> LanguageModel:
     torch.manual_seed(0)
     # Wider than the vocabulary, as the original recipe has it.
-    return ContextModel(
-        tokenizer.size + 20, embedding_dim=8, context_dim=8, hidden_dim=8, num_layers=2
-    ).eval()
+    return context_model(tokenizer.size + 20).eval()
 
 
-def test_samples_are_words_after_the_prompt(model: ContextModel, tokenizer: Tokenizer) -> None:
+def test_samples_are_words_after_the_prompt(model: LanguageModel, tokenizer: Tokenizer) -> None:
     words = {word for sentence in SENTENCES for word in sentence.split()}
     sentences = sample_sentences(model, tokenizer, 50, prompt="the dog", max_tokens=12)
     assert len(sentences) == 50
@@ -35,13 +34,13 @@ def test_samples_are_words_after_the_prompt(model: ContextModel, tokenizer: Toke
     assert len(set(sentences)) > 10
 
 
-def test_the_seed_decides_the_samples(model: ContextModel, tokenizer: Tokenizer) -> None:
+def test_the_seed_decides_the_samples(model: LanguageModel, tokenizer: Tokenizer) -> None:
     first, again, other = (sample_sentences(model, tokenizer, 5, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_frequencies_are_the_model_s_probabilities(
-    model: ContextModel, tokenizer: Tokenizer
+    model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
     with torch.no_grad():
         logits_V = model(torch.tensor([tokenizer.encode_prompt("the")]))[0][0, -1] / 0.5
@@ -57,7 +56,7 @@ def test_frequencies_are_the_model_s_probabilities(
     torch.testing.assert_close(counts, expected, atol=0.015, rtol=0)
 
 
-def test_faults(model: ContextModel, tokenizer: Tokenizer) -> None:
+def test_faults(model: LanguageModel, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="max_tokens=-1: must be at least 1"):
         sample_sentences(model, tokenizer, 1, max_tokens=-1)
     with pytest.raises(ValueError, match="temperature=0"):

@@ -14,7 +14,8 @@ from typing import Any
 import markdown
 import pytest
 import torch
-from hostile import Damage, copy_of, good_run, nothing_done, write_config
+from hostile import CELL, Damage, copy_of, good_run, nothing_done, write_config
+from hostile import LAYER as PART
 from omegaconf import OmegaConf
 
 from newllm.data.reading import LONGEST_LINE
@@ -59,6 +60,8 @@ def refused(call: Callable[[], Any], top: Path) -> str:
 PLACES: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "normalization": lambda model, node: model | {"normalization": node},
     "initialization": lambda model, node: model | {"initialization": node},
+    "layer": lambda model, node: model | {"layers": [node]},
+    "cell": lambda model, node: model | {"layers": [model["layers"][0] | {"cell": node}]},
     "recurrence": lambda model, node: model | {"recurrence": node},
     "size": lambda model, node: model | {"hidden_dim": node},
     "model": lambda model, node: node,
@@ -110,8 +113,8 @@ TARGETS: dict[Any, dict[str, Any]] = {
     "newllm.train.main": {},
     "newllm.data.sources.corpora.Corpus.write": {"directory": "pwned"},
     "newllm.data.sources.sentences.SentenceSource.load_from_checkpoint": {"checkpoint_path": "x"},
-    "newllm.models.context.torch.load": {"f": "evil.pt"},
-    "newllm.models.context.checkpoint": {"function": None},
+    "newllm.models.language_model.torch.load": {"f": "evil.pt"},
+    "newllm.models.language_model.checkpoint": {"function": None},
     "newllm.models.recurrence.native.compiled.run": {},
     "newllm.__main__.x": {},
     " torch.nn.LayerNorm": {},
@@ -258,6 +261,17 @@ CONFIGS: dict[str, Damage] = {
     "recurrence of a number": model_with("recurrence: {_target_: "
                                           "newllm.models.recurrence.fused.Fused, "
                                           "native: 7}"),
+    "no layers": sized(layers=None),
+    "layers of a word": sized(layers="fused"),
+    "layers of a number": sized(layers=5),
+    "layers of nothing": sized(layers=[]),
+    "a layer of a word": sized(layers=["x"]),
+    "a layer that is a model": sized(
+        layers=[{"_target_": "newllm.models.language_model.LanguageModel", "_partial_": True}]
+    ),
+    "a layer that is a cell": sized(layers=[CELL]),
+    "a cell that is a layer": sized(layers=[PART | {"cell": PART}]),
+    "many layers": sized(layers=[PART] * 10_000),
     "abstract": model_with("gating: {_target_: newllm.models.gating.Gating, _partial_: true}"),
     "a cell alone": written(CONFIG, "model: {_target_: newllm.models.fnn.PlainFNN, "
                                     "hidden_dim: 4, num_layers: 2}"),

@@ -5,17 +5,17 @@ from functools import partial
 
 import pytest
 import torch
+from small_models import context_model, rnn_model, transformer
 from torch import Tensor, nn
 
-from newllm.models.context import ContextModel
+from newllm.models.cell import ContextCell
 from newllm.models.fnn import PlainFNN
 from newllm.models.gating import LSTMGating
 from newllm.models.initialization import normal, variance_preserving
-from newllm.models.torch_rnn import LSTMModel
-from newllm.models.transformer import Transformer
+from newllm.models.language_model import LanguageModel
 
 make = partial(
-    ContextModel,
+    context_model,
     300,
     embedding_dim=256,
     context_dim=256,
@@ -26,14 +26,17 @@ make = partial(
 )
 
 
-def scales(initialization: Callable[[ContextModel], None], fnn: str) -> tuple[list[float], Tensor]:
+def scales(initialization: Callable[[LanguageModel], None], fnn: str) -> tuple[list[float], Tensor]:
     """Standard deviation before each ReLU or LayerNorm on the way to the heads, and the logits."""
     torch.manual_seed(0)
     model = make(initialization=initialization, fnn=fnn).eval()
     seen: list[float] = []
-    network = model.cell.fnn
+    (layer,) = model.recurrent_layers
+    cell = layer.cell
+    assert isinstance(cell, ContextCell)
+    network = cell.fnn
     if isinstance(network, PlainFNN):
-        for linear in (model.cell.input, *network.layers):
+        for linear in (cell.input, *network.layers):
             linear.register_forward_hook(lambda _, inputs, output: seen.append(float(output.std())))
     else:
         for norm in (*network.norms, network.final_norm):
@@ -60,11 +63,11 @@ def test_normal_loses_the_signal_in_plain_layers() -> None:
 
 @pytest.mark.parametrize(
     "make_model",
-    [make, partial(Transformer, 300, num_layers=2), partial(LSTMModel, 300)],
+    [make, partial(transformer, 300, 64), partial(rnn_model, 300, embedding_dim=64, hidden_dim=64)],
     ids=["context", "transformer", "lstm"],
 )
 def test_normal_touches_linear_and_embedding_alone(
-    make_model: Callable[..., ContextModel | Transformer | LSTMModel],
+    make_model: Callable[..., LanguageModel],
 ) -> None:
     torch.manual_seed(0)
     model = make_model(initialization=normal).requires_grad_(False)

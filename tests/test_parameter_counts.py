@@ -3,15 +3,17 @@
 from functools import partial
 
 import pytest
+from small_models import context_model, transformer
 from torch import nn
 
-from newllm.models.context import ContextModel
 from newllm.models.gating import LSTMGating
-from newllm.models.transformer import Transformer
 
-additive = partial(ContextModel, 1000, positions="learned")
+# What the summary uses where nothing else is said.
+SIZES = {"context_dim": 512, "hidden_dim": 512, "num_layers": 9}
+plain = partial(context_model, 1000, 256, **SIZES)
+additive = partial(plain, positions="learned")
 normalized = partial(additive, normalization=nn.LayerNorm)
-gated = partial(ContextModel, 1000, normalization=nn.LayerNorm, gating=LSTMGating)
+gated = partial(plain, normalization=nn.LayerNorm, gating=LSTMGating)
 
 PUBLISHED = [
     (partial(additive, context_dim=256, num_layers=8), 3_009_768),
@@ -23,7 +25,10 @@ PUBLISHED = [
     (partial(gated, hidden_dim=1024, num_layers=11, positions="learned"), 14_148_072),
     (gated, 4_052_968),
     (partial(gated, hidden_dim=1024, num_layers=11), 14_139_880),
-    (partial(Transformer, 1000), 5_260_264),
+    (
+        partial(transformer, 1000, 256, num_heads=4, num_layers=6, feedforward_dim=1024),
+        5_260_264,
+    ),
 ]
 
 
@@ -33,6 +38,8 @@ def test_published_parameter_count(make: partial[nn.Module], published: int) -> 
 
 
 def test_modern_size_is_about_a_twentieth() -> None:
-    model = gated(embedding_dim=128, context_dim=128, hidden_dim=128, num_layers=3, fnn="residual")
-    without_tables = sum(parameter.numel() for parameter in model.cell.parameters())
+    model = partial(context_model, 1000, 128, normalization=nn.LayerNorm, gating=LSTMGating)(
+        context_dim=128, hidden_dim=128, num_layers=3, fnn="residual"
+    )
+    without_tables = sum(parameter.numel() for parameter in model.layers.parameters())
     assert without_tables == 116_480

@@ -7,11 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import context_model, transformer
 
-from newllm.models.context import ContextModel
 from newllm.models.language_model import LanguageModel
 from newllm.models.positions import LearnedPositions, RotaryPositions, rotate, token_positions
-from newllm.models.transformer import Transformer
 
 V = 9
 
@@ -35,7 +34,7 @@ def test_positions_equal_counting(start: int, steps: list[tuple[bool, bool]]) ->
 
 @pytest.mark.parametrize(
     "model",
-    [ContextModel(V, 4, 4, 4, 2, positions="learned", max_length=3), Transformer(V, max_length=3)],
+    [context_model(V, positions="learned", max_length=3), transformer(V, max_length=3)],
 )
 def test_learned_positions_end_in_one_line(model: LanguageModel) -> None:
     full = torch.tensor([[2, 4, 5, 0], [2, 4, 5, 0]])
@@ -50,11 +49,11 @@ def test_learned_positions_end_in_one_line(model: LanguageModel) -> None:
 
 
 def test_learned_positions_look_up_their_row() -> None:
-    positions = LearnedPositions(4, 3)
-    position_BT = torch.tensor([[0, 2, 3, 4]])
-    real_BT = torch.tensor([[True, True, True, False]])
-    found = positions(position_BT, real_BT)
-    assert torch.equal(found[0, :3], positions.table.weight[[0, 2, 3]])
+    layer = LearnedPositions(3, max_length=4)
+    x_BTD, pad_BT = torch.zeros(1, 3, 3), torch.tensor([[False, True, False]])
+    found, (next_B,) = layer(x_BTD, (torch.tensor([2]),), pad_BT)
+    assert torch.equal(found[0, [0, 2]], layer.table.weight[[2, 3]])
+    assert next_B.tolist() == [4]
 
 
 def test_rotation_shows_distances_only() -> None:

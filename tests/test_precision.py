@@ -33,9 +33,8 @@ def overrides(model: str, *more: str) -> list[str]:
     [
         *((model, ()) for model in MODELS),
         ("gated", ("recurrence=reference",)),
-        ("gated", ("recurrence.native=false",)),
-        ("gated", ("recurrence.recompute=true",)),
-        ("context", ("recurrence.recompute=true", "recurrence.native=false")),
+        ("gated", ("model.recompute=true",)),
+        ("context", ("model.recompute=true", "recurrence=reference")),
     ],
 )
 def test_a_run_ends_near_that_of_float32(

@@ -3,10 +3,15 @@
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, Command
+from torch import nn
+
+from newllm.models.contract import check_cell, check_layer
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = [
@@ -60,17 +65,23 @@ def write_examples(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "small", "description"),
+    ("chosen", "small", "description"),
     [
-        ("my_package", [f"model.{size}" for size in TINY], "coupled layernorm C8"),
-        ("my_model", ["model.embedding_dim=8"], "last word E8"),
+        ("gating=coupled", [f"model.{size}" for size in TINY], "coupled layernorm C8"),
+        ("model=delta", ["model.embedding_dim=8", "model.hidden_dim=4"], "deltamemory H4"),
+        (
+            "model=hybrid",
+            [f"model.{size}" for size in TINY],
+            "gated layernorm C8 H8 L2 E8 residual",
+        ),
+        ("model=mean", ["model.embedding_dim=8"], "decayingmean H8"),
     ],
 )
 def test_a_variant_of_the_user_runs(
-    command: Command, tmp_path: Path, package: str, small: list[str], description: str
+    command: Command, tmp_path: Path, chosen: str, small: list[str], description: str
 ) -> None:
     write_examples(tmp_path)
-    (line,) = [line for line in TRAIN if f"[{package}]" in line]
+    (line,) = [line for line in TRAIN if chosen in line and "my_conf" in line]
     done = command("newllm.train", *shlex.split(line), *SMALL, *small)
     assert done.returncode == 0, done.stderr
     assert description in done.stdout
@@ -84,6 +95,19 @@ def test_data_of_the_user_run(command: Command, tmp_path: Path) -> None:
     done = command("newllm.train", *shlex.split(line), "logger=none", "callbacks=none", *small)
     assert done.returncode == 0, done.stderr
     assert "twice_as_long, at the best epoch: loss" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "check"),
+    [("my_cell", "DeltaMemory(8, 4)", check_cell), ("my_layer", "DecayingMean(8)", check_layer)],
+)
+def test_parts_of_the_readme_keep_their_contract(
+    module: str, name: str, check: Callable[[nn.Module], None]
+) -> None:
+    (code,) = re.findall(rf"```python\n# {module}.py\n(.*?)```", README, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    check(eval(name, scope))
 
 
 def test_help_names_every_group(command: Command) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_models import context_model
 
 from newllm.data.sources.grammar import Grammar
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import EOS
-from newllm.models.context import ContextModel
+from newllm.models.language_model import LanguageModel
 from newllm.statistics.predictions import divergences, target_losses
 from newllm.statistics.references import ReferenceModels, gap_closed, mean_by_position
 
@@ -25,9 +26,9 @@ def quality500(tmp_path: Path) -> SentenceSource:
     return data
 
 
-def make_model(data: SentenceSource) -> ContextModel:
+def make_model(data: SentenceSource) -> LanguageModel:
     torch.manual_seed(0)
-    return ContextModel(
+    return context_model(
         vocabulary_size=data.tokenizer.size,
         embedding_dim=8,
         context_dim=8,

@@ -53,7 +53,7 @@ OPTIONS = {
     "bucketed": ("recipe.batching=bucketed",),
     "limited": ("trainer.limit_train_batches=3", "trainer.max_epochs=5"),
     "plain loop": ("recurrence=reference",),
-    "recomputed": ("recurrence.recompute=true",),
+    "recomputed": ("model.recompute=true",),
 }
 # Before these steps, from 0: after the first one, within an epoch, its last, its first.
 MOMENTS = (1, 7, 9, 10)

@@ -11,14 +11,18 @@ import pytest
 import torch
 from conftest import Compose
 from preloaded import CONTEXT
+from small_models import context_model
 
 from newllm.data.tokenizer import Tokenizer
-from newllm.models.context import ContextModel
 from newllm.runs.directory import RunConflict, RunDirectory, load_run, read_result
 from newllm.runs.identity import config_hash
 
 MODEL = """model:
-  _target_: newllm.models.context.ContextModel
+  _target_: newllm.models.language_model.LanguageModel
+  layers:
+    - _target_: newllm.models.recurrent.Recurrent
+      _partial_: true
+      cell: {_target_: newllm.models.cell.ContextCell, _partial_: true}
   vocabulary_size: 6
   embedding_dim: 4
   context_dim: 4
@@ -31,7 +35,7 @@ MODEL = """model:
 def folder(tmp_path: Path) -> Path:
     """A small run directory that can be loaded."""
     tokenizer = Tokenizer.train(["a b"])
-    model = ContextModel(6, embedding_dim=4, context_dim=4, hidden_dim=4, num_layers=1)
+    model = context_model(6, 4, context_dim=4, hidden_dim=4, num_layers=1)
     (tmp_path / "checkpoints").mkdir()
     torch.save({"model": model.state_dict()}, tmp_path / "checkpoints" / "best.ckpt")
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")

@@ -23,17 +23,22 @@ from newllm.benchmarks.timing import Timing, side_by_side
 from newllm.data.batch import IGNORE, Batch
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import PAD
-from newllm.models.context import ContextModel
+from newllm.models.attention import Attention
+from newllm.models.cell import ContextCell
 from newllm.models.gating import LSTMGating
 from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.reference import Recurrence, Reference
-from newllm.models.torch_rnn import LSTMModel
-from newllm.models.transformer import Transformer
+from newllm.models.recurrent import Recurrent
+from newllm.models.torch_rnn import LSTM
 from newllm.training.clipping import clip_gradients
 
 VOCABULARY = 1000
 GRADIENT_CLIP = 1.0
+
+
+class OwnCell(ContextCell):
+    """The same equations, in a class that the machine code does not know."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,20 @@ class Size:
     def name(self) -> str:
         return f"H{self.hidden_dim} L{self.num_layers}"
 
-    def build(self, recurrence: Recurrence) -> ContextModel:
+    def build(
+        self,
+        recurrence: Recurrence,
+        recompute: bool = False,
+        cell: type[ContextCell] = ContextCell,
+    ) -> LanguageModel:
         torch.manual_seed(0)
         small = self.hidden_dim < 256
-        return ContextModel(
+        return LanguageModel(
             VOCABULARY,
-            embedding_dim=self.hidden_dim if small else 256,
+            self.hidden_dim if small else 256,
+            [partial(Recurrent, cell=cell)],
+            recompute=recompute,
+            dropout=0.1,
             context_dim=self.hidden_dim if small else 512,
             hidden_dim=self.hidden_dim,
             num_layers=self.num_layers,
@@ -88,7 +101,7 @@ class Trainee:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused_optimizer)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
-        loss_BT, _ = self.model.score(tokens_BT, targets_BT)
+        loss_BT, _, _ = self.model.score(tokens_BT, targets_BT)
         loss = loss_BT.sum() / (targets_BT != IGNORE).sum()
         self.optimizer.zero_grad()
         loss.backward()
@@ -117,11 +130,12 @@ def parameters(model: nn.Module) -> int:
 
 
 def measure_recurrences(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """(a) A whole training step, fused against the plain loop."""
+    """(a) A whole training step, fused against the plain loop; so is a cell of one's own."""
     for size in plan.sizes:
         trainees = {
             "reference": Trainee(size.build(Reference())),
             "fused": Trainee(size.build(Fused())),
+            "fused, a cell of one's own": Trainee(size.build(Fused(), cell=OwnCell)),
         }
         for batch_size in plan.batch_sizes:
             for length in plan.lengths:
@@ -139,13 +153,11 @@ def measure_epochs(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
     padded = [pad_to(batch, 32) for batch in shuffled]
     plain = Trainee(size.build(Reference()), fused_optimizer=False)
     plain_fast_optimizer = Trainee(size.build(Reference()))
-    any_cell = Trainee(size.build(Fused(native=False)))
     native = Trainee(size.build(Fused()))
     ladder = {
         "the original's way": partial(plain.epoch, padded),
         "+ pad to the longest of the batch": partial(plain.epoch, shuffled),
         "+ fused optimizer": partial(plain_fast_optimizer.epoch, shuffled),
-        "+ weight gradients after the loop": partial(any_cell.epoch, shuffled),
         "+ machine code (shuffled)": partial(native.epoch, shuffled),
         "+ bucketed batches": partial(native.epoch, bucketed),
     }
@@ -175,11 +187,14 @@ def measure_baselines(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
     if EXP1 not in plan.sizes:
         return
     context = EXP1.build(Fused())
+    model = partial(LanguageModel, VOCABULARY, 256, dropout=0.1)
     contestants: dict[str, LanguageModel] = {
         "context model": context,
-        "transformer, 5 layers": Transformer(VOCABULARY, num_layers=5, feedforward_dim=864),
-        "lstm, 1 layer": LSTMModel(VOCABULARY, 256, 752, 1),
-        "lstm, 9 layers": LSTMModel(VOCABULARY, 256, 222, 9),
+        "transformer, 5 layers": model(
+            [Attention], positions="learned", num_layers=5, num_heads=4, feedforward_dim=864
+        ),
+        "lstm, 1 layer": model([LSTM], hidden_dim=752, num_layers=1),
+        "lstm, 9 layers": model([LSTM], hidden_dim=222, num_layers=9),
     }
     steps = {
         f"{name}, {parameters(model) / 1e6:.1f}M": step_of(Trainee(model), 16, 31)
@@ -241,7 +256,7 @@ def measure_recompute(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
     """Long sequences, with all activations kept or a context for each block of steps."""
     size = EXP1 if EXP1 in plan.sizes else plan.sizes[-1]
     kept = Trainee(size.build(Fused()))
-    recomputed = Trainee(size.build(Fused(recompute=True)))
+    recomputed = Trainee(size.build(Fused(), recompute=True))
     for length in plan.long_lengths:
         steps = {
             "kept": step_of(kept, LONG_BATCH, length),
@@ -256,28 +271,24 @@ def measure_recompute(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
 
 def measure_memory(size: Size, length: int) -> dict[str, Timing]:
     """What a step takes at its peak beyond the model, its gradients and its optimizer."""
-    recurrences: dict[str, Recurrence] = {
-        "kept": Fused(),
-        "recomputed": Fused(recompute=True),
-    }
     rows: dict[str, Timing] = {}
-    for name, recurrence in recurrences.items():
+    for name, recompute in {"kept": False, "recomputed": True}.items():
         # A process of its own, since the peak of one never falls.
         context = get_context("forkserver")
         context.set_forkserver_preload(["newllm.benchmarks.workloads"])
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             threads = torch.get_num_threads()
-            seconds, megabytes = pool.submit(peak, size, recurrence, length, threads).result()
+            seconds, megabytes = pool.submit(peak, size, recompute, length, threads).result()
         first = next(iter(rows.values())).megabytes if rows else megabytes
         assert first is not None
         rows[name] = Timing(seconds, first / max(megabytes, 1e-3), 0.0, megabytes)
     return rows
 
 
-def peak(size: Size, recurrence: Recurrence, length: int, threads: int) -> tuple[float, float]:
+def peak(size: Size, recompute: bool, length: int, threads: int) -> tuple[float, float]:
     """Seconds of one step, and by how many megabytes it raises this process's memory at most."""
     torch.set_num_threads(threads)
-    trainee = Trainee(size.build(recurrence))
+    trainee = Trainee(size.build(Fused(), recompute))
     step_of(trainee, LONG_BATCH, SHORT)()
     step = step_of(trainee, LONG_BATCH, length)
     started = time.perf_counter()

@@ -139,7 +139,7 @@ class _Check:
                 self.faults.append(f"{_joined(name, key)}={value}: must be true or false")
             elif key.startswith("_") and key not in SPECIAL:
                 self.faults.append(f"{_joined(name, key)}: not read here; drop it")
-        self.faults += _argument_faults(content, name, target)
+        self.faults += _argument_faults(content, name, target, self._trust)
         return target
 
 
@@ -147,50 +147,84 @@ def _joined(name: str, key: Any) -> str:
     return ".".join(filter(None, (name, str(key))))
 
 
-def _argument_faults(content: dict[Any, Any], name: str, target: Any) -> Iterator[str]:
-    known = _parameters(target)
-    if known is None:
+def _argument_faults(
+    content: dict[str, Any], name: str, target: Any, trust: Trust
+) -> Iterator[str]:
+    try:
+        hints = _arguments(content, target, trust)
+    except ValueError:  # of a part, which is told by itself
+        hints = None
+    if hints is None:
         return
-    own = str(target.__module__).startswith("newllm.")
-    hints = _hints(target) if own else {}
     for key, value in content.items():
         place = _joined(name, key)
-        if key not in known and not str(key).startswith("_"):
-            taker = str(content["_target_"]).rpartition(".")[2]
-            close = difflib.get_close_matches(str(key), known, n=1)
+        if key not in hints and not str(key).startswith("_"):
+            taker = _taker(content)
+            close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             yield f"{place}: {taker} takes no {key!s}{hint}"
-        elif key in hints and not _fits(value, hints[key]):
+        elif not _fits(value, hints.get(key)):
             kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
             yield f"{place}={value}: must be {kinds}"
 
 
-def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> list[str] | None:
-    """The names of the arguments that a node's target takes; None where that cannot be told."""
-    if not isinstance(node, DictConfig):
-        return None
+def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The arguments that a node's target takes, and what they are annotated as.
+
+    None where that cannot be told, or where it takes any.
+    """
+    trust = Trust(tuple(trusted_packages))
     try:
-        target = Trust(tuple(trusted_packages)).target(OmegaConf.select(node, "_target_"))
-    except (ValueError, OmegaConfBaseException):
+        plain = _plain(node)
+        return _arguments(plain, trust.target(plain["_target_"]), trust)
+    except (ValueError, KeyError, TypeError):  # the node names nothing that may be built
         return None
-    return _parameters(target)
-
-
-def _parameters(target: Any) -> list[str] | None:
-    """The names of what a target takes; None if it takes anything."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return [name for name in parameters if name not in ("self", "args")]
 
 
 def takes_null(node: DictConfig, key: str) -> bool:
     """Whether what a node builds says of an argument that it may be None."""
-    try:
-        target = Trust().target(node["_target_"])
-    except ValueError:
-        return False
-    return NoneType in get_args(_hints(target).get(key))
+    return NoneType in get_args((arguments_of(node) or {}).get(key))
+
+
+def _arguments(content: Any, target: Any, trust: Trust) -> dict[str, Any] | None:
+    """As `arguments_of` says.
+
+    A target that takes any keyword hands it on to what is built for it of `_partial_` nodes, and so
+    takes what these take, as a `LanguageModel` takes the settings of its layers.
+    """
+    parameters = inspect.signature(target).parameters
+    own = _hints(target) if str(target.__module__).startswith("newllm.") else {}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = {
+        key: own.get(key)
+        for key, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    if not takes_any:
+        return known
+    factories = list(_factories(content))
+    for factory in factories:
+        more = _arguments(factory, trust.target(factory["_target_"]), trust)
+        if more is None:
+            return None
+        given = {*factory, "input_dim"}  # the width follows from what lies before
+        known = {key: hint for key, hint in more.items() if key not in given} | known
+    return known if factories else None
+
+
+def _taker(content: dict[str, Any]) -> str:
+    """What takes a node's arguments, for messages: its target, or the layers that it hands them."""
+    layers = [node for value in content.values() if isinstance(value, list) for node in value]
+    nodes = [node for node in layers if isinstance(node, dict) and "_target_" in node] or [content]
+    names = (str(node["_target_"]).rpartition(".")[2] for node in nodes)
+    return " and ".join(dict.fromkeys(names))
+
+
+def _factories(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for value in content.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict) and item.get("_partial_") is True and "_target_" in item:
+                yield item
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -180,7 +180,6 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
     `trainer.max_epochs=5` replaces `recipe.max_epochs`: that is no fault of anybody.
     """
     read = read_nodes(config, READ)
-    model = str(OmegaConf.select(config, "model._target_")).rpartition(".")[2]
     for key, source in _explicit_choices(beside_variant(overrides)):
         if source.startswith("experiment=") and chose_another_model(overrides):
             continue  # what the file chose for its own model is left out
@@ -194,7 +193,7 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
             if _is_read(key, read_nodes(alone, READ)):
                 yield f"{chosen}: another choice stands in its place; drop one of the two"
             else:
-                yield f"{chosen}: {model} does not read it; drop it"
+                yield f"{chosen}: the chosen model does not read it; drop it"
 
 
 def _is_read(key: str, read: Collection[str]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 # Hydra instantiates plugins from below `hydra_plugins` only.
 PLUGIN_MODULE = "hydra_plugins.newllm"
@@ -20,6 +21,9 @@ NODES: dict[str, dict[str, Any]] = {
     **{name: {"none": {}} for name in ("logger", "callbacks")},
 }
 IN_THE_ROOT = ("experiment", "sweep", "countermeasure")  # the package of these groups
+
+# In YAML, `${larger:A,B}`.
+OmegaConf.register_new_resolver("larger", max, replace=True)
 
 for group, nodes in NODES.items():
     for name, node in nodes.items():

@@ -1,73 +1,152 @@
-"""One step of the context-vector model: the equations, and nothing of time or batching.
+"""One step of a recurrent layer: the equations, and nothing of time or batching.
 
-Shapes: B batch, E embedding, C context, H hidden.
+Shapes: B batch, E input (the embedding, in the first layer), C context, H hidden.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from newllm.models.fnn import PlainFNN, ResidualFNN
-from newllm.models.gating import Gating
+from newllm.models.fnn import FNNS
+from newllm.models.gating import Additive, Gating
+from newllm.models.layer import State, zeros
+from newllm.models.settings import dropout_faults, option_faults, raise_faults, size_faults
+
+USUAL_EMBEDDING_DIM = 256  # the summary's; a description mentions only another
 
 
-class ContextCell(nn.Module):
-    """Read one token against the context; give the hidden vector and the new context.
+class Cell(nn.Module, ABC):
+    """One step of a recurrent network, built from the width of its input and settings of its own.
+
+    It sees the input and the state of a token, and may keep any tensors as its state. `Recurrent`
+    carries it over time. `newllm.models.contract.check_cell` tests all that is said here.
+
+    Attributes:
+        input_dim: width of what it reads.
+        output_dim: width of what it writes.
+        dropout: probability of the masks that it is handed in training.
+        num_masks: how many masks a step takes.
+        mask_dim: their width.
+    """
+
+    dropout = 0.0
+    num_masks = 0
+    mask_dim = 0
+
+    def __init__(self, input_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.input_dim = input_dim
+        self.output_dim = output_dim
+
+    @abstractmethod
+    def forward(
+        self, inputs_BE: Tensor, state: State, masks: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """Take one step.
+
+        Args:
+            inputs_BE: of the token.
+            state: before the token.
+            masks: `num_masks` dropout masks [B, mask_dim] to multiply by, already scaled; None
+                drops nothing.
+
+        Returns:
+            The output [B, output_dim], the state after the token (tensors as before), and what is
+            to be looked at, such as gates, by name, B first.
+        """
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first token: tensors with B as first dimension."""
+
+    @property
+    def description(self) -> str:
+        """What names of runs say of the cell."""
+        return f"{type(self).__name__.lower()} H{self.output_dim}"
+
+
+class ContextCell(Cell):
+    """Read one token against the context; write the hidden vector, change the context.
 
     A deep-transition Elman network (Pascanu et al. 2014); gated, it is close to a recurrent
-    highway network (Zilly et al. 2017).
+    highway network (Zilly et al. 2017). The state is the context [B, C].
 
     Args:
-        embedding_dim: E.
+        input_dim: E.
         context_dim: C.
         hidden_dim: H.
-        fnn: maps the projected input [B, H] to the hidden vector [B, H].
-        gating: changes the context by the hidden vector.
-        normalization: maps a context [B, C] to a context [B, C].
+        num_layers: Linear layers before the heads, the input projection among them.
+        dropout: probability inside the feed-forward network.
+        fnn: its wiring, "plain" or "residual".
         context_clip: each element of the context is clamped to +- this; None clamps nothing.
-        dropout: probability for whoever draws the masks; the cell itself draws none.
+        gating: makes the change of the context from (hidden_dim, context_dim).
+        normalization: makes the normalization of the context from (context_dim).
+
+    Raises:
+        ValueError: a setting is impossible; one line for each.
     """
 
     def __init__(
         self,
-        embedding_dim: int,
+        input_dim: int,
         context_dim: int,
         hidden_dim: int,
-        fnn: PlainFNN | ResidualFNN,
-        gating: Gating,
-        normalization: nn.Module,
-        context_clip: float | None = None,
+        num_layers: int,
         dropout: float = 0.0,
+        fnn: str = "plain",
+        context_clip: float | None = None,
+        gating: Callable[[int, int], Gating] = Additive,
+        normalization: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
-        super().__init__()
+        faults = [
+            *size_faults(context_dim=context_dim, hidden_dim=hidden_dim, num_layers=num_layers),
+            *dropout_faults(dropout=dropout),
+            *option_faults("fnn", fnn, FNNS),
+        ]
+        if context_clip is not None and not context_clip > 0:
+            faults.append(f"model.context_clip={context_clip} must be above 0, or null for none")
+        raise_faults(faults)
+        super().__init__(input_dim, hidden_dim)
         self.context_dim = context_dim
-        self.hidden_dim = hidden_dim
-        self.input = nn.Linear(embedding_dim + context_dim, hidden_dim)
-        self.fnn = fnn
-        self.gating = gating
-        self.normalization = normalization
-        self.context_clip = context_clip
+        self.hidden_dim = self.mask_dim = hidden_dim
+        self.num_layers = num_layers
         self.dropout = dropout
+        self.context_clip = context_clip
+        self.input = nn.Linear(input_dim + context_dim, hidden_dim)
+        self.fnn = FNNS[fnn](hidden_dim, num_layers)
+        self.num_masks = self.fnn.num_masks
+        self.gating = gating(hidden_dim, context_dim)
+        self.normalization = normalization(context_dim)
+
+    def initial_state(self, batch_size: int) -> State:
+        """A context of zeros [B, C]."""
+        return (zeros(self, batch_size, self.context_dim),)
 
     def forward(
-        self, embedded_BE: Tensor, context_BC: Tensor, masks: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Take one step.
-
-        Args:
-            embedded_BE: the token's embedding.
-            context_BC: the context before the token.
-            masks: `fnn.num_masks` dropout masks [B, H], already scaled; None drops nothing.
-
-        Returns:
-            The hidden vector [B, H], the context after the token [B, C], and the gates, each
-            [B, C], by name.
-        """
-        input_BI = torch.cat((embedded_BE, context_BC), dim=-1)
-        hidden_BH = self.fnn(self.input(input_BI), masks)
+        self, inputs_BE: Tensor, state: State, masks: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """Take one step, as `Cell` says; gates are [B, C]."""
+        (context_BC,) = state
+        hidden_BH = self.fnn(self.input(torch.cat((inputs_BE, context_BC), dim=-1)), masks)
         context_BC, gates = self.gating(hidden_BH, context_BC)
         context_BC = self.normalization(context_BC)
         if self.context_clip is not None:
             context_BC = context_BC.clamp(-self.context_clip, self.context_clip)
-        return hidden_BH, context_BC, gates
+        return hidden_BH, (context_BC,), gates
+
+    @property
+    def description(self) -> str:
+        """Such as `gated layernorm C512 H512 L9`, followed by what deviates from the summary's."""
+        words = [self.gating.name]
+        if not isinstance(self.normalization, nn.Identity):
+            words.append(type(self.normalization).__name__.lower())
+        words += [f"C{self.context_dim}", f"H{self.hidden_dim}", f"L{self.num_layers}"]
+        if self.input_dim != USUAL_EMBEDDING_DIM:
+            words.append(f"E{self.input_dim}")
+        if self.context_clip is not None:
+            words.append(f"clip{self.context_clip:g}")
+        if not isinstance(self.fnn, FNNS["plain"]):
+            words.append("residual")
+        return " ".join(words)

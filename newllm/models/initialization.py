@@ -5,7 +5,6 @@ import math
 from torch import nn
 
 from newllm.models.fnn import PlainFNN, ResidualFNN
-from newllm.models.language_model import LanguageModel
 
 
 def normal(model: nn.Module, std: float = 0.02) -> None:
@@ -22,7 +21,7 @@ def normal(model: nn.Module, std: float = 0.02) -> None:
 
 
 def variance_preserving(
-    model: LanguageModel, embedding_std: float = 1.0, output_gain: float = 0.1
+    model: nn.Module, embedding_std: float = 1.0, output_gain: float = 0.1
 ) -> None:
     """Weights that keep the scale of the signal at any depth, biases 0.
 
@@ -33,7 +32,7 @@ def variance_preserving(
     kinds keep torch's defaults.
 
     Args:
-        model: changed in place.
+        model: a `LanguageModel`, changed in place.
         embedding_std: standard deviation of every embedding table.
         output_gain: scale of the logits against their inputs; small, so that training starts near
             the uniform distribution.
@@ -49,7 +48,9 @@ def variance_preserving(
             for linear in module.layers:
                 assert isinstance(linear, nn.Linear)
                 _draw(linear, math.sqrt(2 / (linear.in_features * num_blocks)))
-    _draw(model.output, output_gain / math.sqrt(model.output.in_features))
+    output = model.get_submodule("output")
+    assert isinstance(output, nn.Linear)
+    _draw(output, output_gain / math.sqrt(output.in_features))
 
 
 def _draw(linear: nn.Linear, std: float) -> None:

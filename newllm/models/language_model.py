@@ -1,34 +1,127 @@
-"""What every language model here promises, and the faults of their settings in one wording.
+"""The language model: embedding, positions, a list of layers, and the output layer.
 
-Shapes: B batch, T time (tokens), V vocabulary.
+Shapes: B batch, T time (tokens), K tokens of a block, D width, C context, V vocabulary.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-State = Tensor | tuple[Tensor, ...]
+from newllm.data.tokenizer import PAD
+from newllm.models.initialization import normal
+from newllm.models.layer import Layer, State, check_shapes, surely
+from newllm.models.positions import LearnedPositions
+from newllm.models.recurrence.reference import MASK_BLOCK, Intervene
+from newllm.models.recurrent import Recurrent, Rollout
+from newllm.models.settings import (
+    dropout_faults,
+    option_faults,
+    raise_faults,
+    settings_of,
+    size_faults,
+    unknown_faults,
+)
+
+Call = Callable[..., tuple[Tensor, State]]
 
 
-class LanguageModel(nn.Module, ABC):
+class Trace(NamedTuple):
+    """What a recurrent layer of a model did on a chunk, as in `Rollout`, and the model's logits."""
+
+    logits_BTV: Tensor
+    contexts_BTC: Tensor
+    gates: dict[str, Tensor]
+    state: State
+
+
+class LanguageModel(nn.Module):
     """A next-token model that reads tokens in chunks of any size.
 
     Reading token by token, chunk by chunk or all at once gives the same logits, and no future
     token changes an earlier logit. `<PAD>`, wherever it stands, leaves its row's state as it was.
+    The state is one tuple of tensors, B first: of learned positions, then of each layer.
+
+    Args:
+        vocabulary_size: V, the number of output classes.
+        embedding_dim: width of the embedding, which the first layer reads.
+        layers: makes each layer from the width of its input and those of the `settings` that it
+            takes; one that it was given before stays.
+        positions: "none"; "learned", a table of max_length vectors added to the embedding; or
+            "rotary", if a layer takes it.
+        max_length: the most tokens that learned positions can tell apart; unused without them.
+        embedding_dropout: probability for each element of the embeddings.
+        output_dropout: probability for each element that the output layer reads.
+        recompute: let `score`, which training calls, keep only the state between blocks of tokens
+            and compute everything else again in the backward pass: far less memory for long
+            sequences in layers of fixed state, for more time.
+        initialization: sets the fresh weights in place.
+        settings: of the layers, by name, such as hidden_dim.
+
+    Raises:
+        ValueError: a setting is impossible, or no layer takes it; one line for each.
     """
 
-    vocabulary_size: int
-    sees_the_future: bool = False
-    embedding: nn.Embedding
-    output: nn.Linear
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_dim: int,
+        layers: Sequence[Callable[..., Layer]],
+        positions: str = "none",
+        max_length: int = 32,
+        embedding_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        recompute: bool = False,
+        initialization: Callable[["LanguageModel"], None] = normal,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        faults = [
+            *size_faults(
+                vocabulary_size=vocabulary_size, embedding_dim=embedding_dim, max_length=max_length
+            ),
+            *dropout_faults(embedding_dropout=embedding_dropout, output_dropout=output_dropout),
+            *_layer_faults(layers, positions, settings),
+        ]
+        self.vocabulary_size = vocabulary_size
+        self.recompute = recompute
+        width = max(1, embedding_dim)  # of an impossible one, so that all faults are found
+        self.embedding = nn.Embedding(max(1, vocabulary_size), width)
+        self.positions = (
+            LearnedPositions(width, max(1, max_length)) if positions == "learned" else None
+        )
+        self.layers = nn.ModuleList()
+        try:
+            for layer in _built(layers, width, {"positions": positions} | settings):
+                self.layers.append(layer)
+                width = layer.output_dim
+        except ValueError as error:
+            faults += str(error).splitlines()
+        raise_faults(faults)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.output_dropout = nn.Dropout(output_dropout)
+        self.output = nn.Linear(width, vocabulary_size)
+        self.sees_the_future = any(layer.sees_the_future for layer in self.parts)
+        initialization(self)
 
-    @abstractmethod
+    @property
+    def parts(self) -> list[Layer]:
+        """What lies between embedding and output: learned positions, if any, and the layers."""
+        parts = [self.positions, *self.layers]
+        return [part for part in parts if isinstance(part, Layer)]
+
+    @property
+    def recurrent_layers(self) -> list[Recurrent]:
+        """The layers that `trace` can look at."""
+        return [layer for layer in self.layers if isinstance(layer, Recurrent)]
+
     def forward(
         self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, State | None]:
+    ) -> tuple[Tensor, State]:
         """Read a chunk and predict the token after each of its tokens.
 
         Args:
@@ -37,48 +130,189 @@ class LanguageModel(nn.Module, ABC):
             reset: bool [B, T]; where true, the row forgets everything before it reads that token.
 
         Returns:
-            Logits [B, T, V] (those at `<PAD>` mean nothing) and the state after the chunk: a tensor
-            or a tuple of tensors, B first.
+            Logits [B, T, V] (those at `<PAD>` mean nothing) and the state after the chunk.
         """
+        return self._read(tokens, state, reset, Layer.__call__)
 
-    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Read whole sequences from a fresh state and compare with the tokens that follow.
+    def score(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, State]:
+        """Read a chunk and compare with the tokens that follow.
 
         Args:
             tokens: token ids [B, T].
             targets: the token after each of them [B, T].
+            state: as of `forward`, like `reset`.
+            reset: where a row forgets.
 
         Returns:
             Cross-entropy in nats, 0 where the target is `IGNORE`, and whether the likeliest token
-            is the target; both [B, T].
+            is the target, both [B, T]; the state after the chunk.
         """
-        return score_logits(self(tokens)[0], targets)
+        if self.recompute and torch.is_grad_enabled():
+            return self._score_in_blocks(tokens, targets, state, reset)
+        logits_BTV, state = self(tokens, state, reset)
+        return (*score_logits(logits_BTV, targets), state)
 
-    @property
-    @abstractmethod
-    def description(self) -> str:
-        """The model's name, made of what it is rather than of what was asked for."""
+    def trace(
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        intervene: Intervene | None = None,
+        layer: Recurrent | None = None,
+    ) -> Trace:
+        """Read a chunk and tell all contexts and gates of a recurrent layer.
 
-    @abstractmethod
+        Args:
+            tokens: token ids [B, T].
+            state: what an earlier call returned; None starts afresh.
+            intervene: `intervene(t, context_BC)` returns what the context after token t shall be
+                instead: the next token reads it, and the trace holds it.
+            layer: which; None means the first recurrent one.
+        """
+        traced = self.recurrent_layers[0] if layer is None else layer
+        rollouts: list[Rollout] = []
+
+        def call(
+            part: Layer, x: Tensor, own: State | None, pad: Tensor | None, reset: Tensor | None
+        ) -> tuple[Tensor, State]:
+            if part is not traced:
+                return Layer.__call__(part, x, own, pad, reset)
+            rollouts.append(traced.trace(x, own, pad, reset, intervene))
+            return rollouts[0].outputs_BTD, rollouts[0].state
+
+        logits_BTV, state = self._read(tokens, state, None, call)
+        return Trace(logits_BTV, rollouts[0].contexts_BTC, rollouts[0].gates, state)
+
+    def _read(
+        self, tokens: Tensor, state: State | None, reset: Tensor | None, call: Call
+    ) -> tuple[Tensor, State]:
+        """Read a chunk; `call(layer, x, state, pad, reset)` stands for a call of the layer."""
+        hidden_BTD = self.embedding_dropout(self.embedding(tokens))
+        pad_BT = tokens == PAD
+        pad_or_none = None if surely(~pad_BT.any()) else pad_BT
+        after: list[Tensor] = []
+        for part, own in zip(self.parts, self._by_part(state), strict=True):
+            hidden_BTD, own_after = call(part, hidden_BTD, own, pad_or_none, reset)
+            name = f"{type(part).__name__} ({part.description})"
+            check_shapes(name, hidden_BTD, (*tokens.shape, part.output_dim), own_after)
+            after += own_after
+        logits_BTV: Tensor = self.output(self.output_dropout(hidden_BTD))
+        return logits_BTV, tuple(after)
+
+    def _by_part(self, state: State | None) -> Iterator[State | None]:
+        """The state of each part."""
+        first = 0
+        for part in self.parts:
+            last = first + (0 if state is None else len(part.initial_state(1)))
+            yield None if state is None else tuple(state[first:last])
+            first = last
+
+    def _score_in_blocks(
+        self, tokens: Tensor, targets: Tensor, state: State | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor, State]:
+        state = self.initial_state(len(tokens)) if state is None else state
+        resets = [None] * tokens.shape[1] if reset is None else reset.split(MASK_BLOCK, 1)
+        blocks = zip(
+            tokens.split(MASK_BLOCK, 1), targets.split(MASK_BLOCK, 1), resets, strict=False
+        )
+        # A checkpoint has a backward pass only if one of its inputs needs a gradient.
+        needed = self.embedding.weight.new_zeros(()).requires_grad_()
+        losses, corrects = [], []
+        for tokens_BK, targets_BK, reset_BK in blocks:
+            block = partial(self._score_block, {})
+            arguments = (needed, tokens_BK, targets_BK, reset_BK, *state)
+            loss_BK, correct_BK, *after = checkpoint(
+                block, *arguments, use_reentrant=True, preserve_rng_state=self.training
+            )
+            losses.append(loss_BK)
+            corrects.append(correct_BK)
+            state = tuple(after)
+        return torch.cat(losses, dim=1), torch.cat(corrects, dim=1), state
+
+    def _score_block(
+        self,
+        found: dict[Layer, list[Tensor]],
+        needed: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        reset: Tensor | None,
+        *state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Score a block; the second time a recurrence makes use of what it found the first time."""
+
+        def call(part: Layer, *arguments: Any) -> tuple[Tensor, State]:
+            more = (found.setdefault(part, []),) if isinstance(part, Recurrent) else ()
+            return Layer.__call__(part, *arguments, *more)
+
+        logits_BTV, after = self._read(tokens, state, reset, call)
+        return (*score_logits(logits_BTV, targets), *after)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first token."""
+        states = [part.initial_state(batch_size) for part in self.parts]
+        return tuple(tensor for state in states for tensor in state)
+
     def state_bytes(self, num_tokens: int) -> int:
         """Bytes of one sequence's state after `num_tokens` tokens."""
+        return sum(part.state_bytes(num_tokens) for part in self.parts)
 
     def flops_per_token(self, num_tokens: int) -> int:
-        """Forward operations to read the last of `num_tokens` tokens of one sequence.
-
-        A multiply-add counts as two. Counted are products with weight matrices (and, in a
-        Transformer, with the cached keys and values); table look-ups, biases, normalizations and
-        activations are not.
-        """
-        matrices = sum(weight.numel() for weight in self.parameters() if weight.dim() == 2)
-        tables = sum(
-            module.weight.numel() for module in self.modules() if isinstance(module, nn.Embedding)
+        """Forward operations to read the last of `num_tokens` tokens, as `Layer` counts them."""
+        return sum(part.flops_per_token(num_tokens) for part in self.parts) + (
+            2 * self.output.weight.numel()
         )
-        return 2 * (matrices - tables)
+
+    @property
+    def description(self) -> str:
+        """The model's name, made of what it is rather than of what was asked for."""
+        words = " then ".join(layer.description for layer in self.parts if layer in self.layers)
+        takes_positions = any(hasattr(layer, "positions") for layer in self.layers)
+        return f"{words} positions" if self.positions and not takes_positions else words
+
+
+def _layer_faults(
+    layers: Sequence[Callable[..., Layer]], positions: str, settings: dict[str, Any]
+) -> list[str]:
+    """One line for each setting that no layer takes, and for positions that none knows."""
+    if not layers:
+        return ["model.layers=[]: a model needs a layer"]
+    if wrong := [layer for layer in layers if not callable(layer)]:
+        return [f"model.layers: {wrong[0]} makes no layer; write _partial_: true"]
+    taken = set().union(*map(settings_of, layers))
+    options = ["none", "learned", *(["rotary"] if "positions" in taken else [])]
+    return [
+        *option_faults("positions", positions, options),
+        *unknown_faults(settings, taken - {"positions"}),
+    ]
+
+
+def _built(
+    layers: Sequence[Callable[..., Layer]], width: int, settings: dict[str, Any]
+) -> Iterator[Layer]:
+    """The layers one by one, each with the settings that it takes.
+
+    Raises:
+        ValueError: a factory lacks a setting, or makes no layer.
+    """
+    for number, factory in enumerate(layers):
+        own = settings_of(factory)
+        try:
+            layer = factory(width, **{key: settings[key] for key in settings if key in own})
+        except TypeError as error:
+            raise ValueError(f"model.layers[{number}]: {error}") from error
+        if not isinstance(layer, Layer):
+            raise ValueError(f"model.layers[{number}]: {type(layer).__name__} is no Layer")
+        yield layer
+        width = layer.output_dim
 
 
 def score_logits(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """What `LanguageModel.score` returns, from logits."""
+    """The losses and hits that `LanguageModel.score` returns, from logits."""
     at_least_float32 = torch.promote_types(logits_BTV.dtype, torch.float32)
     losses = F.cross_entropy(
         logits_BTV.flatten(0, 1).to(at_least_float32),
@@ -86,45 +320,3 @@ def score_logits(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor
         reduction="none",
     )
     return losses.view_as(targets_BT), logits_BTV.argmax(-1) == targets_BT
-
-
-def surely(condition: Tensor) -> bool:
-    """Whether a condition holds, for short cuts that change no result.
-
-    While a model is exported no value is known yet, and nothing is sure.
-    """
-    return not torch.compiler.is_exporting() and bool(condition)
-
-
-def padding_only_trails(real_BT: Tensor) -> bool:
-    """Whether surely no row has a real token after a `<PAD>`."""
-    return surely((real_BT[:, 1:] <= real_BT[:, :-1]).all())
-
-
-def size_faults(**sizes: int) -> list[str]:
-    """One line for each size below 1."""
-    return [
-        f"model.{key}={size} must be at least 1" for key, size in sizes.items() if not size >= 1
-    ]
-
-
-def dropout_faults(**probabilities: float) -> list[str]:
-    """One line for each probability outside [0, 1)."""
-    return [
-        f"model.{key}={probability} must be at least 0 and below 1"
-        for key, probability in probabilities.items()
-        if not 0 <= probability < 1
-    ]
-
-
-def option_faults(key: str, value: str, options: Collection[str]) -> list[str]:
-    """One line if the value is none of those that exist."""
-    if value in options:
-        return []
-    return [f"model.{key}={value} does not exist; choose one of: {', '.join(options)}"]
-
-
-def raise_faults(faults: Iterable[str]) -> None:
-    """Raise one ValueError that holds all faults, a line each, if there are any."""
-    if lines := list(faults):
-        raise ValueError("\n".join(lines))

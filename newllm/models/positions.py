@@ -1,10 +1,12 @@
 """Where a token stands in its sequence, and two ways to tell a model.
 
-Shapes: B batch, T time (tokens), E embedding, N attention heads, D size of a head.
+Shapes: B batch, T time (tokens), N attention heads, D width, in attention of a head.
 """
 
 import torch
 from torch import Tensor, nn
+
+from newllm.models.layer import Layer, State, real_tokens, zeros
 
 
 def token_positions(
@@ -29,18 +31,27 @@ def token_positions(
     return position_BT, position_BT[:, -1] + real_BT[:, -1]
 
 
-class LearnedPositions(nn.Module):
-    """A table of vectors, one for each position below `max_length`, to add to the embedding."""
+class LearnedPositions(Layer):
+    """Adds a vector of its own for each position below `max_length`; the state counts [B]."""
 
     table: nn.Embedding
 
-    def __init__(self, max_length: int, embedding_dim: int) -> None:
-        super().__init__()
+    def __init__(self, input_dim: int, max_length: int) -> None:
+        super().__init__(input_dim, input_dim)
         self.max_length = max_length
-        self.table = nn.Embedding(max_length, embedding_dim)
+        self.table = nn.Embedding(max_length, input_dim)
 
-    def forward(self, position_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """Look up [B, T, E]; a real token beyond the table raises ValueError."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: State | None = None,
+        pad_BT: Tensor | None = None,
+        reset_BT: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """As `Layer` says; a real token beyond the table raises ValueError."""
+        (start_B,) = self.initial_state(x_BTD.shape[0]) if state is None else state
+        real_BT = real_tokens(x_BTD, pad_BT)
+        position_BT, next_B = token_positions(real_BT, start_B, reset_BT)
         last = (position_BT * real_BT).max()
         if torch.compiler.is_exporting():  # the exported model checks it by itself
             torch._check(last.item() < self.max_length)
@@ -49,9 +60,17 @@ class LearnedPositions(nn.Module):
                 f"model.max_length={self.max_length} is too short for {int(last) + 1} tokens; "
                 "raise it or set model.positions=none"
             )
-        # A <PAD> after the last position that exists still needs some row to look up.
-        vectors: Tensor = self.table(position_BT.clamp(max=self.max_length - 1))
-        return vectors
+        # Padding after the last position that exists still needs some row to look up.
+        return x_BTD + self.table(position_BT.clamp(max=self.max_length - 1)), (next_B,)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Position 0 for all rows [B], as int64."""
+        return (zeros(self, batch_size).long(),)
+
+    @property
+    def description(self) -> str:
+        """A word that a description ends with."""
+        return "positions"
 
 
 class RotaryPositions(nn.Module):

@@ -1,44 +1,38 @@
-"""The classic recurrent baselines over torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN.
+"""The classic recurrent networks: torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN as layers.
 
-Shapes: B batch, T time (tokens), E embedding, L layers, H hidden, V vocabulary.
+Shapes: B batch, T time (tokens), D input, L layers, H hidden.
 """
 
-from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from newllm.data.tokenizer import PAD
-from newllm.models.initialization import normal
-from newllm.models.language_model import (
-    LanguageModel,
+from newllm.models.layer import (
+    Layer,
     State,
-    dropout_faults,
     padding_only_trails,
-    raise_faults,
-    size_faults,
+    real_tokens,
     surely,
+    where_row,
+    zeros,
 )
+from newllm.models.settings import dropout_faults, raise_faults, size_faults
 
 Inputs = TypeVar("Inputs", Tensor, PackedSequence)
 
 
-class RecurrentBaseline(LanguageModel):
+class TorchRNN(Layer):
     """What LSTM, GRU and Elman network share; they differ in the network and its states.
 
-    The state is a tuple of `num_states` tensors [B, L, H].
+    The state is `num_states` tensors [B, L, H].
 
     Args:
-        vocabulary_size: V, the number of output classes.
-        embedding_dim: E.
+        input_dim: D.
         hidden_dim: H.
         num_layers: L.
-        dropout: probability after every layer, the last one included.
-        output_dropout: probability after the last layer, where it is the larger one.
-        embedding_dropout: probability for each element of the embeddings.
-        initialization: sets the fresh weights in place.
+        dropout: probability after every layer but the last.
 
     Raises:
         ValueError: a setting is impossible; one line for each.
@@ -49,113 +43,74 @@ class RecurrentBaseline(LanguageModel):
     num_states: ClassVar[int]
 
     def __init__(
-        self,
-        vocabulary_size: int,
-        embedding_dim: int = 128,
-        hidden_dim: int = 256,
-        num_layers: int = 3,
-        dropout: float = 0.1,
-        embedding_dropout: float = 0.0,
-        output_dropout: float = 0.0,
-        initialization: Callable[["RecurrentBaseline"], None] = normal,
+        self, input_dim: int, hidden_dim: int, num_layers: int, dropout: float = 0.0
     ) -> None:
-        super().__init__()
-        sizes = size_faults(
-            vocabulary_size=vocabulary_size,
-            embedding_dim=embedding_dim,
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-        )
-        dropouts = dropout_faults(
-            dropout=dropout, embedding_dropout=embedding_dropout, output_dropout=output_dropout
-        )
-        raise_faults([*sizes, *dropouts])
-
-        self.vocabulary_size = vocabulary_size
-        self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
-        # torch's networks drop between layers only, and warn when there is nothing between.
-        between = dropout if num_layers > 1 else 0.0
+        sizes = size_faults(hidden_dim=hidden_dim, num_layers=num_layers)
+        raise_faults([*sizes, *dropout_faults(dropout=dropout)])
+        super().__init__(input_dim, hidden_dim)
         self.network = self.network_class(
-            embedding_dim, hidden_dim, num_layers, batch_first=True, dropout=between
+            input_dim,
+            hidden_dim,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of what does nothing
         )
-        self.dropout = nn.Dropout(max(dropout, output_dropout))
-        self.output = nn.Linear(hidden_dim, vocabulary_size)
-        initialization(self)
 
     def forward(
-        self, tokens: Tensor, state: State | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Read a chunk, as `LanguageModel` says."""
-        real_BT = tokens != PAD
-        embedded_BTE = self.embedding_dropout(self.embedding(tokens))
-        states = self._start(embedded_BTE) if state is None else tuple(state)
-        if reset is None and surely(real_BT.all()):
-            hidden_BTH, states = self._run(embedded_BTE, states)
-        elif reset is None and surely(real_BT[:, 0].all()) and padding_only_trails(real_BT):
-            hidden_BTH, states = self._run_packed(embedded_BTE, states, real_BT.sum(1))
-        else:
-            hidden_BTH, states = self._run_stepwise(embedded_BTE, states, real_BT, reset)
-        return self.output(self.dropout(hidden_BTH)), states
+        self,
+        x_BTD: Tensor,
+        state: State | None = None,
+        pad_BT: Tensor | None = None,
+        reset_BT: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Read a chunk, as `Layer` says."""
+        state = self.initial_state(x_BTD.shape[0]) if state is None else state
+        if reset_BT is None and pad_BT is None:
+            return self._run(x_BTD, state)
+        real_BT = real_tokens(x_BTD, pad_BT)
+        if reset_BT is None and surely(real_BT[:, 0].all()) and padding_only_trails(real_BT):
+            return self._run_packed(x_BTD, state, real_BT.sum(1))
+        return self._run_stepwise(x_BTD, state, real_BT, reset_BT)
 
-    def _start(self, embedded_BTE: Tensor) -> tuple[Tensor, ...]:
-        shape = embedded_BTE.shape[0], self.network.num_layers, self.network.hidden_size
-        return tuple(embedded_BTE.new_zeros(shape) for _ in range(self.num_states))
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros [B, L, H]."""
+        shape = batch_size, self.network.num_layers, self.network.hidden_size
+        return tuple(zeros(self, *shape) for _ in range(self.num_states))
 
-    def _run(self, inputs: Inputs, states: tuple[Tensor, ...]) -> tuple[Inputs, tuple[Tensor, ...]]:
+    def _run(self, inputs: Inputs, state: State) -> tuple[Inputs, State]:
         # torch puts layers first, and takes an only tensor without a tuple around it.
-        layer_first = tuple(state_BLH.transpose(0, 1).contiguous() for state_BLH in states)
+        layer_first = tuple(state_BLH.transpose(0, 1).contiguous() for state_BLH in state)
         given = layer_first if self.num_states > 1 else layer_first[0]
         outputs, final = self.network(inputs, given)
         finals = final if self.num_states > 1 else (final,)
         return outputs, tuple(state_LBH.transpose(0, 1) for state_LBH in finals)
 
-    def _run_packed(
-        self, embedded_BTE: Tensor, states: tuple[Tensor, ...], length_B: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        packed = pack_padded_sequence(
-            embedded_BTE, length_B.cpu(), batch_first=True, enforce_sorted=False
-        )
-        hidden, states = self._run(packed, states)
-        hidden_BTH, _ = pad_packed_sequence(
-            hidden, batch_first=True, total_length=embedded_BTE.shape[1]
-        )
-        return hidden_BTH, states
+    def _run_packed(self, x_BTD: Tensor, state: State, length_B: Tensor) -> tuple[Tensor, State]:
+        packed = pack_padded_sequence(x_BTD, length_B.cpu(), batch_first=True, enforce_sorted=False)
+        hidden, state = self._run(packed, state)
+        hidden_BTH, _ = pad_packed_sequence(hidden, batch_first=True, total_length=x_BTD.shape[1])
+        return hidden_BTH, state
 
     def _run_stepwise(
-        self,
-        embedded_BTE: Tensor,
-        states: tuple[Tensor, ...],
-        real_BT: Tensor,
-        reset_BT: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self, x_BTD: Tensor, state: State, real_BT: Tensor, reset_BT: Tensor | None
+    ) -> tuple[Tensor, State]:
         hiddens = []
-        for t in range(embedded_BTE.shape[1]):
+        initial = self.initial_state(x_BTD.shape[0])
+        for t in range(x_BTD.shape[1]):
             if reset_BT is not None:
-                forget_B11 = reset_BT[:, t, None, None]
-                states = tuple(state_BLH.masked_fill(forget_B11, 0) for state_BLH in states)
-            hidden_B1H, next_states = self._run(embedded_BTE[:, t : t + 1], states)
-            real_B11 = real_BT[:, t, None, None]
-            states = tuple(
-                torch.where(real_B11, new, old)
-                for new, old in zip(next_states, states, strict=True)
-            )
+                state = where_row(reset_BT[:, t], initial, state)
+            hidden_B1H, after = self._run(x_BTD[:, t : t + 1], state)
+            state = where_row(real_BT[:, t], after, state)
             hiddens.append(hidden_B1H)
-        return torch.cat(hiddens, dim=1), states
+        return torch.cat(hiddens, dim=1), state
 
     @property
     def description(self) -> str:
         """Such as `lstm E128 H256 L3`."""
-        network = self.network
-        return f"{self.name} E{network.input_size} H{network.hidden_size} L{network.num_layers}"
-
-    def state_bytes(self, num_tokens: int) -> int:
-        """Bytes of one sequence's state, the same after any number of tokens."""
-        elements = self.num_states * self.network.num_layers * self.network.hidden_size
-        return elements * self.embedding.weight.element_size()
+        return f"{self.name} E{self.input_dim} H{self.output_dim} L{self.network.num_layers}"
 
 
-class LSTMModel(RecurrentBaseline):
+class LSTM(TorchRNN):
     """Long short-term memory with forget gate (Gers et al. 2000); state (hidden, cell)."""
 
     name = "lstm"
@@ -163,7 +118,7 @@ class LSTMModel(RecurrentBaseline):
     num_states = 2
 
 
-class GRUModel(RecurrentBaseline):
+class GRU(TorchRNN):
     """Gated recurrent units (Cho et al. 2014); state (hidden,)."""
 
     name = "gru"
@@ -171,7 +126,7 @@ class GRUModel(RecurrentBaseline):
     num_states = 1
 
 
-class ElmanModel(RecurrentBaseline):
+class Elman(TorchRNN):
     """The simple recurrent network with tanh (Elman 1990); state (hidden,)."""
 
     name = "elman"

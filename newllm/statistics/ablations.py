@@ -1,7 +1,7 @@
-"""What a context model's context is good for, and how it behaves over time.
+"""What the context of a recurrent layer is good for, and how it behaves over time.
 
-All of it looks at sentences through `ContextModel.trace`, which lets a function replace the context
-at every step. Losses are means over targets, in nats.
+All of it looks at sentences through `LanguageModel.trace`, which lets a function replace the
+context at every step. Losses are means over targets, in nats.
 
 Shapes: B batch, T time (tokens), C context, N contexts.
 """
@@ -20,8 +20,7 @@ from newllm.data.batch import IGNORE, Batch, device_of, on_device_of
 from newllm.data.batching import EvaluationBatches
 from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import PAD
-from newllm.models.context import ContextModel
-from newllm.models.language_model import score_logits
+from newllm.models.language_model import LanguageModel, score_logits
 
 FROZEN_AFTER = (1, 2, 4, 8)
 NUM_SENTENCES = 16  # for what needs a Jacobian at every step
@@ -29,7 +28,7 @@ MAX_STEPS = 16
 TINY = 1e-30  # in the place of a zero whose logarithm is taken
 
 Intervention = Callable[[int, Tensor], Tensor]
-MakeIntervention = Callable[[ContextModel, Batch], Intervention]
+MakeIntervention = Callable[[LanguageModel, Batch], Intervention]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Dynamics:
 
 
 @torch.no_grad()
-def ablate(model: ContextModel, split: EncodedSplit) -> Ablations:
+def ablate(model: LanguageModel, split: EncodedSplit) -> Ablations:
     """Losses of a split with the context taken away in several ways."""
 
     def loss(make: MakeIntervention, after: int = 0) -> float:
@@ -101,15 +100,15 @@ def ablate(model: ContextModel, split: EncodedSplit) -> Ablations:
     )
 
 
-def _leave(model: ContextModel, batch: Batch) -> Intervention:
+def _leave(model: LanguageModel, batch: Batch) -> Intervention:
     return lambda t, context_BC: context_BC
 
 
-def _zero(model: ContextModel, batch: Batch) -> Intervention:
+def _zero(model: LanguageModel, batch: Batch) -> Intervention:
     return lambda t, context_BC: torch.zeros_like(context_BC)
 
 
-def _swap(model: ContextModel, batch: Batch) -> Intervention:
+def _swap(model: LanguageModel, batch: Batch) -> Intervention:
     """The context that another sentence of the batch, of another length if may be, has there."""
     own_BTC = model.trace(batch.tokens_BT).contexts_BTC
     other_BTC = own_BTC.roll(max(1, len(own_BTC) // 2), 0)  # a batch is sorted by length
@@ -119,7 +118,7 @@ def _swap(model: ContextModel, batch: Batch) -> Intervention:
 def _freeze(after: int) -> MakeIntervention:
     """The context after `after` tokens, from there on."""
 
-    def make(model: ContextModel, batch: Batch) -> Intervention:
+    def make(model: LanguageModel, batch: Batch) -> Intervention:
         kept: list[Tensor] = []
 
         def intervene(t: int, context_BC: Tensor) -> Tensor:
@@ -132,7 +131,7 @@ def _freeze(after: int) -> MakeIntervention:
     return make
 
 
-def _loss(model: ContextModel, split: EncodedSplit, make: MakeIntervention, after: int) -> float:
+def _loss(model: LanguageModel, split: EncodedSplit, make: MakeIntervention, after: int) -> float:
     """Mean loss of the targets past the first `after` ones of each sentence."""
     total, number = 0.0, 0
     for batch in on_device_of(model, EvaluationBatches(split)):
@@ -143,14 +142,15 @@ def _loss(model: ContextModel, split: EncodedSplit, make: MakeIntervention, afte
     return total / number
 
 
-def dynamics(model: ContextModel, split: EncodedSplit) -> Dynamics:
+def dynamics(model: LanguageModel, split: EncodedSplit) -> Dynamics:
     """Rank, gradients and Jacobians on the first sentences of a split."""
     batch = split.batch(torch.arange(min(len(split), NUM_SENTENCES))).to(device_of(model))
-    largest, exponents = _expansion(model, batch)
+    contexts_NC = _contexts(model, split)
+    largest, exponents = _expansion(model, batch, contexts_NC.shape[1])
     low, middle, high = np.percentile(largest, (5, 50, 95)).tolist()
     return Dynamics(
-        context_dim=model.cell.context_dim,
-        effective_rank=effective_rank(_contexts(model, split)),
+        context_dim=contexts_NC.shape[1],
+        effective_rank=effective_rank(contexts_NC),
         gradient_norms=gradient_norms(model, batch),
         singular_value=middle,
         singular_value_range=(low, high),
@@ -159,7 +159,7 @@ def dynamics(model: ContextModel, split: EncodedSplit) -> Dynamics:
 
 
 @torch.no_grad()
-def _contexts(model: ContextModel, split: EncodedSplit) -> Tensor:
+def _contexts(model: LanguageModel, split: EncodedSplit) -> Tensor:
     """The contexts after all tokens of a split [N, C]."""
     return torch.cat(
         [
@@ -179,7 +179,7 @@ def effective_rank(contexts_NC: Tensor) -> float:
     return float(torch.exp(torch.special.entr(shares_C).sum()))
 
 
-def gradient_norms(model: ContextModel, batch: Batch) -> list[float]:
+def gradient_norms(model: LanguageModel, batch: Batch) -> list[float]:
     """Mean norm of d loss_t / d context_{t-d} over sentences and targets, by d = 0, 1, ...
 
     d = 0 is the context that the prediction itself reads.
@@ -205,12 +205,14 @@ def gradient_norms(model: ContextModel, batch: Batch) -> list[float]:
     return [float(np.mean(norms[distance])) for distance in sorted(norms)]
 
 
-def _expansion(model: ContextModel, batch: Batch) -> tuple[list[float], list[float]]:
+def _expansion(
+    model: LanguageModel, batch: Batch, context_dim: int
+) -> tuple[list[float], list[float]]:
     """Largest singular value of every step's Jacobian; Lyapunov exponent of every sentence."""
     tokens_BT = batch.tokens_BT[:, :MAX_STEPS]
     largest: list[float] = []
     device, num_steps_B = device_of(model), (tokens_BT[:, 1:] != PAD).sum(1)
-    product_BCC = torch.eye(model.cell.context_dim, device=device).repeat(len(tokens_BT), 1, 1)
+    product_BCC = torch.eye(context_dim, device=device).repeat(len(tokens_BT), 1, 1)
     logs_B = torch.zeros(len(tokens_BT), device=device)
     for t, jacobian_BCC in enumerate(jacobians(model, tokens_BT), start=1):
         real_B = tokens_BT[:, t] != PAD
@@ -238,16 +240,19 @@ def largest_singular_values(matrices_BCC: Tensor, num_rounds: int = 50) -> Tenso
     return size_B * (matrices_BCC @ direction_BC1).norm(dim=(1, 2))
 
 
-def jacobians(model: ContextModel, tokens_BT: Tensor) -> Iterator[Tensor]:
+def jacobians(model: LanguageModel, tokens_BT: Tensor) -> Iterator[Tensor]:
     """d context_t / d context_{t-1} [B, C, C] at the second, third ... token of each sentence."""
-    with torch.no_grad():
-        state = model.trace(tokens_BT[:, :1]).state
-    for t in range(1, tokens_BT.shape[1]):
-        before_BC = (state if isinstance(state, Tensor) else state[0]).detach().requires_grad_()
-        given = before_BC if isinstance(state, Tensor) else (before_BC, *state[1:])
-        with torch.enable_grad():
-            state = model.trace(tokens_BT[:, t : t + 1], given).state
-        after_BC = state if isinstance(state, Tensor) else state[0]
+    computed: list[Tensor] = []
+    read: list[Tensor] = []
+
+    def cut(t: int, context_BC: Tensor) -> Tensor:
+        computed.append(context_BC)
+        read.append(context_BC.detach().requires_grad_())
+        return read[-1]
+
+    with torch.enable_grad():
+        model.trace(tokens_BT, intervene=cut)
+    for before_BC, after_BC in zip(read, computed[1:], strict=False):
         batch_size, context_dim = after_BC.shape
         rows_CBC = torch.eye(context_dim).to(after_BC)[:, None].expand(-1, batch_size, -1)
         (jacobian_CBC,) = torch.autograd.grad(after_BC, before_BC, rows_CBC, is_grads_batched=True)

@@ -17,7 +17,7 @@ def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
     """Cross-entropy of every target in nats, in the order of the split."""
     losses = np.empty(split.num_targets)
     for batch in on_device_of(model, EvaluationBatches(split)):
-        loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
+        loss_BT, _, _ = model.score(batch.tokens_BT, batch.targets_BT)
         is_real_BT = batch.scored_BT
         losses[split.target_indices(batch)] = loss_BT[is_real_BT].double().numpy(force=True)
     return losses

@@ -220,8 +220,7 @@ def _fill_sizes(config: DictConfig) -> None:
     """Where a budget was set, the sizes of the model follow from it."""
     budget: Budget = instantiate(config.budget)
     if unknown := [name for name in budget.names if name not in config.model]:
-        model = str(config.model._target_).rpartition(".")[2]
-        raise ValueError(f"budget: {model} has no {', '.join(unknown)}")
+        raise ValueError(f"budget: the chosen model has no {', '.join(unknown)}")
     try:
         sizes = budget.sizes(partial(instantiate, config.model, config.trusted_packages))
     except ValueError as error:

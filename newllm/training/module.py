@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from newllm.data.batch import Batch
 from newllm.data.module import DataModule
 from newllm.data.source import TEST, VALIDATION
-from newllm.models.language_model import LanguageModel, State, score_logits
+from newllm.models.language_model import LanguageModel, State
 from newllm.training.clipping import GradientClip, clip_gradients
 from newllm.training.metrics import Scores, sum_rows
 
@@ -121,9 +121,11 @@ class LanguageModule(LightningModule):
     def _score(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State | None]:
         """Loss and whether the prediction is correct [B, T], and the state to carry on."""
         if batch.reset_BT is None:
-            return *self.model.score(batch.tokens_BT, batch.targets_BT), None
-        logits_BTV, state = self.model(batch.tokens_BT, state, batch.reset_BT)
-        return *score_logits(logits_BTV, batch.targets_BT), _detached(state)
+            return *self.model.score(batch.tokens_BT, batch.targets_BT)[:2], None
+        loss_BT, correct_BT, state = self.model.score(
+            batch.tokens_BT, batch.targets_BT, state, batch.reset_BT
+        )
+        return loss_BT, correct_BT, _detached(state)
 
     def on_train_start(self) -> None:
         self._state = _detached(self._state, self.device)  # one of a checkpoint lies elsewhere

@@ -20,9 +20,8 @@ from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, PAD, UNK
-from newllm.models.context import ContextModel
 from newllm.models.language_model import LanguageModel
-from newllm.models.recurrence.fused import Fused
+from newllm.models.recurrence.reference import Reference
 from newllm.models.sizes import Budget
 
 # From where on a warning is worth a line.
@@ -141,10 +140,8 @@ def find_leak(model: LanguageModel, tokens_BT: Tensor) -> str | None:
     A copy in float64 is asked: fresh weights may give logits so small that float32 hides it.
     """
     model = copy.deepcopy(model).double().eval()
-    if isinstance(model, ContextModel) and isinstance(model.recurrence, Fused):
-        model.recurrence.native = (
-            False  # Machine code for float64 would be compiled for this alone.
-        )
+    for layer in model.recurrent_layers:
+        layer.recurrence = Reference()  # Machine code for float64 would be compiled for this alone.
     tokens_BT = tokens_BT.to(device_of(model))
     logits_BTV = model(tokens_BT)[0]
     length, leak = tokens_BT.shape[1], None

@@ -119,7 +119,7 @@ class StepValidation(Callback):
         num_targets = 0
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in on_device_of(model, self._batches):
-                loss_BT, _ = model.score(batch.tokens_BT, batch.targets_BT)
+                loss_BT, _, _ = model.score(batch.tokens_BT, batch.targets_BT)
                 is_unk_BT, is_eos_BT = batch.targets_BT == UNK, batch.targets_BT == EOS
                 masks = (is_unk_BT, is_eos_BT, ~(is_unk_BT | is_eos_BT))
                 for kind, mask_BT in zip(self.KINDS, masks, strict=True):

@@ -33,16 +33,15 @@ def print_banner(experiment: Experiment) -> None:
     for label, text in lines.items():
         console.print(f"[bold]{label:<16}[/]{text}")
     if left_out := config.get("left_out"):
-        console.print(f"[bold]{'left out':<16}[/]", Text(_left_out(experiment, left_out)), sep="")
+        console.print(f"[bold]{'left out':<16}[/]", Text(_left_out(left_out)), sep="")
     slow = precision_warning(config.trainer.precision, experiment.trainer.strategy.root_device)
     for warning in [*experiment.preflight.warnings(), *([slow] if slow else [])]:
         console.print("[bold red]warning:[/]", Text(warning))
 
 
-def _left_out(experiment: Experiment, choices: Sequence[str]) -> str:
+def _left_out(choices: Sequence[str]) -> str:
     """What an experiment's file says, and the model that was chosen beside it does not take."""
-    taker = type(experiment.model).__name__
-    return f"{', '.join(choices)} (set by the experiment; {taker} does not take it)"
+    return f"{', '.join(choices)} (set by the experiment; the chosen model does not take it)"
 
 
 def _state(experiment: Experiment) -> str:

@@ -15,8 +15,7 @@ from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import PAD
-from newllm.models.context import ContextModel, Trace
-from newllm.models.language_model import LanguageModel
+from newllm.models.language_model import LanguageModel, Trace
 from newllm.models.sampling import sample_sentences
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
@@ -84,10 +83,11 @@ class SampleSentences(Callback):
 
 
 class ContextInspector(Callback):
-    """The context of a context model: its size by epoch, a picture over time, its gates.
+    """The context of the first recurrent layer: its size by epoch, a picture over time, its gates.
 
     Logs `context/norm` (Euclidean, mean over tokens) and `context/std` (over elements) on the
-    first validation sentences, and draws the longest of these. Other models have no context.
+    first validation sentences, and draws the longest of these. A model without such a layer has no
+    context.
 
     Args:
         every_n_epochs: how often it draws.
@@ -103,7 +103,7 @@ class ContextInspector(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         model = _model(module)
-        if not isinstance(model, ContextModel):
+        if not model.recurrent_layers:
             return
         tokens_BT = self._first_rows(data_of(trainer).source).to(device_of(model))
         with trainer.precision_plugin.forward_context():

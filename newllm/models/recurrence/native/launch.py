@@ -4,10 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +18,9 @@ from newllm.models.recurrence.native.backward import backward
 from newllm.models.recurrence.native.forward import forward
 from newllm.models.recurrence.native.plan import BACKWARD, PLAN
 from newllm.models.recurrence.native.team import run_on_team
+from newllm.models.recurrence.notice import tell_of_compiling
 
-PATIENCE = 2.0  # seconds; to load what was compiled before takes less
-NOTICE = "compiling the recurrence for this processor (some 15 s, this once) ..."
+SECONDS = 15  # that compiling takes, roughly
 
 
 def _entries(sources: str) -> dict[tuple[str, torch.dtype], Callable[[Any], None]]:
@@ -66,7 +63,7 @@ def prepare(directions: Collection[str], dtype: torch.dtype) -> None:
     """
     if all((direction, dtype) in _ready for direction in directions):
         return
-    with _one_at_a_time(), _notice():
+    with _one_at_a_time(), tell_of_compiling(SECONDS):
         for direction in directions:
             if (direction, dtype) not in _ready:
                 _ready[direction, dtype] = _compiled(direction, dtype)
@@ -101,25 +98,6 @@ def _one_at_a_time() -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-@contextmanager
-def _notice() -> Iterator[None]:
-    """Say that a user waits for the compiler, unless it is quick; then how long it took."""
-    started, said = time.monotonic(), threading.Event()
-
-    def say() -> None:
-        said.set()
-        print(NOTICE, end="", flush=True, file=sys.stderr)
-
-    timer = threading.Timer(PATIENCE, say)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        if said.is_set():
-            print(f" {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 
 def run(direction: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:

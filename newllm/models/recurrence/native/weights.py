@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from newllm.models.cell import ContextCell
+from newllm.models.cell import Cell, ContextCell
 from newllm.models.fnn import PlainFNN, ResidualFNN
 from newllm.models.gating import Additive, LSTMGating
 from newllm.models.recurrence.native.buffers import Buffers, Memory
 from newllm.models.recurrence.native.plan import padded
 
 
-def has_native_code(cell: ContextCell) -> bool:
+def has_native_code(cell: Cell) -> bool:
     """Whether `native` does just what the cell would do.
 
     So every part must be of a kind it knows, without hooks or parametrizations, and all weights of

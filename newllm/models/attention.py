@@ -1,0 +1,237 @@
+"""Causal self-attention with a feed-forward network: the blocks of a Transformer as a layer.
+
+Shapes: B batch, T time (tokens), S tokens that the cache holds, D width, N attention heads, K width
+of a head, F feedforward.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from newllm.models.layer import Layer, State, padding_only_trails, real_tokens, surely, zeros
+from newllm.models.positions import RotaryPositions, rotate, token_positions
+from newllm.models.settings import dropout_faults, raise_faults, size_faults
+
+Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, N, S, K]
+
+
+class View(NamedTuple):
+    """What the queries of a chunk may see; the same in every layer."""
+
+    mask_B1TS: Tensor | None  # bool, true where seen
+    is_causal: bool  # each query sees all that came before it, and no mask says so
+    rotation: tuple[Tensor, Tensor] | None
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network, each within a residual connection.
+
+    Normalized after each connection (Vaswani et al. 2017), or before with norm_first.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        feedforward_dim: int,
+        dropout: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_first = norm_first
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_output = nn.Linear(width, width)
+        self.expand = nn.Linear(width, feedforward_dim)
+        self.contract = nn.Linear(feedforward_dim, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_BTD: Tensor, view: View, past: Cache | None) -> tuple[Tensor, Cache]:
+        """Return the new hidden vectors [B, T, D] and the keys and values to remember."""
+        if self.norm_first:
+            change_BTD, cache = self._attend(self.attention_norm(hidden_BTD), view, past)
+            hidden_BTD = hidden_BTD + change_BTD
+            return hidden_BTD + self._feed_forward(self.feedforward_norm(hidden_BTD)), cache
+        change_BTD, cache = self._attend(hidden_BTD, view, past)
+        hidden_BTD = self.attention_norm(hidden_BTD + change_BTD)
+        return self.feedforward_norm(hidden_BTD + self._feed_forward(hidden_BTD)), cache
+
+    def _attend(self, hidden_BTD: Tensor, view: View, past: Cache | None) -> tuple[Tensor, Cache]:
+        query, key, value = (
+            part_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part_BTD in self.query_key_value(hidden_BTD).chunk(3, dim=-1)
+        )
+        if view.rotation is not None:
+            query, key = rotate(query, view.rotation), rotate(key, view.rotation)
+        if past is not None:
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+        attended_BNTK = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=view.mask_B1TS,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            is_causal=view.is_causal,
+        )
+        change_BTD = self.attention_output(attended_BNTK.transpose(1, 2).flatten(2))
+        return self.dropout(change_BTD), (key, value)
+
+    def _feed_forward(self, hidden_BTD: Tensor) -> Tensor:
+        inner_BTF = self.dropout(F.gelu(self.expand(hidden_BTD)))
+        change_BTD: Tensor = self.dropout(self.contract(inner_BTF))
+        return change_BTD
+
+
+class Attention(Layer):
+    """Blocks of causal attention, or, with leaky=True, of the original's mask fault.
+
+    The state is bool [B, S], which cached tokens are still visible to their row, then the keys and
+    the values [B, N, S, K] of each block. It grows with every token.
+
+    Args:
+        input_dim: D.
+        num_heads: N, which must divide D.
+        num_layers: blocks.
+        feedforward_dim: F.
+        dropout: probability on attention weights, inside the feed-forward network and at the end
+            of both.
+        norm_first: normalize before attention and feed-forward instead of after them.
+        positions: of the model. "rotary" turns queries and keys by their position, which is the
+            number of visible tokens before them; any other is none of this layer's business.
+        leaky: every token sees all real tokens of its sequence, **the future included**: for
+            reproducing the published baseline only. Then there is no state.
+
+    Raises:
+        ValueError: a setting is impossible; one line for each.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_heads: int,
+        num_layers: int,
+        feedforward_dim: int,
+        dropout: float = 0.0,
+        norm_first: bool = False,
+        positions: str = "none",
+        leaky: bool = False,
+    ) -> None:
+        sizes = size_faults(
+            num_heads=num_heads, num_layers=num_layers, feedforward_dim=feedforward_dim
+        )
+        faults = [*sizes, *dropout_faults(dropout=dropout)]
+        raise_faults(faults or _head_faults(input_dim, num_heads, positions))
+        super().__init__(input_dim, input_dim)
+        self.num_heads = num_heads
+        self.feedforward_dim = feedforward_dim
+        self.norm_first = norm_first
+        self.positions = positions
+        self.leaky = self.sees_the_future = leaky
+        self.rotary = RotaryPositions(input_dim // num_heads) if positions == "rotary" else None
+        self.blocks = nn.ModuleList(
+            Block(input_dim, num_heads, feedforward_dim, dropout, norm_first)
+            for _ in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(input_dim)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: State | None = None,
+        pad_BT: Tensor | None = None,
+        reset_BT: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Read a chunk, as `Layer` says; a leaky layer neither takes nor keeps a state.
+
+        Raises:
+            ValueError: a leaky layer got a state.
+        """
+        if self.leaky and state is not None:
+            raise ValueError("model.leaky=true sees the future, so it cannot continue from a state")
+        real_BT = real_tokens(x_BTD, pad_BT)
+        past_BS, caches = (state[0], state[1:]) if state else (real_BT[:, :0], ())
+        view = self._view(real_BT, past_BS, reset_BT)
+        if self.rotary is not None:
+            position_BT, _ = token_positions(real_BT, past_BS.sum(1), reset_BT)
+            view = view._replace(rotation=self.rotary(position_BT))
+        hidden_BTD = x_BTD
+        after: list[Tensor] = []
+        for depth, block in enumerate(self.blocks):
+            past = (caches[2 * depth], caches[2 * depth + 1]) if caches else None
+            hidden_BTD, cache = block(hidden_BTD, view, past)
+            after += cache
+        kept = () if self.leaky else (_still_visible(real_BT, past_BS, reset_BT), *after)
+        return self.final_norm(hidden_BTD), kept
+
+    def initial_state(self, batch_size: int) -> State:
+        """Caches of no token; nothing if leaky."""
+        if self.leaky:
+            return ()
+        shape = batch_size, self.num_heads, 0, self.input_dim // self.num_heads
+        visible_BS = zeros(self, batch_size, 0).bool()
+        return (visible_BS, *(zeros(self, *shape) for _ in range(2 * len(self.blocks))))
+
+    def _view(self, real_BT: Tensor, past_BS: Tensor, reset_BT: Tensor | None) -> View:
+        alone = past_BS.shape[1] == 0 and reset_BT is None
+        if self.leaky and alone and surely(real_BT.all()):
+            return View(None, False, None)
+        if not self.leaky and alone and padding_only_trails(real_BT):
+            return View(None, True, None)
+        num_tokens = real_BT.shape[1]
+        everything_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=real_BT.device)
+        mask_BTT = real_BT[:, None, :] & (everything_TT if self.leaky else everything_TT.tril())
+        mask_BTS = past_BS[:, None, :].expand(-1, num_tokens, -1)
+        if reset_BT is not None:
+            segment_BT = reset_BT.cumsum(1)
+            mask_BTT = mask_BTT & (segment_BT[:, :, None] == segment_BT[:, None, :])
+            mask_BTS = mask_BTS & (segment_BT == 0)[:, :, None]
+        # Even a <PAD> sees itself: a query that sees nothing could turn into NaN.
+        itself_TT = torch.eye(num_tokens, dtype=torch.bool, device=real_BT.device)
+        return View(torch.cat((mask_BTS, mask_BTT | itself_TT), dim=2)[:, None], False, None)
+
+    @property
+    def description(self) -> str:
+        """Such as `transformer E256 heads4 L6`, followed by what deviates from the summary's."""
+        name = "transformer_leaky" if self.leaky else "transformer"
+        words = [name, f"E{self.input_dim}", f"heads{self.num_heads}", f"L{len(self.blocks)}"]
+        if self.feedforward_dim != 4 * self.input_dim:
+            words.append(f"F{self.feedforward_dim}")
+        if self.positions != "learned":
+            words.append("positionless" if self.positions == "none" else self.positions)
+        if self.norm_first:
+            words.append("prenorm")
+        return " ".join(words)
+
+    def state_bytes(self, num_tokens: int) -> int:
+        """Bytes of one sequence's state, which grows with every token; 0 if leaky."""
+        if self.leaky:
+            return 0
+        keys_and_values = 2 * len(self.blocks) * self.input_dim
+        visible = torch.bool.itemsize
+        return num_tokens * (keys_and_values * self.final_norm.weight.element_size() + visible)
+
+    def flops_per_token(self, num_tokens: int) -> int:
+        """As `Layer` says; the last token also meets the keys and values of all."""
+        meetings = 2 * len(self.blocks) * self.input_dim * num_tokens
+        return super().flops_per_token(num_tokens) + 2 * meetings
+
+
+def _head_faults(width: int, num_heads: int, positions: str) -> list[str]:
+    layer = f"the width of the layer, {width} (model.embedding_dim, if it is the first)"
+    if width % num_heads:
+        return [f"model.num_heads={num_heads} must divide {layer}"]
+    if positions == "rotary" and (width // num_heads) % 2:
+        return [f"model.positions=rotary: model.num_heads={num_heads} must divide half of {layer}"]
+    return []
+
+
+def _still_visible(real_BT: Tensor, past_BS: Tensor, reset_BT: Tensor | None) -> Tensor:
+    if reset_BT is not None:
+        segment_BT = reset_BT.cumsum(1)
+        real_BT = real_BT & (segment_BT == segment_BT[:, -1:])
+        past_BS = past_BS & (segment_BT[:, -1:] == 0)
+    return torch.cat((past_BS, real_BT), dim=1)

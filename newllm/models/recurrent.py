@@ -1,0 +1,121 @@
+"""A cell, carried over time.
+
+Shapes: B batch, T time (tokens), D width of the input or output, C all of a cell's state.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from newllm.models.cell import Cell
+from newllm.models.layer import Layer, State
+from newllm.models.recurrence.reference import DropoutMasks, Intervene, Recurrence, Reference, roll
+
+REFERENCE = Reference()
+
+
+class Rollout(NamedTuple):
+    """What a cell did over a chunk; the context is its whole state as one vector."""
+
+    outputs_BTD: Tensor
+    state: State
+    contexts_BTC: Tensor  # after each token
+    gates: dict[str, Tensor]  # each [B, T, ...]
+
+
+class Recurrent(Layer):
+    """A recurrent layer: any `Cell`, carried over time by a `Recurrence`.
+
+    Args:
+        input_dim: width of the input.
+        cell: makes the cell from `input_dim` and the settings.
+        recurrence: carries it over time.
+        settings: of the cell.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        cell: Callable[..., Cell],
+        recurrence: Recurrence = REFERENCE,
+        **settings: object,
+    ) -> None:
+        made = cell(input_dim, **settings)
+        if not isinstance(made, Cell):
+            raise ValueError(f"{type(made).__name__}: is no Cell, which a recurrent layer needs")
+        super().__init__(input_dim, made.output_dim)
+        self.cell = made
+        self.recurrence = recurrence
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: State | None = None,
+        pad_BT: Tensor | None = None,
+        reset_BT: Tensor | None = None,
+        found: list[Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
+        """Read a chunk, as `Layer` says; `found` as of a `Recurrence`."""
+        state = self.initial_state(x_BTD.shape[0]) if state is None else state
+        masks = DropoutMasks.draw(self.cell, x_BTD)
+        return self.recurrence(self.cell, x_BTD, state, masks, pad_BT, reset_BT, found)
+
+    def initial_state(self, batch_size: int) -> State:
+        """That of the cell."""
+        return self.cell.initial_state(batch_size)
+
+    def trace(
+        self,
+        x_BTD: Tensor,
+        state: State | None = None,
+        pad_BT: Tensor | None = None,
+        reset_BT: Tensor | None = None,
+        intervene: Intervene | None = None,
+    ) -> Rollout:
+        """Read a chunk and keep all contexts and gates; made for looking, so always the plain loop.
+
+        Args:
+            x_BTD: as of `forward`, like all but the last.
+            state: before the chunk.
+            pad_BT: padding.
+            reset_BT: where a row forgets.
+            intervene: `intervene(t, context_BC)` returns what the context after token t shall be
+                instead.
+        """
+        contexts: list[Tensor] = []
+        gates: list[dict[str, Tensor]] = []
+
+        def watch(t: int, state: State, step_gates: dict[str, Tensor]) -> State:
+            context_BC = _as_vector(state)
+            if intervene is not None:
+                context_BC = intervene(t, context_BC)
+                state = _as_state(context_BC, state)
+            contexts.append(context_BC)
+            gates.append(step_gates)
+            return state
+
+        state = self.initial_state(x_BTD.shape[0]) if state is None else state
+        masks = DropoutMasks.draw(self.cell, x_BTD)
+        y_BTD, state = roll(self.cell, x_BTD, state, masks, pad_BT, reset_BT, watch)
+        by_name = {name: torch.stack([step[name] for step in gates], 1) for name in gates[0]}
+        return Rollout(y_BTD, state, torch.stack(contexts, dim=1), by_name)
+
+    @property
+    def description(self) -> str:
+        """That of the cell."""
+        return self.cell.description
+
+
+def _as_vector(state: State) -> Tensor:
+    """All numbers of a state as one vector [B, C]; those that only count are left out."""
+    parts = [part.flatten(1) for part in state if part.is_floating_point()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _as_state(context_BC: Tensor, like: State) -> State:
+    """A state with the numbers of a vector; the rest as in another."""
+    sizes = [part.flatten(1).shape[1] for part in like if part.is_floating_point()]
+    parts = iter(context_BC.split(sizes, dim=1))
+    return tuple(next(parts).view_as(part) if part.is_floating_point() else part for part in like)

@@ -1,0 +1,65 @@
+"""The settings of a model: which of them a factory takes, and their faults in one wording."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+
+def settings_of(factory: Callable[..., Any]) -> set[str]:
+    """The names of the settings that a factory takes and that are not given yet.
+
+    One that takes any keyword hands it on to the factories among its arguments, and so takes what
+    these take.
+    """
+    given = factory.keywords if isinstance(factory, partial) else {}
+    names = set()
+    for parameter in inspect.signature(factory).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            for argument in given.values():
+                if isinstance(argument, type | partial):
+                    names |= settings_of(argument)
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            names.add(parameter.name)
+    return names - {*given, "input_dim"}
+
+
+def unknown_faults(settings: Iterable[str], known: Collection[str]) -> list[str]:
+    """One line for each setting that nobody takes."""
+    faults = []
+    for name in settings:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+            faults.append(f"model.{name}: no layer of this model takes it; {hint}")
+    return faults
+
+
+def size_faults(**sizes: int) -> list[str]:
+    """One line for each size below 1."""
+    return [
+        f"model.{key}={size} must be at least 1" for key, size in sizes.items() if not size >= 1
+    ]
+
+
+def dropout_faults(**probabilities: float) -> list[str]:
+    """One line for each probability outside [0, 1)."""
+    return [
+        f"model.{key}={probability} must be at least 0 and below 1"
+        for key, probability in probabilities.items()
+        if not 0 <= probability < 1
+    ]
+
+
+def option_faults(key: str, value: str, options: Collection[str]) -> list[str]:
+    """One line if the value is none of those that exist."""
+    if value in options:
+        return []
+    return [f"model.{key}={value} does not exist; choose one of: {', '.join(options)}"]
+
+
+def raise_faults(faults: Iterable[str]) -> None:
+    """Raise one ValueError that holds all faults, a line each, if there are any."""
+    if lines := list(faults):
+        raise ValueError("\n".join(lines))

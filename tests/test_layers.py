@@ -1,0 +1,145 @@
+"""The layers against references written by others: torch's own networks, and equations written out.
+
+Shapes: B batch, T time (tokens), D width, L layers, H hidden.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from newllm.models.attention import Attention
+from newllm.models.mingru import MinGRUStep
+from newllm.models.torch_rnn import GRU, LSTM, Elman, TorchRNN
+
+D, H = 8, 6
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+
+
+def attention(norm_first: bool = False, leaky: bool = False) -> Attention:
+    torch.manual_seed(0)
+    layer = Attention(D, 2, 2, feedforward_dim=12, norm_first=norm_first, leaky=leaky)
+    return layer.double().eval()
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("leaky", [False, True])
+def test_attention_equals_torch_encoder(norm_first: bool, leaky: bool) -> None:
+    layer = attention(norm_first, leaky)
+    block = nn.TransformerEncoderLayer(
+        D, 2, 12, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first
+    )
+    encoder = nn.TransformerEncoder(block, 2, nn.LayerNorm(D), enable_nested_tensor=False)
+    names = {
+        "query_key_value": "self_attn.in_proj_",
+        "attention_output": "self_attn.out_proj.",
+        "expand": "linear1.",
+        "contract": "linear2.",
+        "attention_norm": "norm1.",
+        "feedforward_norm": "norm2.",
+    }
+    weights = {
+        f"layers.{index}.{theirs}{kind}": getattr(getattr(block, ours), kind)
+        for index, block in enumerate(layer.blocks)
+        for ours, theirs in names.items()
+        for kind in ("weight", "bias")
+    }
+    weights |= {f"norm.{kind}": getattr(layer.final_norm, kind) for kind in ("weight", "bias")}
+    encoder.load_state_dict(weights)
+    encoder.double()
+    x_BTD = random(3, 6, D)
+    mask = None if leaky else nn.Transformer.generate_square_subsequent_mask(6).double()
+    expected = encoder(x_BTD, mask=mask, is_causal=not leaky)
+    torch.testing.assert_close(layer(x_BTD)[0], expected)
+
+
+def test_the_leaky_variant_sees_the_future() -> None:
+    layer, x_BTD = attention(leaky=True), random(3, 6, D)
+    changed_BTD = x_BTD.clone()
+    changed_BTD[:, -1] += 1
+    before, after = layer(x_BTD)[0], layer(changed_BTD)[0]
+    assert not torch.isclose(before, after).all(dim=2).any()
+
+
+def test_the_leaky_variant_has_no_state() -> None:
+    layer, x_BTD = attention(leaky=True), random(1, 3, D)
+    assert layer(x_BTD)[1] == layer.initial_state(1) == ()
+    assert layer.state_bytes(3) == 0
+    with pytest.raises(ValueError, match=r"model\.leaky=true sees the future"):
+        layer(x_BTD, ())
+
+
+def test_the_fast_path_of_attention_equals_the_masked_one() -> None:
+    layer, x_BTD = attention(), random(2, 4, D)
+    pad_BT = torch.tensor([[False] * 4, [False, False, False, True]])
+    no_reset_BT = torch.zeros(2, 4, dtype=torch.bool)
+    fast, masked = layer(x_BTD, None, pad_BT)[0], layer(x_BTD, None, pad_BT, no_reset_BT)[0]
+    torch.testing.assert_close(fast[~pad_BT], masked[~pad_BT])
+    real_BT = ~pad_BT
+    assert layer._view(real_BT, real_BT[:, :0], None).is_causal
+    assert not layer._view(real_BT, real_BT[:, :0], no_reset_BT).is_causal
+
+
+def test_every_query_sees_something() -> None:
+    real_BT = torch.tensor([[False, True, False], [False, False, False]])
+    mask_B1TS, _, _ = attention()._view(real_BT, torch.zeros(2, 2, dtype=torch.bool), None)
+    assert mask_B1TS is not None
+    assert mask_B1TS.any(dim=-1).all()
+
+
+NETWORKS = {LSTM: nn.LSTM, GRU: nn.GRU, Elman: nn.RNN}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_recurrent_layers_equal_torch_networks(kind: type[TorchRNN]) -> None:
+    torch.manual_seed(0)
+    layer = kind(D, H, 2).double()
+    network = NETWORKS[kind](D, H, 2, batch_first=True).double()
+    network.load_state_dict(layer.network.state_dict())
+    x_BTD = random(3, 5, D)
+    y_BTH, state = layer(x_BTD)
+    expected_BTH, final = network(x_BTD)
+    assert torch.equal(y_BTH, expected_BTH)
+    finals = final if isinstance(final, tuple) else (final,)
+    for own_BLH, torch_LBH in zip(state, finals, strict=True):
+        assert torch.equal(own_BLH, torch_LBH.transpose(0, 1))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("length", [5, 3], ids=["whole", "packed"])
+def test_fast_paths_equal_the_stepwise_one(kind: type[TorchRNN], length: int) -> None:
+    torch.manual_seed(0)
+    layer, x_BTD = kind(D, H, 2).double(), random(2, 5, D)
+    _, start = layer(random(2, 1, D))
+    pad_BT = torch.zeros(2, 5, dtype=torch.bool)
+    pad_BT[0, length:] = True
+    fast = layer(x_BTD, start, pad_BT if length < 5 else None)
+    stepwise = layer(x_BTD, start, pad_BT, torch.zeros_like(pad_BT))
+    torch.testing.assert_close(fast[0][~pad_BT], stepwise[0][~pad_BT])
+    torch.testing.assert_close(fast[1], stepwise[1])
+
+
+def test_mingru_is_the_equation_of_the_paper() -> None:
+    torch.manual_seed(0)
+    layer = MinGRUStep(3).double()
+    inputs_BTH = torch.randn(2, 4, 3, dtype=torch.double)
+    state_BH = torch.randn(2, 3, dtype=torch.double)
+    real_BT1 = torch.ones(2, 4, 1, dtype=torch.double)
+    real_BT1[0, 2] = 0
+    reset_BT1 = torch.zeros(2, 4, 1, dtype=torch.double)
+    reset_BT1[1, 1] = 1
+    states_BTH, final_BH = layer(inputs_BTH, state_BH, real_BT1, reset_BT1)
+    for row in range(2):
+        state = state_BH[row]
+        for t in range(4):
+            if reset_BT1[row, t]:
+                state = torch.zeros_like(state)
+            if real_BT1[row, t]:
+                x = inputs_BTH[row, t]
+                z = 1 / (1 + torch.exp(-(layer.gate.weight @ x + layer.gate.bias)))
+                candidate = layer.candidate.weight @ x + layer.candidate.bias
+                state = (1 - z) * state + z * candidate
+            torch.testing.assert_close(states_BTH[row, t], state)
+        torch.testing.assert_close(final_BH[row], state)
