@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from newllm.data.batch import Batch, device_of, on_device_of
-from newllm.models.context import ContextModel
 from newllm.models.language_model import LanguageModel, score_logits
 from newllm.training.clipping import GradientClip
 from newllm.training.clock import Every
@@ -245,12 +244,15 @@ def test_whatever_evaluates_moves_its_batches(
         moved.add(id(batch.tokens_BT))
         return batch
 
-    def score(model: Any, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        model: Any, tokens: Tensor, targets: Tensor, *state: Any
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         scored.append(id(tokens) in moved)
-        return score_logits(model(tokens)[0], targets)
+        logits_BTV, after = model(tokens)
+        return *score_logits(logits_BTV, targets), after
 
     monkeypatch.setattr(Batch, "to", move)
-    monkeypatch.setattr(ContextModel, "score", score)
+    monkeypatch.setattr(LanguageModel, "score", score)
     small = (*TINY_CONTEXT, "data=tiny30", "logger=none", "trainer.max_epochs=1")
     train(compose_config(*small), tmp_path / "run")
     estimate(build_experiment(compose_config(*small), tmp_path / "other"))
