@@ -21,7 +21,7 @@ from rich.table import Table
 import newllm
 from newllm.benchmarks.figure import speed
 from newllm.benchmarks.timing import Timing, changes, read_timings, write_timings
-from newllm.benchmarks.workloads import FULL, MEASUREMENTS, QUICK, Plan
+from newllm.benchmarks.workloads import FULL, MEASUREMENTS, QUICK, Extent
 from newllm.config.arguments import Arguments, ends_with_its_reader
 
 
@@ -49,13 +49,15 @@ def machine() -> str:
     )
 
 
-def run(plan: Plan, thread_counts: list[int], console: Console, file: Path) -> dict[str, Timing]:
+def run(
+    extent: Extent, thread_counts: list[int], console: Console, file: Path
+) -> dict[str, Timing]:
     """All measurements at each number of threads; prints and writes rows as they come."""
     rows: dict[str, Timing] = {}
     for count in thread_counts:
         with threads(count):
             for measure in MEASUREMENTS:
-                for prefix, timings in measure(plan):
+                for prefix, timings in measure(extent):
                     for name, timing in timings.items():
                         row = f"{prefix}: {name} ({count} thread{'s' * (count > 1)})"
                         rows[row] = timing
@@ -89,8 +91,8 @@ def main() -> None:
         sys.exit(str(error))
     console.print(machine())
     options.output.mkdir(parents=True, exist_ok=True)
-    plan = QUICK if options.quick else FULL
-    rows = run(plan, counts, console, options.output / "benchmark.json")
+    extent = QUICK if options.quick else FULL
+    rows = run(extent, counts, console, options.output / "benchmark.json")
     speed(rows).savefig(options.output / "benchmark.png", dpi=120)
     (options.output / "benchmark.md").write_text(markdown(rows))
     if old:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from newllm.statistics.intervals import compare, plan, verdicts
+from newllm.statistics.intervals import compare, criteria, verdicts
 from newllm.statistics.power import (
     MOST_SEEDS,
     Scatter,
@@ -36,7 +36,7 @@ def test_power_is_that_of_the_noncentral_t(scatter: Scatter, num_runs: int) -> N
 @pytest.mark.parametrize("is_paired", [True, False])
 def test_power_is_how_often_verdicts_are_found(is_paired: bool) -> None:
     """With the tests that the report makes; three standard errors of 1,000 draws are 0.04."""
-    num_runs, effect, alpha = 8, 0.05, plan().alpha
+    num_runs, effect, alpha = 8, 0.05, criteria().alpha
     # The difference of a pair of independent runs scatters like that of two groups.
     scatter = Scatter(GROUPS.variance, is_paired)
     rng = np.random.default_rng(4)
@@ -77,5 +77,5 @@ def test_numbers_at_the_ends() -> None:
 
 
 def test_the_plans_own_number() -> None:
-    """Two groups at a spread of 0.136 need 118 seeds a side; see `plan.toml`."""
+    """Two groups at a spread of 0.136 need 118 seeds a side; see `criteria.toml`."""
     assert seeds_to_see(Scatter(2 * 0.136**2, is_paired=False), 0.05, 0.05, 0.8) == 118

@@ -117,8 +117,8 @@ def test_power_is_how_often_the_test_sees_it() -> None:
 
 
 def test_the_plan_says_how_many_seeds_its_power_needs() -> None:
-    """The figures in the comments of `plan.toml`."""
-    stated = tomllib.loads(files("newllm.statistics").joinpath("plan.toml").read_text())
+    """The figures in the comments of `criteria.toml`."""
+    stated = tomllib.loads(files("newllm.statistics").joinpath("criteria.toml").read_text())
     assert stated["seeds"]["tiny30"] == 20
     alpha, wanted = stated["alpha"], stated["power"]
     needed = next(n for n in range(2, 500) if power(n, 0.05, 0.136, alpha) >= wanted)

@@ -97,7 +97,7 @@ def test_a_job_that_never_started_is_counted_where_it_belongs() -> None:
     assert "Not counted, of 5 runs: 1 failed" in answer(contest, {}, ENGLISH)
 
 
-def test_differences_are_paired_by_seed_with_the_verdicts_of_the_plan() -> None:
+def test_differences_are_paired_by_seed_with_the_verdicts_of_the_criteria() -> None:
     base = [1.70, 1.80, 1.60, 1.75, 1.65]
     runs = [
         *side("model=lstm", list(base)),
@@ -214,7 +214,7 @@ def test_commands_for_the_seeds_that_are_missing() -> None:
     (command,) = more_seeds(contest)
     assert command == (
         "python -m newllm.train -m experiment=modern model=a,b seed=1,2,3,4,5"
-    )  # what the plan asks of this corpus
+    )  # what the criteria ask of this corpus
     unlike = [*side("model=a +x.y=[1,2]", [1.7]), *side("model=b", [1.6])]
     (contest,) = contests(unlike)
     assert more_seeds(contest) == [

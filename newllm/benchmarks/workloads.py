@@ -79,7 +79,7 @@ MODERN, EXP1, EXP2 = Size(128, 3), Size(512, 9), Size(1024, 11)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Extent:
     """How much to measure."""
 
     num_rounds: int
@@ -89,8 +89,8 @@ class Plan:
     long_lengths: tuple[int, ...]
 
 
-FULL = Plan(9, (MODERN, EXP1, EXP2), (4, 16, 64), (13, 31), (256, 1024, 4096, 8192))
-QUICK = Plan(3, (MODERN,), (16,), (13,), (256,))
+FULL = Extent(9, (MODERN, EXP1, EXP2), (4, 16, 64), (13, 31), (256, 1024, 4096, 8192))
+QUICK = Extent(3, (MODERN,), (16,), (13,), (256,))
 
 
 class Trainee:
@@ -129,26 +129,26 @@ def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def measure_recurrences(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
+def measure_recurrences(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
     """(a) A whole training step, fused against the plain loop; so is a cell of one's own."""
-    for size in plan.sizes:
+    for size in extent.sizes:
         trainees = {
             "reference": Trainee(size.build(Reference())),
             "fused": Trainee(size.build(Fused())),
             "fused, a cell of one's own": Trainee(size.build(Fused(), cell=OwnCell)),
         }
-        for batch_size in plan.batch_sizes:
-            for length in plan.lengths:
+        for batch_size in extent.batch_sizes:
+            for length in extent.lengths:
                 steps = {
                     name: step_of(trainee, batch_size, length) for name, trainee in trainees.items()
                 }
                 prefix = f"step {size.name} B{batch_size} T{length}"
-                yield prefix, side_by_side(steps, plan.num_rounds)
+                yield prefix, side_by_side(steps, extent.num_rounds)
 
 
-def measure_epochs(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
+def measure_epochs(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
     """(b) An epoch of quality500, and what each change to the original's way brings."""
-    size = plan.sizes[-1] if EXP1 not in plan.sizes else EXP1
+    size = extent.sizes[-1] if EXP1 not in extent.sizes else EXP1
     shuffled, bucketed = (epoch_batches(batching) for batching in ("shuffled", "bucketed"))
     padded = [pad_to(batch, 32) for batch in shuffled]
     plain = Trainee(size.build(Reference()), fused_optimizer=False)
@@ -161,7 +161,7 @@ def measure_epochs(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
         "+ machine code (shuffled)": partial(native.epoch, shuffled),
         "+ bucketed batches": partial(native.epoch, bucketed),
     }
-    num_rounds = max(3, plan.num_rounds // 3)
+    num_rounds = max(3, extent.num_rounds // 3)
     yield f"epoch {size.name}", side_by_side(ladder, num_rounds, num_warmup=1)
 
 
@@ -182,9 +182,9 @@ def pad_to(batch: Batch, length: int) -> Batch:
     )
 
 
-def measure_baselines(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
+def measure_baselines(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
     """(c) Against a causal Transformer and LSTMs of as many parameters."""
-    if EXP1 not in plan.sizes:
+    if EXP1 not in extent.sizes:
         return
     context = EXP1.build(Fused())
     model = partial(LanguageModel, VOCABULARY, 256, dropout=0.1)
@@ -200,19 +200,19 @@ def measure_baselines(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
         f"{name}, {parameters(model) / 1e6:.1f}M": step_of(Trainee(model), 16, 31)
         for name, model in contestants.items()
     }
-    yield "baselines B16 T31", side_by_side(steps, plan.num_rounds)
+    yield "baselines B16 T31", side_by_side(steps, extent.num_rounds)
 
 
-def measure_roofline(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
+def measure_roofline(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
     """(d) A step against the time that its operations take as big matrix products.
 
     A training step counts three times the forward operations: one pass forward, one for the
     gradients of activations, one for those of weights. The ratio is the share of the roofline.
     """
-    for size in plan.sizes:
-        for batch_size in plan.batch_sizes[-2:]:
+    for size in extent.sizes:
+        for batch_size in extent.batch_sizes[-2:]:
             model = size.build(Fused())
-            length = max(plan.lengths)
+            length = max(extent.lengths)
             operations = 3 * model.flops_per_token(length) * batch_size * length
             # A square product with half as many multiply-adds as the step.
             edge = 2048
@@ -220,7 +220,7 @@ def measure_roofline(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
             timings = side_by_side(
                 {"big product": partial(torch.mm, left, right),
                  "step": step_of(Trainee(model), batch_size, length)},
-                plan.num_rounds,
+                extent.num_rounds,
             )  # fmt: skip
             scale = operations / (2 * edge**3)
             share = timings["step"].ratio * scale
@@ -234,35 +234,35 @@ def measure_roofline(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
             )
 
 
-def measure_precision(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
+def measure_precision(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
     """A step in bfloat16 (autocast) against float32."""
-    for size in plan.sizes:
+    for size in extent.sizes:
         trainee = Trainee(size.build(Fused()))
-        step = step_of(trainee, 16, max(plan.lengths))
+        step = step_of(trainee, 16, max(extent.lengths))
 
         def bf16(step: Callable[[], None] = step) -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 step()
 
         contestants = {"float32": step, "bfloat16": bf16}
-        yield f"precision {size.name} B16", side_by_side(contestants, plan.num_rounds)
+        yield f"precision {size.name} B16", side_by_side(contestants, extent.num_rounds)
 
 
 LONG_BATCH = 4
 SHORT = 8  # tokens of a step that makes gradients and the optimizer's state before a measurement
 
 
-def measure_recompute(plan: Plan) -> Iterator[tuple[str, dict[str, Timing]]]:
+def measure_recompute(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
     """Long sequences, with all activations kept or a context for each block of steps."""
-    size = EXP1 if EXP1 in plan.sizes else plan.sizes[-1]
+    size = EXP1 if EXP1 in extent.sizes else extent.sizes[-1]
     kept = Trainee(size.build(Fused()))
     recomputed = Trainee(size.build(Fused(), recompute=True))
-    for length in plan.long_lengths:
+    for length in extent.long_lengths:
         steps = {
             "kept": step_of(kept, LONG_BATCH, length),
             "recomputed": step_of(recomputed, LONG_BATCH, length),
         }
-        num_rounds = 2 if length > 5000 else 3 if length > 1000 else plan.num_rounds
+        num_rounds = 2 if length > 5000 else 3 if length > 1000 else extent.num_rounds
         prefix = f"{size.name} B{LONG_BATCH} T{length}"
         yield f"long {prefix}", side_by_side(steps, num_rounds, num_warmup=1)
         if can_measure():

@@ -13,13 +13,13 @@ from newllm.config.naming import TRIAL, beside_variant, split, without_seed
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import ONE_SEED, UNDECIDED, Contest, Standing
-from newllm.statistics.intervals import Interval, plan
+from newllm.statistics.intervals import Interval, criteria
 from newllm.statistics.labels import differing
 from newllm.statistics.power import MOST_SEEDS
 from newllm.statistics.variants import Variant
 
 USUAL = Path("outputs/runs")  # the folder of sweeps in `conf/config.yaml`
-SEEDS = 5  # to ask for where the plan has no number for a corpus
+SEEDS = 5  # to ask for where the criteria name none for a corpus
 ALIKE = 1.1  # sizes no further apart need no word
 MANY_SEEDS = 100  # more are asked of nobody
 DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
@@ -182,7 +182,7 @@ def more_seeds(contest: Contest) -> list[str]:
     if len(contest.ranked) < 2:
         return []
     if lone:
-        return _commands(lone, plan().seeds.get(contest.corpus, SEEDS))
+        return _commands(lone, criteria().seeds.get(contest.corpus, SEEDS))
     best = next((s for s in contest.ranked if s.verdict == UNDECIDED), None)
     if best is None or best.fewest is None or best.fewest > MANY_SEEDS:
         return []

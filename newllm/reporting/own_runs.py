@@ -19,7 +19,7 @@ from newllm.reporting.variant_figures import (
 from newllm.reporting.variant_tables import Table, chosen, comparison, costs
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import Contest
-from newllm.statistics.intervals import plan
+from newllm.statistics.intervals import criteria
 
 RULES = (
     "Below zero a group is better than the baseline. Differences are taken {how}; verdicts are "
@@ -113,7 +113,7 @@ def _rules(document: Document, found: Sequence[Contest], _: Translate) -> None:
     compared = [s.sides for contest in found for s in contest.standings if s.sides]
     if not compared:
         return
-    effect = plan().smallest_effects["loss"]
+    effect = criteria().smallest_effects["loss"]
     how = _(PAIRED if all(sides.is_paired for sides in compared) else MIXED)
     document.text(_(RULES).format(how=how, number=len(compared), effect=effect))
     baselines = dict.fromkeys(contest.baseline.label for contest in found)
@@ -121,10 +121,10 @@ def _rules(document: Document, found: Sequence[Contest], _: Translate) -> None:
     document.text(
         _(DEFINITION).format(
             baseline=quoted("; ".join(baselines)),
-            alpha=plan().alpha,
+            alpha=criteria().alpha,
             number=len(compared),
             effect=effect,
-            power=plan().power,
+            power=criteria().power,
         )
     )
     document.unfold()

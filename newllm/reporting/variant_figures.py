@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from newllm.reporting.drawing import Figure
 from newllm.reporting.figures import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, plain
 from newllm.statistics.comparisons import Contest, Standing
-from newllm.statistics.intervals import mean_interval, plan
+from newllm.statistics.intervals import criteria, mean_interval
 from newllm.statistics.variants import Variant
 
 MOST_CURVES = 8
@@ -64,12 +64,12 @@ def forest(contest: Contest, words: Words = str) -> Figure:
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlabel(words("best validation loss (nats per token)"), fontsize=9)
     left.set_title(contest.corpus, loc="left", fontsize=10)
-    effect = plan().smallest_effects["loss"]
+    effect = criteria().smallest_effects["loss"]
     right.axvspan(-effect, effect, color=GREY, alpha=0.15, linewidth=0)
     right.axvline(0, color=GREY, linewidth=1)
     about = words("difference from the baseline (nats; shaded: within {effect}, no effect)")
     right.set_xlabel(about.format(effect=effect), fontsize=9)
-    _limit(left, [loss for s in rows for loss in s.variant.by_seed(plan().metric).values()])
+    _limit(left, [loss for s in rows for loss in s.variant.by_seed(criteria().metric).values()])
     _limit(right, [-1.5 * effect, 1.5 * effect, *(_points(s, contest) for s in rows)])
     for axes in (left, right):
         plain(axes)
@@ -78,7 +78,7 @@ def forest(contest: Contest, words: Words = str) -> Figure:
 
 
 def _losses(axes: Axes, variant: Variant, height: int, colour: str) -> None:
-    losses = list(variant.by_seed(plan().metric).values())
+    losses = list(variant.by_seed(criteria().metric).values())
     axes.plot(losses, [height] * len(losses), "|", color=colour, alpha=0.6, ms=9)
     loss = variant.loss
     if loss is not None:

@@ -1,7 +1,7 @@
 """Variants of one corpus against a baseline: differences, verdicts, seeds that would decide.
 
 Losses are best validation losses, means over tokens, in nats. They are compared by the rules of
-`plan.toml`: in pairs of one seed, which read the same batches, else as two groups; Holm's
+`criteria.toml`: in pairs of one seed, which read the same batches, else as two groups; Holm's
 correction is over all comparisons that are made together.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import Interval, plan, verdicts
+from newllm.statistics.intervals import Interval, criteria, verdicts
 from newllm.statistics.labels import choices_of, labels
 from newllm.statistics.pairing import Sides, compare_sides
 from newllm.statistics.power import Scatter, seeds_to_decide, seeds_to_see
@@ -185,7 +185,7 @@ def _judged(found: Sequence[Contest]) -> list[Contest]:
         for contest in found
     ]  # fmt: skip
     family = [s.sides for standings in compared for s in standings if s.sides]
-    words = iter(verdicts([sides.comparison for sides in family], plan().alpha))
+    words = iter(verdicts([sides.comparison for sides in family], criteria().alpha))
     judged = []
     for contest, standings in zip(found, compared, strict=True):
         own = [
@@ -200,7 +200,7 @@ def _sides(variant: Variant, baseline: Variant) -> Sides | None:
     if variant is baseline or variant.is_void or baseline.is_void:
         return None
     data = {run.result.get("data_sha256") for run in (*variant.done, *baseline.done)}
-    metric, effect = plan().metric, plan().smallest_effects["loss"]
+    metric, effect = criteria().metric, criteria().smallest_effects["loss"]
     return compare_sides(variant.by_seed(metric), baseline.by_seed(metric), effect, len(data) == 1)
 
 
@@ -222,12 +222,14 @@ def _decided(standing: Standing, verdict: str, family: int) -> Standing:
         if sides.is_paired
         else float(np.var(sides.first, ddof=1) + np.var(sides.second, ddof=1))
     )
-    effect, alpha = plan().smallest_effects["loss"], plan().alpha / family
+    effect, alpha = criteria().smallest_effects["loss"], criteria().alpha / family
     scatter = Scatter(variance, sides.is_paired)
     more = interval.num_runs + 1  # what these seeds left open, as many again do
-    most = seeds_to_decide(scatter, effect, alpha, plan().power, at_least=more)
+    most = seeds_to_decide(scatter, effect, alpha, criteria().power, at_least=more)
     looks = abs(interval.mean)
     fewest = (
-        seeds_to_see(scatter, looks, alpha, plan().power, at_least=more) if looks > effect else most
+        seeds_to_see(scatter, looks, alpha, criteria().power, at_least=more)
+        if looks > effect
+        else most
     )
     return replace(standing, verdict=verdict, fewest=fewest, most=most)

@@ -61,8 +61,8 @@ def _quantile(n: int) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was decided before the runs were made; see `plan.toml`."""
+class Criteria:
+    """How runs are judged, decided before they were made; see `criteria.toml`."""
 
     metric: str
     smallest_effects: Mapping[str, float]
@@ -72,10 +72,10 @@ class Plan:
 
 
 @cache
-def plan() -> Plan:
-    """The plan of this package."""
-    stated = tomllib.loads(files("newllm.statistics").joinpath("plan.toml").read_text())
-    return Plan(**{field.name: stated[field.name] for field in fields(Plan)})
+def criteria() -> Criteria:
+    """Those of this package."""
+    stated = tomllib.loads(files("newllm.statistics").joinpath("criteria.toml").read_text())
+    return Criteria(**{field.name: stated[field.name] for field in fields(Criteria)})
 
 
 @dataclass(frozen=True)

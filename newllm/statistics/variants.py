@@ -12,7 +12,7 @@ from typing import Any
 
 from newllm.config.naming import folder_name, run_name
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import Interval, mean_interval, plan
+from newllm.statistics.intervals import Interval, criteria, mean_interval
 from newllm.statistics.labels import choices_of, labels
 
 
@@ -31,7 +31,7 @@ class Variant:
     @property
     def done(self) -> list[Run]:
         """The runs that have the loss that they are judged by."""
-        metric = plan().metric
+        metric = criteria().metric
         return [run for run in self.runs if run.is_done and _is_number(run.result.get(metric))]
 
     @property
@@ -57,7 +57,7 @@ class Variant:
     @property
     def loss(self) -> Interval | None:
         """Best validation loss, over seeds."""
-        return self.interval(plan().metric)
+        return self.interval(criteria().metric)
 
     def by_seed(self, name: str) -> dict[int, float]:
         """A figure of the results of all runs that are done and have it."""

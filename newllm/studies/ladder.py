@@ -15,7 +15,7 @@ from newllm.reporting.formatting import signed, with_count
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run, is_of
-from newllm.statistics.intervals import Interval, mean_interval, plan
+from newllm.statistics.intervals import Interval, criteria, mean_interval
 from newllm.statistics.pairing import compare_sides, start_alike
 
 NAME, ORIGINAL, MODERN = "ladder", "original", "modern"
@@ -93,7 +93,7 @@ def _runs_of(name: str, runs: Sequence[Run]) -> list[Run]:
 
 
 def _losses(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.result["seed"]: run.result[plan().metric] for run in runs}
+    return {run.result["seed"]: run.result[criteria().metric] for run in runs}
 
 
 def _mean(runs: Sequence[Run]) -> Interval | None:
@@ -104,7 +104,7 @@ def _effect(with_change: Sequence[Run], without: Sequence[Run]) -> Interval | No
     sides = compare_sides(
         _losses(with_change),
         _losses(without),
-        plan().smallest_effects["loss"],
+        criteria().smallest_effects["loss"],
         start_alike([*with_change, *without]),
     )
     return sides.comparison.interval if sides else None

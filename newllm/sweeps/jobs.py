@@ -26,7 +26,7 @@ class Job:
     folder: Path
 
     @classmethod
-    def plan(cls, config: DictConfig, overrides: tuple[str, ...], top: Path) -> Job:
+    def below(cls, config: DictConfig, overrides: tuple[str, ...], top: Path) -> Job:
         """The job of some overrides, in its folder below `top`."""
         return cls(config, overrides, top / run_folder(overrides, config.seed))
 

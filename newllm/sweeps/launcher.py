@@ -41,7 +41,7 @@ class LocalLauncher(Launcher):
 
         top = Path(self.config.hydra.sweep.dir)
         jobs = [
-            Job.plan(config, tuple(overrides), top)
+            Job.below(config, tuple(overrides), top)
             for config, overrides in zip(configs, job_overrides, strict=True)
         ]
         losses = sweep(jobs, top)

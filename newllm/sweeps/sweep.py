@@ -28,7 +28,7 @@ from newllm.statistics.comparisons import contests
 from newllm.statistics.labels import choices_of
 from newllm.statistics.variants import Variant, grouped, variants
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome, side_by_side_seconds
-from newllm.sweeps.workers import Team
+from newllm.sweeps.workers import Workers
 from newllm.training.run import attempt
 
 MOST_JOBS = 12  # told of one by one; of more how many are done, and why others are not
@@ -57,13 +57,13 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float | None]:
     waiting.sort(key=lambda job: -job.cost)
     interrupted = False
     # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
-    with Team(waiting, _side_by_side(jobs[0].config, len(jobs))) as team:
+    with Workers(waiting, _side_by_side(jobs[0].config, len(jobs))) as workers:
         try:
-            team.run()
+            workers.run()
         except KeyboardInterrupt:
             interrupted = True
-            team.stop()
-    outcomes |= team.outcomes
+            workers.stop()
+    outcomes |= workers.outcomes
     _tell(jobs, outcomes, top)
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on")

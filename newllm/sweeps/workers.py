@@ -24,7 +24,7 @@ from newllm.runs.directory import ENDS, RunConflict, RunDirectory, read_result
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome
 
 
-class Team:
+class Workers:
     """The processes of a sweep, and the line that tells how far it is."""
 
     def __init__(self, jobs: Sequence[Job], size: int) -> None:
@@ -40,7 +40,7 @@ class Team:
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(console=self._console, get_renderable=self._line, refresh_per_second=2)
 
-    def __enter__(self) -> Team:
+    def __enter__(self) -> Workers:
         if self._console.is_terminal and self._waiting:
             self._live.start()
         return self

@@ -91,7 +91,7 @@ def _num_looks(experiment: Experiment) -> int:
     """Batches that are scored beside those of the validations."""
     num_steps = experiment.preflight.num_steps
     return sum(
-        callback.plan(experiment.source, num_steps).num_batches(num_steps)
+        callback.prepare(experiment.source, num_steps).num_batches(num_steps)
         for callback in experiment.callbacks(StepValidation)
     )
 

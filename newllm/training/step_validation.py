@@ -49,9 +49,9 @@ class StepValidation(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, LanguageModule)
-        self.plan(data_of(trainer).source, module.num_steps)
+        self.prepare(data_of(trainer).source, module.num_steps)
 
-    def plan(self, source: Source, num_steps: int) -> StepValidation:
+    def prepare(self, source: Source, num_steps: int) -> StepValidation:
         """Choose what is scored, and how often in a run of so many steps."""
         if not isinstance(source, SentenceSource):
             return self

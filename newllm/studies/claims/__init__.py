@@ -8,7 +8,7 @@ from newllm.reporting.document import Document, quoted
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import plan
+from newllm.statistics.intervals import criteria
 from newllm.studies.claims.verdicts import NAME, counts, evidence, judge
 
 DEFINITION_OF_CLAIMS = (
@@ -32,8 +32,8 @@ def claims_table(document: Document, runs: Sequence[Run], _: Translate, label: T
         return
     found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
     document.fold(f"{_('Claims')} ({found})")
-    seeds = ", ".join(f"{corpus} {number}" for corpus, number in plan().seeds.items())
-    document.text(_(DEFINITION_OF_CLAIMS).format(seeds=seeds, **plan().smallest_effects))
+    seeds = ", ".join(f"{corpus} {number}" for corpus, number in criteria().seeds.items())
+    document.text(_(DEFINITION_OF_CLAIMS).format(seeds=seeds, **criteria().smallest_effects))
     words = ("line", "claim", "verdict", "numbers")
     document.table(
         [_(word) for word in words],

@@ -11,7 +11,7 @@ from importlib.resources import files
 from itertools import pairwise
 
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import mean_interval, plan, verdicts
+from newllm.statistics.intervals import criteria, mean_interval, verdicts
 from newllm.statistics.pairing import Sides, compare_sides, start_alike
 from newllm.statistics.spikes import BUMP, find_spikes
 
@@ -82,7 +82,7 @@ def _context_norm(run: Run) -> float | None:
 
 # What a run is measured by; None where it lacks what that takes.
 METRICS: Mapping[str, Callable[[Run], float | None]] = {
-    "loss": lambda run: run.result.get(plan().metric),
+    "loss": lambda run: run.result.get(criteria().metric),
     "spike": _spike,
     "spike without <UNK>": _known_spike,
     "context norm": _context_norm,
@@ -96,7 +96,7 @@ def _falls(run: Run) -> bool:
 
 def _ends_at_its_best(run: Run) -> bool:
     losses = [row["val/loss"] for row in run.epochs]
-    return losses[-1] <= min(losses) + plan().smallest_effects["loss"]
+    return losses[-1] <= min(losses) + criteria().smallest_effects["loss"]
 
 
 def _has_no_spike(run: Run) -> bool | None:
@@ -142,9 +142,9 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
         if claim.kind == "comparison" and (side := _sides(claim, runs))
     }
     outcomes: dict[Claim, str] = {}
-    for kind in plan().smallest_effects:
+    for kind in criteria().smallest_effects:
         family = {claim: side for claim, side in sides.items() if _kind(claim) == kind}
-        found = verdicts([side.comparison for side in family.values()], plan().alpha)
+        found = verdicts([side.comparison for side in family.values()], criteria().alpha)
         outcomes |= dict(zip(family, found, strict=True))
     judgements = []
     for claim in claims:
@@ -195,7 +195,7 @@ def _sides(claim: Claim, runs: Sequence[Run]) -> Sides | None:
     first = _by_seed(first_runs, claim.metric, claim.over)
     second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
     belong_together = claim.over == "corpora" or start_alike(first_runs + second_runs)
-    return compare_sides(first, second, plan().smallest_effects[_kind(claim)], belong_together)
+    return compare_sides(first, second, criteria().smallest_effects[_kind(claim)], belong_together)
 
 
 def _numbers(sides: Sides) -> str:

@@ -14,7 +14,14 @@ from newllm.config.naming import choices
 from newllm.config.study_file import sweeper_of, then_of, variants_of
 from newllm.runs.directory import ENDS
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import Comparison, Interval, compare, mean_interval, plan, verdicts
+from newllm.statistics.intervals import (
+    Comparison,
+    Interval,
+    compare,
+    criteria,
+    mean_interval,
+    verdicts,
+)
 
 NAME = "fair"
 # Variants are called MODEL_SIZE.
@@ -171,9 +178,9 @@ def differences(found: Sequence[Contestant]) -> list[Difference]:
             shared = sorted(ours.keys() & theirs.keys())
             if len(shared) >= 2:
                 pairs = [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
-                comparison = compare(*pairs, plan().smallest_effects["loss"], paired=True)
+                comparison = compare(*pairs, criteria().smallest_effects["loss"], paired=True)
                 compared.append((other.size, setting, other.model, comparison))
-    words = verdicts([comparison for *_, comparison in compared], plan().alpha)
+    words = verdicts([comparison for *_, comparison in compared], criteria().alpha)
     return [Difference(*entry, word) for entry, word in zip(compared, words, strict=True)]
 
 

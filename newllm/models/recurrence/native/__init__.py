@@ -8,7 +8,7 @@ Numba compiles it for the processor at hand, once, and keeps the result. What ma
 - The threads are those of torch's own pool, which are awake anyway. They share the rows of every
   layer and meet after it.
 
-`launch.run` is what the outside calls, with the numbers and addresses that `plan` names. `forward`
+`launch.run` is what the outside calls, with the numbers and addresses that `call` names. `forward`
 and `backward` read like the cell's equations; they rest on `norm`, `packing`, `arrays`, `team` and
 `tile`.
 

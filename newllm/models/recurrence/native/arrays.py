@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic, overload
 
-from newllm.models.recurrence.native.plan import padded
+from newllm.models.recurrence.native.call import padded
 from newllm.models.recurrence.native.tile import compiled
 
 padded_rows = compiled(padded)
@@ -55,55 +55,55 @@ def row_of(array, row, start, size):
 
 
 @compiled
-def history_at(plan, address, num_rows, dtype):
+def history_at(call, address, num_rows, dtype):
     """All steps of something, [num_rows, stride]; step t starts at column t * W."""
-    return array_at(address, num_rows, plan.stride, dtype)
+    return array_at(address, num_rows, call.stride, dtype)
 
 
 @compiled
-def history_of_layer(plan, table, layer, dtype):
+def history_of_layer(call, table, layer, dtype):
     """The history of a layer, by a table of addresses."""
-    addresses = carray(pointer(table), plan.num_layers, np.int64)
-    return history_at(plan, addresses[layer], padded_rows(plan.hidden_dim), dtype)
+    addresses = carray(pointer(table), call.num_layers, np.int64)
+    return history_at(call, addresses[layer], padded_rows(call.hidden_dim), dtype)
 
 
 @compiled
-def step_at(plan, address, num_rows, dtype):
+def step_at(call, address, num_rows, dtype):
     """One step of something, [num_rows, W]."""
-    return array_at(address, num_rows, plan.lanes, dtype)
+    return array_at(address, num_rows, call.lanes, dtype)
 
 
 @compiled
-def is_flagged(plan, address, t, b):
+def is_flagged(call, address, t, b):
     """A flag [T, B] of bytes."""
-    return array_at(address, plan.num_steps, plan.batch_size, np.uint8)[t, b] != 0
+    return array_at(address, call.num_steps, call.batch_size, np.uint8)[t, b] != 0
 
 
 @compiled
-def keep(plan, history, step, low, high, t):
+def keep(call, history, step, low, high, t):
     """Copy rows of a step into a history."""
     for row in range(low, high):
-        target = row_of(history, row, t * plan.lanes, plan.lanes)
-        source = row_of(step, row, 0, plan.lanes)
-        for b in range(plan.lanes):
+        target = row_of(history, row, t * call.lanes, call.lanes)
+        source = row_of(step, row, 0, call.lanes)
+        for b in range(call.lanes):
             target[b] = source[b]
 
 
 @compiled
-def fetch(plan, step, history, low, high, t):
+def fetch(call, step, history, low, high, t):
     """Copy rows of a history into a step."""
     for row in range(low, high):
-        target = row_of(step, row, 0, plan.lanes)
-        source = row_of(history, row, t * plan.lanes, plan.lanes)
-        for b in range(plan.lanes):
+        target = row_of(step, row, 0, call.lanes)
+        source = row_of(history, row, t * call.lanes, call.lanes)
+        for b in range(call.lanes):
             target[b] = source[b]
 
 
 @compiled
-def reset(plan, step, low, high, t, dtype):
-    if plan.has_reset:
-        for b in range(plan.batch_size):
-            if is_flagged(plan, plan.reset, t, b):
+def reset(call, step, low, high, t, dtype):
+    if call.has_reset:
+        for b in range(call.batch_size):
+            if is_flagged(call, call.reset, t, b):
                 step[low:high, b] = dtype(0)
 
 

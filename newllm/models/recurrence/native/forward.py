@@ -17,6 +17,7 @@ from newllm.models.recurrence.native.arrays import (
     row_of,
     step_at,
 )
+from newllm.models.recurrence.native.call import PANEL
 from newllm.models.recurrence.native.norm import merge_moments, normalize, note_moments
 from newllm.models.recurrence.native.packing import (
     head_bias_start,
@@ -26,25 +27,24 @@ from newllm.models.recurrence.native.packing import (
     pack,
     packed_weights,
 )
-from newllm.models.recurrence.native.plan import PANEL
 from newllm.models.recurrence.native.team import fetch_add, meet, share
 from newllm.models.recurrence.native.tile import compiled, multiply
 
 
 @compiled
-def rectify(plan, y, low, high, layer, t, dtype):
+def rectify(call, y, low, high, layer, t, dtype):
     """ReLU and dropout of rows of a step, in place."""
-    zero, scale = dtype(0), dtype(plan.scale)
+    zero, scale = dtype(0), dtype(call.scale)
     for row in range(low, high):
-        value = row_of(y, row, 0, plan.lanes)
-        for b in range(plan.lanes):
+        value = row_of(y, row, 0, call.lanes)
+        for b in range(call.lanes):
             value[b] = max(value[b], zero)
-    if plan.drops:
-        batch = plan.batch_size
-        num_rows = plan.num_steps * plan.hidden_dim
-        draws = array_at(plan.draws + 2 * layer * num_rows * batch, num_rows, batch, np.int16)
-        first, dropped = t * plan.hidden_dim, np.int16(plan.dropped)
-        for row in range(low, min(high, plan.hidden_dim)):
+    if call.drops:
+        batch = call.batch_size
+        num_rows = call.num_steps * call.hidden_dim
+        draws = array_at(call.draws + 2 * layer * num_rows * batch, num_rows, batch, np.int16)
+        first, dropped = t * call.hidden_dim, np.int16(call.dropped)
+        for row in range(low, min(high, call.hidden_dim)):
             value, draw = row_of(y, row, 0, batch), row_of(draws, first + row, 0, batch)
             for b in range(batch):
                 value[b] = value[b] * scale if draw[b] >= dropped else zero
@@ -60,85 +60,85 @@ def fill(y, row, packed, start):
 
 
 @compiled
-def plain_forward(plan, low, high, width, member, t, dtype):
+def plain_forward(call, low, high, width, member, t, dtype):
     """PlainFNN; returns the step that holds the hidden vectors."""
-    rows = padded_rows(plan.hidden_dim)
-    packed = packed_weights(plan, dtype)
-    source = step_at(plan, plan.context_step, padded_rows(plan.context_dim), dtype)
-    target = step_at(plan, plan.first, rows, dtype)
-    spare = step_at(plan, plan.second, rows, dtype)
-    for layer in range(plan.num_layers):
-        depth = plan.hidden_dim if layer else plan.context_dim
-        start = layer_start(plan, layer)
+    rows = padded_rows(call.hidden_dim)
+    packed = packed_weights(call, dtype)
+    source = step_at(call, call.context_step, padded_rows(call.context_dim), dtype)
+    target = step_at(call, call.first, rows, dtype)
+    spare = step_at(call, call.second, rows, dtype)
+    for layer in range(call.num_layers):
+        depth = call.hidden_dim if layer else call.context_dim
+        start = layer_start(call, layer)
         if layer == 0:
-            fetch(plan, target, history_of_layer(plan, plan.layers, 0, dtype), low, high, t)
+            fetch(call, target, history_of_layer(call, call.layers, 0, dtype), low, high, t)
         for row in range(low, high, PANEL):
             if layer:
-                fill(target, row, packed, layer_bias_start(plan, layer))
+                fill(target, row, packed, layer_bias_start(call, layer))
             multiply(target, row, packed, start + row * depth, source, depth, width)
-        rectify(plan, target, low, high, layer, t, dtype)
-        keep(plan, history_of_layer(plan, plan.layers, layer, dtype), target, low, high, t)
-        meet(plan)
+        rectify(call, target, low, high, layer, t, dtype)
+        keep(call, history_of_layer(call, call.layers, layer, dtype), target, low, high, t)
+        meet(call)
         source, target, spare = target, spare, target
     return source
 
 
 @compiled
-def residual_forward(plan, low, high, width, member, t, dtype):
+def residual_forward(call, low, high, width, member, t, dtype):
     """ResidualFNN; returns the step that holds the hidden vectors."""
-    size = plan.hidden_dim
+    size = call.hidden_dim
     rows, top = padded_rows(size), min(high, size)
-    packed = packed_weights(plan, dtype)
-    context = step_at(plan, plan.context_step, padded_rows(plan.context_dim), dtype)
-    stream = step_at(plan, plan.first, rows, dtype)
-    normed = step_at(plan, plan.second, rows, dtype)
-    fetch(plan, stream, history_of_layer(plan, plan.layers, 0, dtype), low, high, t)
+    packed = packed_weights(call, dtype)
+    context = step_at(call, call.context_step, padded_rows(call.context_dim), dtype)
+    stream = step_at(call, call.first, rows, dtype)
+    normed = step_at(call, call.second, rows, dtype)
+    fetch(call, stream, history_of_layer(call, call.layers, 0, dtype), low, high, t)
     for row in range(low, high, PANEL):
-        start = layer_start(plan, 0) + row * plan.context_dim
-        multiply(stream, row, packed, start, context, plan.context_dim, width)
-    for layer in range(1, plan.num_layers + 1):
-        keep(plan, history_of_layer(plan, plan.layers, layer - 1, dtype), stream, low, high, t)
-        note_moments(plan, stream, low, top, member, dtype)
-        meet(plan)
-        mean, inverse = merge_moments(plan, layer, size, member, t, dtype)
-        normalize(plan, layer, normed, stream, low, high, mean, inverse, dtype)
-        if layer == plan.num_layers:
+        start = layer_start(call, 0) + row * call.context_dim
+        multiply(stream, row, packed, start, context, call.context_dim, width)
+    for layer in range(1, call.num_layers + 1):
+        keep(call, history_of_layer(call, call.layers, layer - 1, dtype), stream, low, high, t)
+        note_moments(call, stream, low, top, member, dtype)
+        meet(call)
+        mean, inverse = merge_moments(call, layer, size, member, t, dtype)
+        normalize(call, layer, normed, stream, low, high, mean, inverse, dtype)
+        if layer == call.num_layers:
             break
-        rectify(plan, normed, low, high, layer - 1, t, dtype)
-        keep(plan, history_of_layer(plan, plan.rectified, layer, dtype), normed, low, high, t)
-        meet(plan)
-        bias_start = layer_bias_start(plan, layer)
+        rectify(call, normed, low, high, layer - 1, t, dtype)
+        keep(call, history_of_layer(call, call.rectified, layer, dtype), normed, low, high, t)
+        meet(call)
+        bias_start = layer_bias_start(call, layer)
         for row in range(low, high, PANEL):
             for r in range(row, row + PANEL):
-                value = row_of(stream, r, 0, plan.lanes)
-                for b in range(plan.lanes):
+                value = row_of(stream, r, 0, call.lanes)
+                for b in range(call.lanes):
                     value[b] += packed[bias_start + r]
-            start = layer_start(plan, layer) + row * size
+            start = layer_start(call, layer) + row * size
             multiply(stream, row, packed, start, normed, size, width)
-    keep(plan, history_at(plan, plan.hidden, rows, dtype), normed, low, high, t)
-    meet(plan)
+    keep(call, history_at(call, call.hidden, rows, dtype), normed, low, high, t)
+    meet(call)
     return normed
 
 
 @compiled
-def gate(plan, hidden, low, high, width, t, dtype):
+def gate(call, hidden, low, high, width, t, dtype):
     """The head and the gating; fills this thread's rows of the update."""
-    size, lanes = plan.hidden_dim, plan.lanes
-    rows = padded_rows(plan.context_dim)
-    packed = packed_weights(plan, dtype)
-    head = step_at(plan, plan.head_step, plan.num_parts * rows, dtype)
+    size, lanes = call.hidden_dim, call.lanes
+    rows = padded_rows(call.context_dim)
+    packed = packed_weights(call, dtype)
+    head = step_at(call, call.head_step, call.num_parts * rows, dtype)
     for row in range(low, high, PANEL):
-        for part in range(plan.num_parts):
-            fill(head, part * rows + row, packed, head_bias_start(plan, part) - part * rows)
-            start = head_start(plan, part) + row * size
+        for part in range(call.num_parts):
+            fill(head, part * rows + row, packed, head_bias_start(call, part) - part * rows)
+            start = head_start(call, part) + row * size
             multiply(head, part * rows + row, packed, start, hidden, size, width)
-    context = step_at(plan, plan.context_step, rows, dtype)
-    update = step_at(plan, plan.update_step, rows, dtype)
+    context = step_at(call, call.context_step, rows, dtype)
+    update = step_at(call, call.update_step, rows, dtype)
     one = dtype(1)
     for row in range(low, high):
         old, new = row_of(context, row, 0, lanes), row_of(update, row, 0, lanes)
         delta = row_of(head, row, 0, lanes)
-        if plan.is_gated:
+        if call.is_gated:
             forget = row_of(head, rows + row, 0, lanes)
             input_ = row_of(head, 2 * rows + row, 0, lanes)
             for b in range(lanes):
@@ -150,66 +150,66 @@ def gate(plan, hidden, low, high, width, t, dtype):
         else:
             for b in range(lanes):
                 new[b] = old[b] + delta[b]
-    history = history_at(plan, plan.head, plan.num_parts * rows, dtype)
-    for part in range(plan.num_parts):
-        keep(plan, history, head, part * rows + low, part * rows + high, t)
-    keep(plan, history_at(plan, plan.update, rows, dtype), update, low, high, t)
+    history = history_at(call, call.head, call.num_parts * rows, dtype)
+    for part in range(call.num_parts):
+        keep(call, history, head, part * rows + low, part * rows + high, t)
+    keep(call, history_at(call, call.update, rows, dtype), update, low, high, t)
 
 
 @compiled
-def finish(plan, low, high, member, t, dtype):
+def finish(call, low, high, member, t, dtype):
     """Norm, clip and padding; fills this thread's rows of the next context."""
-    size, lanes = plan.context_dim, plan.lanes
+    size, lanes = call.context_dim, call.lanes
     rows = padded_rows(size)
-    update = step_at(plan, plan.update_step, rows, dtype)
-    context = step_at(plan, plan.context_step, rows, dtype)
-    if plan.is_normed:
-        note_moments(plan, update, low, min(high, size), member, dtype)
-        meet(plan)
-        mean, inverse = merge_moments(plan, 0, size, member, t, dtype)
-        normalize(plan, 0, update, update, low, high, mean, inverse, dtype)
+    update = step_at(call, call.update_step, rows, dtype)
+    context = step_at(call, call.context_step, rows, dtype)
+    if call.is_normed:
+        note_moments(call, update, low, min(high, size), member, dtype)
+        meet(call)
+        mean, inverse = merge_moments(call, 0, size, member, t, dtype)
+        normalize(call, 0, update, update, low, high, mean, inverse, dtype)
     for row in range(low, high):
-        beyond = row_of(update, row, plan.batch_size, lanes - plan.batch_size)
-        for b in range(lanes - plan.batch_size):
+        beyond = row_of(update, row, call.batch_size, lanes - call.batch_size)
+        for b in range(lanes - call.batch_size):
             beyond[b] = dtype(0)  # or it would grow, a sequence that nobody ever resets
-    if plan.is_clipped:
-        keep(plan, history_at(plan, plan.unclipped, rows, dtype), update, low, high, t)
-        limit = dtype(plan.clip)
+    if call.is_clipped:
+        keep(call, history_at(call, call.unclipped, rows, dtype), update, low, high, t)
+        limit = dtype(call.clip)
         for row in range(low, high):
             value = row_of(update, row, 0, lanes)
             for b in range(lanes):
                 value[b] = min(max(value[b], -limit), limit)
-    if plan.has_pad:
-        for b in range(plan.batch_size):
-            if is_flagged(plan, plan.pad, t, b):
+    if call.has_pad:
+        for b in range(call.batch_size):
+            if is_flagged(call, call.pad, t, b):
                 for row in range(low, high):
                     update[row, b] = context[row, b]
-    contexts = array_at(plan.contexts, rows, plan.stride + lanes, dtype)
-    keep(plan, contexts, update, low, high, t + 1)
-    keep(plan, context, update, low, high, 0)
-    if t + 1 < plan.num_steps:
-        reset(plan, context, low, high, t + 1, dtype)
+    contexts = array_at(call.contexts, rows, call.stride + lanes, dtype)
+    keep(call, contexts, update, low, high, t + 1)
+    keep(call, context, update, low, high, 0)
+    if t + 1 < call.num_steps:
+        reset(call, context, low, high, t + 1, dtype)
 
 
 @njit(error_model="numpy", inline="always")
-def forward(plan, dtype):
-    member = fetch_add(plan.sync)
-    h_low, h_high = share(padded_rows(plan.hidden_dim), member, plan.num_threads)
-    rows = padded_rows(plan.context_dim)
-    c_low, c_high = share(rows, member, plan.num_threads)
-    widths = carray(pointer(plan.widths), plan.num_steps, np.int64)
-    context = step_at(plan, plan.context_step, rows, dtype)
-    contexts = array_at(plan.contexts, rows, plan.stride + plan.lanes, dtype)
-    if plan.num_packings:
-        pack(plan, member, dtype)
-    fetch(plan, context, contexts, c_low, c_high, 0)
-    reset(plan, context, c_low, c_high, 0, dtype)
-    meet(plan)
-    for t in range(plan.num_steps):
-        if plan.is_residual:
-            hidden = residual_forward(plan, h_low, h_high, widths[t], member, t, dtype)
+def forward(call, dtype):
+    member = fetch_add(call.sync)
+    h_low, h_high = share(padded_rows(call.hidden_dim), member, call.num_threads)
+    rows = padded_rows(call.context_dim)
+    c_low, c_high = share(rows, member, call.num_threads)
+    widths = carray(pointer(call.widths), call.num_steps, np.int64)
+    context = step_at(call, call.context_step, rows, dtype)
+    contexts = array_at(call.contexts, rows, call.stride + call.lanes, dtype)
+    if call.num_packings:
+        pack(call, member, dtype)
+    fetch(call, context, contexts, c_low, c_high, 0)
+    reset(call, context, c_low, c_high, 0, dtype)
+    meet(call)
+    for t in range(call.num_steps):
+        if call.is_residual:
+            hidden = residual_forward(call, h_low, h_high, widths[t], member, t, dtype)
         else:
-            hidden = plain_forward(plan, h_low, h_high, widths[t], member, t, dtype)
-        gate(plan, hidden, c_low, c_high, widths[t], t, dtype)
-        finish(plan, c_low, c_high, member, t, dtype)
-        meet(plan)
+            hidden = plain_forward(call, h_low, h_high, widths[t], member, t, dtype)
+        gate(call, hidden, c_low, c_high, widths[t], t, dtype)
+        finish(call, c_low, c_high, member, t, dtype)
+        meet(call)

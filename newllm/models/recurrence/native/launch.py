@@ -15,8 +15,8 @@ import torch
 from numba import carray, cfunc, from_dtype, types
 
 from newllm.models.recurrence.native.backward import backward
+from newllm.models.recurrence.native.call import BACKWARD, CALL
 from newllm.models.recurrence.native.forward import forward
-from newllm.models.recurrence.native.plan import BACKWARD, PLAN
 from newllm.models.recurrence.native.team import run_on_team
 from newllm.models.recurrence.notice import tell_of_compiling
 
@@ -30,21 +30,21 @@ def _entries(sources: str) -> dict[tuple[str, torch.dtype], Callable[[Any], None
     it would notice changes in this one only.
     """
 
-    def forward_float32(plan: Any) -> None:
+    def forward_float32(call: Any) -> None:
         sources  # noqa: B018
-        forward(carray(plan, 1)[0], np.float32)
+        forward(carray(call, 1)[0], np.float32)
 
-    def forward_float64(plan: Any) -> None:
+    def forward_float64(call: Any) -> None:
         sources  # noqa: B018
-        forward(carray(plan, 1)[0], np.float64)
+        forward(carray(call, 1)[0], np.float64)
 
-    def backward_float32(plan: Any) -> None:
+    def backward_float32(call: Any) -> None:
         sources  # noqa: B018
-        backward(carray(plan, 1)[0], np.float32)
+        backward(carray(call, 1)[0], np.float32)
 
-    def backward_float64(plan: Any) -> None:
+    def backward_float64(call: Any) -> None:
         sources  # noqa: B018
-        backward(carray(plan, 1)[0], np.float64)
+        backward(carray(call, 1)[0], np.float64)
 
     return {
         ("forward", torch.float32): forward_float32,
@@ -75,7 +75,7 @@ _ready: dict[tuple[str, torch.dtype], Any] = {}
 def _compiled(direction: str, dtype: torch.dtype) -> Any:
     files = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    signature = types.void(types.CPointer(from_dtype(PLAN)))
+    signature = types.void(types.CPointer(from_dtype(CALL)))
     function = _entries(digest)[direction, dtype]
     try:
         return cfunc(signature, cache=True, error_model="numpy")(function)
@@ -106,21 +106,21 @@ def run(direction: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:
     Args:
         direction: which way; `prepare` must have been asked for it.
         dtype: of all arrays, float32 or float64.
-        fields: those of `PLAN`, of `BACKWARD` on the way back only. An array stands for its
+        fields: those of `CALL`, of `BACKWARD` on the way back only. An array stands for its
             address, several for a table of addresses, None for 0; `sync` must hold 16 zeros.
     """
-    missing = {*(PLAN.names or ())} - {*fields}
+    missing = {*(CALL.names or ())} - {*fields}
     assert not missing or (direction == "forward" and missing == {*BACKWARD}), missing
-    plan = np.zeros(1, PLAN)
+    call = np.zeros(1, CALL)
     tables = []  # alive until the call is over
     for name, value in fields.items():
         if isinstance(value, list):
             tables.append(np.array([array.data_ptr() for array in value]))
             value = tables[-1]
         if isinstance(value, torch.Tensor):
-            plan[name] = value.data_ptr()
+            call[name] = value.data_ptr()
         elif isinstance(value, np.ndarray):
-            plan[name] = value.ctypes.data
+            call[name] = value.ctypes.data
         else:
-            plan[name] = value or 0
-    run_on_team(_ready[direction, dtype], plan.ctypes.data, int(fields["num_threads"]))
+            call[name] = value or 0
+    run_on_team(_ready[direction, dtype], call.ctypes.data, int(fields["num_threads"]))

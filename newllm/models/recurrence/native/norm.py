@@ -18,10 +18,10 @@ from newllm.models.recurrence.native.tile import compiled
 
 
 @compiled
-def note_moments(plan, values, low, high, member, dtype):
+def note_moments(call, values, low, high, member, dtype):
     """Note mean and sum of squared deviations of this thread's rows [low, high)."""
-    lanes = plan.lanes
-    partials = array_at(plan.partials, 2 * plan.num_threads, lanes, dtype)
+    lanes = call.lanes
+    partials = array_at(call.partials, 2 * call.num_threads, lanes, dtype)
     mean, squares = (
         row_of(partials, 2 * member, 0, lanes),
         row_of(partials, 2 * member + 1, 0, lanes),
@@ -43,11 +43,11 @@ def note_moments(plan, values, low, high, member, dtype):
 
 
 @compiled
-def merge_moments(plan, norm, num_rows, member, t, dtype):
+def merge_moments(call, norm, num_rows, member, t, dtype):
     """Mean and inverse standard deviation [W] from the notes of all threads (Chan et al. 1979)."""
-    lanes, threads = plan.lanes, plan.num_threads
-    partials = array_at(plan.partials, 2 * threads, lanes, dtype)
-    moments = array_at(plan.moments, 2 * threads, lanes, dtype)
+    lanes, threads = call.lanes, call.num_threads
+    partials = array_at(call.partials, 2 * threads, lanes, dtype)
+    moments = array_at(call.moments, 2 * threads, lanes, dtype)
     mean, inverse = row_of(moments, 2 * member, 0, lanes), row_of(moments, 2 * member + 1, 0, lanes)
     mean[:] = dtype(0)
     inverse[:] = dtype(0)
@@ -65,51 +65,51 @@ def merge_moments(plan, norm, num_rows, member, t, dtype):
                 difference = other_mean[b] - mean[b]
                 mean[b] += difference * part
                 inverse[b] += other_squares[b] + difference * difference * weight
-    epsilon = dtype(carray(pointer(plan.epsilons), plan.num_layers + 1, np.float64)[norm])
+    epsilon = dtype(carray(pointer(call.epsilons), call.num_layers + 1, np.float64)[norm])
     one = dtype(1)
     for b in range(lanes):
         inverse[b] = one / dtype(math.sqrt(inverse[b] / dtype(num_rows) + epsilon))
     if member == 0:
-        kept_mean, kept_inverse = kept_statistics(plan, norm, t, dtype)
+        kept_mean, kept_inverse = kept_statistics(call, norm, t, dtype)
         kept_mean[:] = mean
         kept_inverse[:] = inverse
     return mean, inverse
 
 
 @compiled
-def kept_statistics(plan, norm, t, dtype):
+def kept_statistics(call, norm, t, dtype):
     """Mean and inverse standard deviation [W] that a norm met at a step."""
-    history = history_at(plan, plan.statistics, 2 * (plan.num_layers + 1), dtype)
-    s = t * plan.lanes
-    return row_of(history, 2 * norm, s, plan.lanes), row_of(history, 2 * norm + 1, s, plan.lanes)
+    history = history_at(call, call.statistics, 2 * (call.num_layers + 1), dtype)
+    s = t * call.lanes
+    return row_of(history, 2 * norm, s, call.lanes), row_of(history, 2 * norm + 1, s, call.lanes)
 
 
 @compiled
-def normalize(plan, norm, y, x, low, high, mean, inverse, dtype):
+def normalize(call, norm, y, x, low, high, mean, inverse, dtype):
     """Rows of y from those of x, which may be the same."""
-    packed, weights = packed_weights(plan, dtype), norm_start(plan, norm)
+    packed, weights = packed_weights(call, dtype), norm_start(call, norm)
     biases = weights + y.shape[0]
     for row in range(low, high):
         weight, bias = packed[weights + row], packed[biases + row]
-        target, source = row_of(y, row, 0, plan.lanes), row_of(x, row, 0, plan.lanes)
-        for b in range(plan.lanes):
+        target, source = row_of(y, row, 0, call.lanes), row_of(x, row, 0, call.lanes)
+        for b in range(call.lanes):
             target[b] = (source[b] - mean[b]) * inverse[b] * weight + bias
 
 
 @compiled
-def note_norm_grads(plan, norm, grads, inputs, low, high, member, t, dtype):
+def note_norm_grads(call, norm, grads, inputs, low, high, member, t, dtype):
     """Note this thread's part of the two sums over rows that a norm's gradient needs.
 
     Adds to the gradients of the norm's weight and bias too.
     """
-    lanes = plan.lanes
-    packed, start = packed_weights(plan, dtype), norm_start(plan, norm)
-    context, hidden = padded_rows(plan.context_dim), padded_rows(plan.hidden_dim)
+    lanes = call.lanes
+    packed, start = packed_weights(call, dtype), norm_start(call, norm)
+    context, hidden = padded_rows(call.context_dim), padded_rows(call.hidden_dim)
     rows = context if norm == 0 else hidden
     above = 0 if norm == 0 else 2 * context + (norm - 1) * 2 * hidden
-    sums = array_at(plan.norm_grads, above + 2 * rows, lanes, dtype)
-    mean, inverse = kept_statistics(plan, norm, t, dtype)
-    partials = array_at(plan.partials, 2 * plan.num_threads, lanes, dtype)
+    sums = array_at(call.norm_grads, above + 2 * rows, lanes, dtype)
+    mean, inverse = kept_statistics(call, norm, t, dtype)
+    partials = array_at(call.partials, 2 * call.num_threads, lanes, dtype)
     plain, along = (
         row_of(partials, 2 * member, 0, lanes),
         row_of(partials, 2 * member + 1, 0, lanes),
@@ -130,13 +130,13 @@ def note_norm_grads(plan, norm, grads, inputs, low, high, member, t, dtype):
 
 
 @compiled
-def norm_backward(plan, norm, num_rows, grads, inputs, low, high, member, t, out, adds, dtype):
+def norm_backward(call, norm, num_rows, grads, inputs, low, high, member, t, out, adds, dtype):
     """The gradient of a norm's inputs, in or added to this thread's rows of `out`."""
-    lanes, threads = plan.lanes, plan.num_threads
-    packed, start = packed_weights(plan, dtype), norm_start(plan, norm)
-    mean, inverse = kept_statistics(plan, norm, t, dtype)
-    partials = array_at(plan.partials, 2 * threads, lanes, dtype)
-    moments = array_at(plan.moments, 2 * threads, lanes, dtype)
+    lanes, threads = call.lanes, call.num_threads
+    packed, start = packed_weights(call, dtype), norm_start(call, norm)
+    mean, inverse = kept_statistics(call, norm, t, dtype)
+    partials = array_at(call.partials, 2 * threads, lanes, dtype)
+    moments = array_at(call.moments, 2 * threads, lanes, dtype)
     plain, along = row_of(moments, 2 * member, 0, lanes), row_of(moments, 2 * member + 1, 0, lanes)
     plain[:] = dtype(0)
     along[:] = dtype(0)

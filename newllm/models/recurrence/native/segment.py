@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from newllm.models.recurrence.native import launch
 from newllm.models.recurrence.native.buffers import Buffers
-from newllm.models.recurrence.native.plan import lanes_of, padded
+from newllm.models.recurrence.native.call import lanes_of, padded
 from newllm.models.recurrence.native.team import num_threads
 from newllm.models.recurrence.native.weights import Weights
 from newllm.models.recurrence.reference import DropoutMasks
@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
 
 class Segment:
-    """The arrays of one segment and the plan that tells `native` of them.
+    """The arrays of one segment and the call that tells `native` of them.
 
     Feature-major as there: a history is [N, K * W] and some padding.
 

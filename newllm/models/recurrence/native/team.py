@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from newllm.models.recurrence.native.plan import PANEL
+from newllm.models.recurrence.native.call import PANEL
 from newllm.models.recurrence.native.tile import compiled
 
 SPINS = 1 << 14  # looks at a barrier before a thread lets others have its core
@@ -60,12 +60,12 @@ def let_others_run(typing_context: Any) -> Any:
 
 
 @compiled
-def meet(plan):
+def meet(call):
     """Wait until all threads are here."""
-    if plan.num_threads > 1:
-        counter = plan.sync + LINE_BYTES  # in another line of the cache than the tickets
+    if call.num_threads > 1:
+        counter = call.sync + LINE_BYTES  # in another line of the cache than the tickets
         arrived = fetch_add(counter)
-        goal = (arrived // plan.num_threads + 1) * plan.num_threads
+        goal = (arrived // call.num_threads + 1) * call.num_threads
         spins = 0
         while look(counter) < goal:
             spins += 1

@@ -8,7 +8,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from newllm.models.recurrence.native.plan import PANEL, VECTOR_BYTES
+from newllm.models.recurrence.native.call import PANEL, VECTOR_BYTES
 
 # With numpy's rules a division by zero is no exception, whose checks would cost the vector code.
 # Nothing of Python calls these functions, so the ways in for it need not be compiled.

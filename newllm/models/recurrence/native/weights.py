@@ -10,7 +10,7 @@ from newllm.models.cell import Cell, ContextCell
 from newllm.models.fnn import PlainFNN, ResidualFNN
 from newllm.models.gating import Additive, LSTMGating
 from newllm.models.recurrence.native.buffers import Buffers, Memory
-from newllm.models.recurrence.native.plan import padded
+from newllm.models.recurrence.native.call import padded
 
 
 def has_native_code(cell: Cell) -> bool:

@@ -23,7 +23,7 @@ ADDRESSES = (
     *BACKWARD,
 )
 # All that a call knows: numbers and addresses, by name.
-PLAN = np.dtype(
+CALL = np.dtype(
     [(name, np.int64) for name in (*FLAGS, *SIZES, *ADDRESSES)]
     + [("scale", np.float64), ("clip", np.float64)]
 )
