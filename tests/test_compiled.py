@@ -126,14 +126,14 @@ def test_a_failing_compiler_leaves_the_plain_loop(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no C++ compiler\nat all")
 
-    monkeypatch.setattr("newllm.models.recurrence.compiled._kernels", fail)
+    monkeypatch.setattr("newllm.models.recurrence.step._kernels", fail)
     cell = DeltaMemory(E).double()
     torch.testing.assert_close(results(Compiled(), cell, 2), results(Reference(), cell, 2))
     assert "DeltaMemory: not compiled, so slower; no C++ compiler\n" in capfd.readouterr().err
 
 
 def test_a_compiler_that_is_wrong_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from newllm.models.recurrence import compiled as module
+    from newllm.models.recurrence import step as module
 
     kernels = module._kernels
 

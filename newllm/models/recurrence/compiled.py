@@ -1,90 +1,28 @@
-"""Any cell over time, faster than the plain loop: its step is compiled, forward and backward.
+"""Any cell over time, faster than the plain loop: a loop over its compiled step, outside of autograd.
 
-The loop over time runs outside of autograd. In the compiled step a Linear reads its weight as a
-constant, and in the place of its bias an addend of that step alone. The gradient of the addend is
-that of the Linear's output; with what the Linear read, it gives the gradient of the weight in one
-product for all steps, instead of one for each.
-
-Shapes: B batch, T time (tokens), E input, H output, I and O features of a Linear, R its rows.
+Shapes: B batch, T time (tokens), E input, H output, R rows and I and O features of a Linear.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from itertools import islice, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from newllm.models.cell import Cell
-from newllm.models.layer import State, where_row
+from newllm.models.layer import State
 from newllm.models.recurrence.notice import tell_of_compiling
 from newllm.models.recurrence.reference import DropoutMasks, roll
+from newllm.models.recurrence.step import Given, Step, Use, compile_step, linears_of, others_of
 
 SECONDS = 10  # that compiling takes, roughly
-TOLERANCE = 1e-3  # of the largest value, by which a compiled step may differ from the cell
-Kernel = Callable[[list[Tensor]], Sequence[Any]]
 Gradients = list[Tensor | None]
-
-
-class Given(NamedTuple):
-    """What a step is given; the first four anew at each token."""
-
-    inputs: Tensor
-    state: Sequence[Tensor]
-    masks: Sequence[Tensor]
-    flags: Sequence[Tensor]  # bool [B]: padding; resets, where there are any
-    initial: Sequence[Tensor]  # the state after a reset; nothing where there is none
-    addends: Sequence[Tensor]  # [B, O], one for each use of a Linear
-    weights: Sequence[Tensor]  # of the Linears, [O, I]
-    others: Sequence[Tensor]  # all other parameters and buffers
-
-    def flat(self) -> list[Tensor]:
-        """All tensors in order."""
-        return [self.inputs, *(tensor for group in self[1:] for tensor in group)]
-
-    def grouped(self, flat: Iterable[Any]) -> Given:
-        """Items in the order of `flat`, in groups as large as those here."""
-        items = iter(flat)
-        return Given(next(items), *(list(islice(items, len(group))) for group in self[1:]))
-
-
-class Use(NamedTuple):
-    """A use of a Linear in a step: which one, and which result of the step it reads."""
-
-    number: int
-    source: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """A compiled step.
-
-    Attributes:
-        forward: from what a step is given to its output, its state, what else its Linears read,
-            and what is kept for `backward`.
-        backward: from what was kept, and the gradients of output and state, to those of all given.
-        example: what it was compiled for.
-        uses: of Linears, in order.
-    """
-
-    forward: Kernel
-    backward: Kernel
-    example: Given
-    uses: tuple[Use, ...]
-
-    @property
-    def batch_size(self) -> int:
-        return len(self.example.inputs)
 
 
 class Compiled:
@@ -142,18 +80,6 @@ def _compiled_or_none(chunk: Chunk) -> Step | None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"{type(chunk.cell).__name__}: not compiled, so slower; {reason}", file=sys.stderr)
         return None
-
-
-def linears_of(cell: Cell) -> list[nn.Linear]:
-    """The parts of a cell whose weights get their gradients after the loop."""
-    return [part for part in cell.modules() if type(part) is nn.Linear]
-
-
-def others_of(cell: Cell) -> dict[str, Tensor]:
-    """All parameters and buffers of a cell that belong to no such part, by name."""
-    of_linears = {id(weight) for linear in linears_of(cell) for weight in linear.parameters()}
-    named = dict(cell.named_parameters()) | dict(cell.named_buffers())
-    return {name: tensor for name, tensor in named.items() if id(tensor) not in of_linears}
 
 
 class Chunk:
@@ -330,164 +256,3 @@ def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
     return first.add_(second)
-
-
-def compile_step(cell: Cell, first: Given) -> Step:
-    """Compile the step of a cell.
-
-    Args:
-        cell: in the mode that it is used in.
-        first: what its first step is given, without addends.
-
-    Raises:
-        ValueError: what was compiled does not give what the cell gives.
-        Exception: whatever else the compiler has against it.
-    """
-    linears = linears_of(cell)
-    addends: list[Tensor] = []
-
-    def output_of(use: int, number: int, inputs: Tensor) -> Tensor:
-        output = F.linear(inputs, linears[number].weight, linears[number].bias)
-        addends.append(torch.zeros_like(output))
-        return output
-
-    with torch.no_grad():
-        _, uses = _pure_step(cell, first, output_of)
-    example = first._replace(addends=addends)
-    flat = [_leaf(tensor) for tensor in example.flat()]
-    example = example.grouped(flat)
-    for weight_OI in example.weights:
-        weight_OI.requires_grad_(False)
-
-    def step(*flat: Tensor) -> list[Tensor]:
-        given = example.grouped(flat)
-
-        def sum_of(use: int, number: int, inputs: Tensor) -> Tensor:
-            addend, weight_OI = given.addends[use], given.weights[number]
-            rows = torch.addmm(addend.flatten(0, -2), inputs.flatten(0, -2), weight_OI.t())
-            return rows.view_as(addend)
-
-        return _pure_step(cell, given, sum_of)[0]
-
-    compiled = Step(*_kernels(step, flat), example, uses)
-    _check(compiled, step, flat)
-    return compiled
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    """A copy that can have a gradient, if it is one of numbers."""
-    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return copy.requires_grad_(copy.is_floating_point())
-
-
-def _pure_step(
-    cell: Cell, given: Given, linear: Callable[[int, int, Tensor], Tensor]
-) -> tuple[list[Tensor], tuple[Use, ...]]:
-    """A step of a cell as a function of tensors.
-
-    Args:
-        cell: whose step.
-        given: to it.
-        linear: `linear(use, number, inputs)` is the output of a Linear, at its use of this number.
-
-    Returns:
-        The output, the state, and whatever else a Linear read, copied so that no two share their
-        memory; and the uses of Linears.
-    """
-    read: dict[int, Tensor] = {}
-    sources: list[tuple[int, int]] = []
-
-    def use(number: int, inputs: Tensor) -> Tensor:
-        read[id(inputs)] = inputs
-        sources.append((number, id(inputs)))
-        return linear(len(sources) - 1, number, inputs)
-
-    pad_B, *resets = given.flags
-    state = tuple(given.state)
-    for reset_B in resets:
-        state = where_row(reset_B, tuple(given.initial), state)
-    named = dict(zip(others_of(cell), given.others, strict=True))
-    with _linears_replaced(cell, use):
-        arguments = given.inputs, state, list(given.masks) or None
-        output_BH, after, _ = functional_call(cell, named, arguments)
-    results = [output_BH.clone(), *where_row(pad_B, state, after)]
-    places = {id(output_BH): 0}
-    for key, tensor in read.items():
-        if key not in places:
-            places[key] = len(results)
-            results.append(tensor.detach().clone())
-    return results, tuple(Use(number, places[key]) for number, key in sources)
-
-
-@contextmanager
-def _linears_replaced(cell: Cell, use: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Within this context a call of a Linear is one of `use(its number, what it reads)`."""
-    linears = linears_of(cell)
-    try:
-        for number, linear in enumerate(linears):
-            linear.forward = partial(use, number)  # type: ignore[method-assign]
-        yield
-    finally:
-        for linear in linears:
-            vars(linear).pop("forward", None)
-
-
-def _kernels(step: Callable[..., list[Tensor]], flat: list[Tensor]) -> tuple[Kernel, Kernel]:
-    """What the compiler makes of a step and of its way back.
-
-    To call torch's own compiled function would cost as much as the step itself. So its two halves
-    are caught on their way into it, to be called as they are.
-    """
-    # Here, because they take seconds to import.
-    from functorch.compile import aot_function, min_cut_rematerialization_partition
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
-
-    halves: list[Kernel] = []
-
-    def compile_half(graph: Any, inputs: Sequence[Tensor], is_backward: bool) -> Kernel:
-        for node in graph.graph.nodes:
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise ValueError(f"its step draws random numbers ({node.target})")
-        halves.append(compile_fx_inner(graph, inputs, is_backward=is_backward))
-        return halves[-1]
-
-    outputs = aot_function(
-        step,
-        partial(compile_half, is_backward=False),
-        partial(compile_half, is_backward=True),
-        min_cut_rematerialization_partition,
-        decompositions=select_decomp_table(),
-    )(*flat)
-    # The way back is compiled when it is first gone.
-    learned = [output for output in outputs if output.requires_grad]
-    torch.autograd.backward(learned, [torch.ones_like(output) for output in learned])
-    forward, backward = halves
-    return forward, backward
-
-
-def _check(step: Step, source: Callable[..., list[Tensor]], flat: list[Tensor]) -> None:
-    """Compare a compiled step with its source: values, and gradients of all that it is given.
-
-    Raises:
-        ValueError: they differ.
-    """
-    expected = source(*flat)
-    results = step.forward([tensor.detach() for tensor in flat])
-    learned = [result for result in expected if result.requires_grad]
-    generator = torch.Generator().manual_seed(0)
-    grads = [torch.randn(result.shape, generator=generator).to(result) for result in learned]
-    given = [tensor for tensor in flat if tensor.requires_grad]
-    of_given = torch.autograd.grad(learned, given, grads, allow_unused=True, materialize_grads=True)
-    found = [
-        torch.zeros_like(tensor) if grad is None else grad
-        for grad, tensor in zip(
-            step.backward([*results[len(expected) :], *grads]), flat, strict=True
-        )
-        if tensor.requires_grad
-    ]
-    pairs = [*zip(results, expected, strict=False), *zip(found, of_given, strict=True)]
-    for one, other in pairs:
-        largest = float(other.detach().abs().amax()) if other.numel() else 0.0
-        if not torch.allclose(one.to(other), other, rtol=0, atol=TOLERANCE * largest):
-            raise ValueError("the compiler gives other numbers than the cell")
