@@ -1,4 +1,4 @@
-"""Any cell over time, faster than the plain loop: a loop over its compiled step, outside of autograd.
+"""Any cell over time, faster than the plain loop: a loop over its compiled step, without autograd.
 
 Shapes: B batch, T time (tokens), E input, H output, R rows and I and O features of a Linear.
 """
