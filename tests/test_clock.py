@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from newllm.data.batch import Batch, device_of, on_device_of
 from newllm.models.language_model import LanguageModel, score_logits
+from newllm.models.torch_rnn import GRU
 from newllm.training.clipping import GradientClip
 from newllm.training.clock import Every
 from newllm.training.estimate import estimate
@@ -195,26 +196,9 @@ def test_slices_have_metrics_of_their_own() -> None:
         Scores(["f1"])
 
 
-class LastWord(LanguageModel):
-    """Predicts from the last token alone."""
-
-    description = "last word"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.vocabulary_size = 20
-        self.embedding, self.output = nn.Embedding(20, 4), nn.Linear(4, 20)
-
-    def forward(self, tokens: Tensor, state: Any = None, reset: Any = None) -> tuple[Tensor, None]:
-        return self.output(self.embedding(tokens)), None
-
-    def state_bytes(self, num_tokens: int) -> int:
-        return 0
-
-
 def test_a_batch_is_scored_where_the_model_is() -> None:
     """On the device `meta`, which computes nothing."""
-    model = LastWord().to("meta")
+    model = LanguageModel(20, 4, [GRU], hidden_dim=4, num_layers=1).to("meta")
     module = LanguageModule(model, torch.optim.Adam, None, GradientClip([]), 1)
     tokens_BT, row_B = torch.full((2, 5), 4), torch.arange(2)
     reset_BT = torch.zeros(2, 5, dtype=torch.bool)

@@ -1,5 +1,6 @@
 """The steps before the first step: what they compile, what they leave alone, what they foretell."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY_CONTEXT, Compose
 
+from newllm.models.recurrence import notice
 from newllm.models.recurrence.native import launch
 from newllm.sweeps.jobs import Job, duration, side_by_side_seconds
 from newllm.training import estimate as module
@@ -73,12 +75,12 @@ def test_an_evaluation_compiles_no_way_back(
 def test_a_long_wait_is_told_once_and_how_long_it_was(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "PATIENCE", 0.0)
+    monkeypatch.setattr(notice, "PATIENCE", 0.0)
     monkeypatch.setattr(launch, "_ready", {})
-    monkeypatch.setattr(launch, "_compiled", lambda direction, dtype: launch.time.sleep(0.1))
+    monkeypatch.setattr(launch, "_compiled", lambda direction, dtype: time.sleep(0.1))
     for _ in range(2):
         launch.prepare(("forward", "backward"), torch.float32)
-    assert capsys.readouterr().err == f"{launch.NOTICE} 0 s\n"
+    assert capsys.readouterr().err == f"compiling {launch.WHAT} (some {launch.SECONDS} s) ... 0 s\n"
 
 
 def test_the_steps_before_change_nothing_of_the_run(

@@ -22,6 +22,7 @@ from small_models import context_model, hybrid, mingru_model, transformer
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from newllm.data.batch import IGNORE
 from newllm.models import language_model
 from newllm.models.cell import ContextCell
 from newllm.models.contract import check_cell
@@ -398,7 +399,8 @@ def score_gradients(model: LanguageModel, recompute: bool, num_tokens: int) -> l
     reset_BT = torch.rand(4, num_tokens) < 0.2
     model.recompute = recompute
     torch.manual_seed(1)
-    loss_BT, correct_BT, state = model.score(tokens_BT[:, :-1], tokens_BT[:, 1:], None, reset_BT)
+    targets_BT = tokens_BT[:, 1:].masked_fill(tokens_BT[:, 1:] == 0, IGNORE)
+    loss_BT, correct_BT, state = model.score(tokens_BT[:, :-1], targets_BT, None, reset_BT)
     loss_BT.sum().backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     model.zero_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from newllm.data.batch import IGNORE
 from newllm.data.tokenizer import PAD
 from newllm.models.gating import LSTMGating
 from newllm.models.initialization import variance_preserving
@@ -216,10 +217,12 @@ def test_scores_are_cross_entropies_of_the_logits(name: str) -> None:
     model = build(name)
     _, state = model(random_tokens(5, 3))
     targets = PADDED.roll(-1, dims=1)
+    targets = targets.masked_fill(targets == PAD, IGNORE)
     loss_BT, correct_BT, after = model.score(PADDED, targets, state, RESETS)
     logits_BTV, expected = model(PADDED, state, RESETS)
     log_BTV = logits_BTV.log_softmax(-1)
-    wanted_BT = -log_BTV.gather(-1, targets[..., None])[..., 0].where(targets != PAD, 0)
+    wanted_BT = -log_BTV.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    wanted_BT = wanted_BT.where(targets != IGNORE, 0)
     torch.testing.assert_close(loss_BT, wanted_BT, atol=1e-10, rtol=0)
     assert torch.equal(correct_BT, log_BTV.argmax(-1) == targets)
     torch.testing.assert_close(after, expected)

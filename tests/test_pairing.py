@@ -5,7 +5,7 @@ import pytest
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import compare
 from newllm.statistics.pairing import compare_sides, start_alike
-from newllm.studies.claims import PROPERTIES
+from newllm.studies.claims.verdicts import PROPERTIES
 
 FIRST = {1: 6.15, 2: 5.97, 3: 5.89}
 SECOND = {**FIRST, 4: 7.0, 5: 6.5}

@@ -110,16 +110,20 @@ class _Check:
         self.faults: list[str] = []
         self._trust = trust
 
-    def read(self, content: Any, name: str) -> Any:
+    def read(self, content: Any, name: str, is_part: bool = False) -> Any:
+        """Make parts; `is_part` inside of another one, which alone could give what is missing."""
         if isinstance(content, list):
-            return [self.read(item, f"{name}[{index}]") for index, item in enumerate(content)]
+            items = enumerate(content)
+            return [self.read(item, f"{name}[{index}]", is_part) for index, item in items]
         if content == "???":
             self.faults.append(f"{name}=???: lacks a value; set it")
         if not isinstance(content, dict):
             return content
         target = self._target(content, name) if "_target_" in content else None
+        if target and is_part and not content.get("_partial_"):
+            self.faults += _missing(content, name, target)
         arguments = {
-            key: self.read(value, _joined(name, key))
+            key: self.read(value, _joined(name, key), is_part or target is not None)
             for key, value in content.items()
             if "_target_" not in content or key not in SPECIAL
         }
@@ -145,6 +149,20 @@ class _Check:
 
 def _joined(name: str, key: Any) -> str:
     return ".".join(filter(None, (name, str(key))))
+
+
+def _missing(content: dict[str, Any], name: str, target: Any) -> Iterator[str]:
+    """A line if a part lacks arguments that it cannot be built without."""
+    lacking = [
+        key
+        for key, parameter in inspect.signature(target).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and key not in content
+    ]
+    if lacking:
+        remedy = "set it, or write _partial_: true if another part is to give it"
+        yield f"{name}: {_taker(content)} lacks {', '.join(lacking)}; {remedy}"
 
 
 def _argument_faults(

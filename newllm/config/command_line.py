@@ -95,10 +95,20 @@ def _initialised(own_folder: str | None) -> Iterator[ConfigLoader]:
         loader = GlobalHydra.instance().config_loader()
         if own_folder:
             folder = Path(own_folder).resolve()
+            if shadowed := list(_shadowed(folder)):
+                raise ConfigFault(shadowed)
             # Hydra wants its source of schemas to stay the last one.
             loader.get_search_path().prepend("command line", f"file://{folder}", "schema")
             loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
         yield loader
+
+
+def _shadowed(folder: Path) -> Iterator[str]:
+    """Options of a user's own that Hydra would pass over for those of the package."""
+    for file in sorted(folder.rglob("*.yaml")):
+        name = file.relative_to(folder)
+        if (conf_directory() / name).is_file():
+            yield f"--config-dir {folder}: newllm has {name} already; give yours another name"
 
 
 def _place_faults(config: DictConfig, key: str) -> Iterator[str]:

@@ -132,9 +132,9 @@ def _shape(value: object) -> str:
 def surely(condition: Tensor) -> bool:
     """Whether a condition holds, for short cuts that change no result.
 
-    While a model is exported no value is known yet, and nothing is sure.
+    While a model is exported, and on the device `meta`, no value is known and nothing is sure.
     """
-    return not torch.compiler.is_exporting() and bool(condition)
+    return not (torch.compiler.is_exporting() or condition.is_meta) and bool(condition)
 
 
 def padding_only_trails(real_BT: Tensor) -> bool:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from newllm.models.cell import Cell
 from newllm.models.layer import Layer, State
-from newllm.models.recurrence.reference import DropoutMasks, Intervene, Recurrence, Reference, roll
-
-REFERENCE = Reference()
+from newllm.models.recurrence.fused import Fused
+from newllm.models.recurrence.reference import DropoutMasks, Intervene, Recurrence, roll
 
 
 class Rollout(NamedTuple):
@@ -31,7 +30,7 @@ class Recurrent(Layer):
     Args:
         input_dim: width of the input.
         cell: makes the cell from `input_dim` and the settings.
-        recurrence: carries it over time.
+        recurrence: carries it over time; None means `Fused`.
         settings: of the cell.
     """
 
@@ -39,7 +38,7 @@ class Recurrent(Layer):
         self,
         input_dim: int,
         cell: Callable[..., Cell],
-        recurrence: Recurrence = REFERENCE,
+        recurrence: Recurrence | None = None,
         **settings: object,
     ) -> None:
         made = cell(input_dim, **settings)
@@ -47,7 +46,7 @@ class Recurrent(Layer):
             raise ValueError(f"{type(made).__name__}: is no Cell, which a recurrent layer needs")
         super().__init__(input_dim, made.output_dim)
         self.cell = made
-        self.recurrence = recurrence
+        self.recurrence = recurrence or Fused()
 
     def forward(
         self,

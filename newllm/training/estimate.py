@@ -24,7 +24,7 @@ from newllm.training.module import LanguageModule
 from newllm.training.precision import weight_dtype
 from newllm.training.step_validation import StepValidation
 
-WARM_UP_SENTENCES, WARM_UP_TOKENS = 2, 8
+WARM_UP_TOKENS = 8
 CONSIDERED = 500  # batches among which samples are chosen
 # What Lightning, the loggers and the tables add, measured on two cores.
 SECONDS_A_STEP, SECONDS_AN_EPOCH, SECONDS_A_RUN = 0.002, 0.1, 2.0
@@ -45,15 +45,15 @@ class Estimate:
 def warm_up(experiment: Experiment) -> None:
     """Let everything that is compiled on demand be compiled before the first step."""
     batch = experiment.source.train.batch(0, 0)
-    rows, first = slice(0, WARM_UP_SENTENCES), slice(0, WARM_UP_TOKENS)
-    reset_BT = None if batch.reset_BT is None else batch.reset_BT[rows, first]
-    few = Batch(
-        batch.tokens_BT[rows, first],
-        batch.targets_BT[rows, first],
-        batch.sentence_B[rows],
+    first = slice(0, WARM_UP_TOKENS)
+    reset_BT = None if batch.reset_BT is None else batch.reset_BT[:, first]
+    # All rows, since the step of a cell of one's own is compiled for as many.
+    start = batch._replace(
+        tokens_BT=batch.tokens_BT[:, first],
+        targets_BT=batch.targets_BT[:, first],
         reset_BT=reset_BT,
     )
-    _Rehearsal(experiment).step(few)
+    _Rehearsal(experiment).step(start)
 
 
 def estimate(experiment: Experiment, num_samples: int = 10) -> Estimate:

@@ -12,7 +12,7 @@ from itertools import islice, repeat
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from newllm.models.cell import Cell
@@ -23,6 +23,9 @@ from newllm.models.recurrence.step import Given, Step, Use, compile_step, linear
 
 SECONDS = 10  # that compiling takes, roughly
 Gradients = list[Tensor | None]
+PLAIN = (bool, int, float, str, type)
+# What every module has, but for hooks that are called in a step.
+OF_TORCH = vars(nn.Module()).keys() - {"training", "_forward_hooks", "_forward_pre_hooks"}
 
 
 class Compiled:
@@ -66,19 +69,23 @@ class Compiled:
         kind = chunk.kind
         known = self._steps.get(kind)
         if kind not in self._steps or (known and known.batch_size < chunk.batch_size):
-            with tell_of_compiling(SECONDS):
-                self._steps[kind] = _compiled_or_none(chunk)
+            self._steps[kind] = _compiled_or_none(chunk)
         return self._steps[kind]
 
 
 def _compiled_or_none(chunk: Chunk) -> Step | None:
+    name = type(chunk.cell).__name__
     try:
+        # The compiler's warnings are nothing that anybody here could act on.
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # the compiler's own, that nobody here can act on
-            return compile_step(chunk.cell, chunk.first)
+            warnings.simplefilter("ignore")
+            with tell_of_compiling(f"a step of {name}", SECONDS):
+                return compile_step(chunk.cell, chunk.first)
     except Exception as error:  # a compiler raises many kinds, and the plain loop is always right
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"{type(chunk.cell).__name__}: not compiled, so slower; {reason}", file=sys.stderr)
+        if "FakeTensor" in reason:
+            reason = "a tensor that it reads is no parameter or buffer, or a Linear is not called"
+        print(f"{name}: not compiled, so slower; {reason}", file=sys.stderr)
         return None
 
 
@@ -108,7 +115,7 @@ class Chunk:
             (
                 name,
                 type(part),
-                *((key, value) for key, value in vars(part).items() if _plain(value)),
+                *((key, _frozen(own)) for key, own in vars(part).items() if key not in OF_TORCH),
             )
             for name, part in self.cell.named_modules()
         )
@@ -155,8 +162,26 @@ class Chunk:
         return outputs_TBH.transpose(0, 1)[: self.batch_size], after
 
 
-def _plain(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
+def _frozen(value: Any) -> Any:
+    """A setting as a key: equal where the setting is, or the very same object."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    return value if value is None or isinstance(value, PLAIN) else Same(value)
+
+
+class Same:
+    """Equal to itself alone; keeps what it stands for alive, so that no other takes its place."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
 
 
 class _Read(torch.autograd.Function):

@@ -10,18 +10,18 @@ PATIENCE = 2.0  # seconds; to load what was compiled before takes less
 
 
 @contextmanager
-def tell_of_compiling(seconds: int) -> Iterator[None]:
-    """Say that the recurrence is compiled, unless it is quick; then how long it took.
+def tell_of_compiling(what: str, seconds: int) -> Iterator[None]:
+    """Say what is compiled, unless it is quick; then how long it took.
 
     Args:
+        what: is compiled.
         seconds: that it takes, roughly.
     """
     started, said = time.monotonic(), threading.Event()
 
     def say() -> None:
         said.set()
-        text = f"compiling the recurrence for this processor (some {seconds} s, this once) ..."
-        print(text, end="", flush=True, file=sys.stderr)
+        print(f"compiling {what} (some {seconds} s) ...", end="", flush=True, file=sys.stderr)
 
     timer = threading.Timer(PATIENCE, say)
     timer.start()

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -163,9 +163,10 @@ def roll(
     for t, step_masks in zip(range(num_steps), of_steps, strict=False):
         if reset_BT is not None and initial is not None:
             state = where_row(reset_BT[:, t], initial, state)
-        output_BH, after, gates = cell(inputs_BTE[:, t], state, step_masks)
+        results = cell(inputs_BTE[:, t], state, step_masks)
         if t == 0:
-            _check_step(cell, batch_size, output_BH, after, state)
+            _check_step(cell, batch_size, results, state)
+        output_BH, after, gates = results
         state = after if pad_BT is None else where_row(pad_BT[:, t], state, after)
         if watch is not None:
             state = watch(t, state, gates)
@@ -173,11 +174,22 @@ def roll(
     return torch.stack(outputs, dim=1), state
 
 
-def _check_step(
-    cell: Cell, batch_size: int, output_BH: Tensor, state: State, before: State
-) -> None:
+def _check_step(cell: Cell, batch_size: int, results: Any, before: State) -> None:
+    """Raise a ValueError with the cell's name for whatever a step returns of another form."""
     name = f"{type(cell).__name__} ({cell.description})"
+    if not (isinstance(results, tuple) and len(results) == 3 and isinstance(results[2], dict)):
+        raise ValueError(f"{name}: a step must return an output, a state, and a dict of gates")
+    output_BH, state, gates = results
     check_shapes(name, output_BH, (batch_size, cell.output_dim), state)
-    shapes, wanted = ([list(part.shape) for part in parts] for parts in (state, before))
-    if shapes != wanted:
-        raise ValueError(f"{name}: its state must keep its shapes, {wanted}, but is {shapes}")
+    forms, wanted = (
+        [(list(part.shape), part.dtype) for part in parts] for parts in (state, before)
+    )
+    if forms != wanted:
+        raise ValueError(
+            f"{name}: a step must keep the shapes and types of its state, {wanted}, not {forms}"
+        )
+    for gate, values in gates.items():
+        if not isinstance(values, Tensor) or values.dim() < 1 or len(values) != batch_size:
+            raise ValueError(
+                f"{name}: gate {gate} must be a tensor whose first dimension is the batch"
+            )

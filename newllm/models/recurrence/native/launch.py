@@ -20,6 +20,7 @@ from newllm.models.recurrence.native.forward import forward
 from newllm.models.recurrence.native.team import run_on_team
 from newllm.models.recurrence.notice import tell_of_compiling
 
+WHAT = "the recurrence for this processor"
 SECONDS = 15  # that compiling takes, roughly
 
 
@@ -63,7 +64,7 @@ def prepare(directions: Collection[str], dtype: torch.dtype) -> None:
     """
     if all((direction, dtype) in _ready for direction in directions):
         return
-    with _one_at_a_time(), tell_of_compiling(SECONDS):
+    with _one_at_a_time(), tell_of_compiling(WHAT, SECONDS):
         for direction in directions:
             if (direction, dtype) not in _ready:
                 _ready[direction, dtype] = _compiled(direction, dtype)
