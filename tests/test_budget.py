@@ -12,7 +12,7 @@ from newllm.config.composed import composed_faults
 from newllm.config.study_file import sweeper_of, variants_of
 from newllm.models.sizes import Budget, nearest_width
 from newllm.runs.identity import config_hash
-from newllm.sweeps.search import draw_trials
+from newllm.config.trials import draw_trials
 from newllm.training.experiment import build_experiment
 
 FAIR = variants_of("fair")

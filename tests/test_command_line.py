@@ -7,6 +7,7 @@ import pytest
 from conftest import Command, faults_of
 
 from newllm.config.command_line import asks_hydra
+from newllm.config.study_file import FORMS
 from newllm.train import main
 
 MODEL_KEYS = (
@@ -176,6 +177,24 @@ FAULTY = {
     ],
     "-m +hydra.sweeper.params={sead:'1,2'}": [
         "hydra.sweeper.params: sead: unknown key; did you mean seed?"
+    ],
+    **{
+        f"-m ++hydra.sweeper.{part}={value}": [
+            f"hydra.sweeper.{part}={shown}: must be {FORMS[part]}"
+        ]
+        for part, value, shown in (
+            ("variants", "5", "5"),
+            ("variants", "{a:5}", "{a}"),
+            ("then", "5", "5"),
+            ("then", "{a:5}", "{a}"),
+            ("trials", "5", "5"),
+            ("trials", "{number:0,seed:1,space:{}}", "{number,seed,space}"),
+            ("trials", "{number:1}", "{number}"),
+        )
+    },
+    "-m +hydra.sweeper.variants={a:[modl]} +hydra.sweeper.then.b={seed:'1,'}": [
+        f"hydra.sweeper.{line}: not an override; write KEY=VALUE, quoting special characters"
+        for line in ("variants: modl", "then: seed=1,")
     ],
     "hydra.run.dir=/proc/nope": [
         "hydra.run.dir=/proc/nope: cannot be written (No such file or directory); "

@@ -18,7 +18,7 @@ from newllm.config.study_file import sweeper_of
 from newllm.runs.identity import config_hash
 from newllm.studies.fair.results import expected_best
 from newllm.sweeps.jobs import Job
-from newllm.sweeps.search import draw_trials
+from newllm.config.trials import draw_trials
 from newllm.sweeps.sweep import sweep
 
 SPACE = sweeper_of("fair")["trials"]["space"]

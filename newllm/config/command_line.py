@@ -21,6 +21,7 @@ from newllm.config.composing import conf_directory
 from newllm.config.folders import folder_faults
 from newllm.config.leftovers import without_leftovers
 from newllm.config.overrides import Composer, Composition, faults_together, in_a_line, is_hydras
+from newllm.config.study_file import FORMS, lines_of
 from newllm.config.values import shown
 
 # Help, completion, or the configuration instead of a run.
@@ -60,7 +61,7 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             faults += _place_faults(
                 found.config, "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
             )
-            faults += _param_faults(composer, found.config)
+            faults += _sweeper_faults(composer, found.config)
         except ConfigFault as error:
             faults += str(error).splitlines()
         if faults:
@@ -90,7 +91,7 @@ def _parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
 
 @contextlib.contextmanager
 def _initialised(own_folder: str | None) -> Iterator[ConfigLoader]:
-    """Hydra, with the package's configuration and before it that of a folder of the user's."""
+    """Initialise Hydra; it looks for a file in the user's folder first, then in the package's."""
     with initialize_config_dir(str(conf_directory()), job_name="train", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         if own_folder:
@@ -139,18 +140,19 @@ def _selected(config: DictConfig, key: str) -> Any:
         raise ConfigFault([f"{key}: {in_a_line(error)}"]) from error
 
 
-def _param_faults(composer: Composer, config: DictConfig) -> Iterator[str]:
-    """The faults of what a sweep's file, or `hydra.sweeper.params` itself, goes over."""
-    params = _selected(config, "hydra.sweeper.params")
-    if not isinstance(params, DictConfig | None):
-        form = "a mapping of keys to values, as in {seed: '1,2'}"
-        yield f"hydra.sweeper.params={shown(params)}: must be {form}"
-        return
-    lines = [f"{key!s}={shown(value)}" for key, value in (params or {}).items()]
-    overrides, faults = composer.parse(lines)
-    for item in overrides:
-        faults += composer.check(config, item)
-    yield from (f"hydra.sweeper.params: {fault}" for fault in faults)
+def _sweeper_faults(composer: Composer, config: DictConfig) -> Iterator[str]:
+    """The faults of what a sweep's file, or a key of `hydra.sweeper`, asks for."""
+    for part, form in FORMS.items():
+        node = _selected(config, f"hydra.sweeper.{part}")
+        try:
+            lines = lines_of(part, node)
+        except ValueError:
+            yield f"hydra.sweeper.{part}={shown(node)}: must be {form}"
+            continue
+        overrides, faults = composer.parse(lines)
+        for item in overrides if part == "params" else ():  # the jobs tell those of the others
+            faults += composer.check(config, item)
+        yield from (f"hydra.sweeper.{part}: {fault}" for fault in faults)
 
 
 def _ready(found: Composition, overrides: Sequence[Override], in_sweep: bool) -> DictConfig:

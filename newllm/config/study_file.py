@@ -22,10 +22,22 @@ from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.composing import conf_directory
+from newllm.config.trials import draw_trials
+from newllm.config.values import shown
 
 ONLY = "only"  # of an entry of `then`: patterns of the variants that it is for
+MOST_TRIALS = 10_000
+# What each part has to be, for messages.
+FORMS = {
+    "params": "a mapping of keys to values, as in {seed: '1,2'}",
+    "variants": "a mapping of names to overrides, as in {deep: ['model.num_layers=12']}",
+    "trials": "a number, a seed and a space, as in "
+    "{number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}",
+    "then": "a mapping of names to values by key, as in {corpora: {data.seed: '1,2'}}",
+}
 
 
 @cache
@@ -48,6 +60,33 @@ def joined(lines: str | Sequence[Any] | None) -> Iterator[str]:
             yield line
         else:
             yield from joined(line)
+
+
+def lines_of(part: str, content: Any) -> list[str]:
+    """All overrides that stand in a part of a sweeper's configuration, or are drawn for it.
+
+    Raises:
+        ValueError: it has not the form that `FORMS` says.
+    """
+    try:
+        if part == "trials" and content:
+            trials = OmegaConf.to_container(content, resolve=True)
+            if not 1 <= trials["number"] <= MOST_TRIALS:
+                raise ValueError("no such number of trials")
+            return draw_trials(**trials | {"number": 1})[0]
+        entries = {} if content is None else dict(content.items())
+        if part == "params":
+            return [f"{key!s}={shown(value)}" for key, value in entries.items()]
+        if part == "variants":
+            return [line for lines in entries.values() for line in joined(lines)]
+        return [
+            line
+            for values in entries.values()
+            for line in lines_of("params", values)
+            if not line.startswith(f"{ONLY}=")
+        ]
+    except (TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:
+        raise ValueError(str(error)) from error
 
 
 def matching(names: Sequence[str], patterns: str) -> list[str]:

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.naming import STUDY, TRIAL, VARIANT
 from newllm.config.study_file import ONLY, joined, matching
-from newllm.sweeps.search import draw_trials
+from newllm.config.trials import draw_trials
 
 Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
 
