@@ -105,7 +105,8 @@ def test_what_a_budget_decides_cannot_be_chosen(compose_config: Compose) -> None
     fault = "model.hidden_dim=8: follows from budget.parameters=200000; drop one of the two"
     assert composed_faults(compose_config(*overrides), overrides) == [fault]
     # What a variant sets for its budget may stand there without one.
-    overrides = [*FAIR["lstm_200k"], "variant=x", "model.hidden_dim=8", "budget.parameters=null"]
+    made = ("study=fair", *FAIR["lstm_200k"], "variant=lstm_200k")
+    overrides = [*made, "model.hidden_dim=8", "budget.parameters=null"]
     assert composed_faults(compose_config(*overrides), overrides) == []
 
 

@@ -15,6 +15,7 @@ MODEL_KEYS = (
     "max_length, dropout, embedding_dropout, output_dropout, fnn, context_clip, gating, "
     "normalization, recurrence, recompute, initialization"
 )
+REMOVED = "experiment=modern recipe.fnn=plain"
 FAULTY = {
     "model=transformer gating=lstm": ["gating=lstm: the chosen model does not read it; drop it"],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
@@ -196,6 +197,22 @@ FAULTY = {
         f"hydra.sweeper.{line}: not an override; write KEY=VALUE, quoting special characters"
         for line in ("variants: modl", "then: seed=1,")
     ],
+    # A run that would pass for a variant of a study and is made otherwise.
+    f"study=ladder {REMOVED} model.hidden_dim=8 variant=remove_residual": [
+        f"variant=remove_residual: sweep=ladder makes it of {REMOVED}; drop study= and variant="
+    ],
+    "study=ladder model=gru variant=modern": [
+        "variant=modern: is an experiment; choose experiment=modern instead"
+    ],
+    "study=ladder model=gru variant=mine": ["variant=mine: sweep=ladder has no such variant"],
+    **{
+        line: [f"{marks}: must be study=STUDY, the lines of a variant, variant=VARIANT"]
+        for line, marks in (
+            ("model=gru variant=phase1_baseline", "variant=phase1_baseline"),
+            (f"{REMOVED} study=ladder", "study=ladder"),
+            (f"model.num_layers=2 study=ladder {REMOVED} variant=x", "study=ladder variant=x"),
+        )
+    },
     "hydra.run.dir=/proc/nope": [
         "hydra.run.dir=/proc/nope: cannot be written (No such file or directory); "
         "choose another folder"
@@ -271,6 +288,8 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "experiment=phase1_baseline model=lstm",
         "budget.parameters=1000000 budget.widths={hidden_dim:1}",
         "name='漢字'",
+        f"hydra.run.dir=x study=ladder {REMOVED} variant=remove_residual model.hidden_dim=8",
+        "study=not_there model=gru variant=mine",
     ],
 )
 def test_good_command_lines_have_no_faults(line: str) -> None:

@@ -12,9 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.budget import PAIRS, decided_sizes
 from newllm.config.build import ConfigFault, target_faults
-from newllm.config.leftovers import chose_another_model, read_file, without_leftovers
+from newllm.config.leftovers import (
+    chose_another_model,
+    read_file,
+    read_variants,
+    without_leftovers,
+)
 from newllm.config.loading import loading
-from newllm.config.naming import beside_variant, split
+from newllm.config.naming import OF_A_SWEEP, STUDY, VARIANT, beside_variant, split
 from newllm.config.origins import (
     descend,
     leaves,
@@ -34,6 +39,8 @@ SETTINGS = (
     "checkpoint_steps",
     *("trusted_packages", "only", "study", "variant", "trial", "hydra"),
 )
+# What may stand before a variant, and no name of a run tells.
+UNNAMED = ("hydra", *OF_A_SWEEP)
 # Groups that bundle other choices: nothing reads them by their name.
 BUNDLES = ("experiment", "recipe", "countermeasure", "sweep")
 
@@ -58,6 +65,7 @@ def choice_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     beside = beside_variant(overrides)  # which may replace what the variant itself chose
     return [
         *_setting_faults(config),
+        *_variant_faults(overrides),
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
         *_idle_choices(config, beside),
@@ -138,6 +146,31 @@ def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str
                 yield f"{fault}; leave it out: '~{key}'"  # it was an argument of another class
             else:
                 yield fault
+
+
+def _variant_faults(overrides: Sequence[str]) -> Iterator[str]:
+    """A line if a run would pass for a variant of a study and is not made as its file says.
+
+    A study whose file is not found has no say, so that a run can be repeated without it.
+    """
+    lines = [line for line in overrides if split(line)[0].partition(".")[0] not in UNNAMED]
+    ends = [line for line in lines if split(line)[0] in (STUDY, VARIANT) and split(line)[1] != "null"]
+    if not ends:
+        return
+    if [split(line)[0] for line in ends] != [STUDY, VARIANT] or lines[0] != ends[0]:
+        yield f"{' '.join(ends)}: must be study=STUDY, the lines of a variant, variant=VARIANT"
+        return
+    study, variant = (split(line)[1] for line in ends)
+    if not (variants := read_variants(study)):
+        return
+    made_of = lines[1 : lines.index(ends[1])]
+    if variant not in variants:
+        yield f"variant={variant}: sweep={study} has no such variant"
+    elif not variants[variant]:
+        yield f"variant={variant}: is an experiment; choose experiment={variant} instead"
+    elif made_of != variants[variant]:
+        wanted = " ".join(variants[variant])
+        yield f"variant={variant}: sweep={study} makes it of {wanted}; drop study= and variant="
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:

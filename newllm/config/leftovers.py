@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.naming import split
 from newllm.config.origins import leaves, raw
+from newllm.config.study_file import joined, lines_of, parted
 
 # Sizes of a model, and the names of sizes that follow from a budget.
 OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
@@ -49,11 +51,32 @@ def chose_another_model(overrides: Sequence[str]) -> bool:
 
 def read_file(path: str) -> dict[str, Any]:
     """What a file of the configuration says, by its group and name; nothing if there is none."""
+    content = _load(path)
+    return raw(content) if isinstance(content, DictConfig) else {}
+
+
+def _load(path: str) -> Any:
     for source in GlobalHydra.instance().config_loader().get_sources():
         if source.available() and source.is_config(path):
-            content = source.load_config(path).config
-            return raw(content) if isinstance(content, DictConfig) else {}
-    return {}
+            return source.load_config(path).config
+    return None
+
+
+def read_variants(study: str) -> dict[str, list[str]]:
+    """The lines that make each variant of a study; nothing if its file is not found."""
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    return _read_variants(study, tuple(source.full_path() for source in sources))
+
+
+@cache
+def _read_variants(study: str, places: tuple[str, ...]) -> dict[str, list[str]]:
+    content = _load(f"sweep/{study}")
+    node = OmegaConf.select(content, "hydra.sweeper.variants") if content else None
+    try:
+        lines_of("variants", node)
+    except ValueError:  # which is told where the study is chosen
+        return {}
+    return {str(name): parted(list(joined(lines)))[0] for name, lines in (node or {}).items()}
 
 
 def keys_of(path: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -60,6 +61,15 @@ def joined(lines: str | Sequence[Any] | None) -> Iterator[str]:
             yield line
         else:
             yield from joined(line)
+
+
+def parted(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What makes a variant, and what is chosen beside it: several values, or its seed."""
+    parsed = zip(lines, OverridesParser.create().parse_overrides(list(lines)), strict=True)
+    beside = [
+        line for line, item in parsed if item.is_sweep_override() or line.startswith("seed=")
+    ]
+    return [line for line in lines if line not in beside], beside
 
 
 def lines_of(part: str, content: Any) -> list[str]:

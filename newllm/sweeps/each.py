@@ -30,7 +30,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.naming import STUDY, TRIAL, VARIANT
-from newllm.config.study_file import ONLY, joined, matching
+from newllm.config.study_file import ONLY, joined, matching, parted
 from newllm.config.trials import draw_trials
 
 Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
@@ -153,10 +153,7 @@ class Each(Sweeper):
 
     def _entries(self, name: str, given: Settings) -> Iterator[_Entry]:
         """A variant, or each of its trials."""
-        own = list(joined(self._variants[name])) if name else []
-        parsed = zip(own, self._parser.parse_overrides(own), strict=True)
-        beside = [line for line, item in parsed if item.is_sweep_override() or _is_seed(line)]
-        made_of = [line for line in own if line not in beside]
+        made_of, beside = parted(list(joined(self._variants[name])) if name else [])
         set_by_it = {item.get_key_element() for item in self._parser.parse_overrides(made_of)}
         params = self._settings(f"{key}={value}" for key, value in self._params.items())
         params = {key: values for key, values in params.items() if key not in set_by_it}
@@ -205,10 +202,6 @@ class Each(Sweeper):
         if faults:
             print("\n".join(f"hydra.sweeper.then: {fault}" for fault in faults), file=sys.stderr)
             sys.exit(1)
-
-
-def _is_seed(line: str) -> bool:
-    return line.startswith("seed=")
 
 
 def _best(entries: Sequence[_Entry], trials: Sequence[JobReturn]) -> list[_Entry]:
