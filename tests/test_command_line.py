@@ -128,6 +128,9 @@ FAULTY = {
     "~model._target_": ["~model._target_: cannot be left out; set it instead"],
     "~model.vocabulary_size": ["~model.vocabulary_size: cannot be left out; set it instead"],
     "~optimizer.lr": ["~optimizer.lr: cannot be left out; set it instead"],
+    "~callbacks.curves=foo": [
+        "~callbacks.curves=foo: {_target_} stands there; write ~callbacks.curves to leave it out"
+    ],
     "~model.nope": ["model.nope: unknown key; model has " + MODEL_KEYS],
     "optimizer._target_=torch.optim.SGD": [
         "optimizer.betas: SGD takes no betas; leave it out: '~optimizer.betas'"
@@ -281,6 +284,7 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "+trainer.val_check_interval=null",
         "recipe=modern budget.parameters=1000 budget.widths={hidden_dim:1} budget.step=2",
         "~callbacks.samples",
+        "optimizer._target_=torch.optim.SGD ~optimizer.betas=[0.9,0.999]",
         "optimizer._target_=torch.optim.SGD ~optimizer.betas",
         "-m hydra.sweeper.params=null seed=1",
         "experiment=modern model=transformer",
@@ -288,6 +292,7 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "experiment=phase1_baseline model=lstm",
         "budget.parameters=1000000 budget.widths={hidden_dim:1}",
         "name='漢字'",
+        "experiment=phase3_gating_wide_long trainer=smoke",
         f"hydra.run.dir=x study=ladder {REMOVED} variant=remove_residual model.hidden_dim=8",
         "study=not_there model=gru variant=mine",
     ],
@@ -312,6 +317,15 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
     assert faults_of([*given, "gating=yours"]) == [
         "gating=yours: no such option; there are lstm, mine, none"
     ]
+
+
+def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: copy_task.Copy\nmax_length: 12\n")
+    given = ["--config-dir", str(tmp_path), "data=mine", "trusted_packages=[copy_task]"]
+    chosen = ["countermeasure=none", "trainer=smoke"]
+    assert faults_of([*given, *chosen]) == []
+    assert faults_of([*given, *chosen, "+data.nope=1"]) == ["data.nope: Copy takes no nope"]
 
 
 @pytest.mark.parametrize(

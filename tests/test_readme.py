@@ -25,7 +25,10 @@ TRAIN = [
     for line in COMMANDS
     if line.startswith(".venv/bin/python -m newllm.train ")
 ]
-SMALL = ["trainer=smoke", "logger=none", "callbacks=none", "threads=1"]
+SMALL = [
+    *("trainer=smoke", "logger=none", "callbacks=none", "threads=1"),
+    *("data.validation_sentences=16", "data.test_sentences=16"),
+]
 
 
 def test_the_readme_has_commands_of_every_kind() -> None:

@@ -210,7 +210,7 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
     """Choices that nothing reads.
 
     What an experiment's file sets may be replaced by a value on the command line, as
-    `trainer.max_epochs=5` replaces `recipe.max_epochs`: that is no fault of anybody.
+    `trainer.max_epochs=5` or `trainer=smoke` replaces `recipe.max_epochs`: that is no fault.
     """
     read = read_nodes(config, READ)
     for key, source in _explicit_choices(beside_variant(overrides)):
@@ -234,10 +234,12 @@ def _is_read(key: str, read: Collection[str]) -> bool:
 
 
 def _read_without_values(source: str, overrides: Sequence[str]) -> Collection[str]:
-    """What would be read of an experiment's file if no single value had been chosen beside it."""
+    """What would be read of an experiment's file without single values, or a trainer, beside it."""
     if not source.startswith("experiment="):
         return ()
-    return read_nodes(_compose([line for line in overrides if "." not in split(line)[0]]), READ)
+    keys = [(split(line)[0], line) for line in overrides]
+    groups = [line for key, line in keys if "." not in key and key != "trainer"]
+    return read_nodes(_compose(groups), READ)
 
 
 def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -34,10 +34,12 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
     holder = descend(content, parent) if parent else content
     exists = isinstance(holder, dict) and leaf in holder
     if item.is_delete():
-        if exists or _borrowed_from(config, key):
-            yield from _deletion_faults(config, item)
-        else:
+        if not exists and not _borrowed_from(config, key):
             yield _unknown(config, key)
+        elif item.value() not in (None, there := _default(config, key)):
+            yield f"{item.input_line}: {shown(there)} stands there; write ~{key} to leave it out"
+        else:
+            yield from _deletion_faults(config, item)
     elif item.is_add() and exists and _default(config, key) is not None:
         yield f"{item.input_line}: stands there already; drop the +"
     elif (item.is_add() or item.is_force_add()) and not exists:
