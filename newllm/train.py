@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from newllm.config.arguments import ends_with_its_reader
+from newllm.config.arguments import RUN, ends_with_its_reader
 from newllm.config.build import ConfigFault
 from newllm.config.command_line import asks_hydra, composed
 from newllm.config.composed import composed_faults
@@ -33,7 +33,6 @@ from newllm.config.loading import loading
 from newllm.config.naming import register_resolvers
 from newllm.sweeps.plugins import register_plugins
 
-RUN = "run="  # goes on with the run of a folder
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
@@ -46,7 +45,7 @@ def main() -> None:
     try:
         if asks_hydra(arguments):
             hydra.main(str(conf_directory()), "config", version_base="1.3")(train)()
-        elif any(word.startswith(RUN) for word in arguments):
+        elif any(word.startswith(f"{RUN}=") for word in arguments):
             sys.exit(_go_on(arguments))
         else:
             with composed(arguments) as config:

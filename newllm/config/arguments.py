@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+RUN = "run"  # run=FOLDER goes on with the run in a folder
 READER_GONE = 141  # what a shell reports for a program that a closed pipe ended
 
 

@@ -1,4 +1,4 @@
-"""Where the configuration lies, and how an object is built from a node of it."""
+"""How an object is checked and built from a node of the configuration."""
 
 from __future__ import annotations
 

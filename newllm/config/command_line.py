@@ -20,7 +20,7 @@ from newllm.config.build import ConfigFault
 from newllm.config.composing import conf_directory
 from newllm.config.folders import folder_faults
 from newllm.config.leftovers import without_leftovers
-from newllm.config.overrides import Composer, Composition, faults_together, in_a_line, is_hydras
+from newllm.config.overrides import Composer, Composition, faults_together, hydras_reason, is_hydras
 from newllm.config.study_file import FORMS, lines_of
 from newllm.config.values import shown
 
@@ -137,7 +137,7 @@ def _selected(config: DictConfig, key: str) -> Any:
     try:
         return OmegaConf.select(config, key)
     except OmegaConfBaseException as error:
-        raise ConfigFault([f"{key}: {in_a_line(error)}"]) from error
+        raise ConfigFault([f"{key}: {hydras_reason(error)}"]) from error
 
 
 def _sweeper_faults(composer: Composer, config: DictConfig) -> Iterator[str]:

@@ -126,7 +126,7 @@ class Composer:
                     self._name, list(lines), RunMode.RUN
                 )
             except Exception as error:  # it raises a dozen kinds for what a user may write
-                raise ConfigFault([in_a_line(error)]) from error
+                raise ConfigFault([hydras_reason(error)]) from error
         return self._composed[lines]
 
     def _options(self, item: Override) -> list[str]:
@@ -190,7 +190,7 @@ def own_part(config: DictConfig) -> DictConfig:
     return own
 
 
-def in_a_line(error: Exception) -> str:
+def hydras_reason(error: Exception) -> str:
     """What Hydra has against a configuration."""
     text = re.sub(r"\s+", " ", str(error).partition("\n    full_key:")[0]).strip()
     return re.sub(r"^In '[^']*': ", "", text)
@@ -223,7 +223,7 @@ def _set(config: DictConfig, item: Override) -> list[str]:
             is_new = item.is_add() or item.is_force_add()
             OmegaConf.update(config, item.key_or_group, _values(item)[0], force_add=is_new)
     except (OmegaConfBaseException, ValueError) as error:
-        return [f"{item.input_line}: {in_a_line(error)}"]
+        return [f"{item.input_line}: {hydras_reason(error)}"]
     return []
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from newllm.config.arguments import RUN
 from newllm.runs.directory import RunConflict, has_ended, read_config, read_result
 
-RUN, TRUSTED = "run", "trusted_packages"
+TRUSTED = "trusted_packages"
 
 Attempt = Callable[[DictConfig, Path, Sequence[str], bool], tuple[Any, str | None]]
 
