@@ -1,7 +1,8 @@
 """TensorBoard on any runs, under names that say what they differ in.
 
 `python -m newllm.board [RUN ...]` starts it. TensorBoard shows a run under its path and cuts long
-ones, so it reads a folder of links with short names, to which new runs are added while it is open.
+ones, so it reads a folder of links with short names. A run that starts later is shown by a new
+start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import urllib.parse
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from newllm.config.arguments import Arguments
@@ -27,7 +27,6 @@ from newllm.statistics.variants import folder_of, variants
 PINNED = ("val/loss", "train/loss")  # the charts at the top of the page
 # With more runs the tabs Text, Images and Custom Scalars stay empty until some are selected.
 MANY = 40
-EVERY = 10.0  # seconds between two looks for new runs
 
 
 def runs_with_events(paths: Iterable[Path]) -> list[Path]:
@@ -91,7 +90,7 @@ def address(port: int) -> str:
 
 def serve(paths: Iterable[Path], top: Path, port: int) -> int:
     """Run TensorBoard on links in `top` until it ends; returns its exit code."""
-    paths, names = list(paths), short_names(runs_with_events(paths))
+    names = short_names(runs_with_events(paths))
     link(names, top)
     print(f"{len(names)} runs, losses first: {address(port)}", flush=True)
     if len(names) > MANY:
@@ -103,16 +102,7 @@ def serve(paths: Iterable[Path], top: Path, port: int) -> int:
     command = ("tensorboard.main", "--logdir", str(top), "--port", str(port))
     process = subprocess.Popen([sys.executable, "-m", *command])
     try:
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(EVERY)
-            new = {
-                folder: name
-                for folder, name in short_names(runs_with_events(paths)).items()
-                if folder not in names and name not in names.values()
-            }
-            link(new, top)
-            names |= new
+        return process.wait()
     except KeyboardInterrupt:
         return process.wait()
     finally:

@@ -15,10 +15,10 @@ import pytest
 from conftest import Command, Compose
 
 from newllm.config.study_file import sweeper_of
+from newllm.config.trials import draw_trials
 from newllm.runs.identity import config_hash
 from newllm.studies.fair.results import expected_best
 from newllm.sweeps.jobs import Job
-from newllm.config.trials import draw_trials
 from newllm.sweeps.sweep import sweep
 
 SPACE = sweeper_of("fair")["trials"]["space"]

@@ -10,9 +10,9 @@ from small_models import rnn_model, transformer
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.composed import composed_faults
 from newllm.config.study_file import sweeper_of, variants_of
+from newllm.config.trials import draw_trials
 from newllm.models.sizes import Budget, nearest_width
 from newllm.runs.identity import config_hash
-from newllm.config.trials import draw_trials
 from newllm.training.experiment import build_experiment
 
 FAIR = variants_of("fair")

@@ -234,20 +234,6 @@ def measure_roofline(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
             )
 
 
-def measure_precision(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """A step in bfloat16 (autocast) against float32."""
-    for size in extent.sizes:
-        trainee = Trainee(size.build(Fused()))
-        step = step_of(trainee, 16, max(extent.lengths))
-
-        def bf16(step: Callable[[], None] = step) -> None:
-            with torch.autocast("cpu", torch.bfloat16):
-                step()
-
-        contestants = {"float32": step, "bfloat16": bf16}
-        yield f"precision {size.name} B16", side_by_side(contestants, extent.num_rounds)
-
-
 LONG_BATCH = 4
 SHORT = 8  # tokens of a step that makes gradients and the optimizer's state before a measurement
 
@@ -301,6 +287,5 @@ MEASUREMENTS = (
     measure_epochs,
     measure_baselines,
     measure_roofline,
-    measure_precision,
     measure_recompute,
 )

@@ -154,7 +154,9 @@ def _variant_faults(overrides: Sequence[str]) -> Iterator[str]:
     A study whose file is not found has no say, so that a run can be repeated without it.
     """
     lines = [line for line in overrides if split(line)[0].partition(".")[0] not in UNNAMED]
-    ends = [line for line in lines if split(line)[0] in (STUDY, VARIANT) and split(line)[1] != "null"]
+    ends = [
+        line for line in lines if split(line)[0] in (STUDY, VARIANT) and split(line)[1] != "null"
+    ]
     if not ends:
         return
     if [split(line)[0] for line in ends] != [STUDY, VARIANT] or lines[0] != ends[0]:

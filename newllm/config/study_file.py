@@ -66,10 +66,13 @@ def joined(lines: str | Sequence[Any] | None) -> Iterator[str]:
 def parted(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     """What makes a variant, and what is chosen beside it: several values, or its seed."""
     parsed = zip(lines, OverridesParser.create().parse_overrides(list(lines)), strict=True)
-    beside = [
-        line for line, item in parsed if item.is_sweep_override() or line.startswith("seed=")
-    ]
+    beside = [line for line, item in parsed if item.is_sweep_override() or line.startswith("seed=")]
     return [line for line in lines if line not in beside], beside
+
+
+def value_lines(values: Mapping[str, Any]) -> list[str]:
+    """The overrides that a mapping of keys to values stands for."""
+    return [f"{key!s}={shown(value)}" for key, value in values.items() if key != ONLY]
 
 
 def lines_of(part: str, content: Any) -> list[str]:
@@ -79,22 +82,16 @@ def lines_of(part: str, content: Any) -> list[str]:
         ValueError: it has not the form that `FORMS` says.
     """
     try:
-        if part == "trials" and content:
-            trials = OmegaConf.to_container(content, resolve=True)
-            if not 1 <= trials["number"] <= MOST_TRIALS:
+        if content is None or content == {}:
+            return []
+        if part == "trials":
+            if not 1 <= content["number"] <= MOST_TRIALS:
                 raise ValueError("no such number of trials")
-            return draw_trials(**trials | {"number": 1})[0]
-        entries = {} if content is None else dict(content.items())
+            return draw_trials(**{**content, "number": 1})[0]
         if part == "params":
-            return [f"{key!s}={shown(value)}" for key, value in entries.items()]
-        if part == "variants":
-            return [line for lines in entries.values() for line in joined(lines)]
-        return [
-            line
-            for values in entries.values()
-            for line in lines_of("params", values)
-            if not line.startswith(f"{ONLY}=")
-        ]
+            return value_lines(content)
+        lines = joined if part == "variants" else value_lines
+        return [line for entry in content.values() for line in lines(entry)]
     except (TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:
         raise ValueError(str(error)) from error
 
@@ -107,6 +104,6 @@ def matching(names: Sequence[str], patterns: str) -> list[str]:
 def then_of(study: str) -> dict[str, Mapping[str, str]]:
     """What a study chooses for its variants, or their best trials, when they are run again."""
     return {
-        name: {key: str(value) for key, value in entry.items() if key != ONLY}
+        name: dict(line.split("=", 1) for line in value_lines(entry))
         for name, entry in sweeper_of(study)["then"].items()
     }

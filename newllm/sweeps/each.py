@@ -30,7 +30,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.naming import STUDY, TRIAL, VARIANT
-from newllm.config.study_file import ONLY, joined, matching, parted
+from newllm.config.study_file import ONLY, joined, matching, parted, value_lines
 from newllm.config.trials import draw_trials
 
 Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
@@ -155,7 +155,7 @@ class Each(Sweeper):
         """A variant, or each of its trials."""
         made_of, beside = parted(list(joined(self._variants[name])) if name else [])
         set_by_it = {item.get_key_element() for item in self._parser.parse_overrides(made_of)}
-        params = self._settings(f"{key}={value}" for key, value in self._params.items())
+        params = self._settings(value_lines(self._params))
         params = {key: values for key, values in params.items() if key not in set_by_it}
         settings = {**params, **self._settings(beside), **given}
         if made_of:
@@ -172,9 +172,8 @@ class Each(Sweeper):
         """Each as the second stage has it."""
         for entry in entries:
             for chosen in self._then.values():
-                values = dict(chosen)
-                if matching([entry.variant], values.pop(ONLY, "*")):
-                    more = self._settings(f"{key}={value}" for key, value in values.items())
+                if matching([entry.variant], chosen.get(ONLY, "*")):
+                    more = self._settings(value_lines(chosen))
                     if {**entry.settings, **more} != entry.settings:  # else it is done already
                         yield replace(entry, settings={**entry.settings, **more})
 

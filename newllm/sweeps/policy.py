@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -9,8 +10,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from newllm.runs.directory import RunConflict, has_ended, move_aside, read_result
-from newllm.sweeps.workers import forget_failure, record_failure
+from newllm.config.naming import record_of
+from newllm.runs.directory import (
+    ENDS,
+    RunConflict,
+    RunDirectory,
+    has_ended,
+    move_aside,
+    read_result,
+)
 from newllm.training.run import attempt
 
 
@@ -31,8 +39,26 @@ def run_job_of_sweep(
     if ended:
         result = read_result(folder)
         return float(result["best_val_loss"]) if result["status"] == "done" else math.inf
-    forget_failure(folder)
+    _forget_failure(folder)
     result, reason = attempt(config, folder, overrides, goes_on=True)
     if reason:
         record_failure(folder, reason, config.seed, overrides)
     return result.get("best_val_loss")
+
+
+def _forget_failure(folder: Path) -> None:
+    """Before the first step that can fail anew, so that no old reason is taken for the new one."""
+    with contextlib.suppress(ValueError):  # of which a conflict is one
+        if read_result(folder)["status"] == "failed":
+            run = RunDirectory(folder, goes_on=True)
+            run.forget_failure()
+            run.release()
+
+
+def record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str]) -> None:
+    """Note in the result why a run failed, unless it says so already or belongs to another."""
+    with contextlib.suppress(RunConflict):
+        run = RunDirectory(folder, goes_on=True)
+        if run.status not in (*ENDS, "failed"):
+            run.record(seed=seed, **record_of(overrides), status="failed", error=reason)
+        run.release()

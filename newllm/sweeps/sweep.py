@@ -6,7 +6,6 @@ checkpoint. Whatever happens to a job stands in its `result.json`, and its outpu
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shlex
 import sys
@@ -44,16 +43,10 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float | None]:
         SystemExit: a job cannot be composed, or its folder holds another run; none was started.
         KeyboardInterrupt: after all running jobs have written down where they are.
     """
-    _check(jobs, top)
+    waiting = _waiting(jobs, top)
     if jobs[0].config.plan:
-        return _plan_only(jobs)
-    outcomes: dict[Job, Outcome] = {}
-    waiting = []
-    for job in jobs:
-        if has_ended(job.folder, job.config):
-            outcomes[job] = read_outcome(job, "skipped")
-        else:
-            waiting.append(job)
+        return _plan_only(jobs, waiting)
+    outcomes = {job: read_outcome(job, "skipped") for job in jobs if job not in waiting}
     waiting.sort(key=lambda job: -job.cost)
     interrupted = False
     # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
@@ -76,13 +69,11 @@ def _loss(outcome: Outcome) -> float:
     return math.inf if outcome.status == "diverged" else math.nan
 
 
-def _plan_only(jobs: Sequence[Job]) -> list[float | None]:
+def _plan_only(jobs: Sequence[Job], waiting: Sequence[Job]) -> list[float | None]:
     """Tell of each job that is not done yet, and how long all of them would take."""
-
     size = _side_by_side(jobs[0].config, len(jobs))
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // size))  # as each job will have
-    waiting = [job for job in jobs if not _is_done(job)]
     losses: dict[Job, float | None] = {}
     seconds = []
     for job in waiting:
@@ -97,14 +88,8 @@ def _plan_only(jobs: Sequence[Job]) -> list[float | None]:
     return [losses.get(job) for job in jobs]
 
 
-def _is_done(job: Job) -> bool:
-    with contextlib.suppress(RunConflict):  # a run that was made otherwise is none of these
-        return has_ended(job.folder, job.config)
-    return False
-
-
-def _check(jobs: Sequence[Job], top: Path) -> None:
-    """Find all faults before the first job starts; with overwrite=true, make room."""
+def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
+    """The jobs that are not done, after a search for faults; with overwrite=true, make room."""
     faults: dict[str, str] = {}
     folders: dict[Path, Job] = {}
     for job in jobs:
@@ -114,19 +99,22 @@ def _check(jobs: Sequence[Job], top: Path) -> None:
             faults.setdefault(str(error), job.label)
         if folders.setdefault(job.folder, job) is not job:
             faults.setdefault(f"{job.folder}: two jobs have this place", job.label)
-    if not faults and not jobs[0].config.plan:
-        for job in jobs:
-            try:
-                has_ended(job.folder, job.config)
-            except RunConflict as error:
-                if job.config.overwrite:
-                    print(f"{job.label}: moved to {move_aside(job.folder, top)}", file=sys.stderr)
-                else:
-                    faults.setdefault(str(error), job.label)
+    waiting = []
+    for job in jobs if not faults else ():
+        try:
+            if has_ended(job.folder, job.config):
+                continue
+        except RunConflict as error:
+            if job.config.overwrite and not job.config.plan:
+                print(f"{job.label}: moved to {move_aside(job.folder, top)}", file=sys.stderr)
+            elif not job.config.plan:
+                faults.setdefault(str(error), job.label)
+        waiting.append(job)
     if faults:
         # Hydra would show where an exception came from, which helps nobody here.
         print("\n".join(f"{label}: {fault}" for fault, label in faults.items()), file=sys.stderr)
         sys.exit(1)
+    return waiting
 
 
 def _side_by_side(config: DictConfig, num_jobs: int) -> int:

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.live import Live
 
-from newllm.config.naming import record_of
-from newllm.runs.directory import ENDS, RunConflict, RunDirectory, read_result
+from newllm.runs.directory import read_result
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome
+from newllm.sweeps.policy import record_failure, run_job_of_sweep
+from newllm.training.run import quiet_lightning
 
 
 class Workers:
@@ -115,8 +116,6 @@ class Workers:
 
 def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> None:
     """A job's own process: no output but to its log, no more threads than its share."""
-    from newllm.training.run import attempt, quiet_lightning
-
     _end_with_parent()
     # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -128,14 +127,10 @@ def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> 
     quiet_lightning()
     config = OmegaConf.create(content)
     assert isinstance(config, DictConfig)
-    forget_failure(folder)
     try:
-        _, reason = attempt(config, folder, overrides, goes_on=True)
+        run_job_of_sweep(config, folder, overrides, folder.parents[1])
     except KeyboardInterrupt as error:
         print(error, file=sys.stderr)
-        sys.exit(1)
-    if reason:
-        record_failure(folder, reason, config.seed, overrides)
         sys.exit(1)
 
 
@@ -160,26 +155,3 @@ def _record_end(job: Job, exit_code: int) -> None:
     if exit_code < 0:
         reason = f"killed by {signal.Signals(-exit_code).name}"
     record_failure(job.folder, reason, job.config.seed, job.overrides)
-
-
-def forget_failure(folder: Path) -> None:
-    """Before the first step that can fail anew, so that no old reason is taken for the new one."""
-    with contextlib.suppress(ValueError):  # of which a conflict is one
-        if read_result(folder)["status"] == "failed":
-            run = RunDirectory(folder, goes_on=True)
-            run.forget_failure()
-            run.release()
-
-
-def record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str]) -> None:
-    """Note in the result why a run failed, unless it says so already or belongs to another."""
-    with contextlib.suppress(RunConflict):
-        run = RunDirectory(folder, goes_on=True)
-        if run.status not in (*ENDS, "failed"):
-            run.record(
-                seed=seed,
-                **record_of(overrides),
-                status="failed",
-                error=reason,
-            )
-        run.release()
