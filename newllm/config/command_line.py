@@ -21,6 +21,7 @@ from newllm.config.composing import conf_directory
 from newllm.config.folders import folder_faults
 from newllm.config.leftovers import without_leftovers
 from newllm.config.overrides import Composer, Composition, faults_together, in_a_line, is_hydras
+from newllm.config.study_file import study_faults
 from newllm.config.values import shown
 
 # Help, completion, or the configuration instead of a run.
@@ -60,7 +61,9 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             faults += _place_faults(
                 found.config, "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
             )
-            faults += _param_faults(composer, found.config)
+            faults += [*study_faults(found.config, composer)] or _param_faults(
+                composer, found.config
+            )
         except ConfigFault as error:
             faults += str(error).splitlines()
         if faults:

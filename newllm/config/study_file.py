@@ -1,5 +1,7 @@
 """The file of a study, `conf/sweep/<study>.yaml`: its variants, and what its sweep does with them.
 
+    # @package _global_
+    only: "phase*"                        # what to run where the command line has no `only`
     hydra:
       mode: MULTIRUN
       sweeper:
@@ -21,11 +23,56 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from newllm.config.composing import conf_directory
+from newllm.config.composing import PLUGIN_MODULE, SWEEPER, conf_directory
+from newllm.config.overrides import Composer
 
 ONLY = "only"  # of an entry of `then`: patterns of the variants that it is for
+
+
+def study_faults(config: DictConfig, composer: Composer) -> Iterator[str]:
+    """A line for each fault of the file of the study that a command line chose, if it chose one.
+
+    Args:
+        config: as composed, with Hydra's own part.
+        composer: reads the overrides of variants.
+    """
+    name = config.hydra.runtime.choices["sweep"]
+    if name == "none":
+        return
+    file = f"sweep/{name}.yaml"
+    if "sweep" in config:
+        yield f"{file}: its first line must be `# @package _global_`"
+    elif config.hydra.mode != RunMode.MULTIRUN:
+        yield f"{file}: lacks `mode: MULTIRUN` under `hydra`"
+    sweeper = OmegaConf.to_container(config.hydra.sweeper)
+    assert isinstance(sweeper, dict)
+    if not str(sweeper.pop("_target_", "")).startswith(PLUGIN_MODULE):
+        return  # not ours
+    for key in sorted(map(str, sweeper.keys() - SWEEPER.keys())):
+        yield f"{file}: hydra.sweeper.{key}: unknown; there are {', '.join(SWEEPER)}"
+    for key in SWEEPER:
+        if not isinstance(sweeper[key], dict | None):
+            yield f"{file}: hydra.sweeper.{key}: must be a mapping"
+            sweeper[key] = None
+    for key, values in (sweeper["params"] or {}).items():
+        if isinstance(values, list | dict):
+            yield f"{file}: params.{key}: must be a text, such as '1,2' for two values"
+    for variant, lines in (sweeper["variants"] or {}).items():
+        if not _are_overrides(lines):
+            yield f"{file}: variants.{variant}: must be a list of overrides, such as [model=lstm]"
+        else:
+            _, faults = composer.parse(list(joined(lines)))
+            yield from (f"{file}: variants.{variant}: {fault}" for fault in faults)
+
+
+def _are_overrides(lines: Any) -> bool:
+    """Whether these are texts in lists in lists; None stands for an empty list."""
+    if isinstance(lines, list):
+        return all(isinstance(line, str | list) and _are_overrides(line) for line in lines)
+    return isinstance(lines, str | None)
 
 
 @cache
@@ -38,7 +85,8 @@ def sweeper_of(study: str) -> dict[str, Any]:
 
 def variants_of(study: str) -> dict[str, list[str]]:
     """The overrides that make each variant of a study; none for an experiment as it stands."""
-    return {name: list(joined(lines)) for name, lines in sweeper_of(study)["variants"].items()}
+    variants = sweeper_of(study).get("variants") or {}
+    return {name: list(joined(lines)) for name, lines in variants.items()}
 
 
 def joined(lines: str | Sequence[Any] | None) -> Iterator[str]:
@@ -59,5 +107,5 @@ def then_of(study: str) -> dict[str, Mapping[str, str]]:
     """What a study chooses for its variants, or their best trials, when they are run again."""
     return {
         name: {key: str(value) for key, value in entry.items() if key != ONLY}
-        for name, entry in sweeper_of(study)["then"].items()
+        for name, entry in (sweeper_of(study).get("then") or {}).items()
     }
