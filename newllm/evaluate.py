@@ -16,18 +16,27 @@ from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.reading import one_line
+from newllm.data.source import Source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.reporting import figures
 from newllm.runs.directory import LoadedRun, load_run, telling, write_text
 from newllm.statistics.ablations import ablate, dynamics
 from newllm.statistics.predictions import divergences, target_losses
 from newllm.statistics.references import ReferenceModels, gap_closed
+from newllm.training.metrics import split_metrics
 
 SPLITS = ("train", "validation", "test")
 
 
-def evaluate(run: LoadedRun, data: SentenceSource) -> dict[str, Any]:
+def evaluate(run: LoadedRun, source: Source) -> dict[str, Any]:
     """Everything that is looked at, by name: losses in nats per token."""
+    if isinstance(source, SentenceSource):
+        return _evaluate_sentences(run, source)
+    metrics = {name: split_metrics(run.model, split) for name, split in source.evaluation.items()}
+    return {"metrics": metrics}
+
+
+def _evaluate_sentences(run: LoadedRun, data: SentenceSource) -> dict[str, Any]:
     found: dict[str, Any] = {"splits": {}}
     models = ReferenceModels(data)
     for split in SPLITS:
@@ -51,6 +60,15 @@ def _losses(
         "gap_closed": gap_closed(loss, means),
         "kl": None if kl is None else float(kl.mean()),
     }
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """The metrics of each split."""
+    names = list(dict.fromkeys(name for row in metrics.values() for name in row))
+    table = Table("split", *names, box=None)
+    for split, row in metrics.items():
+        table.add_row(split, *(_number(row.get(name)) for name in names))
+    return table
 
 
 def split_table(splits: Mapping[str, Any]) -> Table:
@@ -117,13 +135,13 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("--trust", metavar="PACKAGE", action="append", default=[],
-                        help="a package of yours that the model's parts come from")  # fmt: skip
+                        help="a package of yours that parts of the run come from")  # fmt: skip
     options = parser.parse_args()
     try:
         run = load_run(options.run, options.trust)
-        data = load_data(run, options.trust)
+        source = load_source(run, options.trust)
         folder = evaluation_folder(options.run)
-        found = evaluate(run, data)
+        found = evaluate(run, source)
     except (ValueError, RuntimeError, IndexError) as error:  # of parts that do not fit each other
         sys.exit(one_line(error))
     _show(found, run.model.sees_the_future, Console(highlight=False))
@@ -137,7 +155,7 @@ def main() -> None:
     print(f"all of it lies in {folder}")
 
 
-def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> SentenceSource:
+def load_source(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> Source:
     """A run's data, read or drawn again; nothing is written.
 
     Raises:
@@ -145,15 +163,16 @@ def load_data(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> SentenceS
     """
     with telling(run.path, "config.yaml describes no data"):
         node = run.config.get("data")
-        data = checked(node, "data", Trust.in_stranger(trusted_packages)).build(directory=None)
-        if not isinstance(data, SentenceSource):
-            raise ValueError("it names no corpus")
-        data.setup()
-    if data.digest != run.result.get("data_sha256"):
+        part = checked(node, "data", Trust.in_stranger(trusted_packages))
+        source = part.build(**({"directory": None} if part.target is SentenceSource else {}))
+        if not isinstance(source, Source):
+            raise ValueError("it is no source")
+        source.setup()
+    if source.digest != run.result.get("data_sha256"):
         raise ValueError(f"{run.path}: its data has changed since; evaluate a run on data as it is")
-    if data.tokenizer.size > run.model.vocabulary_size:
+    if source.vocabulary_size > run.model.vocabulary_size:
         raise ValueError(f"{run.path}: its data has more tokens than the model has classes")
-    return data
+    return source
 
 
 def evaluation_folder(run: Path) -> Path:
@@ -173,6 +192,9 @@ def _show(found: Mapping[str, Any], sees_the_future: bool, console: Console) -> 
         console.width = 250
     if sees_the_future:
         console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
+    if "metrics" in found:
+        console.print(metrics_table(found["metrics"]))
+        return
     console.print(split_table(found["splits"]))
     kl = found["splits"]["validation"]["kl"]
     if kl is not None:

@@ -15,9 +15,9 @@ from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.reporting.bands import bands_told
 from newllm.reporting.page import Page
 from newllm.reporting.terminal import console, print_contests, reasons
-from newllm.reporting.translation import LANGUAGES
+from newllm.reporting.translation import LANGUAGES, translator
 from newllm.reporting.variant_figures import curves, has_curves
-from newllm.runs.gathering import Run, gather, pack
+from newllm.runs.gathering import gather, pack
 from newllm.statistics.comparisons import Contest, contests
 from newllm.studies import found_studies
 
@@ -48,11 +48,12 @@ def main() -> None:
     try:
         runs = gather(options.runs)
         found = contests(runs, options.baseline)
+        page = Page(runs, found_studies(), options.baseline, options.lang, found)
     except ValueError as error:
         sys.exit(str(error))
     # Files first: whoever reads the tables may stop reading them.
     try:
-        written = _write(runs, found, options)
+        written = _write(page, found, options)
     except OSError as error:
         sys.exit(f"cannot be written: {error}")
     out = console()
@@ -62,7 +63,7 @@ def main() -> None:
     print("\n".join(written))
 
 
-def _write(runs: Sequence[Run], found: Sequence[Contest], options: Namespace) -> list[str]:
+def _write(page: Page, found: Sequence[Contest], options: Namespace) -> list[str]:
     """Everything that was asked for; returns a line for each."""
     lines = []
     if options.figure:
@@ -73,17 +74,16 @@ def _write(runs: Sequence[Run], found: Sequence[Contest], options: Namespace) ->
         curves(drawn).savefig(options.figure, dpi=120)
         lines.append(f"curves: {options.figure}")
     if options.pack:
-        pack(runs, options.pack)
+        pack(page.runs, options.pack)
         lines.append(f"packed: {options.pack}")
     for folder in options.runs:
         if folder.is_dir() and not (folder / "result.json").is_file():
-            own = [run for run in runs if Path(run.place).is_relative_to(folder)]
+            own = [run for run in page.runs if Path(run.place).is_relative_to(folder)]
             lines += bands_told(own, folder)
-    page = Page(runs, found_studies(), options.baseline, options.lang, found)
     written = (
         page.write_markdown(options.markdown) if options.markdown else page.write(options.output)
     )
-    lines.append(f"page: {written}")
+    lines += [*page.changed(translator("en")), f"page: {written}"]
     if opening := page.opening:
         lines.append(f"it is a page of sweep={opening.name}; --baseline NAME makes one of groups")
     return lines

@@ -15,6 +15,7 @@ from preloaded import Program
 from newllm.config.build import ConfigFault
 from newllm.config.command_line import composed
 from newllm.config.composing import conf_directory
+from newllm.reporting.translation import vocabulary
 
 # Read when torch is imported, so not above. Each core has a process, each process one thread, and
 # threads that wait sleep: more of them than cores slow each other down tenfold.
@@ -70,6 +71,17 @@ def threads() -> Iterator[SetThreads]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def every_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page fails where a word has no translation, instead of saying it in English."""
+    monkeypatch.setattr("newllm.reporting.page.translator", strict_translator)
+
+
+def strict_translator(lang: str) -> Callable[[str], str]:
+    """The words of a language; one that has no translation raises a KeyError."""
+    return str if lang == "en" else vocabulary(lang).__getitem__
 
 
 @pytest.fixture

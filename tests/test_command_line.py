@@ -7,7 +7,7 @@ import pytest
 from conftest import Command, faults_of
 
 from newllm.config.command_line import asks_hydra
-from newllm.config.study_file import FORMS
+from newllm.config.sweeper import FORMS
 from newllm.train import main
 
 MODEL_KEYS = (
@@ -188,7 +188,6 @@ FAULTY = {
         ]
         for part, value, shown in (
             ("variants", "5", "5"),
-            ("variants", "{a:5}", "{a}"),
             ("then", "5", "5"),
             ("then", "{a:5}", "{a}"),
             ("trials", "5", "5"),
@@ -198,7 +197,10 @@ FAULTY = {
     },
     "-m +hydra.sweeper.variants={a:[modl]} +hydra.sweeper.then.b={seed:'1,'}": [
         f"hydra.sweeper.{line}: not an override; write KEY=VALUE, quoting special characters"
-        for line in ("variants: modl", "then: seed=1,")
+        for line in ("variants.a: modl", "then.b: seed=1,")
+    ],
+    "-m +hydra.sweeper.variants={a:5}": [
+        "hydra.sweeper.variants.a: must be a list of overrides, such as [model=lstm]"
     ],
     # A run that would pass for a variant of a study and is made otherwise.
     f"study=ladder {REMOVED} model.hidden_dim=8 variant=remove_residual": [

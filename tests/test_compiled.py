@@ -105,6 +105,27 @@ def test_what_changes_the_equations_is_compiled_anew(compiled: Compiled) -> None
     torch.testing.assert_close(results(compiled, cell, 2), results(Reference(), cell, 2))
 
 
+@pytest.mark.parametrize("name", ["decays", "read"])
+def test_settings_of_any_kind_tell_cells_apart(compiled: Compiled, name: str) -> None:
+    """A list, and a function: two layers share one recurrence, but not a step."""
+
+    class Settled(DeltaMemory):
+        decays, read = [0.9], torch.tanh
+
+        def forward(
+            self, inputs_BE: Tensor, state: State, masks: list[Tensor] | None = None
+        ) -> tuple[Tensor, State, dict[str, Tensor]]:
+            output_BH, after, gates = super().forward(inputs_BE, state, masks)
+            return self.read(output_BH) * self.decays[0], after, gates
+
+    for value in ([0.9], [0.1]) if name == "decays" else (torch.tanh, torch.relu):
+        cell = Settled(E, dropout=0).double()
+        setattr(cell, name, value)
+        if name == "decays":
+            cell.read = torch.tanh
+        torch.testing.assert_close(results(compiled, cell, 2), results(Reference(), cell, 2))
+
+
 def test_copies_share_their_steps_and_pickles_have_none(compiled: Compiled) -> None:
     assert copy.deepcopy(compiled) is compiled
     assert not pickle.loads(pickle.dumps(compiled))._steps

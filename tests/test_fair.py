@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
+from conftest import strict_translator
 from records import record
 
 from newllm.config.study_file import then_of, variants_of
 from newllm.reporting.page import Page
-from newllm.reporting.translation import LANGUAGES, translator
+from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
 from newllm.studies import found_studies
 from newllm.studies.fair.results import (
@@ -137,12 +138,13 @@ def test_every_contestant_and_every_setting_has_words() -> None:
     assert then_of("fair").keys() == SETTINGS.keys()
 
 
+@pytest.mark.usefixtures("every_word")
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     pack(RUNS, tmp_path / "fair.json.gz")
     runs = gather([tmp_path / "fair.json.gz"])
     page = Page(runs, found_studies(), lang=lang).write(tmp_path).read_text()
-    _ = translator(lang)
+    _ = strict_translator(lang)
     assert _("A fair comparison") in page
     assert "0.2100 &plusmn;" in page.replace("±", "&plusmn;")
     assert "-0.107 [" in page

@@ -19,7 +19,7 @@ from hostile import LAYER as PART
 from omegaconf import OmegaConf
 
 from newllm.data.reading import LONGEST_LINE
-from newllm.evaluate import load_data
+from newllm.evaluate import load_source
 from newllm.reporting.document import quoted
 from newllm.runs.directory import has_ended, load_run, read_result
 from newllm.runs.files import FIELDS
@@ -39,7 +39,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_everything(folder: Path) -> None:
     """All that tools read of a run that somebody names."""
-    load_data(load_run(folder))
+    load_source(load_run(folder))
     read_run(folder)
 
 
@@ -153,7 +153,7 @@ def test_no_target_of_a_stranger_is_called(
         if place == "model":
             write_config(folder, config | {"data": whole})
             run = load_run(folder)
-            refused(lambda run=run: load_data(run), tmp_path)
+            refused(lambda run=run: load_source(run), tmp_path)
 
 
 class Evil:
@@ -330,7 +330,7 @@ def test_data_of_a_stranger_writes_nothing(
     folder = with_data(good, tmp_path, change)
     monkeypatch.chdir(tmp_path)
     with nothing_done(tmp_path):
-        load_data(load_run(folder))
+        load_source(load_run(folder))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_hostile_data(
     folder = with_data(good, tmp_path, change)
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
-    refused(lambda: load_data(load_run(folder)), tmp_path)
+    refused(lambda: load_source(load_run(folder)), tmp_path)
 
 
 def with_data(good: Path, top: Path, change: dict[str, Any]) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 from records import record
 
-from newllm.reporting.translation import LANGUAGES, translator
+from newllm.reporting.translation import vocabulary
 from newllm.runs.gathering import Run
 from newllm.studies.ladder import RUNGS, changes, climb, ends, own_runs
 
@@ -47,6 +47,6 @@ def test_the_modern_recipe_has_a_place_of_its_own() -> None:
     assert {id(run) for run in own_runs([*rungs, *others])} == {id(run) for run in rungs}
 
 
-@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("lang", ["ja"])
 def test_rungs_have_a_name_in_each_language(lang: str) -> None:
-    assert all(translator(lang)(RUNGS[name]) for name in changes())
+    assert {RUNGS[name] for name in changes()} <= vocabulary(lang).keys()

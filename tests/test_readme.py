@@ -98,6 +98,10 @@ def test_data_of_the_user_run(command: Command, tmp_path: Path) -> None:
     done = command("newllm.train", *shlex.split(line), "logger=none", "callbacks=none", *small)
     assert done.returncode == 0, done.stderr
     assert "twice_as_long, at the best epoch: loss" in done.stdout
+    (run,) = (path.parent for path in tmp_path.rglob("result.json"))
+    looked = command("newllm.evaluate", str(run), "--trust", "my_task")
+    assert looked.returncode == 0, looked.stderr
+    assert "twice_as_long" in looked.stdout
 
 
 @pytest.mark.parametrize(

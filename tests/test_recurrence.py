@@ -129,7 +129,7 @@ class Wrong(Pair):
     [
         ("output", r"Wrong \(wrong H1\): its output must be \[2, 1\], but is \[2\]"),
         ("tensor", r"Wrong \(wrong H1\): its state must be a tuple .* but is \[2, 2, 3\]"),
-        ("shape", r"its state must keep its shapes, \[\[2, 2, 3\], .* but is \[\[2, 6\]"),
+        ("shape", r"keep the shapes and types of its state, \[\(\[2, 2, 3\], .* not \[\(\[2, 6\]"),
         ("batch", r"its state must be a tuple of tensors whose first dimension is the batch, 2"),
     ],
 )

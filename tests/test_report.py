@@ -1,8 +1,10 @@
 """The report: from runs to a page, in both languages, with what is missing and what failed."""
 
+import importlib
 import json
 import os
 import re
+import sys
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -14,23 +16,25 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from records import record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from newllm import report
+from newllm import report, studies
 from newllm.config.arguments import ends_with_its_reader
 from newllm.config.composing import conf_directory
 from newllm.reporting import page as page_module
 from newllm.reporting.bands import write_bands
 from newllm.reporting.document import Document
 from newllm.reporting.formatting import as_known
-from newllm.reporting.page import Page
-from newllm.reporting.translation import LANGUAGES
+from newllm.reporting.page import Page, Study
+from newllm.reporting.translation import LANGUAGES, translator, vocabulary
 from newllm.reporting.variant_figures import MOST_CURVES, curves, styles
-from newllm.runs.gathering import gather, pack
+from newllm.runs.gathering import Run, gather, pack
 from newllm.statistics.comparisons import contests
 from newllm.statistics.intervals import mean_interval, next_run_interval
 from newllm.studies import found_studies
 from newllm.studies.claims.verdicts import NOT_RUN, judge
 from newllm.studies.series import figures as series_figures
 from newllm.studies.series.results import derived, other_figures, published, summarize
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def make_run(top: Path, name: str, seed: int, study: str | None = None, **fields: Any) -> Path:
@@ -106,6 +110,10 @@ def test_runs_are_gathered_once(runs: Path) -> None:
     known = [(run.result["experiment"], run.result["seed"]) for run in found]
     assert known.count(("phase1_baseline", 1)) == 1
     assert not any("_replaced" in run.place for run in found)
+    for width in (16, 8):  # numbers count as such: the smaller one comes first
+        make_run(runs, f"width={width}", 1)
+    places = [Path(run.place).parent.name for run in gather([runs])]
+    assert places[-2:] == ["width=8", "width=16"]
     with pytest.raises(ValueError, match="does not exist"):
         gather([runs / "nowhere"])
     (runs / "empty").mkdir()
@@ -140,6 +148,7 @@ def test_slips_of_the_summary_are_named() -> None:
     assert len(rows) == sum(len(entry["claimed"]) for entry in published()["derived"])
 
 
+@pytest.mark.usefixtures("every_word")
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
     page = page_of(runs, lang=lang).write(tmp_path / "report").read_text()
@@ -223,6 +232,7 @@ def own_runs(tmp_path: Path) -> Path:
     return top
 
 
+@pytest.mark.usefixtures("every_word")
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_is_mine_better(own_runs: Path, tmp_path: Path, lang: str) -> None:
     folder = tmp_path / "page"
@@ -393,20 +403,81 @@ def test_every_study_is_found_with_a_sweep_of_its_name() -> None:
     assert {file.stem for file in (conf_directory() / "sweep").iterdir()} == set(names)
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "newllm.studies.mine: has no STUDY"),
+        ('STUDY = Study("yours", *rest)', "newllm.studies.mine: STUDY.name is yours; it must be"),
+        ('STUDY = Study("mine", *rest)', "newllm.studies.mine: .*/sweep/mine.yaml does not exist"),
+    ],
+)
+def test_a_module_that_is_no_study_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, fault: str
+) -> None:
+    header = "from newllm.reporting.page import Study\nrest = 'title', 9, list, print\n"
+    (tmp_path / "mine.py").write_text(header + content)
+    monkeypatch.setattr("newllm.studies.__path__", [*studies.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    try:
+        with pytest.raises(ValueError, match=fault):
+            found_studies()
+    finally:
+        sys.modules.pop("newllm.studies.mine", None)
+
+
+@pytest.fixture(scope="module")
+def committed_runs() -> list[Run]:
+    return gather(sorted((DOCS / "data").glob("*.json.gz")))
+
+
+@pytest.mark.usefixtures("words_alone")
+@pytest.mark.parametrize("lang", set(LANGUAGES) - {"en"})
+@pytest.mark.parametrize("study", found_studies(), ids=lambda study: study.name)
+def test_every_word_of_a_study_is_in_each_language(
+    study: Study, lang: str, committed_runs: list[Run], tmp_path: Path
+) -> None:
+    said = {study.title}
+
+    def listen(text: str) -> str:
+        said.add(text)
+        return text
+
+    assert study.own(committed_runs)
+    study.part(Document(tmp_path), committed_runs, listen, listen)
+    assert said - vocabulary(lang).keys() == set()
+
+
+def test_a_word_without_a_translation_stays_english() -> None:
+    assert translator("ja")("said by nobody") == "said by nobody"
+
+
 @pytest.mark.usefixtures("words_alone")
 def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
+    """Of their study, with all that its sweep runs, and which says what it leaves out."""
     make_run(tmp_path / "runs", "add_dropout", 1, "ladder")
+    make_run(tmp_path / "runs", "modern", 1)
+    changed = record("add_size", "trainer.max_epochs=1", study="ladder")["overrides"]
+    make_run(tmp_path / "runs", "add_size", 1, "ladder", overrides=changed)
     page = page_of(tmp_path / "runs").write(tmp_path / "page").read_text()
-    assert "best epoch" not in page
+    assert "best epoch" not in page.partition("<details")[0]
     assert "5.620" in page.partition("more dropout")[2].partition("</tr>")[0]
+    assert "<h1>From the original to the modern recipe, one change at a time</h1>" in page
+    assert "more dropout" in page.partition("<details")[0]
+    line = "1 run(s) of sweep=ladder are not in its part because of changes to their variant: "
+    assert f"{line}trainer.max_epochs=1." in page
+    make_run(tmp_path / "runs", "mine", 1)
+    page = page_of(tmp_path / "runs").write(tmp_path / "page").read_text()
+    assert "<h1>Runs side by side</h1>" in page
+    assert "more dropout" not in page.partition("<summary>From the original")[0]
+    assert line in page
 
 
-def test_the_committed_page_is_what_the_committed_data_say(tmp_path: Path) -> None:
-    docs = Path(__file__).parents[1] / "docs"
-    runs = gather(sorted((docs / "data").glob("*.json.gz")))
-    page = Page(runs, found_studies()).write_markdown(tmp_path / "results.md")
+def test_the_committed_page_is_what_the_committed_data_say(
+    committed_runs: list[Run], tmp_path: Path
+) -> None:
+    page = Page(committed_runs, found_studies()).write_markdown(tmp_path / "results.md")
     assert (tmp_path / "results" / "overview.png").stat().st_size > 0
-    _assert_alike(page.read_text(), (docs / "results.md").read_text())
+    _assert_alike(page.read_text(), (DOCS / "results.md").read_text())
 
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")

@@ -151,6 +151,7 @@ def test_the_sweep_is_the_grid(compose_config: Compose) -> None:
     assert Point(*place, 0.0, is_largest=True) == LARGEST
 
 
+@pytest.mark.usefixtures("every_word")
 @pytest.mark.parametrize(("lang", "is_run"), [("en", True), ("ja", False)])
 def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
     grid = make_points(0.05)

@@ -165,7 +165,7 @@ def test_a_trial_that_diverged_is_none_of_the_best(compose_config: Compose, tmp_
         (job.folder / "checkpoints").mkdir(parents=True)
         (job.folder / "checkpoints" / "best.ckpt").touch()
         (job.folder / "result.json").write_text(json.dumps(result))
-    assert sweep(jobs, tmp_path) == [1.9, math.inf]
+    assert sweep(jobs, tmp_path, "none") == [1.9, math.inf]
 
 
 def test_a_variant_waits_for_a_trial_that_failed(search: Search, tmp_path: Path) -> None:

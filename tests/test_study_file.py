@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from conftest import TINY_CONTEXT, Command
+import pytest
+from conftest import TINY_CONTEXT, Command, faults_of
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -12,7 +13,8 @@ from hydra.types import HydraContext
 
 from newllm.config.composing import conf_directory
 from newllm.config.naming import register_resolvers
-from newllm.config.study_file import variants_of
+from newllm.config.study_file import then_of, variants_of
+from newllm.config.sweeper import FORMS
 from newllm.sweeps.each import Each
 from newllm.sweeps.plugins import register_plugins
 
@@ -31,6 +33,7 @@ def test_a_part_of_a_study_is_planned_and_nothing_runs(command: Command, tmp_pat
     assert done.stdout.count("steps planned") == 3
     jobs = re.findall(r"^--- (\w+),.* seed=1$", done.stdout, re.MULTILINE)
     assert sorted(jobs) == ["phase1_wide", "phase1_wide_long", "phase3_gating"]
+    assert "GPU available" not in done.stdout + done.stderr
     assert not list(tmp_path.rglob("result.json"))
     assert not (tmp_path / "data").exists()
 
@@ -45,6 +48,50 @@ def test_a_pattern_that_matches_no_variant_is_told(command: Command, tmp_path: P
         "only=nothing: matches no variant; there are none: it is a sweep of values alone\n"
     )
     assert not list(tmp_path.rglob("result.json"))
+
+
+SMALL = """# @package _global_
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: {seed: "1,2"}
+    variants:
+      a: [data=tiny30]
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "instead", "fault"),
+    [
+        ("# @package _global_", "# mine", "its first line must be `# @package _global_`"),
+        ("mode: MULTIRUN", "verbose: false", "lacks `mode: MULTIRUN` under `hydra`"),
+        ("variants:", "varients:", "hydra.sweeper.varients: unknown; there are params, variants, "
+         "trials, then"),
+        ('"1,2"', "[1, 2]", "hydra.sweeper.params.seed: must be a text, such as "
+         "'1,2' for two values"),
+        ("[data=tiny30]", "{data: tiny30}", "hydra.sweeper.variants.a: must be a list of "
+         "overrides, such as [model=lstm]"),
+        ("[data=tiny30]", "[[data=tiny30], [data]]", "hydra.sweeper.variants.a: data: not an "
+         "override; write KEY=VALUE, quoting special characters"),
+        ("variants:", "then: 3\n    variants:", f"hydra.sweeper.then=3: must be {FORMS['then']}"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_study_file_is_one_line(
+    tmp_path: Path, there: str, instead: str, fault: str
+) -> None:
+    register_resolvers()
+    register_plugins()
+    file = tmp_path / "sweep" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(SMALL)
+    arguments = ["--config-dir", str(tmp_path), "sweep=mine"]
+    assert faults_of(arguments) == []
+    file.write_text(SMALL.replace(there, instead))
+    assert faults_of(arguments) == [f"sweep/mine.yaml: {fault}"]
+
+
+def test_a_study_without_a_second_stage() -> None:
+    assert then_of("ladder") == {}
 
 
 MINE = """

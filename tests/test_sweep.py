@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from newllm.config.naming import run_folder, run_name
 from newllm.reporting.bands import FOLDER, write_bands
+from newllm.reporting.page import Study
 from newllm.runs.directory import RunConflict, has_ended, move_aside, write_text
 from newllm.runs.gathering import gather
 from newllm.statistics.comparisons import contests
@@ -307,7 +308,7 @@ def test_a_sweep_tells_of_its_own_variants_with_all_their_seeds(
     other = json.loads((done_job(tmp_path, "lstm", 4).folder / "result.json").read_text())
     other["variant_hash"] = "without test"
     (job.folder.with_name("seed=4") / "result.json").write_text(json.dumps(other))
-    _tell([job], {job: Outcome("done", 1.8, 1.0, "")}, tmp_path)
+    _tell([job], {job: Outcome("done", 1.8, 1.0, "")}, tmp_path, "none")
     out = capsys.readouterr().out
     assert "gru" not in out
     assert "1.700 [1.452, 1.948] (n=3)" in out
@@ -315,6 +316,21 @@ def test_a_sweep_tells_of_its_own_variants_with_all_their_seeds(
     assert {file: file.read_bytes() for file in bands.glob("model=gru/*")} == others
     means = EventAccumulator(str(bands / "model=lstm")).Reload().Scalars("val/loss/mean")
     assert [event.value for event in means] == pytest.approx([1.7])
+
+
+def test_the_page_of_a_study_has_no_baseline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would leave out the part of the study, if these runs have one."""
+    jobs = [done_job(tmp_path, model, 1) for model in ("gru", "lstm")]
+    outcomes = {job: Outcome("done", 1.8, 1.0, "") for job in jobs}
+    baseline = " --baseline model=gru"
+    for study, own, option in (("none", list, baseline), ("mine", list, ""),
+                               ("mine", lambda _: [], baseline)):  # fmt: skip
+        mine = Study("mine", title="", place=0, own=own, part=lambda *_: None)
+        monkeypatch.setattr("newllm.sweeps.sweep.found_studies", lambda found=mine: [found])
+        _tell(jobs, outcomes, tmp_path, study)
+        assert capsys.readouterr().out.endswith(f"-m newllm.report {tmp_path}{option}\n")
 
 
 def test_standing(compose_config: Compose, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from conftest import strict_translator
 
 from newllm.config.naming import record_of
 from newllm.reporting.answer import answer, more_seeds
@@ -200,12 +201,12 @@ def test_the_answer(lang: str) -> None:
     }  # fmt: skip
     for beginning, (first, second) in cases.items():
         (contest,) = contests([*side("model=a", list(first)), *side("model=b", list(second))])
-        text = answer(contest, REFERENCES, translator(lang))
+        text = answer(contest, REFERENCES, strict_translator(lang))
         if lang == "en":
             assert text.startswith(beginning)
             assert "counting pairs of words gives 2.350, the grammar that made them 1.510" in text
     (contest,) = contests(side("model=a", list(base)))
-    assert ("nothing to compare" in answer(contest, {}, translator(lang))) == (lang == "en")
+    assert ("nothing to compare" in answer(contest, {}, strict_translator(lang))) == (lang == "en")
 
 
 def test_commands_for_the_seeds_that_are_missing() -> None:

@@ -21,7 +21,7 @@ from newllm.config.composing import conf_directory
 from newllm.config.folders import folder_faults
 from newllm.config.leftovers import without_leftovers
 from newllm.config.overrides import Composer, Composition, faults_together, hydras_reason, is_hydras
-from newllm.config.study_file import FORMS, lines_of
+from newllm.config.sweeper import sweeper_faults
 from newllm.config.values import shown
 
 # Help, completion, or the configuration instead of a run.
@@ -61,7 +61,7 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             faults += _place_faults(
                 found.config, "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
             )
-            faults += _sweeper_faults(composer, found.config)
+            faults += sweeper_faults(found.config, composer)
         except ConfigFault as error:
             faults += str(error).splitlines()
         if faults:
@@ -138,21 +138,6 @@ def _selected(config: DictConfig, key: str) -> Any:
         return OmegaConf.select(config, key)
     except OmegaConfBaseException as error:
         raise ConfigFault([f"{key}: {hydras_reason(error)}"]) from error
-
-
-def _sweeper_faults(composer: Composer, config: DictConfig) -> Iterator[str]:
-    """The faults of what a sweep's file, or a key of `hydra.sweeper`, asks for."""
-    for part, form in FORMS.items():
-        node = _selected(config, f"hydra.sweeper.{part}")
-        try:
-            lines = lines_of(part, node)
-        except ValueError:
-            yield f"hydra.sweeper.{part}={shown(node)}: must be {form}"
-            continue
-        overrides, faults = composer.parse(lines)
-        for item in overrides if part == "params" else ():  # the jobs tell those of the others
-            faults += composer.check(config, item)
-        yield from (f"hydra.sweeper.{part}: {fault}" for fault in faults)
 
 
 def _ready(found: Composition, overrides: Sequence[Override], in_sweep: bool) -> DictConfig:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from newllm.config.naming import split
 from newllm.config.origins import leaves, raw
-from newllm.config.study_file import joined, lines_of, parted
+from newllm.config.study_file import joined, parted
 
 # Sizes of a model, and the names of sizes that follow from a budget.
 OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
@@ -72,11 +72,8 @@ def read_variants(study: str) -> dict[str, list[str]]:
 def _read_variants(study: str, places: tuple[str, ...]) -> dict[str, list[str]]:
     content = _load(f"sweep/{study}")
     node = OmegaConf.select(content, "hydra.sweeper.variants") if content else None
-    try:
-        lines_of("variants", node)
-    except ValueError:  # which is told where the study is chosen
-        return {}
-    return {str(name): parted(list(joined(lines)))[0] for name, lines in (node or {}).items()}
+    variants = node if isinstance(node, DictConfig) else {}
+    return {str(name): parted(list(joined(lines)))[0] for name, lines in variants.items()}
 
 
 def keys_of(path: str) -> Iterator[str]:

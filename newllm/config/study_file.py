@@ -1,5 +1,7 @@
 """The file of a study, `conf/sweep/<study>.yaml`: its variants, and what its sweep does with them.
 
+    # @package _global_
+    only: "phase*"                        # what to run where the command line has no `only`
     hydra:
       mode: MULTIRUN
       sweeper:
@@ -23,22 +25,11 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.composing import conf_directory
-from newllm.config.trials import draw_trials
 from newllm.config.values import shown
 
 ONLY = "only"  # of an entry of `then`: patterns of the variants that it is for
-MOST_TRIALS = 10_000
-# What each part has to be, for messages.
-FORMS = {
-    "params": "a mapping of keys to values, as in {seed: '1,2'}",
-    "variants": "a mapping of names to overrides, as in {deep: ['model.num_layers=12']}",
-    "trials": "a number, a seed and a space, as in "
-    "{number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}",
-    "then": "a mapping of names to values by key, as in {corpora: {data.seed: '1,2'}}",
-}
 
 
 @cache
@@ -51,7 +42,8 @@ def sweeper_of(study: str) -> dict[str, Any]:
 
 def variants_of(study: str) -> dict[str, list[str]]:
     """The overrides that make each variant of a study; none for an experiment as it stands."""
-    return {name: list(joined(lines)) for name, lines in sweeper_of(study)["variants"].items()}
+    variants = sweeper_of(study).get("variants") or {}
+    return {name: list(joined(lines)) for name, lines in variants.items()}
 
 
 def joined(lines: str | Sequence[Any] | None) -> Iterator[str]:
@@ -75,25 +67,11 @@ def value_lines(values: Mapping[str, Any]) -> list[str]:
     return [f"{key!s}={shown(value)}" for key, value in values.items() if key != ONLY]
 
 
-def lines_of(part: str, content: Any) -> list[str]:
-    """All overrides that stand in a part of a sweeper's configuration, or are drawn for it.
-
-    Raises:
-        ValueError: it has not the form that `FORMS` says.
-    """
-    try:
-        if content is None or content == {}:
-            return []
-        if part == "trials":
-            if not 1 <= content["number"] <= MOST_TRIALS:
-                raise ValueError("no such number of trials")
-            return draw_trials(**{**content, "number": 1})[0]
-        if part == "params":
-            return value_lines(content)
-        lines = joined if part == "variants" else value_lines
-        return [line for entry in content.values() for line in lines(entry)]
-    except (TypeError, AttributeError, LookupError, OmegaConfBaseException) as error:
-        raise ValueError(str(error)) from error
+def are_overrides(lines: Any) -> bool:
+    """Whether these are texts in lists in lists; None stands for an empty list."""
+    if isinstance(lines, list):
+        return all(isinstance(line, str | list) and are_overrides(line) for line in lines)
+    return isinstance(lines, str | None)
 
 
 def matching(names: Sequence[str], patterns: str) -> list[str]:
@@ -105,5 +83,5 @@ def then_of(study: str) -> dict[str, Mapping[str, str]]:
     """What a study chooses for its variants, or their best trials, when they are run again."""
     return {
         name: dict(line.split("=", 1) for line in value_lines(entry))
-        for name, entry in sweeper_of(study)["then"].items()
+        for name, entry in (sweeper_of(study).get("then") or {}).items()
     }

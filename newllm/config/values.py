@@ -135,7 +135,7 @@ def shown(value: Any) -> str:
     """A value as it would be typed."""
     if isinstance(value, list | ListConfig):
         return f"[{','.join(shown(item) for item in value)}]"
-    if isinstance(value, DictConfig):
+    if isinstance(value, dict | DictConfig):
         return f"{{{','.join(str(key) for key in value)}}}"
     if value is None:
         return "null"

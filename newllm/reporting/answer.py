@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from newllm.config.naming import TRIAL, beside_variant, split, without_seed
+from newllm.reporting.formatting import signed
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import ONE_SEED, UNDECIDED, Contest, Standing
@@ -37,11 +38,6 @@ def bounds(interval: Interval | None) -> str:
     if not math.isfinite(interval.half_width):
         return mean
     return f"{mean} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def signed(interval: Interval) -> str:
-    """A difference, with the ends of its interval."""
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def answer(contest: Contest, references: Mapping[str, float], _: Translate) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from newllm.config.naming import TRIAL
+from newllm.config.study_file import variants_of
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.drawing import can_show
 from newllm.reporting.own_runs import own_runs
@@ -16,6 +20,11 @@ from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import Contest, contests
 
 OWN_TITLE = "Runs side by side"
+CHANGED = (
+    "{number} run(s) of sweep={study} are not in its part because of changes to their variant: "
+    "{changes}."
+)
+MOST_CHANGES = 5  # that are told
 NO_FONT = "Figures are in English: no font of this machine has the letters of this page."
 
 
@@ -25,19 +34,20 @@ class Study:
 
     Attributes:
         name: of its sweep.
+        title: of its part, and of the whole page where no other runs are on it.
         place: among the studies of a page; the lowest comes first.
         own: which of some runs have their place in it, and need none in a list of others.
         part: writes its part into a document, given all runs and the words of the page and of its
-            figures; nothing where no run is of it.
-        title: of the whole page, for a study that opens it where a run is of it, and is nowhere
-            else.
+            figures. It is called only where it has runs of its own.
+        opens: whether a page with any of its runs is of this study.
     """
 
     name: str
+    title: str
     place: int
     own: Callable[[Sequence[Run]], list[Run]]
     part: Callable[[Document, Sequence[Run], Translate, Translate], None]
-    title: str = ""
+    opens: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,15 +69,40 @@ class Page:
     lang: str = "en"
     judged: Sequence[Contest] | None = None
 
-    @property
+    @cached_property
     def opening(self) -> Study | None:
         """The study that the page is of."""
-        titled = [study for study in self._shown if study.title]
-        return next((study for study in titled if study.own(self.runs)), None)
+        found = [study for study, _ in self._shown if study.opens or self._is_all_of(study)]
+        return next(iter(found), None)
+
+    @cached_property
+    def _shown(self) -> list[tuple[Study, list[Run]]]:
+        """The studies that have a part, with the runs that are their own."""
+        return [(study, own) for study in self._candidates if (own := study.own(self.runs))]
 
     @property
-    def _shown(self) -> Sequence[Study]:
+    def _candidates(self) -> Sequence[Study]:
         return self.studies if self.baseline is None else ()
+
+    def _is_all_of(self, study: Study) -> bool:
+        """Whether the sweep of a study made all runs that are done, or may have."""
+        of_it = {(study.name, None), *((None, name) for name in variants_of(study.name))}
+        done = [run for run in self.runs if run.is_done]
+        return all((run.study, None if run.study else run.known_as) in of_it for run in done)
+
+    def changed(self, _: Translate) -> Iterator[str]:
+        """For each study how many runs are not in its part because they were changed, and how."""
+        of_study = {id(run) for _study, own in self._shown for run in own}
+        for study in self._candidates:
+            changes = [
+                [f"{key}={value}" for key, value in run.choices.items() if key != TRIAL]
+                for run in self.runs
+                if run.study == study.name and run.is_done and id(run) not in of_study
+            ]
+            if number := sum(map(bool, changes)):
+                told = list(dict.fromkeys(itertools.chain(*changes)))
+                told[MOST_CHANGES:] = ["..."] * (len(told) > MOST_CHANGES)
+                yield _(CHANGED).format(number=number, study=study.name, changes=", ".join(told))
 
     def write(self, folder: Path) -> Path:
         """Write `report.md`, `index.html` and figures into a folder; returns the page's place.
@@ -86,7 +121,7 @@ class Page:
 
     def _compose(self, folder: Path) -> Document:
         """The whole page; where no font has the letters, figures keep their English words."""
-        of_study = {id(run) for study in self._shown for run in study.own(self.runs)}
+        of_study = {id(run) for _study, own in self._shown for run in own}
         others = [run for run in self.runs if id(run) not in of_study]
         opening, found = self.opening, self.judged if not of_study else None
         if found is None and not opening:
@@ -97,9 +132,14 @@ class Page:
         document.text(f"# {_(opening.title if opening else OWN_TITLE)}")
         if found and not opening:
             own_runs(document, found, others, _, label)
-        for study in self._shown:
-            if study is opening or not study.title:
+        for study, _own in self._shown:
+            if study is opening:
                 study.part(document, self.runs, _, label)
+                continue
+            document.fold(_(study.title))
+            study.part(document, self.runs, _, label)
+            document.unfold()
+        document.text(*map(quoted, self.changed(_)))
         commands = "`python -m newllm.report`"
         if opening:
             _other_runs(document, self.runs, others, _)

@@ -11,11 +11,13 @@ Translate = Callable[[str], str]
 LANGUAGES = ("en", "ja")
 
 
+def vocabulary(lang: str) -> dict[str, str]:
+    """The words of `labels_LANG.toml`, by the English ones; English itself has no such file."""
+    file = files("newllm.reporting").joinpath(f"labels_{lang}.toml")
+    return {} if lang == "en" else tomllib.loads(file.read_text("utf-8"))
+
+
 def translator(lang: str) -> Translate:
-    """The words of a language, by the English ones."""
-    if lang == "en":
-        return lambda text: text
-    words = tomllib.loads(
-        files("newllm.reporting").joinpath(f"labels_{lang}.toml").read_text("utf-8")
-    )
-    return lambda text: words[text]
+    """Translates English text into a language; text without a translation stays English."""
+    words = vocabulary(lang)
+    return lambda text: words.get(text, text)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from newllm.reporting.answer import bounds, seeds_needed, signed
+from newllm.reporting.answer import bounds, seeds_needed
+from newllm.reporting.formatting import signed
 from newllm.reporting.translation import Translate
 from newllm.statistics.comparisons import Contest, Standing
 from newllm.statistics.labels import differing

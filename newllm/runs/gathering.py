@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -178,10 +179,16 @@ def _identity(run: Run) -> str:
 
 
 def _below(path: Path) -> Iterable[Run]:
-    for file in sorted(path.rglob("result.json")):
+    for file in sorted(path.rglob("result.json"), key=_natural):
         inside = file.parent.relative_to(path).parts
         if not any(part.startswith("_") for part in inside):
             yield read_or_broken(file.parent)
+
+
+def _natural(file: Path) -> list[list[str | int]]:
+    """The key to sort files by name with numbers as such: `width=8` comes before `width=16`."""
+    pieces = (re.split(r"([0-9]+)", part) for part in file.parts)
+    return [[int(piece) if i % 2 else piece for i, piece in enumerate(part)] for part in pieces]
 
 
 def pack(runs: Sequence[Run], path: Path) -> None:

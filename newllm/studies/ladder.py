@@ -111,11 +111,8 @@ def _effect(with_change: Sequence[Run], without: Sequence[Run]) -> Interval | No
 
 
 def ladder_effects(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """What each change from the original to the modern recipe does; nothing without such runs."""
-    if not own_runs(runs):
-        return
+    """What each change from the original to the modern recipe does."""
     original, modern = ends(runs)
-    document.fold(_("From the original to the modern recipe, one change at a time"))
     document.text(_(DEFINITION).format(original=with_count(original), modern=with_count(modern)))
     words = ("change", "original with it", "effect", "modern without it", "effect")
     document.table(
@@ -131,7 +128,12 @@ def ladder_effects(document: Document, runs: Sequence[Run], _: Translate, label:
             for rung in climb(runs)
         ],
     )
-    document.unfold()
 
 
-STUDY = Study(NAME, place=2, own=own_runs, part=ladder_effects)
+STUDY = Study(
+    NAME,
+    title="From the original to the modern recipe, one change at a time",
+    place=2,
+    own=own_runs,
+    part=ladder_effects,
+)

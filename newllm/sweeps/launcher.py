@@ -44,7 +44,7 @@ class LocalLauncher(Launcher):
             Job.below(config, tuple(overrides), top)
             for config, overrides in zip(configs, job_overrides, strict=True)
         ]
-        losses = sweep(jobs, top)
+        losses = sweep(jobs, top, self.config.hydra.runtime.choices["sweep"])
         returns = []
         for config, overrides, loss in zip(configs, job_overrides, losses, strict=True):
             done = JobReturn(overrides=list(overrides), cfg=config, status=JobStatus.COMPLETED)

@@ -26,18 +26,24 @@ from newllm.runs.gathering import Run, gather
 from newllm.statistics.comparisons import contests
 from newllm.statistics.labels import choices_of
 from newllm.statistics.variants import Variant, grouped, variants
+from newllm.studies import found_studies
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome, side_by_side_seconds
 from newllm.sweeps.workers import Workers
-from newllm.training.run import attempt
+from newllm.training.run import attempt, quiet_lightning
 
 MOST_JOBS = 12  # told of one by one; of more how many are done, and why others are not
 
 
-def sweep(jobs: Sequence[Job], top: Path) -> list[float | None]:
+def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:
     """Run all jobs; returns the best validation loss of each.
 
     It is infinite where a job diverged, as it would again, no number where one failed, and None
     where it was only planned.
+
+    Args:
+        jobs: in the order in which their variants are compared.
+        top: the folder of all sweeps.
+        study: that the jobs are of; `none` if they are of no study.
 
     Raises:
         SystemExit: a job cannot be composed, or its folder holds another run; none was started.
@@ -57,7 +63,7 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float | None]:
             interrupted = True
             workers.stop()
     outcomes |= workers.outcomes
-    _tell(jobs, outcomes, top)
+    _tell(jobs, outcomes, top, study)
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on")
     return [_loss(outcomes[job]) for job in jobs]
@@ -71,6 +77,7 @@ def _loss(outcome: Outcome) -> float:
 
 def _plan_only(jobs: Sequence[Job], waiting: Sequence[Job]) -> list[float | None]:
     """Tell of each job that is not done yet, and how long all of them would take."""
+    quiet_lightning()
     size = _side_by_side(jobs[0].config, len(jobs))
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // size))  # as each job will have
@@ -122,7 +129,7 @@ def _side_by_side(config: DictConfig, num_jobs: int) -> int:
     return max(1, min(num_jobs, config.jobs or torch.get_num_threads()))
 
 
-def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
+def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path, study: str) -> None:
     """How the jobs ended, what came out over seeds, and where to look at it.
 
     Results and bands are of the variants of these jobs, with all their seeds, including those of
@@ -150,7 +157,9 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path) -> None:
             print(line)
         print(f"its curves: {program('python')} -m newllm.board {shlex.quote(str(top))}")
     command = [program("python"), "-m", "newllm.report", str(top)]
-    if any(len(contest.ranked) > 1 for contest in found):
+    # With a baseline, the page compares groups alone and leaves out the parts of studies.
+    has_part = study != "none" and any(known.own(runs) for known in found_studies())
+    if not has_part and any(len(contest.ranked) > 1 for contest in found):
         command += _baseline_option(found[0].baseline, there)
     print(f"a page of it: {shlex.join(command)}")
 

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from newllm.data.batch import Batch
+from newllm.data.batch import Batch, on_device_of
+from newllm.data.source import Split
 from newllm.data.tokenizer import UNK
+from newllm.models.language_model import LanguageModel
 
 # The published validation loss is a mean over batches of this many sentences, in split order.
 PUBLISHED_BATCH_SIZE = 16
@@ -141,3 +143,16 @@ class Scores:
         """Take up what `state_dict` gave."""
         self._sums_SK = state["sums"]
         self._rows = [RowSums(*rows) for rows in state["rows"]]
+
+
+@torch.no_grad()
+def split_metrics(model: LanguageModel, split: Split) -> dict[str, float]:
+    """The metrics of an evaluation split; its state is carried on where its batches say so."""
+    scores, state = Scores(split.metrics, split.slices), None
+    for batch in on_device_of(model, split):
+        carried = state if batch.reset_BT is not None else None
+        loss_BT, correct_BT, state = model.score(
+            batch.tokens_BT, batch.targets_BT, carried, batch.reset_BT
+        )
+        scores.add(sum_rows(loss_BT, correct_BT, batch))
+    return scores.metrics()

@@ -23,6 +23,7 @@ from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings
 from newllm.data.source import TEST
 from newllm.runs.directory import ENDS, RunConflict, RunDirectory, load_weights
+from newllm.runs.resume import TRUSTED
 from newllm.training.estimate import estimate, warm_up
 from newllm.training.experiment import Experiment, build_experiment, write_data
 from newllm.training.history import Diverged
@@ -93,6 +94,8 @@ def train(
         raise
     except SystemExit as end:  # Lightning's answer to Ctrl-C
         command = [program("python"), "-m", "newllm.train", f"{RUN}={folder}"]
+        if config.trusted_packages:
+            command.append(f"{TRUSTED}=[{','.join(config.trusted_packages)}]")
         raise Interrupted(
             f"interrupted; what was done lies in {folder}; it goes on with: {shlex.join(command)}"
         ) from end

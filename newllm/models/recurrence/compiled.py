@@ -154,9 +154,9 @@ class Chunk:
             list(zip(*flags, strict=True)),
             wide(self.inputs_BTE).transpose(0, 1).contiguous(),
             *map(wide, (*self.state, *self.initial)),
-            *(linear.weight for linear in linears),
+            *(linear.weight.contiguous() for linear in linears),
             *(linear.bias for linear in linears),
-            *others_of(self.cell).values(),
+            *(tensor.contiguous() for tensor in others_of(self.cell).values()),
         )
         after = tuple(part[: self.batch_size] for part in state)
         return outputs_TBH.transpose(0, 1)[: self.batch_size], after

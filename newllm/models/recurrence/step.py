@@ -110,6 +110,8 @@ def compile_step(cell: Cell, first: Given) -> Step:
         addends.append(torch.zeros_like(output))
         return output
 
+    # Copies, since a cell may change its buffers.
+    first = first._replace(others=[tensor.detach().clone() for tensor in first.others])
     with torch.no_grad():
         _, uses = _pure_step(cell, first, output_of)
     example = first._replace(addends=addends)

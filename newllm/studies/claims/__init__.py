@@ -26,14 +26,12 @@ def own_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def claims_table(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """The verdict on every claim, with its numbers; nothing where no verdict rests on a run."""
+    """The verdict on every claim, with its numbers."""
     judgements = judge(runs)
-    if not evidence(runs, judgements):
-        return
     found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
-    document.fold(f"{_('Claims')} ({found})")
     seeds = ", ".join(f"{corpus} {number}" for corpus, number in criteria().seeds.items())
-    document.text(_(DEFINITION_OF_CLAIMS).format(seeds=seeds, **criteria().smallest_effects))
+    definition = _(DEFINITION_OF_CLAIMS).format(seeds=seeds, **criteria().smallest_effects)
+    document.text(f"**{found}**", definition)
     words = ("line", "claim", "verdict", "numbers")
     document.table(
         [_(word) for word in words],
@@ -42,7 +40,6 @@ def claims_table(document: Document, runs: Sequence[Run], _: Translate, label: T
             for j in judgements
         ],
     )
-    document.unfold()
 
 
-STUDY = Study(NAME, place=1, own=own_runs, part=claims_table)
+STUDY = Study(NAME, title="Claims", place=1, own=own_runs, part=claims_table)

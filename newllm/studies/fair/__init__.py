@@ -45,18 +45,16 @@ CAPTION = (
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The trials, and what was run again."""
-    return [run for run in runs if purpose(run)]
+    """The trials, and what was run again of models that have trials."""
+    found = {f"{contestant.model}_{contestant.size}" for contestant in contestants(runs)}
+    return [run for run in runs if run.known_as in found and purpose(run)]
 
 
 def fair_comparison(
     document: Document, runs: Sequence[Run], _: Translate, label: Translate
 ) -> None:
-    """Tables and a figure; nothing without such runs."""
+    """Tables and a figure."""
     found = contestants(runs)
-    if not found:
-        return
-    document.fold(_("A fair comparison"))
     numbers = sorted({len(contestant.trials) for contestant in found})
     trials = "-".join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))
     document.text(_(DEFINITION).format(trials=trials))
@@ -74,7 +72,6 @@ def fair_comparison(
             document.text(f"### {_(text)}")
             _contestants_table(document, of_size, _)
     _differences_table(document, found, _)
-    document.unfold()
 
 
 def _contestants_table(document: Document, found: Sequence[Contestant], _: Translate) -> None:
@@ -126,4 +123,4 @@ def _differences_table(document: Document, found: Sequence[Contestant], _: Trans
         document.table([_(word) for word in words], rows)
 
 
-STUDY = Study(NAME, place=3, own=own_runs, part=fair_comparison)
+STUDY = Study(NAME, title="A fair comparison", place=3, own=own_runs, part=fair_comparison)

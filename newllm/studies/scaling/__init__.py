@@ -66,13 +66,10 @@ def largest_point() -> Point:
 
 
 def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """Tables and a figure; nothing without such runs."""
+    """Tables and a figure."""
     everything = points(runs)
-    if not everything:
-        return
     measured = [point for point in everything if point.gap > 0]
     found = fit(measured)
-    document.fold(_("How loss scales"))
     if found:
         number = sum(not point.is_largest for point in measured)
         misses = [
@@ -103,7 +100,6 @@ def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Tr
             rows.append([name, value, f"[{low}, {high}]"])
         document.table([_("constant"), _("value"), _("interval")], rows)
     _contexts(document, measured, found, _)
-    document.unfold()
 
 
 def _prediction(measured: Sequence[Point], found: Fit, _: Translate) -> str:
@@ -144,4 +140,4 @@ def _contexts(
     document.table(headings, rows)
 
 
-STUDY = Study(NAME, place=4, own=own_runs, part=scaling_law)
+STUDY = Study(NAME, title="How loss scales", place=4, own=own_runs, part=scaling_law)

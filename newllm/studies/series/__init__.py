@@ -135,5 +135,10 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
 
 
 STUDY = Study(
-    "series", place=0, own=own_runs, part=published_series, title="The series, reproduced"
+    "series",
+    title="The series, reproduced",
+    place=0,
+    own=own_runs,
+    part=published_series,
+    opens=True,
 )

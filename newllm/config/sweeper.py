@@ -1,0 +1,109 @@
+"""Faults of what a sweep goes over: `hydra.sweeper`, from the file of a study or by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from newllm.config.build import ConfigFault
+from newllm.config.composing import PLUGIN_MODULE, SWEEPER
+from newllm.config.overrides import Composer, hydras_reason
+from newllm.config.study_file import are_overrides, joined, value_lines
+from newllm.config.trials import draw_trials
+from newllm.config.values import shown
+
+MOST_TRIALS = 10_000
+# What each part has to be.
+FORMS = {
+    "params": "a mapping of keys to values, as in {seed: '1,2'}",
+    "variants": "a mapping of names to overrides, as in {deep: ['model.num_layers=12']}",
+    "trials": "a number, a seed and a space, as in "
+    "{number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}",
+    "then": "a mapping of names to values by key, as in {corpora: {data.seed: '1,2'}}",
+}
+
+
+def sweeper_faults(config: DictConfig, composer: Composer) -> Iterator[str]:
+    """A line for each.
+
+    Args:
+        config: as composed, with Hydra's own part.
+        composer: reads overrides.
+    """
+    study = config.hydra.runtime.choices["sweep"]
+    file = "" if study == "none" else f"sweep/{study}.yaml: "
+    if "sweep" in config:
+        yield f"{file}its first line must be `# @package _global_`"
+    elif file and config.hydra.mode != RunMode.MULTIRUN:
+        yield f"{file}lacks `mode: MULTIRUN` under `hydra`"
+    if any("hydra.sweeper" in line for line in config.hydra.overrides.hydra):
+        file = ""  # who wrote it by hand knows where it stands
+    try:
+        sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigFault([f"{file}hydra.sweeper: {hydras_reason(error)}"]) from error
+    assert isinstance(sweeper, dict)
+    parts: Any = SWEEPER
+    if not str(sweeper.pop("_target_", "")).startswith(PLUGIN_MODULE):
+        parts = ("params",)  # the others are of a sweeper that is not ours
+    elif unknown := sorted(map(str, sweeper.keys() - SWEEPER.keys())):
+        there = ", ".join(SWEEPER)
+        yield from (f"{file}hydra.sweeper.{key}: unknown; there are {there}" for key in unknown)
+    for part in parts:
+        content = sweeper.get(part)
+        if content is not None and not _has_form(part, content):
+            yield f"{file}hydra.sweeper.{part}={shown(content)}: must be {FORMS[part]}"
+        elif content:
+            for fault in _part_faults(part, content, config, composer):
+                yield f"{file}hydra.sweeper.{part}{fault}"
+
+
+def _has_form(part: str, content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    if part == "then":
+        return all(isinstance(values, dict | None) for values in content.values())
+    if part == "trials" and content:
+        try:
+            draw_trials(**{**content, "number": 1})
+            return 1 <= content["number"] <= MOST_TRIALS
+        except (TypeError, ValueError, AttributeError, LookupError):
+            return False
+    return True
+
+
+def _part_faults(
+    part: str, content: Mapping[str, Any], config: DictConfig, composer: Composer
+) -> Iterator[str]:
+    """Faults of the overrides in a part; the jobs of a sweep tell those of their values."""
+    if part == "params":
+        faults, overrides = _read_values("", content, composer)
+        for item in overrides:
+            faults += (f": {fault}" for fault in composer.check(config, item))
+        yield from faults
+    elif part == "then":
+        for name, values in content.items():
+            yield from _read_values(f".{name}", values or {}, composer)[0]
+    elif part == "variants":
+        for name, lines in content.items():
+            if are_overrides(lines):
+                _, faults = composer.parse(list(joined(lines)))
+                yield from (f".{name}: {fault}" for fault in faults)
+            else:
+                yield f".{name}: must be a list of overrides, such as [model=lstm]"
+
+
+def _read_values(
+    place: str, values: Mapping[str, Any], composer: Composer
+) -> tuple[list[str], list[Override]]:
+    """The faults of some values, and the overrides that they stand for."""
+    nested = [key for key, value in values.items() if isinstance(value, list | dict)]
+    faults = [f"{place}.{key}: must be a text, such as '1,2' for two values" for key in nested]
+    texts = {key: value for key, value in values.items() if key not in nested}
+    overrides, unread = composer.parse(value_lines(texts))
+    return [*faults, *(f"{place}: {fault}" for fault in unread)], overrides
