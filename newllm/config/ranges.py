@@ -20,18 +20,18 @@ HOLDS: dict[str, Callable[[float], bool]] = {
     # Lightning would make a list of them.
     "1: a run is one process on one device": lambda number: number < 1000,
 }
-# By part: what its arguments must be. The package checks those of its own models and data.
+# By part: what its arguments must be. The package checks those of its own models and data, torch
+# the others of its optimizers and schedules.
 RANGES: dict[str, dict[str, str]] = {
     "optimizer": {
         "above 0": "lr",
-        "at least 0": "weight_decay eps lr_decay initial_accumulator_value",
-        "at least 0 and below 1": "betas momentum dampening alpha",
+        "at least 0 and below 1": "momentum dampening alpha",
     },
     "schedule": {
         "above 0": "max_lr gamma div_factor final_div_factor start_factor factor",
         "at least 0": "eta_min end_factor",
-        "at least 1": "T_max T_0 T_mult step_size total_iters",
-        "at least 0 and below 1": "pct_start base_momentum max_momentum",
+        "at least 1": "T_max step_size total_iters",
+        "at least 0 and below 1": "base_momentum max_momentum",
     },
     "callbacks": {
         "at least 0": "patience min_delta small num_steps",

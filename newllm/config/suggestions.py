@@ -7,7 +7,7 @@ import difflib
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from newllm.config.origins import descend, leaves, origin, raw
+from newllm.config.origins import leaves, origin, raw
 
 # What a key is called here, and what other programs call it.
 OTHER_NAMES = {
@@ -36,43 +36,31 @@ OTHER_NAMES = {
     "plan": "dry_run",
     "hydra.run.dir": "output_dir",
 }
-NEAR = 0.75  # how alike a word must be to one elsewhere; among its neighbours less is enough
+NEAR = 0.75  # how alike two words must be
 
 
 def suggest(config: DictConfig, key: str) -> str | None:
-    """A key of the configuration that is probably meant: a neighbour, or one of that name.
+    """A key of the configuration that is probably meant: one like it, or one of that name.
 
     Returns:
         The key at which its value is set; None if nothing is like it.
     """
-    parent, _, leaf = key.rpartition(".")
-    content = raw(config)
-    holder = descend(content, parent) if parent else content
-    meant = suggest(config, parent) if parent and holder is None else None
-    if meant and isinstance(descend(content, meant), dict):
-        nearer = f"{meant}.{leaf}"  # of `modl.hidden_dim` and `modl.hiden_dim`
-        return nearer if _exists(content, nearer) else suggest(config, nearer)
-    neighbours = [str(name) for name in holder or () if not str(name).startswith("_")]
-    if not parent:
-        neighbours += GlobalHydra.instance().config_loader().list_groups("")
+    content, leaf = raw(config), key.rpartition(".")[2]
+    keys = dict.fromkeys(GlobalHydra.instance().config_loader().list_groups(""))
+    for name, _ in leaves(content):
+        parts = name.split(".")
+        keys |= dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    keys = {name: None for name in keys if "._" not in name}
     called = {
         word: name
         for name, words in OTHER_NAMES.items()
         for word in words.split()
-        if name.startswith("hydra.") or _exists(content, name)
+        if name.startswith("hydra.") or name in keys
     }
     if leaf in called:
         return origin(content, called[leaf])
-    if close := difflib.get_close_matches(leaf, neighbours, n=1):
-        return f"{parent}.{close[0]}".lstrip(".")
-    everywhere = {name.rpartition(".")[2]: name for name, _ in leaves(content) if "._" not in name}
-    everywhere |= called
-    if close := difflib.get_close_matches(leaf, everywhere, n=1, cutoff=NEAR):
-        return origin(content, everywhere[close[0]])
-    return None
-
-
-def _exists(content: object, name: str) -> bool:
-    parent, _, leaf = name.rpartition(".")
-    holder = descend(content, parent) if parent else content
-    return isinstance(holder, dict) and leaf in holder
+    if close := difflib.get_close_matches(key, keys, n=1, cutoff=NEAR):
+        return close[0]
+    called |= {name.rpartition(".")[2]: name for name in keys}
+    close = difflib.get_close_matches(leaf, called, n=1, cutoff=NEAR)
+    return origin(content, called[close[0]]) if close else None
