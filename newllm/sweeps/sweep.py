@@ -54,7 +54,6 @@ def sweep(jobs: Sequence[Job], top: Path) -> list[float | None]:
             outcomes[job] = read_outcome(job, "skipped")
         else:
             waiting.append(job)
-    waiting.sort(key=lambda job: -job.cost)
     interrupted = False
     # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
     with Workers(waiting, _side_by_side(jobs[0].config, len(jobs))) as workers:
