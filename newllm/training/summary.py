@@ -102,6 +102,8 @@ def _next(experiment: Experiment) -> str:
     if experiment.config.recipe.name == "modern":
         return "try a larger model or more epochs, such as trainer.max_epochs=80"
     data = experiment.config.data
+    if "corpus" not in data:
+        return "try recipe=modern, or a larger model"
     path = f" data.path={data.path}" if "path" in data else ""
     corpus = "" if data.corpus == "quality500" else f" data={data.corpus}"
     return f"try: {program('python')} -m newllm.train experiment=modern{corpus}{path}"
