@@ -13,18 +13,18 @@ from rich.text import Text
 
 from newllm.config.arguments import program
 from newllm.data.source import TEST
+from newllm.models.sizes import num_parameters
 from newllm.statistics.references import gap_closed
 from newllm.training.experiment import Experiment
-from newllm.training.precision import precision_warning
+from newllm.training.trainer import precision_warning
 
 
 def print_banner(experiment: Experiment) -> None:
     """What is about to run, in a few lines."""
     model, config = experiment.model, experiment.config
-    parameters = sum(weight.numel() for weight in model.parameters())
     lines = {
         "run": experiment.name,
-        "model": f"{model.description}: {parameters:,} parameters, {_state(experiment)}",
+        "model": f"{model.description}: {num_parameters(model):,} parameters, {_state(experiment)}",
         "recipe": f"{config.recipe.name}: {experiment.preflight.num_steps:,} steps planned",
         "countermeasures": ", ".join(config.countermeasures) or "none",
         "data": experiment.source.summary(),
