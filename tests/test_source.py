@@ -233,7 +233,7 @@ class Named(copy_task.Copy):
     def setup(self) -> None:
         self.evaluation = dict.fromkeys(self.splits, self.evaluation["validation"])
 
-    splits = ("validation", "2x long", "a/b")
+    splits = ("validation", "2x long", "a/b", "val")
 
     def reference_losses(self, split: str) -> dict[str, float]:
         return {"5-gram": 1.0}
@@ -262,7 +262,14 @@ class Empty(Source):
         ("Faulty", ["no evaluation split validation", "train: its tokens", "other has no end"]),
         ("Empty", ["sets no name, vocabulary_size, max_length, train, evaluation"]),
         ("Reading", ["train: a target is scored at <PAD>"]),
-        ("Named", ["its split '2x long' cannot be called so", "its split 'a/b' cannot"]),
+        (
+            "Named",
+            [
+                "its split '2x long' cannot be called so",
+                "its split 'a/b' cannot",
+                "its evaluation split val would",
+            ],
+        ),
         ("Misnamed", ["its reference '[red]' cannot be called so", "none is nan, but must be"]),
         ("pytest", ["no such class or function"]),
     ],

@@ -14,6 +14,7 @@ from newllm.data.batch import IGNORE, Batch
 from newllm.data.tokenizer import PAD, Tokenizer
 
 VALIDATION, TEST = "validation", "test"
+TAKEN = {"train", "val"}  # what metrics of training and of `validation` are called by
 NAME = re.compile(r"\w[\w.+-]*")  # of splits, slices and references, which become headings and tags
 
 
@@ -104,6 +105,8 @@ def source_faults(source: Source) -> Iterator[str]:
         return
     if VALIDATION not in source.evaluation:
         yield f"has no evaluation split {VALIDATION}"
+    for name in sorted(TAKEN & source.evaluation.keys()):
+        yield f"its evaluation split {name} would share {name}/loss with another; rename it"
     for name, split in {"train": source.train, **source.evaluation}.items():
         if split.num_batches is None and split is not source.train:
             yield f"its evaluation split {name} has no end; set num_batches"
