@@ -142,8 +142,18 @@ def _cheap_interval(source: Source, num_batches: int) -> int:
     """
     splits = [split for name, split in source.evaluation.items() if name != TEST]
     positions = sum(_mean_positions(split) * len(split) for split in splits)
-    affordable = SHARE * COST_OF_TRAINING * _mean_positions(source.train)
-    return max(1, math.ceil(positions / affordable), math.ceil(num_batches / MOST_VALIDATIONS))
+    affordable = math.ceil(steps_that_pay(positions, _mean_positions(source.train)))
+    return max(1, affordable, math.ceil(num_batches / MOST_VALIDATIONS))
+
+
+def steps_that_pay(num_evaluated: float, num_trained: float) -> float:
+    """Training steps of which an evaluation takes its share of the time.
+
+    Args:
+        num_evaluated: tokens that are evaluated.
+        num_trained: tokens of a training step.
+    """
+    return num_evaluated / (SHARE * COST_OF_TRAINING * num_trained)
 
 
 def _mean_positions(split: Split) -> float:
