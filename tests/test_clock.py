@@ -14,6 +14,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from torch import Tensor
 
+from newllm.config.build import ConfigFault
 from newllm.data.batch import Batch, device_of, on_device_of
 from newllm.models.language_model import LanguageModel, score_logits
 from newllm.models.torch_rnn import GRU
@@ -142,11 +143,12 @@ def test_a_divergence_is_noticed_within_an_epoch(compose_config: Compose, tmp_pa
 def test_a_long_epoch_tells_how_far_it_is(compose_config: Compose, tmp_path: Path) -> None:
     progress, shown = ProgressLine(), io.StringIO()
     progress._console = Console(file=shown)
-    chosen = ("trainer.max_steps=600", "+trainer.val_check_interval=600")
+    chosen = ("trainer.max_steps=300", "+trainer.val_check_interval=300")
     fit(endless(compose_config, *chosen), tmp_path, progress)
     lines = shown.getvalue().splitlines()
-    assert [line.split()[3] for line in lines[:-1]] == [f"{n}/600" for n in range(60, 600, 60)]
+    assert [line.split()[3] for line in lines[:-1]] == [f"{n}/300" for n in range(30, 300, 30)]
     assert "val" in lines[-1]
+    assert ["train" in line for line in lines] == [False] + [True] * 9  # once a loss is known
 
 
 def test_validation_as_often_as_takes_a_tenth(compose_config: Compose, tmp_path: Path) -> None:
@@ -160,6 +162,12 @@ def test_validation_as_often_as_takes_a_tenth(compose_config: Compose, tmp_path:
     seldom = build_experiment(compose_config(*SMALL, *chosen, *few), tmp_path)
     assert seldom.trainer.val_check_interval == 1.0
     assert seldom.trainer.check_val_every_n_epoch == 4  # once at least
+
+
+def test_what_auto_would_replace_is_a_fault(compose_config: Compose, tmp_path: Path) -> None:
+    chosen = ("+trainer.val_check_interval=auto", "+trainer.check_val_every_n_epoch=3")
+    with pytest.raises(ConfigFault, match=r"check_val_every_n_epoch=3: .*auto decides on it"):
+        build_experiment(compose_config(*TINY30, *chosen), tmp_path)
 
 
 class At:

@@ -82,6 +82,22 @@ def test_the_fast_path_of_attention_equals_the_masked_one() -> None:
     assert not layer._view(real_BT, real_BT[:, :0], no_reset_BT).is_causal
 
 
+def test_a_stream_with_resets_holds_no_more_than_its_documents() -> None:
+    layer, state = attention(), None
+    x_BTD = random(2, 40, D)
+    reset_BT = torch.zeros(2, 40, dtype=torch.bool)
+    reset_BT[0, ::7] = reset_BT[1, 3::6] = True
+    outputs, sizes = [], []
+    for x, reset in zip(x_BTD.split(4, 1), reset_BT.split(4, 1), strict=True):
+        y_BTD, state = layer(x, state, None, reset)
+        outputs.append(y_BTD)
+        sizes.append(state[0].shape[1])
+        assert {part.shape[2] for part in state[1:]} == {sizes[-1]}
+    assert max(sizes) <= 7
+    alone = [layer(x_BTD[:1, start : start + 7])[0] for start in range(0, 40, 7)]
+    torch.testing.assert_close(torch.cat(outputs, 1)[:1], torch.cat(alone, 1))
+
+
 def test_every_query_sees_something() -> None:
     real_BT = torch.tensor([[False, True, False], [False, False, False]])
     mask_B1TS, _, _ = attention()._view(real_BT, torch.zeros(2, 2, dtype=torch.bool), None)

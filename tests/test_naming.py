@@ -30,6 +30,8 @@ def test_what_changes_no_number_changes_no_name() -> None:
         "jobs=2",
         "logger=none",
         "callbacks.steps.small=9",
+        "recurrence.compile=false",
+        "+trainer.profiler=simple",
         "~callbacks.curves",
     ]
     assert (

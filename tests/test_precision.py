@@ -8,8 +8,8 @@ from conftest import Compose
 
 from newllm.config.build import ConfigFault
 from newllm.training.experiment import Experiment, build_experiment
-from newllm.training.precision import precision_name, precision_warning
 from newllm.training.run import train
+from newllm.training.trainer import precision_name, precision_warning
 
 MODELS = ("context", "gated", "lstm", "gru", "elman", "mingru", "transformer")
 SMALL = ("data=tiny30", "callbacks=none", "logger=none", "recipe=modern", "recipe.max_epochs=2")

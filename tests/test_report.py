@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from newllm import report, studies
 from newllm.config.arguments import ends_with_its_reader
 from newllm.config.composing import conf_directory
+from newllm.config.naming import run_name
 from newllm.reporting import page as page_module
 from newllm.reporting.bands import write_bands
 from newllm.reporting.document import Document
@@ -215,7 +216,7 @@ def own(top: Path, chosen: str, losses: list[float | None]) -> None:
     """Seeds 1, 2, ... of what somebody chose."""
     for seed, loss in enumerate(losses, 1):
         make_run(
-            top, chosen.replace(" ", ","), seed, variant_hash=chosen,
+            top, run_name(["experiment=mine", *chosen.split()]), seed, variant_hash=chosen,
             overrides=["experiment=mine", *chosen.split(), f"seed={seed}"],
             best_val_loss=loss, status="done" if loss else "diverged",
             error=None if loss else "val/loss is nan", state_bytes=512, gap_closed=0.9,

@@ -119,6 +119,8 @@ def test_the_hash_covers_what_decides_the_weights(compose_config: Compose, tmp_p
         return config_hash(compose_config(*overrides))
 
     assert of() == of("callbacks=none", "logger=none", "threads=1", "data.directory=elsewhere")
+    assert of() == of("recurrence.compile=false", "+trainer.profiler=simple")
+    assert of() != of("recurrence=reference")
     assert of() != of("seed=2")
     assert of() != of("~callbacks.early_stopping")  # this one acts
     assert of() == of("callbacks.samples.every_n_epochs=1", "checkpoint_steps=7")

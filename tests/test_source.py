@@ -16,10 +16,13 @@ from omegaconf import DictConfig, open_dict
 from newllm.config.build import ConfigFault
 from newllm.data.module import DataModule, TrainingLoader
 from newllm.data.source import Source
+from newllm.data.tokenizer import PAD
 from newllm.models.language_model import score_logits
 from newllm.runs.directory import load_run
+from newllm.runs.files import check_result
 from newllm.training.experiment import Experiment, build_experiment
 from newllm.training.metrics import Scores, sum_rows
+from newllm.training.summary import print_result
 
 RUN = ("recipe=modern", "countermeasure=none", *TINY_CONTEXT)
 ENDLESS = ("trainer.max_steps=60", "+trainer.val_check_interval=20")
@@ -55,6 +58,35 @@ def test_a_task_from_outside_the_package_trains(command: Command, tmp_path: Path
     for module in ("newllm.generate", "newllm.evaluate"):
         refused = command(module, "run")
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+
+
+def test_a_sweep_over_data_of_ones_own_ends_in_a_report(command: Command, tmp_path: Path) -> None:
+    """Such data need not have all the metrics that sentences have."""
+    shutil.copy(copy_task.__file__, tmp_path / "my_task.py")
+    (tmp_path / "my_conf" / "data").mkdir(parents=True)
+    (tmp_path / "my_conf" / "data" / "copy.yaml").write_text(
+        "_target_: my_task.Copy\nmax_length: 12\n"
+    )
+    (tmp_path / "my_conf" / "model").mkdir()
+    (tmp_path / "my_conf" / "model" / "lone.yaml").write_text(
+        "_target_: newllm.models.language_model.LanguageModel\n"
+        "layers:\n"
+        "  - _target_: newllm.models.torch_rnn.GRU\n"
+        "    _partial_: true\n"
+        "    hidden_dim: 8\n"
+        "    num_layers: 1\n"
+        "vocabulary_size: null\n"
+        "embedding_dim: 8\n"
+    )
+    chosen = ("data=copy", "model=lone", "trusted_packages=[my_task]", "recipe=modern")
+    short = ("countermeasure=none", "trainer.max_steps=4", "+trainer.val_check_interval=2")
+    swept = command("newllm.train", "-m", "--config-dir", "my_conf", *chosen, *short, "seed=1,2")
+    assert swept.returncode == 0, swept.stderr
+    assert "(n=2)" in swept.stdout
+    told = command("newllm.report", "outputs/runs")
+    assert told.returncode == 0, told.stderr
+    assert "broken" not in told.stdout + told.stderr
+    assert "(n=2)" in told.stdout
 
 
 def configured(compose_config: Compose, target: str, *chosen: str) -> DictConfig:
@@ -142,6 +174,7 @@ def test_validation_takes_a_tenth_where_nothing_was_chosen(
     [
         ((), "trainer.max_steps=-1: the training data of copy has no end; set it"),
         (("trainer.max_steps=5", "trainer.max_epochs=3"), "trainer.max_epochs=3: .*max_steps"),
+        (("trainer.max_steps=5", "recipe.max_epochs=7"), "recipe.max_epochs=7: .*leave it at 40"),
         (("trainer.max_steps=5", "+trainer.val_check_interval=0.5"), "give batches"),
         (
             (*ENDLESS, "+trainer.accumulate_grad_batches=3"),
@@ -184,6 +217,41 @@ class Faulty(copy_task.Copy):
         self.evaluation = {"other": copy_task.CopyBatches(3, 4, 1, None)}
 
 
+class Reading(copy_task.Copy):
+    """A source that scores a target where nothing is read."""
+
+    def setup(self) -> None:
+        self.train = copy_task.CopyBatches(3, 4, 1, None)
+        batch = self.train.batch(0, 0)
+        batch.tokens_BT[0, -1] = PAD
+        self.train.batch = lambda epoch, number: batch  # type: ignore[method-assign]
+
+
+class Named(copy_task.Copy):
+    """A source whose splits, slices and references have names of their own."""
+
+    def setup(self) -> None:
+        self.evaluation = dict.fromkeys(self.splits, self.evaluation["validation"])
+
+    splits = ("validation", "2x long", "a/b", "val")
+
+    def reference_losses(self, split: str) -> dict[str, float]:
+        return {"5-gram": 1.0}
+
+
+class WellNamed(Named):
+    """The same with names that can be told."""
+
+    splits = ("validation", "2x-long")
+
+
+class Misnamed(WellNamed):
+    """Its references cannot be told."""
+
+    def reference_losses(self, split: str) -> dict[str, float]:
+        return {"[red]": 1.0, "none": float("nan")}
+
+
 class Empty(Source):
     """A source that sets nothing."""
 
@@ -193,6 +261,16 @@ class Empty(Source):
     [
         ("Faulty", ["no evaluation split validation", "train: its tokens", "other has no end"]),
         ("Empty", ["sets no name, vocabulary_size, max_length, train, evaluation"]),
+        ("Reading", ["train: a target is scored at <PAD>"]),
+        (
+            "Named",
+            [
+                "its split '2x long' cannot be called so",
+                "its split 'a/b' cannot",
+                "its evaluation split val would",
+            ],
+        ),
+        ("Misnamed", ["its reference '[red]' cannot be called so", "none is nan, but must be"]),
         ("pytest", ["no such class or function"]),
     ],
 )
@@ -208,6 +286,46 @@ def test_faults_of_a_source_are_told_before_the_start(
         build_experiment(config, tmp_path)
     lines = str(error.value).splitlines()
     assert all(any(fault in line for line in lines) for fault in faults), lines
+
+
+def test_a_result_with_any_name_that_was_taken_can_be_read(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    config = configured(compose_config, "Copy", *ENDLESS)
+    with open_dict(config):
+        config.data["_target_"] = f"{__name__}.WellNamed"
+        config.trusted_packages = [__name__]
+    references = dict(build_experiment(config, tmp_path).references.means)
+    result = {"status": "done", "references": references, "evaluation": {"2x-long": {"loss": 1.0}}}
+    assert check_result(result) == result
+
+
+def test_learned_positions_that_would_end_are_a_fault(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    learned = configured(compose_config, "Stream", "model.positions=learned")
+    with pytest.raises(ConfigFault, match=r"model\.positions=learned: the rows of stream go on"):
+        build_experiment(learned, tmp_path)
+    build_experiment(
+        configured(compose_config, "Copy", "model.positions=learned", *ENDLESS), tmp_path
+    )
+
+
+def test_advice_for_data_of_ones_own(
+    compose_config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where counting pairs of words is better, which such a source may know as well."""
+    config = configured(compose_config, "Copy", *ENDLESS)
+    experiment = build_experiment(config, tmp_path)
+    experiment.config.recipe.name = "mine"
+    experiment.references.means["bigram"] = 0.5  # type: ignore[index]
+    result = dict.fromkeys(
+        ("best_val_loss_batch_mean", "evaluation", "test_loss", "val_kl", "sees_the_future")
+    )
+    print_result(
+        result | {"best_val_loss": 1.0, "best_epoch": 1, "seconds": 1.0}, experiment, tmp_path
+    )
+    assert "(bigram); try recipe=modern" in capsys.readouterr().out
 
 
 def test_splits_are_evaluated_when_they_should() -> None:

@@ -13,7 +13,7 @@ from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import BASELINE, NO_RUN, ONE_SEED, UNDECIDED, VOID, contests
 from newllm.statistics.labels import labels, numbered
-from newllm.statistics.variants import variants
+from newllm.statistics.variants import folder_of, variants
 
 ENGLISH = translator("en")
 REFERENCES = {"uniform": 5.5, "unigram": 5.0, "bigram": 2.35, "oracle": 1.51}
@@ -224,7 +224,7 @@ def test_commands_for_the_seeds_that_are_missing() -> None:
     ]
     # Only the seed is new: all else is as it was typed, and where it was.
     typed = "trusted_packages=[mine] +model.x=1 jobs=2"
-    places = [f"a b/model={m}/seed=1" for m in "ab"]
+    places = [f"a b/model={m},model.x=1/seed=1" for m in "ab"]
     lone = [
         replace(make(f"model={m} {typed}", 1, loss), place=place)
         for m, loss, place in zip("ab", (1.7, 1.6), places, strict=True)
@@ -234,6 +234,10 @@ def test_commands_for_the_seeds_that_are_missing() -> None:
     assert shlex.split(command)[3:] == [
         "-m", "model=a,b", *typed.split(), "hydra.sweep.dir='a b'", "seed=1,2,3,4,5"
     ]  # fmt: skip
+    alike = [replace(run, place=f"day/seed={n}") for n, run in enumerate(lone)]  # of no sweep
+    (contest,) = contests(alike)
+    assert "hydra.sweep.dir" not in more_seeds(contest)[0]
+    assert folder_of(alike[0]) == folder_of(lone[0]) == "model=a,model.x=1"
     # What makes a variant stands in its sweep; the trials of a search are none of the user's.
     made = [f"study=ladder recipe.dropout=0.{n} variant=d{n} a.b=1" for n in (1, 2)]
     runs = [run for words in made for run in side(words, [1.7])]

@@ -30,6 +30,7 @@ from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.reference import Recurrence, Reference
 from newllm.models.recurrent import Recurrent
+from newllm.models.sizes import num_parameters
 from newllm.models.torch_rnn import LSTM
 from newllm.training.clipping import clip_gradients
 
@@ -124,11 +125,6 @@ def step_of(trainee: Trainee, batch_size: int, length: int) -> Callable[[], None
     return partial(trainee.step, tokens_BT, tokens_BT.roll(-1, dims=1))
 
 
-def parameters(model: nn.Module) -> int:
-    """How many numbers a model learns."""
-    return sum(weight.numel() for weight in model.parameters())
-
-
 def measure_recurrences(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
     """(a) A whole training step, fused against the plain loop; so is a cell of one's own."""
     for size in extent.sizes:
@@ -197,7 +193,7 @@ def measure_baselines(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]
         "lstm, 9 layers": model([LSTM], hidden_dim=222, num_layers=9),
     }
     steps = {
-        f"{name}, {parameters(model) / 1e6:.1f}M": step_of(Trainee(model), 16, 31)
+        f"{name}, {num_parameters(model) / 1e6:.1f}M": step_of(Trainee(model), 16, 31)
         for name, model in contestants.items()
     }
     yield "baselines B16 T31", side_by_side(steps, extent.num_rounds)

@@ -18,6 +18,7 @@ OF_A_SWEEP = ("sweep", "only", "jobs", "overwrite")
 LEFT_OUT = (
     *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last", "checkpoint_steps"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
+    *("recurrence.compile", "trainer.profiler"),
 )
 
 

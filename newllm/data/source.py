@@ -5,13 +5,17 @@ A source of one's own is a subclass of `Source` and one of `Split`; see the READ
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from newllm.data.batch import IGNORE, Batch
-from newllm.data.tokenizer import Tokenizer
+from newllm.data.tokenizer import PAD, Tokenizer
 
 VALIDATION, TEST = "validation", "test"
+TAKEN = {"train", "val"}  # what metrics of training and of `validation` are called by
+NAME = re.compile(r"\w[\w.+-]*")  # of splits, slices and references, which become headings and tags
 
 
 class Split(ABC):
@@ -101,11 +105,32 @@ def source_faults(source: Source) -> Iterator[str]:
         return
     if VALIDATION not in source.evaluation:
         yield f"has no evaluation split {VALIDATION}"
+    for name in sorted(TAKEN & source.evaluation.keys()):
+        yield f"its evaluation split {name} would share {name}/loss with another; rename it"
     for name, split in {"train": source.train, **source.evaluation}.items():
         if split.num_batches is None and split is not source.train:
             yield f"its evaluation split {name} has no end; set num_batches"
         elif split.num_batches != 0 and (fault := _batch_fault(source, split.batch(0, 0))):
             yield f"{name}: {fault}"
+        yield from _name_faults("split", [name])
+        yield from _name_faults("slice", split.slices)
+
+
+def reference_faults(references: Mapping[str, float]) -> Iterator[str]:
+    """What is wrong with the names and the losses of a source's references."""
+    yield from _name_faults("reference", references)
+    for name, loss in references.items():
+        if not (isinstance(loss, int | float) and math.isfinite(loss)):
+            yield f"its reference {name} is {loss!r}, but must be a finite number"
+
+
+def _name_faults(kind: str, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if not NAME.fullmatch(name):
+            yield (
+                f"its {kind} {name!r} cannot be called so; take letters, digits and _ . + -, "
+                "beginning with a letter, a digit or _"
+            )
 
 
 def _batch_fault(source: Source, batch: Batch) -> str | None:
@@ -114,6 +139,8 @@ def _batch_fault(source: Source, batch: Batch) -> str | None:
         return "tokens, targets and sentences of a batch do not belong together by their shapes"
     if not batch.scored_BT.any():
         return "nothing in its first batch is scored"
+    if (batch.scored_BT & (tokens_BT == PAD)).any():
+        return f"a target is scored at <PAD> (token {PAD}), which is not read; make it IGNORE"
     for kind, ids in (("tokens", tokens_BT), ("targets", targets_BT[targets_BT != IGNORE])):
         if int(ids.min()) < 0 or int(ids.max()) >= source.vocabulary_size:
             return f"its {kind} are not all from 0 to vocabulary_size - 1"

@@ -90,7 +90,8 @@ class Attention(Layer):
     """Blocks of causal attention, or, with leaky=True, of the original's mask fault.
 
     The state is bool [B, S], which cached tokens are still visible to their row, then the keys and
-    the values [B, N, S, K] of each block. It grows with every token.
+    the values [B, N, S, K] of each block. It grows with every token; at a reset it loses those that
+    no row of the batch sees any more.
 
     Args:
         input_dim: D.
@@ -164,8 +165,16 @@ class Attention(Layer):
             past = (caches[2 * depth], caches[2 * depth + 1]) if caches else None
             hidden_BTD, cache = block(hidden_BTD, view, past)
             after += cache
-        kept = () if self.leaky else (_still_visible(real_BT, past_BS, reset_BT), *after)
-        return self.final_norm(hidden_BTD), kept
+        y_BTD = self.final_norm(hidden_BTD)
+        if self.leaky:
+            return y_BTD, ()
+        visible_BS = _still_visible(real_BT, past_BS, reset_BT)
+        is_needed_S = visible_BS.any(0)
+        if reset_BT is not None and surely(~is_needed_S.all()):
+            # No row will see the others again. Kept, they would grow with the stream.
+            visible_BS = visible_BS[:, is_needed_S]
+            after = [part_BNSK[:, :, is_needed_S] for part_BNSK in after]
+        return y_BTD, (visible_BS, *after)
 
     def initial_state(self, batch_size: int) -> State:
         """Caches of no token; nothing if leaky."""

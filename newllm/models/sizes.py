@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import nn
 
 from newllm.config.budget import PAIRS, following
 from newllm.models.language_model import LanguageModel
@@ -90,7 +91,8 @@ class Budget:
                 )
 
 
-def _parameters(model: LanguageModel) -> int:
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers a model learns."""
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -98,7 +100,7 @@ def _state_bytes(model: LanguageModel) -> int:
     return model.state_bytes(1)
 
 
-MEASURES = {"parameters": _parameters, "state_bytes": _state_bytes}
+MEASURES = {"parameters": num_parameters, "state_bytes": _state_bytes}
 
 
 def nearest_width(cost: Callable[[int], int], target: int, step: int, name: str) -> int:

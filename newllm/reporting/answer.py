@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from newllm.config.naming import TRIAL, beside_variant, split, without_seed
+from newllm.config.naming import TRIAL, beside_variant, run_folder, split, without_seed
 from newllm.reporting.formatting import signed
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
@@ -211,7 +211,9 @@ def _typed(run: Run) -> list[str]:
         beside = without_seed(beside_variant(overrides))
         lines = [f"sweep={run.study}", f"only={run.known_as}", *beside]
     place = Path(run.place).absolute()
-    if place.name.startswith("seed=") and (top := place.parents[1]) != USUAL.absolute():
+    top = place.parent.parent
+    is_of_a_sweep = place == top / run_folder(overrides, run.result["seed"])
+    if is_of_a_sweep and top != USUAL.absolute():
         own = top.relative_to(Path.cwd()) if top.is_relative_to(Path.cwd()) else top
         lines.append(f"hydra.sweep.dir={_as_value(str(own))}")
     return lines

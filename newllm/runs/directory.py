@@ -179,6 +179,8 @@ class RunDirectory:
 ENDS = ("done", "diverged")  # a run that ended so ends the same way every time
 
 
+# Why equal configurations make another run: by what they do not hold.
+INVISIBLE = "its text (data.path) was changed or is gone, or another version of newllm made it"
 WAYS_OUT = "name=NEW keeps both, overwrite=true moves the old one aside"
 
 
@@ -203,7 +205,7 @@ def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
         found: list[str] = []
         if result["config_hash"] != config_hash(config):
             found += differences(hashed(read_config(path)), hashed(config))
-            found = found or [_invisible_difference(config)]
+            found = found or [INVISIBLE]
     except ValueError as error:
         raise RunConflict(f"{error}; {ways_out}") from error
     if found:
@@ -212,15 +214,6 @@ def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
     if result["status"] == "done" and not (path / BEST).is_file():
         raise RunConflict(f"{path}: is done, but {BEST} is gone; {ways_out}")
     return result["status"] in ENDS
-
-
-def _invisible_difference(config: DictConfig) -> str:
-    """Why equal configurations make another run: by what they do not hold."""
-    path = config.data.get("path")
-    if path and not Path(path).is_file():
-        return f"its text {path} is gone"
-    changed = f"its text {path} has changed since, or it was made " if path else ""
-    return f"{changed}by another version of newllm"
 
 
 def move_aside(path: Path, top: Path) -> Path:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from newllm.data.reading import cleaned, parse_json, read_text
+from newllm.data.source import NAME
 from newllm.runs.identity import HASHED
 
 LARGEST_RESULT = 1 << 24  # bytes; a result with positions of long sequences has some 100,000
@@ -49,8 +50,7 @@ def _list_of(kind: Kind) -> Kind:
 
 def _mapping_to(kind: Kind) -> Kind:
     def fits(value: Any) -> bool:
-        # Names become headings and tags.
-        names_fit = isinstance(value, dict) and all(map(str.isidentifier, value))
+        names_fit = isinstance(value, dict) and all(map(NAME.fullmatch, value))
         return names_fit and all(map(kind.fits, value.values()))
 
     return Kind(f"a mapping of names, each value {kind.words}", fits)
@@ -100,7 +100,7 @@ FIELDS: dict[str, Kind] = {
 }
 # What a run says of itself as soon as it says its number of parameters, and when it is done.
 KNOWN_FIELDS = ("seed", "corpus", "references", "threads", "name")
-DONE_FIELDS = ("best_val_loss", "best_val_loss_batch_mean", "best_epoch")
+DONE_FIELDS = ("best_val_loss", "best_epoch")
 
 
 def read_result(file: Path) -> dict[str, Any]:

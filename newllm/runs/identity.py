@@ -53,7 +53,9 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     }
     if acting:
         kept["callbacks"] = acting
-    left_out = {"data": ["directory"]}
+    left_out = {"data": ["directory"], "trainer": ["profiler"]}
+    if isinstance(recurrence := (kept["model"] or {}).get("recurrence"), dict):
+        recurrence.pop("compile", None)  # how it computes, not what
     if (kept["recipe"] or {}).get("output_classes") is None:
         left_out["model"] = ["vocabulary_size"]  # it follows from the data
     budget = content.get("budget") or {}  # older runs have none

@@ -129,13 +129,10 @@ def variant_of(run: Run) -> Hashable:
 
 
 def folder_of(run: Run) -> str:
-    """The name of the folder of a run and its other seeds; outside of sweeps what it would be."""
-    place = Path(run.place).absolute()
-    if place.name.startswith("seed="):
-        return folder_name(place.parent.name)
-    return (
-        run_name(run.result["overrides"]) if "overrides" in run.result else folder_name(place.name)
-    )
+    """The name of the folder that a sweep gives to a run and its other seeds."""
+    if "overrides" in run.result:
+        return run_name(run.result["overrides"])
+    return folder_name(Path(run.place).absolute().name)
 
 
 def _chosen(run: Run) -> Hashable:

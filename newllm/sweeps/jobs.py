@@ -10,11 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from newllm.config.naming import run_folder
-from newllm.data.sources.corpora import NUM_SENTENCES
 from newllm.runs.directory import read_result
-
-TEXT_SENTENCES = 10_000  # a guess, for the order of jobs only
-STEP_COST = 500_000  # what a step takes whatever the model, in weights times sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,32 +31,12 @@ class Job:
         """Such as `phase1_baseline seed=1`."""
         return f"{self.folder.parent.name} {self.folder.name}"
 
-    @property
-    def cost(self) -> float:
-        """Roughly proportional to its time: weights met by sentences, and steps taken at all."""
-        model, data, trainer = self.config.model, self.config.data, self.config.trainer
-        width = model.get("hidden_dim") or model.get("embedding_dim") or 1
-        weights = self.config.budget.parameters or width**2 * model.num_layers
-        sentences = (
-            data.get("train_sentences")
-            or NUM_SENTENCES.get(data.get("corpus"), 0)
-            or (TEXT_SENTENCES if data.get("corpus") == "text" else 100)
-        )
-        batch_size = data.get("batch_size") or 1
-        steps = -(-sentences // batch_size)
-        limit = trainer.get("limit_train_batches", 1.0)
-        steps = min(steps, limit) if isinstance(limit, int) else steps * limit
-        steps *= trainer.max_epochs
-        if trainer.max_steps >= 0:
-            steps = min(steps, trainer.max_steps)
-        return float(steps * (weights * min(sentences, batch_size) + STEP_COST))
-
 
 def side_by_side_seconds(seconds: Sequence[float], size: int) -> float:
-    """How long jobs take together, `size` at a time and the longest first."""
+    """How long jobs take together, `size` at a time and in their order."""
     busy = [0.0] * size
-    for longest in sorted(seconds, reverse=True):
-        busy[busy.index(min(busy))] += longest
+    for each in seconds:
+        busy[busy.index(min(busy))] += each
     return max(busy)
 
 

@@ -53,7 +53,6 @@ def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:
     if jobs[0].config.plan:
         return _plan_only(jobs, waiting)
     outcomes = {job: read_outcome(job, "skipped") for job in jobs if job not in waiting}
-    waiting.sort(key=lambda job: -job.cost)
     interrupted = False
     # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
     with Workers(waiting, _side_by_side(jobs[0].config, len(jobs))) as workers:

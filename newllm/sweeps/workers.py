@@ -33,7 +33,6 @@ class Workers:
         self._waiting, self._size, self._num_jobs = list(jobs), size, len(jobs)
         self._threads = max(1, torch.get_num_threads() // size)
         self._running: dict[BaseProcess, Job] = {}
-        self._total_cost = sum(job.cost for job in jobs)
         self._started = time.monotonic()
         self._context = multiprocessing.get_context("forkserver")
         # Its children then start with all of torch and Lightning loaded.
@@ -106,10 +105,9 @@ class Workers:
         line = f"{done} of {self._num_jobs} done, {len(self._running)} running"
         if others := len(ended) - done:
             line += f", {others} failed"
-        cost = sum(job.cost for job in outcomes)
-        if 0 < cost < self._total_cost:
+        if 0 < len(ended) < self._num_jobs:
             elapsed = time.monotonic() - self._started
-            left = elapsed * (self._total_cost - cost) / cost
+            left = elapsed * (self._num_jobs - len(ended)) / len(ended)
             line += f", about {duration(left)} left"
         return line
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.build import ConfigFault
+from newllm.config.composing import conf_directory
 from newllm.data.module import DataModule
 from newllm.data.source import TEST, Source, Split
 from newllm.training.history import History
@@ -40,7 +41,8 @@ class Clock:
         """The clock of a configuration.
 
         Raises:
-            ConfigFault: it counts epochs that the source does not have.
+            ConfigFault: it counts epochs that the source does not have, or what `auto` decides on
+                is chosen as well.
         """
         num_batches, trainer = source.train.num_batches, config.trainer
         interval = trainer.get("val_check_interval")
@@ -48,6 +50,13 @@ class Clock:
             return cls._without_end(config, source)
         if interval != AUTO:
             return cls(num_batches)
+        if (every := trainer.get("check_val_every_n_epoch", 1)) != 1:
+            raise ConfigFault(
+                [
+                    f"trainer.check_val_every_n_epoch={every}: trainer.val_check_interval=auto "
+                    "decides on it; drop one of the two"
+                ]
+            )
         limit = trainer.get("limit_train_batches", 1.0)
         an_epoch = batches_of_epoch(num_batches, limit)
         interval = _cheap_interval(source, _last_batch(config, an_epoch))
@@ -78,8 +87,11 @@ def _epoch_faults(config: DictConfig, source: Source) -> Iterator[str]:
     trainer, reason = config.trainer, f"the training data of {source.name} has no end"
     if trainer.max_steps < 1:
         yield f"trainer.max_steps={trainer.max_steps}: {reason}; set it to the steps to train"
-    if trainer.max_epochs != config.recipe.get("max_epochs"):
-        yield f"trainer.max_epochs={trainer.max_epochs}: {reason}; use trainer.max_steps"
+    if trainer.max_epochs != (usual := _epochs_of_recipe(config)):
+        yield (
+            f"trainer.max_epochs={trainer.max_epochs}: {reason}; leave it at {usual} and use "
+            "trainer.max_steps"
+        )
     interval = trainer.get("val_check_interval")
     if not isinstance(interval, int | None) and interval != AUTO:
         yield f"trainer.val_check_interval={interval}: {reason}; give batches"
@@ -94,6 +106,13 @@ def _epoch_faults(config: DictConfig, source: Source) -> Iterator[str]:
         yield f"schedule.interval=epoch: {reason}; use a schedule by steps"
     if len(config.recipe.gradient_clip) > 1:
         yield f"recipe.gradient_clip: {reason} to count epochs of; use [[0,NORM]]"
+
+
+def _epochs_of_recipe(config: DictConfig) -> int:
+    """What the recipe's file says, with which nobody has chosen anything."""
+    file = conf_directory() / "recipe" / f"{config.recipe.name}.yaml"
+    recipe = OmegaConf.load(file).recipe if file.is_file() else config.recipe
+    return int(recipe.max_epochs)
 
 
 def _a_step(config: DictConfig) -> int:
@@ -123,8 +142,18 @@ def _cheap_interval(source: Source, num_batches: int) -> int:
     """
     splits = [split for name, split in source.evaluation.items() if name != TEST]
     positions = sum(_mean_positions(split) * len(split) for split in splits)
-    affordable = SHARE * COST_OF_TRAINING * _mean_positions(source.train)
-    return max(1, math.ceil(positions / affordable), math.ceil(num_batches / MOST_VALIDATIONS))
+    affordable = math.ceil(steps_that_pay(positions, _mean_positions(source.train)))
+    return max(1, affordable, math.ceil(num_batches / MOST_VALIDATIONS))
+
+
+def steps_that_pay(num_evaluated: float, num_trained: float) -> float:
+    """Training steps of which an evaluation takes its share of the time.
+
+    Args:
+        num_evaluated: tokens that are evaluated.
+        num_trained: tokens of a training step.
+    """
+    return num_evaluated / (SHARE * COST_OF_TRAINING * num_trained)
 
 
 def _mean_positions(split: Split) -> float:

@@ -20,8 +20,6 @@ from newllm.data.source import VALIDATION
 from newllm.training.clipping import clip_gradients
 from newllm.training.clock import batches_of_epoch
 from newllm.training.experiment import Experiment
-from newllm.training.module import LanguageModule
-from newllm.training.precision import weight_dtype
 from newllm.training.step_validation import StepValidation
 
 WARM_UP_TOKENS = 8
@@ -113,11 +111,11 @@ class _Rehearsal:
     """A copy of a run's module in the run's precision, and its optimizer."""
 
     def __init__(self, experiment: Experiment) -> None:
-        dtype = weight_dtype(experiment.config.trainer.precision)
-        self.device = experiment.trainer.strategy.root_device
-        self.module: LanguageModule = copy.deepcopy(experiment.module).to(self.device, dtype)
-        self.optimizer = self.module.make_optimizer(self.module.model.parameters())
         self.precision = experiment.trainer.precision_plugin
+        self.device = experiment.trainer.strategy.root_device
+        self.module = copy.deepcopy(experiment.module).to(self.device)
+        self.precision.convert_module(self.module)  # in place
+        self.optimizer = self.module.make_optimizer(self.module.model.parameters())
 
     def step(self, batch: Batch) -> None:
         """One of training."""

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.origins import blame_origin
 from newllm.data.module import DataModule
-from newllm.data.source import VALIDATION, Source, source_faults
+from newllm.data.source import VALIDATION, Source, reference_faults, source_faults
 from newllm.models.language_model import LanguageModel
 from newllm.models.sizes import Budget
 from newllm.reporting.figures import run_title
@@ -130,7 +130,8 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
     module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip, num_steps))
     faults.raise_if_any(config)
-    references = references_on(source, VALIDATION)
+    references = faults.collect(lambda: _references(config, source))
+    faults.raise_if_any(config)
     # What was resolved names a run, not what was typed.
     name = str(config.name or model.description)
     _tell_pictures(callbacks, references, run_title(name, config.data, config.seed))
@@ -204,6 +205,13 @@ def _build_source(config: DictConfig) -> Source:
     return source
 
 
+def _references(config: DictConfig, source: Source) -> References:
+    references = references_on(source, VALIDATION)
+    if found := list(reference_faults(references.means)):
+        raise ValueError("\n".join(f"data._target_={config.data._target_}: {f}" for f in found))
+    return references
+
+
 def write_data(source: Source) -> None:
     """Leave the source's files where it keeps them.
 
@@ -237,12 +245,23 @@ def _fill_sizes(config: DictConfig) -> None:
 
 def _build_model(config: DictConfig, source: Source | None) -> LanguageModel:
     model = _build(config, config.model)
-    if source and source.vocabulary_size > model.vocabulary_size:
-        raise ValueError(
+    if source and (faults := list(_misfits(model, source))):
+        raise ValueError("\n".join(faults))
+    return model
+
+
+def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
+    """Why a model cannot be trained on a source."""
+    if source.vocabulary_size > model.vocabulary_size:
+        yield (
             f"model.vocabulary_size={model.vocabulary_size}: the vocabulary has "
             f"{source.vocabulary_size} tokens; set data.vocabulary_size={model.vocabulary_size}"
         )
-    return model
+    if model.positions is not None and source.train.batch(0, 0).reset_BT is not None:
+        yield (
+            f"model.positions=learned: the rows of {source.name} go on from batch to batch, so "
+            "their positions have no end; set model.positions=none, or rotary where it is taken"
+        )
 
 
 def _check_schedule(

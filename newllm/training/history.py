@@ -60,7 +60,7 @@ class History(Callback):
 
     @property
     def last_loss(self) -> float:
-        """The loss of a step that is at most `COLLECT_EVERY` steps old."""
+        """The loss of a step that is at most `COLLECT_EVERY` steps old; NaN before the first."""
         return self._steps.last_loss
 
     def lowest(self, metric: str) -> float | None:

@@ -53,7 +53,8 @@ class ProgressLine(Callback):
             self._progress.update(self._task, completed=step, epoch=_epoch(trainer))
         elif 10 * (step - self._step_of_line) >= self._num_steps and not trainer.is_last_batch:
             loss = history_of(trainer).last_loss  # not of this very step, which would be waited for
-            self._print(trainer, f"step {step:,}/{self._num_steps:,}  train {loss:.3f}")
+            shown = "" if math.isnan(loss) else f"  train {loss:.3f}"
+            self._print(trainer, f"step {step:,}/{self._num_steps:,}{shown}")
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = trainer.callback_metrics

@@ -12,6 +12,7 @@ import torch
 from newllm.config.naming import record_of
 from newllm.data.source import TEST, VALIDATION
 from newllm.data.sources.sentences import SentenceSource
+from newllm.models.sizes import num_parameters
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
 from newllm.runs.directory import RunDirectory, write_text
@@ -36,7 +37,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         name=experiment.name,
         seed=config.seed,
         corpus=source.name,
-        parameters=sum(weight.numel() for weight in model.parameters()),
+        parameters=num_parameters(model),
         sizes={name: size for name, size in config.model.items() if isinstance(size, int)},
         state_bytes=model.state_bytes(source.max_length),
         sees_the_future=model.sees_the_future,

@@ -14,7 +14,7 @@ from newllm.data.batching import EvaluationBatches
 from newllm.data.source import Source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import EOS, UNK
-from newllm.training.clock import COST_OF_TRAINING, SHARE, data_of
+from newllm.training.clock import data_of, steps_that_pay
 from newllm.training.history import write_table
 from newllm.training.module import LanguageModule
 
@@ -82,7 +82,7 @@ class StepValidation(Callback):
             num_trained: targets of a training step.
             num_steps: of the whole run.
         """
-        affordable = SHARE * COST_OF_TRAINING * num_trained * num_steps / num_targets
+        affordable = num_steps / steps_that_pay(num_targets, num_trained)
         num_watched = min(self.num_steps, num_steps)
         return max(self.every_n_steps, math.ceil(num_watched / max(affordable, 1)))
 

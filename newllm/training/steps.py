@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,8 +47,8 @@ class Steps:
 
     @property
     def last_loss(self) -> float:
-        """The loss of the last collected step; zero before there is one."""
-        return self._values[-len(COLUMNS) + 2] if self._values else 0.0
+        """The loss of the last collected step; NaN before there is one."""
+        return self._values[-len(COLUMNS) + 2] if self._values else math.nan
 
     def rows(self, first: int = 0) -> list[dict[str, float]]:
         """The collected steps from a number, from 0, on."""

@@ -13,18 +13,18 @@ from rich.text import Text
 
 from newllm.config.arguments import program
 from newllm.data.source import TEST
+from newllm.models.sizes import num_parameters
 from newllm.statistics.references import gap_closed
 from newllm.training.experiment import Experiment
-from newllm.training.precision import precision_warning
+from newllm.training.trainer import precision_warning
 
 
 def print_banner(experiment: Experiment) -> None:
     """What is about to run, in a few lines."""
     model, config = experiment.model, experiment.config
-    parameters = sum(weight.numel() for weight in model.parameters())
     lines = {
         "run": experiment.name,
-        "model": f"{model.description}: {parameters:,} parameters, {_state(experiment)}",
+        "model": f"{model.description}: {num_parameters(model):,} parameters, {_state(experiment)}",
         "recipe": f"{config.recipe.name}: {experiment.preflight.num_steps:,} steps planned",
         "countermeasures": ", ".join(config.countermeasures) or "none",
         "data": experiment.source.summary(),
@@ -102,6 +102,8 @@ def _next(experiment: Experiment) -> str:
     if experiment.config.recipe.name == "modern":
         return "try a larger model or more epochs, such as trainer.max_epochs=80"
     data = experiment.config.data
+    if "corpus" not in data:
+        return "try recipe=modern, or a larger model"
     path = f" data.path={data.path}" if "path" in data else ""
     corpus = "" if data.corpus == "quality500" else f" data={data.corpus}"
     return f"try: {program('python')} -m newllm.train experiment=modern{corpus}{path}"

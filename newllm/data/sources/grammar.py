@@ -104,10 +104,6 @@ class Grammar:
         """Entropy of a sentence in nats."""
         return self._initial.entropy
 
-    def expected_length(self) -> float:
-        """Expected number of words in a sentence, its end not counted."""
-        return self._initial.expected_tokens - 1.0
-
     def entropy_per_token(self) -> float:
         """Entropy of a sentence over its expected number of tokens, the end counted: nats."""
         return self.entropy() / self._initial.expected_tokens

@@ -40,7 +40,12 @@ class Summary:
 
     @property
     def done(self) -> list[Run]:
-        return [run for run in self.runs if run.is_done]
+        """The runs that have the loss that the series reports."""
+        return [
+            run
+            for run in self.runs
+            if run.is_done and run.result.get("best_val_loss_batch_mean") is not None
+        ]
 
     @property
     def losses(self) -> list[float]:
