@@ -57,11 +57,10 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             faults += found.faults
             in_sweep = _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
             faults += [] if in_sweep else _only_in_sweeps(overrides)
-            faults += faults_together(found)
-            faults += _place_faults(
-                found.config, "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-            )
+            place = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
+            faults += _place_faults(found.config, place)
             faults += sweeper_faults(found.config, composer)
+            faults += faults_together(found, is_faulty=bool(faults))
         except ConfigFault as error:
             faults += str(error).splitlines()
         if faults:

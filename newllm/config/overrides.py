@@ -169,16 +169,16 @@ class Composer:
             yield f"{line}: has no value"
 
 
-def faults_together(found: Composition) -> Iterator[str]:
+def faults_together(found: Composition, is_faulty: bool = False) -> Iterator[str]:
     """What shows only in all choices together.
 
-    The classes that would be built are looked at last, and only if they decide: to import them
-    takes seconds.
+    The classes that would be built are looked at last, and only if they decide (`is_faulty` says
+    that there are faults already): to import them takes seconds.
     """
     config, chosen = own_part(found.config), found.overrides
     faults = choice_faults(config, chosen)
     yield from faults
-    if not (found.faults or faults) or not found.is_settled:
+    if not (is_faulty or found.faults or faults) or not found.is_settled:
         yield from class_faults(config, chosen)
 
 
