@@ -1,14 +1,12 @@
 """Runs that differ in their seed alone: their label, and what they are beside others."""
 
-import shlex
-from dataclasses import replace
+import re
 from typing import Any
 
 import pytest
 from conftest import strict_translator
 
-from newllm.config.naming import record_of
-from newllm.reporting.answer import answer, more_seeds
+from newllm.reporting.answer import answer
 from newllm.reporting.translation import LANGUAGES, translator
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import BASELINE, NO_RUN, ONE_SEED, UNDECIDED, VOID, contests
@@ -209,41 +207,20 @@ def test_the_answer(lang: str) -> None:
     assert ("nothing to compare" in answer(contest, {}, strict_translator(lang))) == (lang == "en")
 
 
-def test_commands_for_the_seeds_that_are_missing() -> None:
-    lone = [*side("experiment=modern model=a", [1.7]), *side("experiment=modern model=b", [1.6])]
-    (contest,) = contests(lone)
-    (command,) = more_seeds(contest)
-    assert command == (
-        "python -m newllm.train -m experiment=modern model=a,b seed=1,2,3,4,5"
-    )  # what the criteria ask of this corpus
-    unlike = [*side("model=a +x.y=[1,2]", [1.7]), *side("model=b", [1.6])]
-    (contest,) = contests(unlike)
-    assert more_seeds(contest) == [
-        "python -m newllm.train -m model=a '+x.y=[1,2]' seed=1,2,3,4,5",
-        "python -m newllm.train -m model=b seed=1,2,3,4,5",
-    ]
-    # Only the seed is new: all else is as it was typed, and where it was.
-    typed = "trusted_packages=[mine] +model.x=1 jobs=2"
-    places = [f"a b/model={m}/seed=1" for m in "ab"]
-    lone = [
-        replace(make(f"model={m} {typed}", 1, loss), place=place)
-        for m, loss, place in zip("ab", (1.7, 1.6), places, strict=True)
-    ]
-    (contest,) = contests(lone)
-    (command,) = more_seeds(contest)
-    assert shlex.split(command)[3:] == [
-        "-m", "model=a,b", *typed.split(), "hydra.sweep.dir='a b'", "seed=1,2,3,4,5"
-    ]  # fmt: skip
-    # What makes a variant stands in its sweep; the trials of a search are none of the user's.
-    made = [f"study=ladder recipe.dropout=0.{n} variant=d{n} a.b=1" for n in (1, 2)]
-    runs = [run for words in made for run in side(words, [1.7])]
-    runs = [replace(r, result=r.result | record_of(r.result["overrides"])) for r in runs]
-    (contest,) = contests(runs)
-    assert more_seeds(contest) == [
-        "python -m newllm.train -m sweep=ladder only=d1,d2 a.b=1 seed=1,2,3,4,5"
-    ]
-    (contest,) = contests([*side("a.b=1 trial=t01", [1.7]), *side("a.b=2 trial=t02", [1.6])])
-    assert more_seeds(contest) == []
-    decided = [*side("model=a", [1.70, 1.71, 1.69]), *side("model=b", [1.5, 1.51, 1.49])]
-    (contest,) = contests(decided)
-    assert more_seeds(contest) == []
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_answer_says_which_seeds_would_decide(lang: str) -> None:
+    def told(*runs: Run) -> list[str]:
+        (contest,) = contests(runs)
+        return re.findall(r"'?seed=[\w,()']+", answer(contest, {}, strict_translator(lang)))
+
+    # As many as the criteria ask of this corpus.
+    assert told(*side("model=a", [1.7]), *side("model=b", [1.6])) == ["seed=1,2,3,4,5"]
+    scattered = [*side("model=a", [1.7, 1.8, 1.6]), *side("model=b", [1.4, 1.8, 1.5])]
+    (contest,) = contests(scattered)
+    fewest = contest.standings[1].fewest
+    assert fewest is not None
+    assert fewest > 10
+    assert told(*scattered) == [f"'seed=range(1,{fewest + 1})'"]
+    # The trials of a search are none of the user's, and what is decided needs no more.
+    assert told(*side("a.b=1 trial=t01", [1.7]), *side("a.b=2 trial=t02", [1.6])) == []
+    assert told(*side("model=a", [1.70, 1.71, 1.69]), *side("model=b", [1.5, 1.51, 1.49])) == []

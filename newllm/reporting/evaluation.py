@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from newllm.reporting.formatting import number
+from newllm.reporting.formatting import number, percent
 
 
 def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, console: Console) -> None:
@@ -50,8 +50,7 @@ def _split_table(splits: Mapping[str, Any]) -> Table:
         losses = (row["references"].get(name) for row in splits.values())
         table.add_row(name.replace("_", " "), *(number(loss) for loss in losses))
     table.add_row("this model", *(number(row["loss"]) for row in splits.values()), style="bold")
-    closed = (row["gap_closed"] for row in splits.values())
-    table.add_row("gap closed", *("-" if x is None else f"{100 * x:.1f} %" for x in closed))
+    table.add_row("gap closed", *(percent(row["gap_closed"]) for row in splits.values()))
     return table
 
 

@@ -65,24 +65,22 @@ class Contest:
     @property
     def ranked(self) -> list[Standing]:
         """Those that have a loss and do not see the future, the lowest mean first."""
-        known = [s for s in self.standings if s.variant.loss and not s.variant.is_void]
-        return sorted(known, key=lambda standing: _mean(standing.variant))
+        return [s for s in sorted(self.standings, key=_rank) if _rank(s) < math.inf]
 
     @property
     def ordered(self) -> list[Standing]:
         """The baseline, the others by their mean, then those whose losses do not count."""
-        first = [s for s in self.standings if s.variant is self.baseline]
-        ranked = [s for s in self.ranked if s.variant is not self.baseline]
-        placed = {id(standing) for standing in (*first, *ranked)}
-        return [*first, *ranked, *(s for s in self.standings if id(s) not in placed)]
+        return sorted(self.standings, key=lambda s: (s.variant is not self.baseline, _rank(s)))
 
     def foremost(self, number: int) -> list[Standing]:
         """The first of `ordered`, as many as asked for, of those that have a loss."""
         return [standing for standing in self.ordered if standing.variant.loss][:number]
 
 
-def _mean(variant: Variant) -> float:
-    return variant.loss.mean if variant.loss else math.inf
+def _rank(standing: Standing) -> float:
+    """The mean loss; infinite where it does not count."""
+    variant = standing.variant
+    return variant.loss.mean if variant.loss and not variant.is_void else math.inf
 
 
 def contests(runs: Sequence[Run], baseline: str | None = None) -> list[Contest]:
