@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -191,6 +192,26 @@ def test_the_command(command: Command, runs: Path, tmp_path: Path) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     done = command("newllm.report", fresh=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.parametrize("entry", ["evaluate", "generate", "report"])
+def test_arguments_are_read_before_anything_large_is_imported(entry: str) -> None:
+    large = {"torch", "numpy", "scipy", "matplotlib", "lightning"}
+    code = f"import sys, newllm.{entry}; print({large} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_wrong_file_endings_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["report", "--figure", "a.txt", "--markdown", "b.html", "--pack", "c.gz"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as end:
+        report.main()
+    assert str(end.value.code).splitlines() == [
+        "--figure a.txt: must end in .png or .svg or .pdf",
+        "--markdown b.html: must end in .md",
+        "--pack c.gz: must end in .json.gz",
+    ]
 
 
 def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
