@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
 from newllm.config.naming import TRIAL
 from newllm.reporting.formatting import bounds, signed
@@ -25,12 +24,13 @@ TOLD_REFERENCES = {
 }
 
 
-def answer(contest: Contest, references: Mapping[str, float], _: Translate) -> str:
+def answer(contest: Contest, _: Translate) -> str:
     """The best against the baseline, the others, what failed, the references, what would decide."""
     sentences = [_best(contest, _)]
     sentences += _others(contest, _)
     sentences += _missing(contest, _)
     sentences += _sizes(contest, _)
+    references = contest.references
     told = [
         _(text).format(loss=f"{references[name]:.3f}")
         for name, text in TOLD_REFERENCES.items()

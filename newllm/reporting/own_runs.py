@@ -21,7 +21,6 @@ from newllm.reporting.variant_figures import (
     curves,
     forest,
     has_curves,
-    shared_references,
 )
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import Contest
@@ -66,7 +65,7 @@ def own_runs(
     for number, contest in enumerate(found, 1):
         if len(found) > 1:
             document.text(f"## {quoted(contest.corpus)}")
-        document.text(f"**{quoted(answer(contest, shared_references(contest), _))}**")
+        document.text(f"**{quoted(answer(contest, _))}**")
         name = "comparison" if len(found) == 1 else f"comparison{number}"
         _forest(document, contest, name, _, label)
         _table(document, comparison(contest, _), _)

@@ -10,7 +10,6 @@ from rich.console import Console
 from newllm.reporting.answer import answer
 from newllm.reporting.tables import Table, chosen, comparison, costs
 from newllm.reporting.translation import translator
-from newllm.reporting.variant_figures import shared_references
 from newllm.statistics.comparisons import Contest
 
 MOST_ROWS = 40  # groups; more of them are for the page
@@ -39,7 +38,7 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
                 out.print(f"{label}: {text}")
         else:
             out.print(f"{len(contest.standings)} groups: the page has the table")
-        out.print(answer(contest, shared_references(contest), _))
+        out.print(answer(contest, _))
         out.print()
 
 

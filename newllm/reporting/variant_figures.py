@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -32,7 +32,6 @@ MOST_ROWS = 30
 SKY, BLACK = "#56B4E9", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK)
 DASHES = ("-", "--", ":")
-REFERENCES = ("unigram", "bigram", "trigram", "oracle")  # as level lines, where they lie in view
 # Of a training that is not short: what comes before it may lie out of view, else all that matters
 # is one line.
 START, SHORT = 0.25, 10
@@ -150,7 +149,7 @@ def curves(contests: Sequence[Contest], words: Words = str) -> Figure:
             for standing, style in zip(drawn, names.values(), strict=True)
         ]
         _view(axes, [s.variant for s in drawn])
-        reference_lines(axes, shared_references(contest))
+        reference_lines(axes, contest.references)
         epoch_axis(axes, words("epoch"))
         axes.set_ylabel(words("validation loss (nats per token)"))
         axes.set_title(contest.corpus, loc="left", fontsize=10)
@@ -196,15 +195,3 @@ def _view(axes: Axes, drawn: Sequence[Variant]) -> None:
     low, high = min(known), max((loss for loss in late if math.isfinite(loss)), default=max(known))
     margin = 0.08 * (high - low) or 0.05
     axes.set_ylim(low - 2 * margin, high + margin)
-
-
-def shared_references(contest: Contest) -> dict[str, float]:
-    """Those that all variants of a contest have in common."""
-    tables: list[Mapping[str, float]] = [
-        v.first("references") or {} for v in contest.variants if v.loss
-    ]
-    return {
-        name: tables[0][name]
-        for name in REFERENCES
-        if tables and all(table.get(name) == tables[0].get(name, math.nan) for table in tables)
-    }

@@ -21,6 +21,7 @@ from newllm.statistics.pairing import Sides, compare_sides
 from newllm.statistics.power import Scatter, seeds_to_decide, seeds_to_see
 from newllm.statistics.variants import Variant, grouped, labelled
 
+REFERENCES = ("unigram", "bigram", "trigram", "oracle")  # what losses are set beside
 UNDECIDED = "undecided"
 # Verdicts of variants that no comparison was made of.
 BASELINE, VOID, NO_RUN, ONE_SEED = "baseline", "void: sees the future", "no run", "one seed"
@@ -71,6 +72,16 @@ class Contest:
     def ordered(self) -> list[Standing]:
         """The baseline, the others by their mean, then those whose losses do not count."""
         return sorted(self.standings, key=lambda s: (s.variant is not self.baseline, _rank(s)))
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Losses of `REFERENCES`, those that all variants with a loss have in common."""
+        tables = [v.first("references") or {} for v in self.variants if v.loss]
+        return {
+            name: tables[0][name]
+            for name in REFERENCES
+            if tables and all(table.get(name) == tables[0].get(name, math.nan) for table in tables)
+        }
 
     def foremost(self, number: int) -> list[Standing]:
         """The first of `ordered`, as many as asked for, of those that have a loss."""
