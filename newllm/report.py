@@ -7,19 +7,11 @@ self-contained `index.html`.
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
-from newllm.reporting.bands import bands_told
-from newllm.reporting.page import Page
-from newllm.reporting.terminal import console, print_contests, reasons
-from newllm.reporting.translation import LANGUAGES, translator
-from newllm.reporting.variant_figures import curves, has_curves
-from newllm.runs.gathering import gather, pack
-from newllm.statistics.comparisons import Contest, contests
-from newllm.studies import found_studies
+from newllm.config.loading import loading
+from newllm.reporting.translation import LANGUAGES
 
 
 @ends_with_its_reader
@@ -39,54 +31,21 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw the curves of these runs in one picture")
     parser.add_argument("--pack", type=Path, help="write what the page needs into FILE.json.gz")
     options = parser.parse_args()
-    if options.figure and options.figure.suffix not in (".png", ".svg", ".pdf"):
-        sys.exit(f"--figure {options.figure}: must end in .png, .svg or .pdf")
-    if options.markdown and options.markdown.suffix != ".md":
-        sys.exit(f"--markdown {options.markdown}: must end in .md")
-    if options.pack and not options.pack.name.endswith(".json.gz"):
-        sys.exit(f"--pack {options.pack}: must end in .json.gz")
+    endings = {"figure": (".png", ".svg", ".pdf"), "markdown": (".md",), "pack": (".json.gz",)}
+    faults = [
+        f"--{name} {path}: must end in {' or '.join(allowed)}"
+        for name, allowed in endings.items()
+        if (path := getattr(options, name)) and not path.name.endswith(allowed)
+    ]
+    if faults:
+        sys.exit("\n".join(faults))
+    with loading():
+        from newllm.reporting.report import report
+        from newllm.studies import found_studies
     try:
-        runs = gather(options.runs)
-        found = contests(runs, options.baseline)
-        page = Page(runs, found_studies(), options.baseline, options.lang, found)
+        report(options, found_studies())
     except ValueError as error:
         sys.exit(str(error))
-    # Files first: whoever reads the tables may stop reading them.
-    try:
-        written = _write(page, found, options)
-    except OSError as error:
-        sys.exit(f"cannot be written: {error}")
-    out = console()
-    print_contests(found, out)
-    for line in reasons(found):
-        out.print(line)
-    print("\n".join(written))
-
-
-def _write(page: Page, found: Sequence[Contest], options: Namespace) -> list[str]:
-    """Everything that was asked for; returns a line for each."""
-    lines = []
-    if options.figure:
-        options.figure.parent.mkdir(parents=True, exist_ok=True)
-        drawn = [contest for contest in found if has_curves(contest)]
-        if not drawn:
-            sys.exit(f"--figure {options.figure}: none of these runs has a curve")
-        curves(drawn).savefig(options.figure, dpi=120)
-        lines.append(f"curves: {options.figure}")
-    if options.pack:
-        pack(page.runs, options.pack)
-        lines.append(f"packed: {options.pack}")
-    for folder in options.runs:
-        if folder.is_dir() and not (folder / "result.json").is_file():
-            own = [run for run in page.runs if Path(run.place).is_relative_to(folder)]
-            lines += bands_told(own, folder)
-    written = (
-        page.write_markdown(options.markdown) if options.markdown else page.write(options.output)
-    )
-    lines += [*page.changed(translator("en")), f"page: {written}"]
-    if opening := page.opening:
-        lines.append(f"it is a page of sweep={opening.name}; --baseline NAME makes one of groups")
-    return lines
 
 
 if __name__ == "__main__":

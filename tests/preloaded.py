@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 ENTRIES = [f"newllm.{name}" for name in ("train", "evaluate", "generate", "report", "benchmark")]
+LATE = ["newllm.training.evaluation", "newllm.reporting.report"]  # what entries import in `main`
 
 # One server for each process of the test suite.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(ENTRIES)
+CONTEXT.set_forkserver_preload([*ENTRIES, *LATE])
 START = util.spawnv_passfds
 
 

@@ -1,6 +1,7 @@
 """Pictures: any text in them, few and many values, and what becomes of a run without them."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -91,6 +92,10 @@ def test_lines_have_labels_of_their_own_where_there_is_room(
     figure = figures.curves([{"epoch": 1, "val/loss": 4.5}], references, "a run")
     for axes in figure.axes:
         assert {text.get_text() for text in axes.texts} == labels
+        # They stand beside the curves, each on its line.
+        assert all(text.xy[0] == 1 and text.xyann[0] > 0 for text in axes.texts)
+        heights = sorted(text.xy[1] for text in axes.texts)
+        assert all(b - a > figures.CLOSE for a, b in pairwise(heights))
 
 
 def test_a_long_title_takes_three_lines_at_most() -> None:

@@ -19,11 +19,11 @@ from hostile import LAYER as PART
 from omegaconf import OmegaConf
 
 from newllm.data.reading import LONGEST_LINE
-from newllm.evaluate import load_source
 from newllm.reporting.document import quoted
 from newllm.runs.directory import has_ended, load_run, read_result
 from newllm.runs.files import FIELDS
 from newllm.runs.gathering import gather, read_run
+from newllm.training.evaluation import load_source
 
 CONFIG, RESULT, TOKENIZER = "config.yaml", "result.json", "tokenizer.json"
 BEST = "checkpoints/best.ckpt"

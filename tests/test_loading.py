@@ -11,7 +11,6 @@ from hostile import copy_of, good_run, nothing_done, write_config
 from omegaconf import OmegaConf
 
 from newllm.config.build import instantiate
-from newllm.evaluate import evaluation_folder
 from newllm.runs.directory import (
     RunConflict,
     RunDirectory,
@@ -21,6 +20,7 @@ from newllm.runs.directory import (
     write_text,
 )
 from newllm.runs.identity import config_hash
+from newllm.training.evaluation import evaluation_folder
 
 MODELS = {
     "context": TINY, "gated": TINY, "mingru": ("embedding_dim=8", "hidden_dim=8"),

@@ -4,9 +4,9 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 from collections import defaultdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,26 @@ def test_the_command(command: Command, runs: Path, tmp_path: Path) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
 
 
+@pytest.mark.parametrize("entry", ["evaluate", "generate", "report"])
+def test_arguments_are_read_before_anything_large_is_imported(entry: str) -> None:
+    large = {"torch", "numpy", "scipy", "matplotlib", "lightning"}
+    code = f"import sys, newllm.{entry}; print({large} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_wrong_file_endings_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["report", "--figure", "a.txt", "--markdown", "b.html", "--pack", "c.gz"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as end:
+        report.main()
+    assert str(end.value.code).splitlines() == [
+        "--figure a.txt: must end in .png or .svg or .pdf",
+        "--markdown b.html: must end in .md",
+        "--pack c.gz: must end in .json.gz",
+    ]
+
+
 def test_runs_of_nothing_in_the_series_get_a_page_of_their_own(
     command: Command, tmp_path: Path
 ) -> None:
@@ -317,7 +337,7 @@ def test_bands_are_those_of_now_and_nothing_else_goes(own_runs: Path) -> None:
     assert [path.name for path in lstm.iterdir()] == ["mine.txt"]
 
 
-def test_no_two_curves_look_alike_and_labels_keep_apart(tmp_path: Path) -> None:
+def test_no_two_curves_look_alike_and_each_is_in_the_legend(tmp_path: Path) -> None:
     for number in range(12):
         own(tmp_path, f"model.width={number}", [1.7 + 0.01 * number, 1.71 + 0.01 * number])
     found = contests(gather([tmp_path]), "width=11")
@@ -329,9 +349,9 @@ def test_no_two_curves_look_alike_and_labels_keep_apart(tmp_path: Path) -> None:
     assert "left out: width=7; width=8; width=9; width=10" in page
     axes = curves(found).axes[0]
     assert len(axes.lines) >= MOST_CURVES
-    places = sorted(text.xyann[1] for text in axes.texts if text.get_text() in drawn)
-    low, high = axes.get_ylim()
-    assert all(b - a > 0.05 * (high - low) for a, b in pairwise(places))
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == drawn
 
 
 @pytest.mark.parametrize("has_font", [True, False])

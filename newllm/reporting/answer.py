@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import re
-import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from newllm.config.naming import TRIAL, beside_variant, run_folder, split, without_seed
-from newllm.reporting.formatting import signed
+from newllm.config.naming import TRIAL
+from newllm.reporting.formatting import bounds, signed
 from newllm.reporting.translation import Translate
-from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import ONE_SEED, UNDECIDED, Contest, Standing
-from newllm.statistics.intervals import Interval, criteria
-from newllm.statistics.labels import differing
+from newllm.statistics.intervals import criteria
 from newllm.statistics.power import MOST_SEEDS
 from newllm.statistics.variants import Variant
 
-USUAL = Path("outputs/runs")  # the folder of sweeps in `conf/config.yaml`
 SEEDS = 5  # to ask for where the criteria name none for a corpus
 ALIKE = 1.1  # sizes no further apart need no word
 MANY_SEEDS = 100  # more are asked of nobody
+LONE = "Run the same sweep with {seeds} to decide between groups of one seed; done runs are kept."
+OPEN = "To decide between {best} and {base}, run both with {seeds}; done runs are kept."
 DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
 TOLD_REFERENCES = {
     "bigram": "counting pairs of words gives {loss}",
@@ -30,22 +24,13 @@ TOLD_REFERENCES = {
 }
 
 
-def bounds(interval: Interval | None) -> str:
-    """Such as `1.661 [1.612, 1.710]`; the mean alone of a single run."""
-    if interval is None:
-        return "-"
-    mean = f"{interval.mean:.3f}"
-    if not math.isfinite(interval.half_width):
-        return mean
-    return f"{mean} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def answer(contest: Contest, references: Mapping[str, float], _: Translate) -> str:
-    """The best against the baseline, how the others came out, what failed, and the references."""
+def answer(contest: Contest, _: Translate) -> str:
+    """The best against the baseline, the others, what failed, the references, what would decide."""
     sentences = [_best(contest, _)]
     sentences += _others(contest, _)
     sentences += _missing(contest, _)
     sentences += _sizes(contest, _)
+    references = contest.references
     told = [
         _(text).format(loss=f"{references[name]:.3f}")
         for name, text in TOLD_REFERENCES.items()
@@ -53,6 +38,7 @@ def answer(contest: Contest, references: Mapping[str, float], _: Translate) -> s
     ]
     if told:
         sentences.append(_("On the same sentences {what}.").format(what=", ".join(told)))
+    sentences += _more_seeds(contest, _)
     return " ".join(sentences)
 
 
@@ -71,64 +57,49 @@ def _sizes(contest: Contest, _: Translate) -> list[str]:
 
 
 def _best(contest: Contest, _: Translate) -> str:
-    ranked = contest.ranked
-    base = contest.baseline
+    ranked, base = contest.ranked, contest.baseline
     if not ranked:
         return _("None of these runs has a result that can be compared.")
-    best = ranked[0]
+    told = ranked[0]
     if len(ranked) == 1:
-        return _(
+        text = _(
             "{best}: best validation loss {loss} (n={n}). There is nothing to compare it with."
-        ).format(best=best.variant.label, **_figures(best.variant))
-    if best.variant is base:
-        second = ranked[1]
+        )
+    elif told.variant is base:
+        told = ranked[1]
         text = _(
             "No other is lower on average than {base}, {base_loss} (n={base_n}); next is {best}, "
             "{loss} (n={n}): {difference}."
         )
-        return text.format(**_compared(second, base, _))
-    text = _(
-        "{best} is lowest on average: {loss} (n={n}) against {base}, {base_loss} (n={base_n}): "
-        "{difference}."
+    else:
+        text = _(
+            "{best} is lowest on average: {loss} (n={n}) against {base}, {base_loss} "
+            "(n={base_n}): {difference}."
+        )
+    own, other = told.variant.loss, base.loss
+    return text.format(
+        best=told.variant.label,
+        loss=bounds(own),
+        n=own.num_runs if own else 0,
+        base=base.label,
+        base_loss=bounds(other),
+        base_n=other.num_runs if other else 0,
+        difference=_told(told, base, _),
     )
-    return text.format(**_compared(best, base, _))
-
-
-def _compared(standing: Standing, base: Variant, _: Translate) -> dict[str, str]:
-    base_figures = {f"base_{key}": text for key, text in _figures(base).items()}
-    names = {"best": standing.variant.label, "base": base.label}
-    return {
-        **names,
-        **_figures(standing.variant),
-        **base_figures,
-        "difference": _told(standing, base, _),
-    }
-
-
-def _figures(variant: Variant) -> dict[str, str]:
-    loss = variant.loss
-    return {"loss": bounds(loss), "n": str(loss.num_runs if loss else 0)}
 
 
 def _told(standing: Standing, base: Variant, _: Translate) -> str:
-    """A difference with its verdict."""
-    if standing.difference is None:
-        own, other = standing.variant.loss, base.loss
-        if own is None or other is None or standing.verdict != ONE_SEED:
-            return _(standing.verdict)
+    """A difference with its verdict, and how many seeds would decide what is undecided."""
+    own, other = standing.variant.loss, base.loss
+    if standing.verdict == ONE_SEED and own and other:
         text = _("{difference}, which with one seed says nothing; take at least two")
         return text.format(difference=f"{own.mean - other.mean:+.3f}")
-    return f"{signed(standing.difference)}, {verdict(standing, _)}"
-
-
-def verdict(standing: Standing, _: Translate) -> str:
-    """The word, and how many seeds would decide what is undecided."""
-    word, needed = _(standing.verdict), seeds_needed(standing, _)
-    return (
-        _("{verdict} ({needed} would decide)").format(verdict=word, needed=needed)
-        if needed
-        else word
-    )
+    word = _(standing.verdict)
+    if standing.difference is None:
+        return word
+    if needed := seeds_needed(standing, _):
+        word = _("{verdict} ({needed} would decide)").format(verdict=word, needed=needed)
+    return f"{signed(standing.difference)}, {word}"
 
 
 def seeds_needed(standing: Standing, _: Translate) -> str:
@@ -168,68 +139,24 @@ def _missing(contest: Contest, _: Translate) -> list[str]:
     return [text.format(total=total, found=found)]
 
 
-def more_seeds(contest: Contest) -> list[str]:
-    """Commands that would decide: for all variants of one seed, else for the best undecided one.
+def _more_seeds(contest: Contest, _: Translate) -> list[str]:
+    """What to run: more seeds of all groups with one, else of the best that is undecided.
 
-    Empty where runs have no record of what was chosen or are trials of a search, nothing is open,
-    or it takes too many.
+    Nothing for the trials of a search, or where it takes too many.
     """
-    lone = [v for v in contest.variants if v.loss and not v.is_void and v.loss.num_runs < 2]
-    if len(contest.ranked) < 2:
+    if len(contest.ranked) < 2 or any(TRIAL in variant.choices for variant in contest.variants):
         return []
-    if lone:
-        return _commands(lone, criteria().seeds.get(contest.corpus, SEEDS))
+    if any(standing.verdict == ONE_SEED for standing in contest.ranked):
+        return [_(LONE).format(seeds=_seeds(criteria().seeds.get(contest.corpus, SEEDS)))]
     best = next((s for s in contest.ranked if s.verdict == UNDECIDED), None)
     if best is None or best.fewest is None or best.fewest > MANY_SEEDS:
         return []
-    return _commands([contest.baseline, best.variant], best.fewest)
+    names = {"best": best.variant.label, "base": contest.baseline.label}
+    return [_(OPEN).format(seeds=_seeds(best.fewest), **names)]
 
 
-def _commands(variants: Sequence[Variant], number: int) -> list[str]:
-    """One for all variants where they differ in one choice, else one for each."""
-    if any("overrides" not in v.runs[0].result or TRIAL in v.choices for v in variants):
-        return []
-    typed = [_typed(variant.runs[0]) for variant in variants]
-    chosen = [dict(map(split, lines)) for lines in typed]
-    keys = differing(chosen)
-    seeds = f"seed={','.join(map(str, range(1, number + 1)))}"
+def _seeds(number: int) -> str:
+    """Seeds from 1 on, as they are typed."""
     if number > 10:
-        seeds = f"seed=range(1,{number + 1})"
-    others = [[line for line in lines if split(line)[0] not in keys] for lines in typed]
-    is_one = len(keys) == 1 and all(keys[0] in group for group in chosen)
-    if is_one and all(sorted(lines) == sorted(others[0]) for lines in others):
-        values = ",".join(dict.fromkeys(group[keys[0]] for group in chosen))
-        return [_command([_with_value(line, keys[0], values) for line in typed[0]], seeds)]
-    return [_command(lines, seeds) for lines in typed]
-
-
-def _typed(run: Run) -> list[str]:
-    """The overrides of a run except its seed, and the folder of its sweep if it is not `USUAL`."""
-    overrides = run.result["overrides"]
-    lines = [*without_seed(overrides)]
-    if run.study:
-        beside = without_seed(beside_variant(overrides))
-        lines = [f"sweep={run.study}", f"only={run.known_as}", *beside]
-    place = Path(run.place).absolute()
-    top = place.parent.parent
-    is_of_a_sweep = place == top / run_folder(overrides, run.result["seed"])
-    if is_of_a_sweep and top != USUAL.absolute():
-        own = top.relative_to(Path.cwd()) if top.is_relative_to(Path.cwd()) else top
-        lines.append(f"hydra.sweep.dir={_as_value(str(own))}")
-    return lines
-
-
-def _as_value(text: str) -> str:
-    """A text as the value of an override, in quotes if it may have a meaning for Hydra."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
-        return text
-    return "'{}'".format(text.replace("'", r"\'"))
-
-
-def _with_value(line: str, key: str, value: str) -> str:
-    """An override as it was typed, with another value if it is that of the key."""
-    return f"{line.partition('=')[0]}={value}" if split(line)[0] == key else line
-
-
-def _command(lines: Sequence[str], seeds: str) -> str:
-    return shlex.join(["python", "-m", "newllm.train", "-m", *lines, seeds])
+        return f"'seed=range(1,{number + 1})'"
+    return f"seed={','.join(map(str, range(1, number + 1)))}"

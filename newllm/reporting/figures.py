@@ -6,7 +6,7 @@ Colours are those of Okabe & Ito (2008), which the colour-blind can tell apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def curves(
     perplexity_axes.yaxis.set_major_formatter("{x:g}")
     perplexity_axes.yaxis.set_minor_formatter(NullFormatter())
     for axes, transform in ((loss_axes, float), (perplexity_axes, math.exp)):
-        _reference_lines(axes, references, transform)
+        reference_lines(axes, references, transform)
         epoch_axis(axes)
         plain(axes)
     loss_axes.legend(frameon=False)
@@ -78,34 +78,39 @@ def curves(
 CLOSE = 0.045  # of the axes' height: lines no farther apart share a label
 
 
-def _reference_lines(axes: Axes, references: Mapping[str, float], transform: Any) -> None:
-    """Lines with their names; to be called when all curves are drawn, which decide the limits."""
+def reference_lines(
+    axes: Axes, references: Mapping[str, float], transform: Callable[[float], float] = float
+) -> None:
+    """Horizontal lines, with their names to the right of the axes, where no curve crosses them.
+
+    Call it after all curves are drawn. Where the limits of the axes are set, lines outside of them
+    are left out.
+    """
     ordered = sorted(references.items(), key=lambda pair: -pair[1])
     for name, loss in ordered:
-        style = "-" if name == "oracle" else "--"
-        colour = GREEN if name == "oracle" else GREY
-        axes.axhline(transform(loss), color=colour, linestyle=style, linewidth=1)
+        style, colour = ("-", GREEN) if name == "oracle" else ("--", GREY)
+        axes.axhline(transform(loss), color=colour, linestyle=style, linewidth=1, zorder=1)
     axes.autoscale_view()
     to_height = axes.transScale + axes.transLimits
-    heights = {name: to_height.transform((1, transform(loss)))[1] for name, loss in ordered}
-    shared: list[tuple[float, list[str]]] = []
+    shared: dict[float, list[str]] = {}  # names by the height of the first of them
+    height = math.inf
     for name, loss in ordered:
-        if shared and heights[shared[-1][1][0]] - heights[name] <= CLOSE:
-            shared[-1][1].append(name)
-        else:
-            shared.append((loss, [name]))
-    for loss, names in shared:
-        colour = GREEN if "oracle" in names else GREY
+        own = float(to_height.transform((1, transform(loss)))[1])
+        if not 0 <= own <= 1:
+            continue
+        if height - own > CLOSE:
+            height = own
+        shared.setdefault(height, []).append(name)
+    for height, names in shared.items():
         axes.annotate(
             ", ".join(names).replace("_", " "),
-            (1, transform(loss)),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 2),
+            (1, height),
+            xycoords="axes fraction",
+            xytext=(4, 0),
             textcoords="offset points",
-            ha="right",
-            va="bottom",
+            va="center",
             fontsize=8,
-            color=colour,
+            color=GREEN if "oracle" in names else GREY,
         )
 
 

@@ -12,6 +12,16 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def percent(share: float | None) -> str:
+    """A share, to a tenth of a percent."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def whole(value: float | None) -> str:
+    """A number without decimals, with commas."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
 def plus_minus(interval: Interval) -> str:
     """Mean and half width, such as `5.6100 &plusmn; 0.1100`; the mean alone of a single run."""
     if not math.isfinite(interval.half_width):
@@ -22,6 +32,16 @@ def plus_minus(interval: Interval) -> str:
 def with_count(interval: Interval | None) -> str:
     """The same and how many runs it is of."""
     return "-" if interval is None else f"{plus_minus(interval)} (n={interval.num_runs})"
+
+
+def bounds(interval: Interval | None) -> str:
+    """Such as `1.661 [1.612, 1.710]`; the mean alone of a single run."""
+    if interval is None:
+        return "-"
+    mean = f"{interval.mean:.3f}"
+    if not math.isfinite(interval.half_width):
+        return mean
+    return f"{mean} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def signed(interval: Interval | None) -> str:

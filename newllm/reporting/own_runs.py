@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from newllm.reporting.answer import answer, more_seeds
+from newllm.reporting.answer import answer
 from newllm.reporting.document import Document, quoted
-from newllm.reporting.run_tables import references_table, runs_table
+from newllm.reporting.tables import (
+    Table,
+    chosen,
+    comparison,
+    costs,
+    references_table,
+    runs_table,
+)
 from newllm.reporting.translation import Translate
 from newllm.reporting.variant_figures import (
     MOST_CURVES,
@@ -14,9 +21,7 @@ from newllm.reporting.variant_figures import (
     curves,
     forest,
     has_curves,
-    shared_references,
 )
-from newllm.reporting.variant_tables import Table, chosen, comparison, costs
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import Contest
 from newllm.statistics.intervals import criteria
@@ -60,7 +65,7 @@ def own_runs(
     for number, contest in enumerate(found, 1):
         if len(found) > 1:
             document.text(f"## {quoted(contest.corpus)}")
-        document.text(f"**{quoted(answer(contest, shared_references(contest), _))}**")
+        document.text(f"**{quoted(answer(contest, _))}**")
         name = "comparison" if len(found) == 1 else f"comparison{number}"
         _forest(document, contest, name, _, label)
         _table(document, comparison(contest, _), _)
@@ -70,7 +75,7 @@ def own_runs(
     _choices(document, found, _)
     document.fold(f"{_('All runs')} ({len(runs)})")
     names = {id(run): v.label for contest in found for v in contest.variants for run in v.runs}
-    runs_table(document, runs, _, lambda run: names[id(run)])
+    runs_table(document, runs, _, names)
     references_table(document, runs, _)
     document.unfold()
 
@@ -140,7 +145,7 @@ def _curves(document: Document, found: Sequence[Contest], _: Translate, label: T
 
 
 def _choices(document: Document, found: Sequence[Contest], _: Translate) -> None:
-    """What labels leave out, and the commands for more seeds."""
+    """What labels leave out."""
     rows = [
         [quoted(name), quoted(text) or "-"]
         for contest in found
@@ -149,9 +154,4 @@ def _choices(document: Document, found: Sequence[Contest], _: Translate) -> None
     if rows:
         document.fold(_("In what the groups differ"))
         document.table([_("group"), _("chosen")], rows)
-        document.unfold()
-    commands = [command for contest in found for command in more_seeds(contest)]
-    if commands:
-        document.fold(_("Commands for the seeds that are missing"))
-        document.text(*(f"<code>{quoted(command)}</code>" for command in commands))
         document.unfold()

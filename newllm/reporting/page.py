@@ -14,7 +14,7 @@ from newllm.config.study_file import variants_of
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.drawing import can_show
 from newllm.reporting.own_runs import own_runs
-from newllm.reporting.run_tables import runs_table
+from newllm.reporting.tables import runs_table
 from newllm.reporting.translation import Translate, translator
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import Contest, contests

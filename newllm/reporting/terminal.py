@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from rich import table as rich_table
 from rich.console import Console
 
-from newllm.reporting.answer import answer, more_seeds
+from newllm.reporting.answer import answer
+from newllm.reporting.tables import Table, chosen, comparison, costs
 from newllm.reporting.translation import translator
-from newllm.reporting.variant_figures import shared_references
-from newllm.reporting.variant_tables import Table, chosen, comparison, costs
 from newllm.statistics.comparisons import Contest
 
 MOST_ROWS = 40  # groups; more of them are for the page
 MOST_REASONS = 10
-MOST_COMMANDS = 4
 LEFT = ("group", "verdict", "seeds", "seeds to decide")
 
 
@@ -40,9 +38,7 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
                 out.print(f"{label}: {text}")
         else:
             out.print(f"{len(contest.standings)} groups: the page has the table")
-        out.print(answer(contest, shared_references(contest), _))
-        if commands := more_seeds(contest):
-            out.print("more seeds:", *commands[:MOST_COMMANDS], sep="\n  ", soft_wrap=True)
+        out.print(answer(contest, _))
         out.print()
 
 

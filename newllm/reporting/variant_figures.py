@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
 
-from newllm.reporting.drawing import Figure
-from newllm.reporting.figures import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, plain
+from newllm.reporting.drawing import Figure, epoch_axis
+from newllm.reporting.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    YELLOW,
+    plain,
+    reference_lines,
+)
 from newllm.statistics.comparisons import Contest, Standing
 from newllm.statistics.intervals import criteria, mean_interval
 from newllm.statistics.variants import Variant
@@ -25,7 +32,6 @@ MOST_ROWS = 30
 SKY, BLACK = "#56B4E9", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK)
 DASHES = ("-", "--", ":")
-REFERENCES = ("unigram", "bigram", "trigram", "oracle")  # as level lines, where they lie in view
 # Of a training that is not short: what comes before it may lie out of view, else all that matters
 # is one line.
 START, SHORT = 0.25, 10
@@ -133,24 +139,24 @@ def curves(contests: Sequence[Contest], words: Words = str) -> Figure:
         contests: with at least one curve.
         words: translates a label.
     """
-    figure = Figure(figsize=(11, 4.2 * len(contests)), layout="constrained")
+    figure = Figure(figsize=(11, 4.6 * len(contests)), layout="constrained")
     panels = figure.subplots(len(contests), 1, squeeze=False)[:, 0]
     for axes, contest in zip(panels, contests, strict=True):
-        drawn = [s for s in contest.foremost(MOST_CURVES) if s.variant.done]
-        ends = {}
-        for label, (colour, dashes) in styles(drawn).items():
-            variant = next(s.variant for s in drawn if s.variant.label == label)
-            if end := _band(axes, variant, colour, dashes):
-                ends[label] = (*end, colour)
+        drawn = [s for s in contest.foremost(MOST_CURVES) if s.variant.curve("epoch")]
+        names = styles(drawn)
+        lines = [
+            _band(axes, standing.variant, *style)
+            for standing, style in zip(drawn, names.values(), strict=True)
+        ]
         _view(axes, [s.variant for s in drawn])
-        _level_lines(axes, shared_references(contest))
-        _name_curves(axes, ends)
-        axes.margins(x=0.02)
-        axes.set_xlabel(words("epoch"))
+        reference_lines(axes, contest.references)
+        epoch_axis(axes, words("epoch"))
         axes.set_ylabel(words("validation loss (nats per token)"))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(contest.corpus, loc="left", fontsize=10)
         plain(axes)
+        labels = [textwrap.fill(name, 34) for name in names]
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.12), "ncols": 3}
+        axes.legend(lines, labels, **below, fontsize=8, frameon=False)
     return figure
 
 
@@ -159,20 +165,18 @@ def has_curves(contest: Contest) -> bool:
     return any(s.variant.curve("epoch") for s in contest.foremost(MOST_CURVES))
 
 
-def _band(axes: Axes, variant: Variant, colour: str, dashes: str) -> tuple[float, float] | None:
-    """Draw it; returns the end of the line of means."""
+def _band(axes: Axes, variant: Variant, colour: str, dashes: str) -> Line2D:
+    """Draw the mean over seeds with its band; returns the line of means."""
     rows = variant.curve("epoch")
-    if not rows:
-        return None
     epochs = [epoch for epoch, _ in rows]
     intervals = [mean_interval(losses) for _, losses in rows]
     means = [interval.mean for interval in intervals]
     marker = "o" if len(rows) < 3 else None
-    axes.plot(epochs, means, dashes, color=colour, marker=marker, linewidth=1.6)
+    (line,) = axes.plot(epochs, means, dashes, color=colour, marker=marker, linewidth=1.6)
     if intervals[0].num_runs > 1:
         low, high = [i.low for i in intervals], [i.high for i in intervals]
         axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-    return epochs[-1], means[-1]
+    return line
 
 
 def _view(axes: Axes, drawn: Sequence[Variant]) -> None:
@@ -191,67 +195,3 @@ def _view(axes: Axes, drawn: Sequence[Variant]) -> None:
     low, high = min(known), max((loss for loss in late if math.isfinite(loss)), default=max(known))
     margin = 0.08 * (high - low) or 0.05
     axes.set_ylim(low - 2 * margin, high + margin)
-
-
-def shared_references(contest: Contest) -> dict[str, float]:
-    """Those that all variants of a contest have in common."""
-    tables: list[Mapping[str, float]] = [
-        v.first("references") or {} for v in contest.variants if v.loss
-    ]
-    return {
-        name: tables[0][name]
-        for name in REFERENCES
-        if tables and all(table.get(name) == tables[0].get(name, math.nan) for table in tables)
-    }
-
-
-def _level_lines(axes: Axes, references: Mapping[str, float]) -> None:
-    low, high = axes.get_ylim()
-    for name, loss in references.items():
-        if low < loss < high:
-            colour = GREEN if name == "oracle" else GREY
-            axes.axhline(loss, color=colour, linestyle=(0, (5, 3)), linewidth=1, zorder=0)
-            axes.annotate(
-                f"{name} {loss:.3f}",
-                (0, loss),
-                xycoords=("axes fraction", "data"),
-                xytext=(3, 2),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-            )
-
-
-def _name_curves(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
-    """Labels right of the axes, each at the end of its curve or as near as there is room."""
-    low, high = axes.get_ylim()
-    height = 0.055 * (high - low)
-    places = spread([min(max(y, low), high) for _, y, _ in ends.values()], height, low, high)
-    for (label, (x, y, colour)), place in zip(ends.items(), places, strict=True):
-        axes.annotate(
-            "\n".join(textwrap.wrap(label, 34)),
-            (x, y),
-            xytext=(1.02, place),
-            textcoords=("axes fraction", "data"),
-            fontsize=8,
-            color=colour,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
-        )
-
-
-def spread(wanted: Sequence[float], apart: float, low: float, high: float) -> list[float]:
-    """Places near the wanted ones and in their order, at least `apart` from one another."""
-    order = np.argsort(wanted, kind="stable")
-    places = np.array(wanted, float)[order]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + apart)
-    if len(places) and places[-1] > high:
-        places[-1] = max(high, low)
-        for i in range(len(places) - 2, -1, -1):
-            places[i] = min(places[i], places[i + 1] - apart)
-    found = np.empty(len(places))
-    found[order] = places
-    return [float(place) for place in found]

@@ -21,6 +21,7 @@ from newllm.statistics.pairing import Sides, compare_sides
 from newllm.statistics.power import Scatter, seeds_to_decide, seeds_to_see
 from newllm.statistics.variants import Variant, grouped, labelled
 
+REFERENCES = ("unigram", "bigram", "trigram", "oracle")  # what losses are set beside
 UNDECIDED = "undecided"
 # Verdicts of variants that no comparison was made of.
 BASELINE, VOID, NO_RUN, ONE_SEED = "baseline", "void: sees the future", "no run", "one seed"
@@ -65,24 +66,32 @@ class Contest:
     @property
     def ranked(self) -> list[Standing]:
         """Those that have a loss and do not see the future, the lowest mean first."""
-        known = [s for s in self.standings if s.variant.loss and not s.variant.is_void]
-        return sorted(known, key=lambda standing: _mean(standing.variant))
+        return [s for s in sorted(self.standings, key=_rank) if _rank(s) < math.inf]
 
     @property
     def ordered(self) -> list[Standing]:
         """The baseline, the others by their mean, then those whose losses do not count."""
-        first = [s for s in self.standings if s.variant is self.baseline]
-        ranked = [s for s in self.ranked if s.variant is not self.baseline]
-        placed = {id(standing) for standing in (*first, *ranked)}
-        return [*first, *ranked, *(s for s in self.standings if id(s) not in placed)]
+        return sorted(self.standings, key=lambda s: (s.variant is not self.baseline, _rank(s)))
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Losses of `REFERENCES`, those that all variants with a loss have in common."""
+        tables = [v.first("references") or {} for v in self.variants if v.loss]
+        return {
+            name: tables[0][name]
+            for name in REFERENCES
+            if tables and all(table.get(name) == tables[0].get(name, math.nan) for table in tables)
+        }
 
     def foremost(self, number: int) -> list[Standing]:
         """The first of `ordered`, as many as asked for, of those that have a loss."""
         return [standing for standing in self.ordered if standing.variant.loss][:number]
 
 
-def _mean(variant: Variant) -> float:
-    return variant.loss.mean if variant.loss else math.inf
+def _rank(standing: Standing) -> float:
+    """The mean loss; infinite where it does not count."""
+    variant = standing.variant
+    return variant.loss.mean if variant.loss and not variant.is_void else math.inf
 
 
 def contests(runs: Sequence[Run], baseline: str | None = None) -> list[Contest]:
