@@ -110,7 +110,9 @@ def test_an_exported_model_reads_sequences_of_any_batch(name: str) -> None:
     logits_BTV, state = model(PADDED, None, RESETS)
     found_BTV, found_state = program.module()(PADDED, None, RESETS)
     torch.testing.assert_close(found_BTV[PADDED > 0], logits_BTV[PADDED > 0])
-    torch.testing.assert_close(found_state, state)
+    # A state may hold tokens that no row sees any more, so its effect is compared.
+    probe = random_tokens(len(PADDED), 1)
+    torch.testing.assert_close(model(probe, found_state)[0], model(probe, state)[0])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -159,7 +159,8 @@ class Chunk:
             *(tensor.contiguous() for tensor in others_of(self.cell).values()),
         )
         after = tuple(part[: self.batch_size] for part in state)
-        return outputs_TBH.transpose(0, 1)[: self.batch_size], after
+        # In the order of other recurrences, which decides how torch's dropout rounds.
+        return outputs_TBH.transpose(0, 1)[: self.batch_size].contiguous(), after
 
 
 def _frozen(value: Any) -> Any:
