@@ -26,7 +26,16 @@ TINY = ("embedding_dim=8", "context_dim=8", "hidden_dim=8", "num_layers=2")
 TINY_CONTEXT = tuple(f"model.{size}" for size in TINY)
 
 # Begun first, so that in the end no process is left alone with one of them.
-LONGEST = ("sweep", "ablations", "benchmark", "distribution", "search", "readme", "report")
+LONGEST = (
+    "compiled",
+    "sweep",
+    "ablations",
+    "benchmark",
+    "distribution",
+    "search",
+    "readme",
+    "report",
+)
 
 COMPOSED: dict[tuple[str, ...], DictConfig] = {}
 
