@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+TRUSTED = "trusted_packages"
 PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
 
 
@@ -91,7 +92,7 @@ class Trust:
     packages: tuple[str, ...] = ()
     kinds: tuple[Kind, ...] = KINDS
     told: str = TOLD
-    remedy: str = "trusted_packages=[PACKAGE]"
+    remedy: str = f"{TRUSTED}=[PACKAGE]"
 
     @classmethod
     def in_stranger(cls, packages: Sequence[str] = ()) -> Trust:
