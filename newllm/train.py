@@ -30,7 +30,6 @@ from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
 from newllm.config.loading import loading
-from newllm.config.naming import register_resolvers
 from newllm.sweeps.plugins import register_plugins
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -40,7 +39,6 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 def main() -> None:
     """The command line: an answer, a run that goes on, or what is composed from it."""
     arguments = sys.argv[1:]
-    register_resolvers()
     register_plugins()
     try:
         if asks_hydra(arguments):

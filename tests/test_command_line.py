@@ -313,9 +313,9 @@ def test_questions_are_left_to_hydra(line: str) -> None:
 
 
 def test_a_shown_configuration_has_its_faults_in_a_line_too() -> None:
-    check_shown("--cfg job --resolve -p data seed=2".split())
+    check_shown(["--cfg", "job", "--resolve", "-p", "data", "seed=2"])
     with pytest.raises(ConfigFault, match=r"^sead: unknown key; did you mean seed\?\nseed=x: "):
-        check_shown("--cfg job sead=1 seed=x".split())
+        check_shown(["--cfg", "job", "sead=1", "seed=x"])
 
 
 def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:

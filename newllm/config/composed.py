@@ -17,7 +17,7 @@ from newllm.config.leftovers import (
     without_leftovers,
 )
 from newllm.config.loading import loading
-from newllm.config.naming import OF_A_SWEEP, STUDY, VARIANT, beside_variant, split
+from newllm.config.naming import LARGEST_SEED, OF_A_SWEEP, STUDY, VARIANT, beside_variant, split
 from newllm.config.origins import descend, leaves, origin, overlap, raw, read_nodes
 from newllm.config.ranges import number_faults
 from newllm.config.values import can_be_left_out, shown
@@ -225,7 +225,7 @@ def check_settings(config: DictConfig) -> None:
 
 def _setting_faults(config: DictConfig) -> Iterator[str]:
     cores = os.cpu_count() or 1
-    ranges = {"seed": (0, 2**32 - 1), "threads": (1, cores), "jobs": (1, cores)}
+    ranges = {"seed": (0, LARGEST_SEED), "threads": (1, cores), "jobs": (1, cores)}
     ranges["checkpoint_steps"] = (1, 2**63 - 1)
     for key, (smallest, largest) in ranges.items():
         value = config[key]

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from newllm.config.composing import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
+LARGEST_SEED = 2**32 - 1  # of numpy
 STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 OF_A_SWEEP = ("sweep", "only", "jobs", "overwrite")
@@ -122,11 +123,4 @@ def record_of(overrides: Sequence[str]) -> dict[str, Any]:
     return {**named, "overrides": lines}
 
 
-def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides without the seed: equal for jobs that differ in their seed alone."""
-    return tuple(line for line in overrides if split(line)[0] != "seed")
-
-
-def register_resolvers() -> None:
-    """Let the configuration say `${run_folder:overrides,seed}`."""
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)  # ${run_folder:...}

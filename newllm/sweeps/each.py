@@ -27,9 +27,11 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
+from newllm.config.build import ConfigFault
 from newllm.config.naming import STUDY, TRIAL, VARIANT
+from newllm.config.overrides import Composer
 from newllm.config.study_file import ONLY, joined, matching, parted, value_lines
 from newllm.config.trials import draw_trials
 
@@ -188,16 +190,14 @@ class Each(Sweeper):
         Raises:
             SystemExit: there are some.
         """
-        from newllm.config.composed import composed_faults
-
+        composer = Composer(self.hydra_context.config_loader, self.config.hydra.job.config_name)
         some_trial = {entry.variant: entry for entry in first}
         faults: dict[str, None] = {}
         for entry in self._again(some_trial.values()):
-            job = entry.jobs[0]
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
-            with open_dict(config):
-                del config["hydra"]
-            faults |= dict.fromkeys(composed_faults(config, job))
+            try:
+                composer.job([*self.config.hydra.overrides.hydra, *entry.jobs[0]])
+            except ConfigFault as error:
+                faults |= dict.fromkeys(str(error).splitlines())
         if faults:
             print("\n".join(f"hydra.sweeper.then: {fault}" for fault in faults), file=sys.stderr)
             sys.exit(1)

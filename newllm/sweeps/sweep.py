@@ -17,8 +17,6 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from newllm.config.arguments import program
-from newllm.config.build import ConfigFault
-from newllm.config.composed import check_settings
 from newllm.reporting.bands import bands_told
 from newllm.reporting.terminal import console, print_contests, reasons
 from newllm.runs.directory import RunConflict, has_ended, move_aside
@@ -99,10 +97,6 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     faults: dict[str, str] = {}
     folders: dict[Path, Job] = {}
     for job in jobs:
-        try:
-            check_settings(job.config)
-        except ConfigFault as error:
-            faults.setdefault(str(error), job.label)
         if folders.setdefault(job.folder, job) is not job:
             faults.setdefault(f"{job.folder}: two jobs have this place", job.label)
     waiting = []
@@ -117,7 +111,7 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
                 faults.setdefault(str(error), job.label)
         waiting.append(job)
     if faults:
-        # Hydra would show where an exception came from, which helps nobody here.
+        # Hydra would show the traceback of an exception.
         print("\n".join(f"{label}: {fault}" for fault, label in faults.items()), file=sys.stderr)
         sys.exit(1)
     return waiting
