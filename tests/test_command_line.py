@@ -101,7 +101,7 @@ FAULTY = {
     "+callbacks.mine=${nope}": ["callbacks.mine=${nope}: Interpolation key 'nope' not found"],
     "only=a*": ["only=a*: only sweeps read it; add -m or drop it"],
     "hydra.run.dir=null": [
-        "Error merging override hydra.run.dir=null: field 'dir' is not Optional"
+        "Error merging override hydra.run.dir=null: field 'hydra.run.dir' is not Optional"
     ],
     "--nope seed=1 -p sead=3": [
         f"{word}: unknown flag; there are -m, --config-dir, --config-name, --help and --cfg"
@@ -385,6 +385,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
         ("+trainer.limit_val_batches=1", "use data.validation_sentences=N"),
         ("+trainer.overfit_batches=1", "use data.train_sentences=N"),
+        ("+trainer.accumulate_grad_batches=99", "an epoch has 25 batches; lower it"),
         ("trainer.max_steps=1", "before its first validation after 25"),
         ("recipe=modern schedule.scheduler.pct_start=2", "pct_start"),
         ("hydra.run.dir=taken", "taken: holds a run already"),

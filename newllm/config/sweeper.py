@@ -82,7 +82,9 @@ def _part_faults(
     """Faults of the overrides in a part; the jobs of a sweep tell those of their values."""
     if part == "trials":
         return
-    entries = {"": content} if part == "params" else {f".{name}": content[name] for name in content}
+    entries: dict[str, Any] = {f".{name}": entry for name, entry in content.items()}
+    if part == "params":
+        entries = {"": content}
     for place, entry in entries.items():
         if part == "variants" and not are_overrides(entry):
             yield f"{place}: must be a list of overrides, such as [model=lstm]"

@@ -1,12 +1,10 @@
-"""Hydra's sweeper `each`: a job for each combination of values, of each variant of a study.
+"""Hydra's sweeper `each`: a job for each combination of values and each variant of a study.
 
-Its exit code says how the jobs ended: 1 where one of them failed (its value is no number) or
-diverged (its value is infinite), whatever launcher ran it and wherever.
+The exit code is 1 if a job failed (its value is nan) or diverged (its value is infinite).
 
-A study's variants, its search and its second stage are those of `newllm.config.study_file`. Where
-trials are drawn, the second stage is for the best one of each variant by validation loss, which is
-what a job returns; where a trial failed, which might have been the best, its variant waits until
-the same command has done it.
+`newllm.config.study_file` describes variants, trials and second stage. With trials, the second
+stage runs the best one of each variant by validation loss, which is the value of a job. A variant
+with a failed trial has no second stage until the same command has repeated that trial.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A sweep: its jobs are checked, done side by side, and told of in a table.
+"""A sweep: its jobs are checked, run side by side and reported in a table.
 
-A job is done once: what ended before is left alone, what was interrupted goes on from its last
-checkpoint. Whatever happens to a job stands in its `result.json`, and its output in `log.txt`.
+A job that has ended is skipped; one that was interrupted goes on from its last checkpoint. Its
+outcome is in its `result.json`, its output in `log.txt`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome, side_by_sid
 from newllm.sweeps.workers import Workers
 from newllm.training.run import attempt, quiet_lightning
 
-MOST_JOBS = 12  # told of one by one; of more how many are done, and why others are not
+MOST_JOBS = 12  # rows of the table; for more jobs only their number is printed
 
 
 def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:

@@ -208,6 +208,11 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
         limit = trainer.limit_train_batches
         raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
     _check_validation(trainer, num_batches)
+    if trainer.accumulate_grad_batches > num_batches:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: an epoch has "
+            f"{num_batches} batches; lower it"
+        )
     planned = -(-num_batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
     return planned if trainer.max_steps < 0 else min(planned, trainer.max_steps)
 
