@@ -19,6 +19,7 @@ from newllm.config.leftovers import (
 from newllm.config.loading import loading
 from newllm.config.naming import LARGEST_SEED, OF_A_SWEEP, STUDY, VARIANT, beside_variant, split
 from newllm.config.origins import descend, leaves, origin, overlap, raw, read_nodes
+from newllm.config.precision import precision_name
 from newllm.config.ranges import number_faults
 from newllm.config.values import can_be_left_out, shown
 
@@ -236,6 +237,10 @@ def _setting_faults(config: DictConfig) -> Iterator[str]:
     for key in ("name", "only", STUDY, VARIANT, "trial"):
         if OmegaConf.is_config(config[key]):
             yield f"{key}={shown(config[key])}: must be a word"
+    try:
+        precision_name(config.trainer.get("precision"))
+    except ValueError as error:
+        yield str(error)
     epochs = config.trainer.get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:  # of null Lightning makes a thousand
         yield f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"
