@@ -91,7 +91,6 @@ FAULTY = {
         "set one or drop it"
     ],
     "budget.parameters=100000 +budget.state_widths.context_dim=1": [
-        "budget.parameters: say which sizes follow from it, as in budget.widths.hidden_dim=1",
         "budget.state_widths.context_dim=1: nothing follows from it without budget.state_bytes; "
         "set one or drop it",
     ],
@@ -310,6 +309,24 @@ def test_good_command_lines_have_no_faults(line: str) -> None:
 def test_questions_are_left_to_hydra(line: str) -> None:
     assert asks_hydra(line.split())
     assert not asks_hydra(["seed=1"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("model.hidden_dim=0", "recipe.dropout=2", "data.batch_size=0", "trainer.precision=16"),
+        *("trainer.devices=2", "model.hiden_dim=1", "seed=x"),
+        *("gating=lstm model=gru", "name=[a]", "sweep=series,claims"),
+    ],
+)
+def test_classes_are_not_imported_for_a_fault_that_shows_without_them(
+    monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    def no_classes(*_: object) -> list[str]:
+        raise AssertionError("classes were imported")
+
+    monkeypatch.setattr("newllm.config.overrides.class_faults", no_classes)
+    assert len(faults_of(line.split())) == 1
 
 
 def test_a_shown_configuration_has_its_faults_in_a_line_too() -> None:

@@ -8,10 +8,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -94,26 +96,18 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
         faults += unread
         try:
             found = composer.compose(overrides)
-            config = found.config
-            try:
-                in_sweep = config.hydra.mode == RunMode.MULTIRUN
-                place = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-                faults += _folder_faults(place, OmegaConf.select(config, place))
-            except OmegaConfBaseException as error:
-                key = getattr(error, "full_key", None) or "hydra"
-                raise ConfigFault([*found.own_faults, f"{key}: {hydras_reason(error)}"]) from error
-            for item in overrides if not in_sweep else ():
-                if item.is_sweep_override() and item.key_or_group != "sweep":
-                    faults.append(f"{item.input_line}: several values make a sweep; add -m")
-                elif item.key_or_group in ("jobs", "only", "overwrite"):
-                    faults.append(f"{item.input_line}: only sweeps read it; add -m or drop it")
-            faults += sweeper_faults(config, composer)
-            faults = found.faults(faults)
+            faults += found.own_faults
+            in_sweep = _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
+            place = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
+            faults += _folder_faults(place, _selected(found.config, place))
+            faults += [] if in_sweep else _only_in_sweeps(overrides)
+            faults += sweeper_faults(found.config, composer)
+            faults += found.faults(is_faulty=bool(faults))
         except ConfigFault as error:
             faults += str(error).splitlines()
         if faults:
             raise ConfigFault(list(dict.fromkeys(faults)))
-        config = without_leftovers(config, found.overrides)
+        config = without_leftovers(found.config, found.overrides)
         config.hydra.mode = RunMode.MULTIRUN if in_sweep else RunMode.RUN
         if in_sweep:  # the sweeper goes through all values
             own = [str(item.input_line) for item in overrides if not is_hydras(item)]
@@ -164,7 +158,27 @@ def _initialised(own_folder: str | None) -> Iterator[ConfigLoader]:
         yield loader
 
 
-def _folder_faults(key: str, folder: object) -> Iterator[str]:
+def _selected(config: DictConfig, key: str) -> Any:
+    """A value of Hydra's own part.
+
+    Raises:
+        ConfigFault: it cannot be resolved.
+    """
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException as error:
+        raise ConfigFault([f"{key}: {hydras_reason(error)}"]) from error
+
+
+def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
+    for item in overrides:
+        if item.is_sweep_override() and item.key_or_group != "sweep":
+            yield f"{item.input_line}: several values make a sweep; add -m"
+        elif item.key_or_group in ("jobs", "only", "overwrite"):
+            yield f"{item.input_line}: only sweeps read it; add -m or drop it"
+
+
+def _folder_faults(key: str, folder: Any) -> Iterator[str]:
     """A line if no folder can be made at a path; nothing is left there."""
     if not isinstance(folder, str) or not folder:
         yield f"{key}={shown(folder)}: must be a folder"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.budget import PAIRS, decided_sizes, following
+from newllm.config.budget import PAIRS, decided_sizes
 from newllm.config.build import ConfigFault, target_faults
 from newllm.config.leftovers import (
     chose_another_model,
@@ -168,10 +168,6 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
 def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """Sizes that a budget decides on; settings of a budget, logger or callback that is none."""
     decided = decided_sizes(config.budget)
-    for what, names in PAIRS:
-        if config.budget[what] is not None and not following(config.budget[names]):
-            example = f"budget.{names}.hidden_dim=1"
-            yield f"budget.{what}: say which sizes follow from it, as in {example}"
     for key, value in map(split, overrides):
         part, _, name = key.partition(".")
         first = name.partition(".")[0]

@@ -43,13 +43,13 @@ class Composition:
     own_faults: list[str]
     is_settled: bool
 
-    def faults(self, other_faults: Sequence[str] = ()) -> list[str]:
-        """All faults, after others that were found before."""
-        found, own = [*other_faults, *self.own_faults], own_part(self.config)
-        found += choice_faults(own, self.overrides)
-        if not found or not self.is_settled:  # importing the classes takes seconds
-            found += class_faults(own, self.overrides)
-        return found
+    def faults(self, is_faulty: bool) -> list[str]:
+        """Faults that show in all choices together; `is_faulty` if there are others already."""
+        own = own_part(self.config)
+        faults = choice_faults(own, self.overrides)
+        if not (is_faulty or faults) or not self.is_settled:  # importing the classes takes seconds
+            faults += class_faults(own, self.overrides)
+        return faults
 
 
 class Composer:
@@ -101,9 +101,10 @@ class Composer:
         Raises:
             ConfigFault: with a line for each fault.
         """
-        overrides, unread = self.parse(lines)
+        overrides, faults = self.parse(lines)
         found = self.compose(overrides)
-        if faults := found.faults(unread):
+        faults += found.own_faults
+        if faults := [*faults, *found.faults(is_faulty=bool(faults))]:
             raise ConfigFault(faults)
         return without_leftovers(own_part(found.config), found.overrides)
 
@@ -202,10 +203,13 @@ def _set(config: DictConfig, item: Override) -> list[str]:
 
 
 def _is_typed(config: DictConfig, item: Override) -> bool:
-    """Whether the default of a key tells the type of its new value."""
-    if item.is_delete() or item.key_or_group.endswith("_target_") or None in _values(item):
+    """Whether the type of a value is known without its class: from the default, or of a setting."""
+    key = item.key_or_group
+    if "." not in key:
+        return True
+    if item.is_delete() or key.endswith("_target_") or None in _values(item):
         return False
-    return not isinstance(select(config, item.key_or_group), DictConfig | ListConfig | None)
+    return not isinstance(select(config, key), DictConfig | ListConfig | None)
 
 
 def _values(item: Override) -> list[Any]:
