@@ -23,14 +23,13 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from newllm.config.arguments import RUN, ends_with_its_reader
+from newllm.config.arguments import ends_with_its_reader
 from newllm.config.build import ConfigFault
-from newllm.config.command_line import asks_hydra, composed
+from newllm.config.command_line import asks_hydra, check_shown, composed, resumed_run
 from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
 from newllm.config.loading import loading
-from newllm.config.naming import register_resolvers
 from newllm.sweeps.plugins import register_plugins
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -40,13 +39,13 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 def main() -> None:
     """The command line: an answer, a run that goes on, or what is composed from it."""
     arguments = sys.argv[1:]
-    register_resolvers()
     register_plugins()
     try:
         if asks_hydra(arguments):
+            check_shown(arguments)
             hydra.main(str(conf_directory()), "config", version_base="1.3")(train)()
-        elif any(word.startswith(f"{RUN}=") for word in arguments):
-            sys.exit(_go_on(arguments))
+        elif run := resumed_run(arguments):
+            sys.exit(_go_on(*run))
         else:
             with composed(arguments) as config:
                 _start(config)
@@ -58,13 +57,13 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _go_on(arguments: list[str]) -> int:
+def _go_on(folder: Path, trusted_packages: list[str]) -> int:
     with loading():
         from newllm.runs.resume import resume
         from newllm.training.run import attempt
 
     _keep_quiet()
-    return resume(arguments, attempt)
+    return resume(folder, trusted_packages, attempt)
 
 
 def _start(config: DictConfig) -> Any:

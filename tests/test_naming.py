@@ -11,7 +11,6 @@ from newllm.config.naming import (
     run_folder,
     run_name,
     split,
-    without_seed,
 )
 
 
@@ -77,7 +76,6 @@ def test_an_override_is_a_key_and_a_value(line: str, expected: tuple[str, str]) 
 def test_choices_are_in_the_order_of_the_line_and_the_last_counts() -> None:
     lines = ["model=gru", "name=null", "~model.x", "+b=1", "model=lstm", "experiment=none"]
     assert list(choices(lines).items()) == [("model", "lstm"), ("~model.x", ""), ("b", "1")]
-    assert without_seed(["a.seed=1", "seed=1", "++seed=2"]) == ("a.seed=1",)
 
 
 def test_a_name_of_ones_own_comes_first() -> None:

@@ -7,9 +7,10 @@ import torch
 from conftest import Compose
 
 from newllm.config.build import ConfigFault
+from newllm.config.precision import precision_name
 from newllm.training.experiment import Experiment, build_experiment
 from newllm.training.run import train
-from newllm.training.trainer import precision_name, precision_warning
+from newllm.training.trainer import precision_warning
 
 MODELS = ("context", "gated", "lstm", "gru", "elman", "mingru", "transformer")
 SMALL = ("data=tiny30", "callbacks=none", "logger=none", "recipe=modern", "recipe.max_epochs=2")

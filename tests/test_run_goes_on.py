@@ -8,6 +8,8 @@ import torch
 from conftest import TINY_CONTEXT, Compose
 from omegaconf import DictConfig
 
+from newllm.config.build import ConfigFault
+from newllm.config.command_line import resumed_run
 from newllm.runs.directory import RunDirectory, read_config
 from newllm.runs.identity import config_hash
 from newllm.runs.resume import resume
@@ -50,7 +52,7 @@ def test_it_ends_as_if_it_had_not_been_interrupted(
     config: DictConfig, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = train(config, tmp_path / "whole", OVERRIDES)
-    assert resume([f"run={interrupted}"], attempt) == 0
+    assert resume(interrupted, [], attempt) == 0
     result = json.loads((interrupted / "result.json").read_text())
     same = ("steps", "best_val_loss", "best_epoch", "overrides", "config_hash", "experiment")
     assert {name: result[name] for name in same} == {name: whole[name] for name in same}
@@ -59,28 +61,47 @@ def test_it_ends_as_if_it_had_not_been_interrupted(
         for folder in (tmp_path / "whole", interrupted)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert resume([f"run={interrupted}"], attempt) == 0
+    assert resume(interrupted, [], attempt) == 0
     assert f"{interrupted}: is done; best validation loss" in capsys.readouterr().out
 
 
 def test_it_says_why_it_does_not_go_on(
-    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    interrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def reason(*arguments: str) -> str:
-        assert resume(arguments, attempt) == 1
+    def reason() -> str:
+        assert resume(interrupted, [], attempt) == 1
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
     capsys.readouterr()
-    assert "not a run directory" in reason(f"run={tmp_path / 'nowhere'}")
-    assert "seed=2: run=FOLDER goes on with" in reason(f"run={interrupted}", "seed=2")
-    assert "must be a list" in reason(f"run={interrupted}", "trusted_packages=mine")
     owner = RunDirectory(interrupted, goes_on=True)
     owner.record(status="running")
-    assert "is running" in reason(f"run={interrupted}")
+    assert "is running" in reason()
     owner.record(status="diverged", error="val/loss is nan")
     owner.release()
-    assert "diverged, as it would again: val/loss is nan" in reason(f"run={interrupted}")
+    assert "diverged, as it would again: val/loss is nan" in reason()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("run=nowhere", "nowhere: not a run directory; lacks result.json"),
+        ("run=", "run=: must be the folder of a run"),
+        ("run=there seed=2", "seed=2: run=FOLDER goes on with"),
+        ("run=there trusted_packages=mine", "trusted_packages=mine: must be a list"),
+    ],
+)
+def test_its_command_line_is_checked_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "result.json").touch()
+    with pytest.raises(ConfigFault, match=message):
+        resumed_run(line.split())
+    packages = ["run=there", "trusted_packages=[mine,yours]"]
+    assert resumed_run(packages) == (Path("there"), ["mine", "yours"])
+    assert resumed_run(["seed=2"]) is None
 
 
 def test_a_damaged_checkpoint_is_told_and_can_be_removed(
@@ -90,13 +111,13 @@ def test_a_damaged_checkpoint_is_told_and_can_be_removed(
     last.write_bytes(last.read_bytes()[:1000])
     before = (interrupted / "result.json").read_text()
     capsys.readouterr()
-    assert resume([f"run={interrupted}"], attempt) == 1
+    assert resume(interrupted, [], attempt) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"{last}: is damaged; remove it, and the run starts from the beginning"
     ]
     assert (interrupted / "result.json").read_text() == before
     last.unlink()
-    assert resume([f"run={interrupted}"], attempt) == 0
+    assert resume(interrupted, [], attempt) == 0
 
 
 def test_a_changed_run_does_not_go_on(
@@ -104,7 +125,7 @@ def test_a_changed_run_does_not_go_on(
 ) -> None:
     written = interrupted / "config.yaml"
     written.write_text(written.read_text().replace("lr: 0.002", "lr: 0.003"))
-    assert resume([f"run={interrupted}"], attempt) == 1
+    assert resume(interrupted, [], attempt) == 1
     assert "holds a run made otherwise" in capsys.readouterr().err
 
 
@@ -119,5 +140,5 @@ def test_a_run_names_no_packages_to_trust(
     result["config_hash"] = config_hash(read_config(interrupted))
     (interrupted / "result.json").write_text(json.dumps(result))
     capsys.readouterr()
-    assert resume([f"run={interrupted}"], attempt) == 1
+    assert resume(interrupted, [], attempt) == 1
     assert "subprocess.Popen" in capsys.readouterr().err

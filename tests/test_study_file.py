@@ -12,7 +12,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 
 from newllm.config.composing import conf_directory
-from newllm.config.naming import register_resolvers
 from newllm.config.study_file import then_of, variants_of
 from newllm.config.sweeper import FORMS
 from newllm.sweeps.each import Each
@@ -79,7 +78,6 @@ hydra:
 def test_a_fault_of_a_study_file_is_one_line(
     tmp_path: Path, there: str, instead: str, fault: str
 ) -> None:
-    register_resolvers()
     register_plugins()
     file = tmp_path / "sweep" / "mine.yaml"
     file.parent.mkdir()
@@ -116,7 +114,6 @@ def jobs_of(arguments: list[str], tmp_path: Path) -> list[list[str]]:
     file = tmp_path / "sweep" / "mine.yaml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(MINE.strip())
-    register_resolvers()
     register_plugins()
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
         config = compose(

@@ -1,4 +1,4 @@
-"""The command lines of all tools: how their faults are told, and how they end."""
+"""Command lines of all tools: one-line faults, exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ READER_GONE = 141  # what a shell reports for a program that a closed pipe ended
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser that tells a fault in one line, exit code 1, as all of newllm does."""
+    """A parser that ends with one line and exit code 1 on a fault."""
 
     def error(self, message: str) -> NoReturn:
         """End the program."""
@@ -29,10 +29,9 @@ class Arguments(argparse.ArgumentParser):
 
 
 def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:
-    """A tool that ends without a word where nobody reads on, as in `newllm.report | head`.
+    """A tool that ends silently when its output is closed, as in `newllm.report | head`.
 
-    SIGPIPE stays ignored, as Python leaves it: it would also end a sweep when one of its processes
-    is gone.
+    SIGPIPE stays ignored, since it would also end a sweep when one of its processes is gone.
     """
 
     @functools.wraps(main)
@@ -41,7 +40,7 @@ def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:
             main()
             sys.stdout.flush()
         except BrokenPipeError:
-            # Python writes out what is left at its end, which would fail again.
+            # Python flushes at its end, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(READER_GONE)
 
@@ -49,7 +48,7 @@ def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def program(name: str) -> str:
-    """How to call what is installed beside this Python, so that it can be typed as it stands."""
+    """The shortest command for a program that is installed beside this Python."""
     own, here = Path(sys.executable).with_name(name), Path.cwd()
     if own.is_relative_to(here):
         return str(own.relative_to(here))

@@ -1,16 +1,16 @@
-"""A budget as it stands in a configuration: which sizes of the model follow from it."""
+"""The sizes of a model that follow from the budget of a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# What is asked for, and the sizes that follow from it.
+# Each cost with the key of the sizes that follow from it.
 PAIRS = (("parameters", "widths"), ("state_bytes", "state_widths"))
 
 
 def following(widths: Mapping[str, int | None]) -> dict[str, int]:
-    """Those sizes that follow from a budget, as multiples of its width."""
+    """The sizes that follow from a budget, as multiples of its width."""
     return {str(name): multiple for name, multiple in widths.items() if multiple is not None}
 
 
@@ -23,7 +23,7 @@ def named_sizes(budget: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decided_sizes(budget: Mapping[str, Any]) -> dict[str, str]:
-    """Sizes that a budget decides on, and by what."""
+    """The sizes that a budget decides on, each with the setting that does so."""
     return {
         name: f"budget.{what}={budget[what]}"
         for what, names in PAIRS

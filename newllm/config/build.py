@@ -17,6 +17,7 @@ from newllm.config.trust import Trust
 
 SPECIAL = ("_target_", "_partial_")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+FILLED_IN = "vocabulary_size"  # of a model, null until its data is built
 
 
 class ConfigFault(ValueError):
@@ -28,14 +29,14 @@ class ConfigFault(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """A target that was checked, and its arguments; those that are to be built are parts again."""
+    """A checked target and its arguments, which may be parts themselves."""
 
     target: Callable[..., Any]
     arguments: dict[str, Any]
     is_partial: bool
 
     def build(self, **more: Any) -> Any:
-        """Call the target, or hand it on with its arguments; `more` stands in for those."""
+        """Call the target, or bind its arguments if it is partial; `more` replaces arguments."""
         own = {key: _built(value) for key, value in self.arguments.items() if key not in more}
         if self.is_partial:
             return functools.partial(self.target, **own, **more)
@@ -47,19 +48,17 @@ def _built(content: Any) -> Any:
         return content.build()
     if isinstance(content, dict):
         return {key: _built(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_built(value) for value in content]
-    return content
+    return [_built(value) for value in content] if isinstance(content, list) else content
 
 
 def instantiate(node: DictConfig, trusted_packages: Sequence[str] = (), **arguments: Any) -> Any:
-    """Build what a node's `_target_` names, `arguments` added to those of the node.
+    """Build the `_target_` of a node, with `arguments` added to those of the node.
 
-    As `hydra.utils.instantiate`, which resolves a node again while it builds, so that something
-    else could be built than what was checked.
+    `hydra.utils.instantiate` resolves a node again while it builds, and so could build something
+    else than what was checked.
 
     Raises:
-        ConfigFault: a target that is not trusted, or an argument that it does not take.
+        ConfigFault: a target is not trusted, or does not take an argument.
         ValueError: the constructor refuses its arguments.
     """
     part = checked(node, "", Trust(tuple(trusted_packages)))
@@ -72,10 +71,10 @@ def instantiate(node: DictConfig, trusted_packages: Sequence[str] = (), **argume
 
 
 def checked(node: DictConfig, name: str, trust: Trust) -> Part:
-    """What a node asks to be built.
+    """The part that a node describes.
 
     Raises:
-        ConfigFault: with all of its faults, if it has any.
+        ConfigFault: with all faults of the node.
     """
     check = _Check(trust)
     part = check.read(_plain(node), name)
@@ -94,42 +93,39 @@ def target_faults(node: Any, name: str, trusted_packages: Sequence[str] = ()) ->
 
 
 def _plain(node: Any) -> Any:
-    """A node as plain containers, in which nothing is left to be resolved."""
-    if not OmegaConf.is_config(node):
-        return node
+    """A node as resolved plain containers."""
     try:
-        return OmegaConf.to_container(node, resolve=True)
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except OmegaConfBaseException as error:
         raise ConfigFault([str(error).partition("\n")[0]]) from error
 
 
 class _Check:
-    """Makes parts of plain containers, and gathers their faults in the order they stand in."""
+    """Makes parts of plain containers, and gathers their faults in order."""
 
     def __init__(self, trust: Trust) -> None:
         self.faults: list[str] = []
         self._trust = trust
 
-    def read(self, content: Any, name: str, is_part: bool = False) -> Any:
-        """Make parts; `is_part` inside of another one, which alone could give what is missing."""
+    def read(self, content: Any, name: str, is_inner: bool = False) -> Any:
+        """The content with its parts; one inside of another part must have all its arguments."""
         if isinstance(content, list):
             items = enumerate(content)
-            return [self.read(item, f"{name}[{index}]", is_part) for index, item in items]
+            return [self.read(item, f"{name}[{index}]", is_inner) for index, item in items]
         if content == "???":
             self.faults.append(f"{name}=???: lacks a value; set it")
         if not isinstance(content, dict):
             return content
-        target = self._target(content, name) if "_target_" in content else None
-        if target and is_part and not content.get("_partial_"):
-            self.faults += _missing(content, name, target)
+        is_part = "_target_" in content
+        target = self._target(content, name, is_inner) if is_part else None
         arguments = {
-            key: self.read(value, _joined(name, key), is_part or target is not None)
+            key: self.read(value, _joined(name, key), is_inner or target is not None)
             for key, value in content.items()
-            if "_target_" not in content or key not in SPECIAL
+            if not is_part or key not in SPECIAL
         }
         return Part(target, arguments, bool(content.get("_partial_"))) if target else arguments
 
-    def _target(self, content: dict[Any, Any], name: str) -> Any:
+    def _target(self, content: dict[Any, Any], name: str, is_inner: bool) -> Any:
         place = f"{name}._target_={content['_target_']}".lstrip(".")
         try:
             target = self._trust.target(content["_target_"])
@@ -144,6 +140,8 @@ class _Check:
             elif key.startswith("_") and key not in SPECIAL:
                 self.faults.append(f"{_joined(name, key)}: not read here; drop it")
         self.faults += _argument_faults(content, name, target, self._trust)
+        if is_inner and not content.get("_partial_"):
+            self.faults += _missing(content, name, target)
         return target
 
 
@@ -152,7 +150,6 @@ def _joined(name: str, key: Any) -> str:
 
 
 def _missing(content: dict[str, Any], name: str, target: Any) -> Iterator[str]:
-    """A line if a part lacks arguments that it cannot be built without."""
     lacking = [
         key
         for key, parameter in inspect.signature(target).parameters.items()
@@ -170,45 +167,26 @@ def _argument_faults(
 ) -> Iterator[str]:
     try:
         hints = _arguments(content, target, trust)
-    except ValueError:  # of a part, which is told by itself
+    except ValueError:  # a fault of an inner part
         hints = None
     if hints is None:
         return
     for key, value in content.items():
         place = _joined(name, key)
         if key not in hints and not str(key).startswith("_"):
-            taker = _taker(content)
             close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            yield f"{place}: {taker} takes no {key!s}{hint}"
-        elif not _fits(value, hints.get(key)):
+            yield f"{place}: {_taker(content)} takes no {key!s}{hint}"
+        elif not _fits(value, hints.get(key)) and not (key == FILLED_IN and value is None):
             kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
-            yield f"{place}={value}: must be {kinds}"
+            yield f"{place}={'null' if value is None else value}: must be {kinds}"
 
 
-def arguments_of(node: Any, trusted_packages: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The arguments that a node's target takes, and what they are annotated as.
+def _arguments(content: dict[str, Any], target: Any, trust: Trust) -> dict[str, Any] | None:
+    """The arguments that a target takes and their annotations; None if it takes any.
 
-    None where that cannot be told, or where it takes any.
-    """
-    trust = Trust(tuple(trusted_packages))
-    try:
-        plain = _plain(node)
-        return _arguments(plain, trust.target(plain["_target_"]), trust)
-    except (ValueError, KeyError, TypeError):  # the node names nothing that may be built
-        return None
-
-
-def takes_null(node: DictConfig, key: str) -> bool:
-    """Whether what a node builds says of an argument that it may be None."""
-    return NoneType in get_args((arguments_of(node) or {}).get(key))
-
-
-def _arguments(content: Any, target: Any, trust: Trust) -> dict[str, Any] | None:
-    """As `arguments_of` says.
-
-    A target that takes any keyword hands it on to what is built for it of `_partial_` nodes, and so
-    takes what these take, as a `LanguageModel` takes the settings of its layers.
+    A target with `**arguments` passes them on to the `_partial_` nodes of its own, as
+    `LanguageModel` passes settings to its layers, and so takes what these take.
     """
     parameters = inspect.signature(target).parameters
     own = _hints(target) if str(target.__module__).startswith("newllm.") else {}
@@ -220,52 +198,51 @@ def _arguments(content: Any, target: Any, trust: Trust) -> dict[str, Any] | None
     }
     if not takes_any:
         return known
-    factories = list(_factories(content))
+    factories = [node for node in _inner_nodes(content) if node.get("_partial_") is True]
     for factory in factories:
         more = _arguments(factory, trust.target(factory["_target_"]), trust)
         if more is None:
             return None
-        given = {*factory, "input_dim"}  # the width follows from what lies before
+        given = {*factory, "input_dim"}  # the width follows from the layer before
         known = {key: hint for key, hint in more.items() if key not in given} | known
     return known if factories else None
 
 
-def _taker(content: dict[str, Any]) -> str:
-    """What takes a node's arguments, for messages: its target, or the layers that it hands them."""
-    layers = [node for value in content.values() if isinstance(value, list) for node in value]
-    nodes = [node for node in layers if isinstance(node, dict) and "_target_" in node] or [content]
-    names = (str(node["_target_"]).rpartition(".")[2] for node in nodes)
-    return " and ".join(dict.fromkeys(names))
-
-
-def _factories(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _inner_nodes(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for value in content.values():
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict) and item.get("_partial_") is True and "_target_" in item:
+            if isinstance(item, dict) and "_target_" in item:
                 yield item
 
 
+def _taker(content: dict[str, Any]) -> str:
+    """The class that takes a node's arguments, or the layers that it passes them to."""
+    layers = [value for value in content.values() if isinstance(value, list)]
+    nodes = [node for nodes in layers for node in _inner_nodes({"": nodes})] or [content]
+    return " and ".join(dict.fromkeys(str(node["_target_"]).rpartition(".")[2] for node in nodes))
+
+
 def _hints(target: Any) -> dict[str, Any]:
-    """What the arguments of a class or function are annotated as, where that can be told."""
-    constructor = target.__init__ if inspect.isclass(target) else target
     try:
-        return get_type_hints(constructor)
-    except (NameError, TypeError):  # some of others' names exist for type checkers only
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # some names exist for type checkers only
         return {}
 
 
 def _kinds(hint: Any) -> list[type]:
-    """The types of a union of plain ones, without None; nothing for any other annotation."""
+    """The plain types of an annotation, without None; empty for any other annotation."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [part for part in parts if part is not NoneType]
     return kinds if all(kind in TYPE_NAMES for kind in kinds) else []
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has a plain type that was annotated; null is left to the constructor."""
+    """Whether a value has the annotated type, where that is a plain one."""
     kinds = _kinds(hint)
-    if not kinds or value is None:
+    if not kinds:
         return True
+    if value is None:
+        return NoneType in get_args(hint)
     if isinstance(value, bool) or bool in kinds:
         return isinstance(value, bool) == (bool in kinds)
     return isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from newllm.config.arguments import RUN
 from newllm.config.build import ConfigFault
 from newllm.config.composing import conf_directory
-from newllm.config.folders import folder_faults
 from newllm.config.leftovers import without_leftovers
-from newllm.config.overrides import Composer, Composition, faults_together, hydras_reason, is_hydras
+from newllm.config.overrides import Composer, hydras_reason, is_hydras
 from newllm.config.sweeper import sweeper_faults
+from newllm.config.trust import TRUSTED
 from newllm.config.values import shown
 
 # Help, completion, or the configuration instead of a run.
@@ -29,6 +32,7 @@ HYDRA_QUESTIONS = (
     *("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"),
     *("-sc", "--shell-completion"),
 )
+LONGEST_NAME = 255  # bytes that file systems give a file or folder
 
 
 def asks_hydra(arguments: Sequence[str]) -> bool:
@@ -36,9 +40,47 @@ def asks_hydra(arguments: Sequence[str]) -> bool:
     return any(word.partition("=")[0] in HYDRA_QUESTIONS for word in arguments)
 
 
+def check_shown(arguments: Sequence[str]) -> None:
+    """Check the overrides of a configuration that is only shown (`--cfg`).
+
+    Raises:
+        ConfigFault: with a line for each override that cannot be set.
+    """
+    flags, _ = _parse_flags(arguments, shows=True)
+    if flags.cfg:
+        with _initialised(flags.config_dir) as loader:
+            composer = Composer(loader, flags.config_name)
+            overrides, faults = composer.parse(flags.overrides)
+            if faults := [*faults, *composer.compose(overrides).own_faults]:
+                raise ConfigFault(faults)
+
+
+def resumed_run(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
+    """The folder and the trusted packages of `run=FOLDER`; None for any other command line.
+
+    Raises:
+        ConfigFault: the folder is missing, or something else was chosen beside it.
+    """
+    chosen = dict(word.partition("=")[::2] for word in arguments)
+    if not any(word.startswith(f"{RUN}=") for word in arguments):
+        return None
+    others = [word for word in arguments if word.partition("=")[0] not in (RUN, TRUSTED)]
+    if others:
+        reason = "run=FOLDER goes on with the configuration of that run"
+        raise ConfigFault([f"{others[0]}: {reason}; drop it, or train another run with it"])
+    if not chosen[RUN]:
+        raise ConfigFault([f"{RUN}=: must be the folder of a run that was interrupted"])
+    if not (Path(chosen[RUN]) / "result.json").is_file():
+        raise ConfigFault([f"{chosen[RUN]}: not a run directory; lacks result.json"])
+    packages = chosen.get(TRUSTED, "[]")
+    if not (packages.startswith("[") and packages.endswith("]")):
+        raise ConfigFault([f"{TRUSTED}={packages}: must be a list, such as [my_package]"])
+    return Path(chosen[RUN]), [name.strip() for name in packages[1:-1].split(",") if name]
+
+
 @contextlib.contextmanager
 def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
-    """What a command line composes, with Hydra's own part; Hydra is initialised meanwhile.
+    """Compose a command line, with Hydra's own part; Hydra is initialised meanwhile.
 
     A sweep (`seed=1,2`) is composed with the first of all values.
 
@@ -50,31 +92,41 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
         composer = Composer(loader, flags.config_name)
         # As Hydra does, so that each of a sweep's jobs is composed with it, too.
         mode = ["hydra.mode=MULTIRUN"] if flags.multirun else []
-        overrides, unparsed = composer.parse([*flags.overrides, *mode])
-        faults += unparsed
+        overrides, unread = composer.parse([*flags.overrides, *mode])
+        faults += unread
         try:
             found = composer.compose(overrides)
-            faults += found.faults
+            faults += found.own_faults
             in_sweep = _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
-            faults += [] if in_sweep else _only_in_sweeps(overrides)
             place = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
-            faults += _place_faults(found.config, place)
+            faults += _folder_faults(place, _selected(found.config, place))
+            faults += [] if in_sweep else _only_in_sweeps(overrides)
             faults += sweeper_faults(found.config, composer)
-            faults += faults_together(found, is_faulty=bool(faults))
+            faults += found.faults(is_faulty=bool(faults))
         except ConfigFault as error:
             faults += str(error).splitlines()
         if faults:
             raise ConfigFault(list(dict.fromkeys(faults)))
-        yield _ready(found, overrides, in_sweep)
+        config = without_leftovers(found.config, found.overrides)
+        config.hydra.mode = RunMode.MULTIRUN if in_sweep else RunMode.RUN
+        if in_sweep:  # the sweeper goes through all values
+            own = [str(item.input_line) for item in overrides if not is_hydras(item)]
+            config.hydra.overrides.task = own
+        yield config
 
 
-def _parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Those of Hydra's flags that leave the configuration what it is, and faults of the others."""
+def _parse_flags(
+    arguments: Sequence[str], shows: bool = False
+) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of Hydra that a run, or `--cfg`, may have, and the faults of the others."""
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-name", "-cn", default="config")
+    if shows:
+        parser.add_argument("--cfg", "-c")
+        parser.add_argument("--package", "-p")
     try:
         flags, unknown = parser.parse_known_intermixed_args(list(arguments))
     except argparse.ArgumentError as error:
@@ -90,48 +142,27 @@ def _parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
 
 @contextlib.contextmanager
 def _initialised(own_folder: str | None) -> Iterator[ConfigLoader]:
-    """Initialise Hydra; it looks for a file in the user's folder first, then in the package's."""
+    """Initialise Hydra with the package's configuration files, and a folder of the user's."""
     with initialize_config_dir(str(conf_directory()), job_name="train", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         if own_folder:
             folder = Path(own_folder).resolve()
-            if shadowed := list(_shadowed(folder)):
-                raise ConfigFault(shadowed)
+            names = [file.relative_to(folder) for file in sorted(folder.rglob("*.yaml"))]
+            if shadowed := [name for name in names if (conf_directory() / name).is_file()]:
+                remedy = "already; give yours another name"
+                told = [f"--config-dir {folder}: newllm has {name} {remedy}" for name in shadowed]
+                raise ConfigFault(told)
             # Hydra wants its source of schemas to stay the last one.
             loader.get_search_path().prepend("command line", f"file://{folder}", "schema")
             loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
         yield loader
 
 
-def _shadowed(folder: Path) -> Iterator[str]:
-    """Options of a user's own that Hydra would pass over for those of the package."""
-    for file in sorted(folder.rglob("*.yaml")):
-        name = file.relative_to(folder)
-        if (conf_directory() / name).is_file():
-            yield f"--config-dir {folder}: newllm has {name} already; give yours another name"
-
-
-def _place_faults(config: DictConfig, key: str) -> Iterator[str]:
-    folder = _selected(config, key)
-    if not isinstance(folder, str) or not folder:
-        yield f"{key}={shown(folder)}: must be a folder"
-    else:
-        yield from folder_faults(key, folder)
-
-
-def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
-    for item in overrides:
-        if item.is_sweep_override():
-            yield f"{item.input_line}: several values make a sweep; add -m"
-        elif item.key_or_group in ("jobs", "only", "overwrite"):
-            yield f"{item.input_line}: only sweeps read it; add -m or drop it"
-
-
 def _selected(config: DictConfig, key: str) -> Any:
-    """A value of Hydra's own.
+    """A value of Hydra's own part.
 
     Raises:
-        ConfigFault: it refers to nothing.
+        ConfigFault: it cannot be resolved.
     """
     try:
         return OmegaConf.select(config, key)
@@ -139,11 +170,30 @@ def _selected(config: DictConfig, key: str) -> Any:
         raise ConfigFault([f"{key}: {hydras_reason(error)}"]) from error
 
 
-def _ready(found: Composition, overrides: Sequence[Override], in_sweep: bool) -> DictConfig:
-    """The configuration as Hydra hands it on to a job, or to a sweeper."""
-    config = without_leftovers(found.config, found.overrides)
-    config.hydra.mode = RunMode.MULTIRUN if in_sweep else RunMode.RUN
-    if in_sweep:  # with all values
-        own = [str(item.input_line) for item in overrides if not is_hydras(item)]
-        config.hydra.overrides.task = own
-    return config
+def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
+    for item in overrides:
+        if item.is_sweep_override() and item.key_or_group != "sweep":
+            yield f"{item.input_line}: several values make a sweep; add -m"
+        elif item.key_or_group in ("jobs", "only", "overwrite"):
+            yield f"{item.input_line}: only sweeps read it; add -m or drop it"
+
+
+def _folder_faults(key: str, folder: Any) -> Iterator[str]:
+    """A line if no folder can be made at a path; nothing is left there."""
+    if not isinstance(folder, str) or not folder:
+        yield f"{key}={shown(folder)}: must be a folder"
+        return
+    path = Path(folder)
+    told = folder if len(folder) <= 60 else f"{folder[:57]}..."
+    try:
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            yield f"{key}={told}: a name of more than {LONGEST_NAME} bytes; choose a shorter one"
+        elif any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
+            yield f"{key}={told}: a file is in the way"
+        else:
+            nearest = next(part for part in (path, *path.parents) if part.is_dir())
+            with tempfile.TemporaryDirectory(dir=nearest):
+                pass  # the rights alone would not tell of a disk that is read only
+    except (OSError, ValueError) as error:  # such as a path with a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        yield f"{key}={told}: cannot be written ({reason}); choose another folder"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,16 +17,11 @@ from newllm.config.leftovers import (
     without_leftovers,
 )
 from newllm.config.loading import loading
-from newllm.config.naming import OF_A_SWEEP, STUDY, VARIANT, beside_variant, split
-from newllm.config.origins import (
-    descend,
-    leaves,
-    origin,
-    overlap,
-    raw,
-    read_nodes,
-)
+from newllm.config.naming import LARGEST_SEED, OF_A_SWEEP, STUDY, VARIANT, beside_variant, split
+from newllm.config.origins import descend, leaves, origin, overlap, raw, read_nodes
+from newllm.config.precision import precision_name
 from newllm.config.ranges import number_faults
+from newllm.config.values import can_be_left_out, shown
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
@@ -36,11 +29,8 @@ BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger"
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
-    "checkpoint_steps",
-    *("trusted_packages", "only", "study", "variant", "trial", "hydra"),
+    *("checkpoint_steps", "trusted_packages", "only", "study", "variant", "trial", "hydra"),
 )
-# What may stand before a variant, and no name of a run tells.
-UNNAMED = ("hydra", *OF_A_SWEEP)
 # Groups that bundle other choices: nothing reads them by their name.
 BUNDLES = ("experiment", "recipe", "countermeasure", "sweep")
 
@@ -48,7 +38,7 @@ BUNDLES = ("experiment", "recipe", "countermeasure", "sweep")
 def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """One line for each fault of a composed configuration.
 
-    Needs Hydra to be initialised, since it looks into the chosen experiment's own file.
+    Hydra must be initialised, since files of the configuration are read.
 
     Args:
         config: as composed, interpolations unresolved.
@@ -58,27 +48,37 @@ def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def choice_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Those that can be told without importing what would be built."""
+    """The faults that show without importing the classes that would be built."""
     if faults := _unreadable(config):
-        return faults  # nothing more can be said of such values
+        return faults
     config = without_leftovers(config, overrides)
-    beside = beside_variant(overrides)  # which may replace what the variant itself chose
     return [
         *_setting_faults(config),
         *_variant_faults(overrides),
         *_corpus_contradictions(config),
         *_unread_choices(config, overrides),
-        *_idle_choices(config, beside),
+        *_idle_choices(config, beside_variant(overrides)),
         *number_faults(config),
     ]
 
 
 def class_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Those that the classes tell which would be built: they do not take what they are given."""
+    """Targets that cannot be built, and arguments that they do not take."""
     if _unreadable(config):
         return []
+    config, chosen = without_leftovers(config, overrides), dict(map(split, overrides))
+    content, faults = raw(config), []
     with loading():
-        return list(_target_faults(without_leftovers(config, overrides), overrides))
+        for part in BUILT:
+            for fault in target_faults(config[part], part, config.trusted_packages or ()):
+                key, _, rest = fault.partition(": ")
+                source, _, name = origin(content, key).partition(".")
+                if source == "countermeasures":
+                    fault = f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
+                elif f"{key.rpartition('.')[0]}._target_" in chosen and can_be_left_out(key):
+                    fault += f"; leave it out: '~{key}'"  # an argument of another class
+                faults.append(fault)
+    return faults
 
 
 def _unreadable(config: DictConfig) -> list[str]:
@@ -90,29 +90,20 @@ def _unresolved(config: DictConfig) -> Iterator[str]:
     content = raw(config)
     told = set()
     for name, value in leaves(content):
-        # The last of a chain of references tells it for all.
-        key = origin(content, name)
+        key = origin(content, name)  # the last of a chain of references tells its fault for all
         key = name if descend(content, key) is None else key
         if key in told:
             continue
         told.add(key)
         if value == "???":
             yield f"{key}=???: has no value yet; set it"
-        elif "${" in str(value) and (reason := _resolution_fault(config, key)):
-            yield f"{key}={descend(content, key)}: {reason}"
-
-
-def _resolution_fault(config: DictConfig, key: str) -> str | None:
-    """Why a value cannot be resolved; None if it can."""
-    try:
-        value = OmegaConf.select(config, key)
-        if OmegaConf.is_config(value):
-            OmegaConf.to_container(value, resolve=True)
-    except RecursionError:
-        return "refers to itself"
-    except OmegaConfBaseException as error:
-        return str(error).partition("\n")[0]
-    return None
+        elif "${" in str(value):
+            try:
+                node = OmegaConf.select(config, key)
+                OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else None
+            except OmegaConfBaseException as error:
+                reason = str(error).partition("\n")[0]
+                yield f"{key}={descend(content, key)}: {reason}"
 
 
 def _broken_parts(config: DictConfig) -> Iterator[str]:
@@ -128,24 +119,7 @@ def _broken_parts(config: DictConfig) -> Iterator[str]:
                 if not isinstance(item, DictConfig | None):
                     yield f"{part}.{name!s}: must be a mapping"
         elif part != "recipe" and "_target_" not in node:
-            yield f"{part}._target_: lacks; it says what is built"
-
-
-def _target_faults(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """What cannot be built, or does not take its arguments, and where these come from."""
-    trusted = config.trusted_packages or ()
-    chosen = dict(map(split, overrides))
-    content = raw(config)
-    for part in BUILT:
-        for fault in target_faults(config[part], part, trusted):
-            key, _, rest = fault.partition(": ")
-            source, _, name = origin(content, key).partition(".")
-            if source == "countermeasures":
-                yield f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
-            elif f"{key.rpartition('.')[0]}._target_" in chosen and key not in chosen:
-                yield f"{fault}; leave it out: '~{key}'"  # it was an argument of another class
-            else:
-                yield fault
+            yield f"{part}._target_: is missing; it says what is built"
 
 
 def _variant_faults(overrides: Sequence[str]) -> Iterator[str]:
@@ -153,7 +127,8 @@ def _variant_faults(overrides: Sequence[str]) -> Iterator[str]:
 
     A study whose file is not found has no say, so that a run can be repeated without it.
     """
-    lines = [line for line in overrides if split(line)[0].partition(".")[0] not in UNNAMED]
+    unnamed = ("hydra", *OF_A_SWEEP)  # may stand before a variant
+    lines = [line for line in overrides if split(line)[0].partition(".")[0] not in unnamed]
     ends = [
         line for line in lines if split(line)[0] in (STUDY, VARIANT) and split(line)[1] != "null"
     ]
@@ -165,19 +140,21 @@ def _variant_faults(overrides: Sequence[str]) -> Iterator[str]:
     study, variant = (split(line)[1] for line in ends)
     if not (variants := read_variants(study)):
         return
-    made_of = lines[1 : lines.index(ends[1])]
     if variant not in variants:
         yield f"variant={variant}: sweep={study} has no such variant"
     elif not variants[variant]:
         yield f"variant={variant}: is an experiment; choose experiment={variant} instead"
-    elif made_of != variants[variant]:
+    elif lines[1 : lines.index(ends[1])] != variants[variant]:
         wanted = " ".join(variants[variant])
         yield f"variant={variant}: sweep={study} makes it of {wanted}; drop study= and variant="
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
-    nodes = {name: node for name, node in config.countermeasures.items() if node}
-    wanted = {name: node.corpus for name, node in nodes.items() if "corpus" in node}
+    wanted = {
+        name: node.corpus
+        for name, node in config.countermeasures.items()
+        if "corpus" in (node or ())
+    }
     if len(set(wanted.values())) > 1:
         wishes = " and ".join(f"{name} wants data={corpus}" for name, corpus in wanted.items())
         yield f"countermeasure=[{','.join(wanted)}]: {wishes}; keep one of them"
@@ -211,61 +188,33 @@ def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """Choices that nothing reads.
 
-    What an experiment's file sets may be replaced by a value on the command line, as
-    `trainer.max_epochs=5` or `trainer=smoke` replaces `recipe.max_epochs`: that is no fault.
+    An experiment's file is looked at only where it stands alone: single values, a trainer or a
+    model beside it may replace what it says.
     """
     read = read_nodes(config, READ)
-    for key, source in _explicit_choices(beside_variant(overrides)):
-        if source.startswith("experiment=") and chose_another_model(overrides):
-            continue  # what the file chose for its own model is left out
-        if key.split(".")[0] in (*SETTINGS, *BUILT) or key in BUNDLES:
-            continue
-        if not _is_read(key, read) and not _is_read(key, _read_without_values(source, overrides)):
-            chosen = source if source.startswith(key) else f"{key} (from {source})"
-            # With nothing else chosen than what decides on the model, would it be read?
-            deciding = [line for line in overrides if line.startswith(("model=", "experiment="))]
-            alone = _compose([*deciding, source]) if source not in deciding else config
-            if _is_read(key, read_nodes(alone, READ)):
-                yield f"{chosen}: another choice stands in its place; drop one of the two"
-            else:
-                yield f"{chosen}: the chosen model does not read it; drop it"
-
-
-def _is_read(key: str, read: Collection[str]) -> bool:
-    return any(overlap(key, name) for name in read)
-
-
-def _read_without_values(source: str, overrides: Sequence[str]) -> Collection[str]:
-    """What would be read of an experiment's file without single values, or a trainer, beside it."""
-    if not source.startswith("experiment="):
-        return ()
-    keys = [(split(line)[0], line) for line in overrides]
-    groups = [line for key, line in keys if "." not in key and key != "trainer"]
-    return read_nodes(_compose(groups), READ)
-
-
-def _explicit_choices(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of a chosen key and where it was chosen: an override, or an experiment's file."""
-    for line in overrides:
-        key, value = split(line)
-        yield key, line
-        content = read_file(f"experiment/{value}") if key == "experiment" else {}
-        for default in content.pop("defaults", ()):
-            if isinstance(default, dict):
-                yield split(next(iter(default)).removeprefix("override /"))[0], line
-        yield from ((name, line) for name, _ in leaves(content))
-
-
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    loader = GlobalHydra.instance().config_loader()
-    return loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN)
+    own = [(split(line)[0], line) for line in beside_variant(overrides)]
+    is_changed = chose_another_model(overrides) or any(
+        "." in key or key == "trainer" for key, _ in own
+    )
+    chosen = list(own)
+    for key, line in own:
+        if key == "experiment" and not is_changed:
+            content = read_file(f"experiment/{split(line)[1]}")
+            groups = [next(iter(item)) for item in content.pop("defaults", ()) if item != "_self_"]
+            names = [split(name.removeprefix("override /"))[0] for name in groups]
+            chosen += [(name, line) for name in (*names, *(name for name, _ in leaves(content)))]
+    for key, line in chosen:
+        is_unread = not any(overlap(key, name) for name in read)
+        if is_unread and key.split(".")[0] not in SETTINGS and key not in BUNDLES:
+            told = line if line.startswith(key) else f"{key} (from {line})"
+            yield f"{told}: nothing reads it beside the other choices; drop it"
 
 
 def check_settings(config: DictConfig) -> None:
     """Check the settings that belong to no object.
 
     Raises:
-        ConfigFault: if one of them is impossible.
+        ConfigFault: one of them is impossible.
     """
     if faults := list(_setting_faults(config)):
         raise ConfigFault(faults)
@@ -273,7 +222,7 @@ def check_settings(config: DictConfig) -> None:
 
 def _setting_faults(config: DictConfig) -> Iterator[str]:
     cores = os.cpu_count() or 1
-    ranges = {"seed": (0, 2**32 - 1), "threads": (1, cores), "jobs": (1, cores)}
+    ranges = {"seed": (0, LARGEST_SEED), "threads": (1, cores), "jobs": (1, cores)}
     ranges["checkpoint_steps"] = (1, 2**63 - 1)
     for key, (smallest, largest) in ranges.items():
         value = config[key]
@@ -281,6 +230,13 @@ def _setting_faults(config: DictConfig) -> Iterator[str]:
         may_be_null = key != "seed" and value is None
         if not (is_number and smallest <= value <= largest) and not may_be_null:
             yield f"{key}={value}: must be a whole number from {smallest} to {largest}"
+    for key in ("name", "only", STUDY, VARIANT, "trial"):
+        if OmegaConf.is_config(config[key]):
+            yield f"{key}={shown(config[key])}: must be a word"
+    try:
+        precision_name(config.trainer.get("precision"))
+    except ValueError as error:
+        yield str(error)
     epochs = config.trainer.get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:  # of null Lightning makes a thousand
         yield f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"

@@ -1,6 +1,6 @@
-"""What Hydra composes from: the folder of configuration files; what needs no file, by name.
+"""The sources of Hydra: the folder of configuration files, and nodes that need no file.
 
-Importing this module makes the names known; `newllm.sweeps.plugins` registers the classes.
+Importing this module registers the nodes; `newllm.sweeps.plugins` registers the classes.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ SWEEPER: dict[str, Any] = {"params": {}, "variants": {}, "trials": {}, "then": {
 NODES: dict[str, dict[str, Any]] = {
     "hydra/launcher": {"local": {"_target_": f"{PLUGIN_MODULE}.LocalLauncher"}},
     "hydra/sweeper": {"each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER}},
-    # Nothing of a group, which needs no file.
+    # The option `none` of a group.
     **{name: {"none": {}} for name in ("experiment", "sweep", "countermeasure")},
     **{name: {"none": {}} for name in ("logger", "callbacks")},
 }

@@ -1,4 +1,4 @@
-"""What an experiment's file says for its own model, where another one was chosen."""
+"""Files of the configuration: what an experiment sets for another model than the chosen one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
 
 
 def without_leftovers(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration without what an experiment's file sets and the chosen model does not take.
+    """The configuration without the sizes of an experiment that the chosen model does not take.
 
-    `experiment=modern model=lstm` takes the sizes that both know, and leaves `context_dim` out.
-    What was chosen on the command line itself stays, to be told as a fault. `left_out` says what
-    is gone. Needs Hydra to be initialised, since it looks into the files of both.
+    `experiment=modern model=lstm` leaves `context_dim` out and notes it in `left_out`. Choices of
+    the command line stay, since they are faults. Hydra must be initialised.
 
     Args:
         config: as composed.
@@ -50,7 +49,7 @@ def chose_another_model(overrides: Sequence[str]) -> bool:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """What a file of the configuration says, by its group and name; nothing if there is none."""
+    """The content of a file, by its group and name; empty if there is none."""
     content = _load(path)
     return raw(content) if isinstance(content, DictConfig) else {}
 
@@ -63,7 +62,7 @@ def _load(path: str) -> Any:
 
 
 def read_variants(study: str) -> dict[str, list[str]]:
-    """The lines that make each variant of a study; nothing if its file is not found."""
+    """The overrides of each variant of a study; empty if its file is not found."""
     sources = GlobalHydra.instance().config_loader().get_sources()
     return _read_variants(study, tuple(source.full_path() for source in sources))
 
@@ -77,7 +76,7 @@ def _read_variants(study: str, places: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def keys_of(path: str) -> Iterator[str]:
-    """The keys that a file of the configuration sets, and those that it is built on."""
+    """The keys that a file and its defaults set."""
     content = read_file(path)
     for default in content.pop("defaults", None) or ():
         if isinstance(default, str) and default != "_self_":

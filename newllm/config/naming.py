@@ -1,4 +1,4 @@
-"""What was chosen for a run, and the name of its folder, which follows from that alone."""
+"""The choices of a run, and the name of its folder, which follows from them alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from newllm.config.composing import conf_directory
 
 LONGEST = 200  # bytes of a name, which may be in any script; a folder's may have 255
+LARGEST_SEED = 2**32 - 1  # of numpy
 STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 OF_A_SWEEP = ("sweep", "only", "jobs", "overwrite")
@@ -29,20 +30,20 @@ def split(line: str) -> tuple[str, str]:
 
 
 def beside_variant(overrides: Sequence[str]) -> list[str]:
-    """The overrides with which a run goes beyond its variant: all of them outside of a study.
+    """The overrides beside the variant of a run, or all of them if it is of no study.
 
-    A sweep writes `study=S`, the lines of a variant, `variant=V`, then what was chosen beside it;
-    between them the values of a trial, closed by `trial=T`, if it draws any.
+    A sweep writes `study=S`, the lines of a variant, `variant=V`, the values of a trial and
+    `trial=T` if it draws any, and then the other overrides.
     """
     ends = [i for i, line in enumerate(overrides) if split(line)[0] in (VARIANT, TRIAL)]
     return list(overrides[ends[-1] + 1 :] if ends else overrides)
 
 
 def choices(overrides: Sequence[str]) -> dict[str, str]:
-    """The values by key that change what a run learns, except its seed, in their order.
+    """The values by key that change what a run learns, except its seed, in order.
 
-    Of a variant it is the name (`variant`: `STUDY_VARIANT`), not the lines that make it. A deleted
-    key keeps its `~`. `name=null` and `experiment=none` are left out.
+    A variant counts by its name (`variant`: `STUDY_VARIANT`), not by its lines. A deleted key
+    keeps its `~`. `name=null` and `experiment=none` are left out.
     """
     marks = _marks(overrides)
     chosen = {TRIAL: marks[TRIAL]} if TRIAL in marks else {}
@@ -110,10 +111,10 @@ def run_folder(overrides: Sequence[str], seed: int) -> str:
 
 
 def record_of(overrides: Sequence[str]) -> dict[str, Any]:
-    """What the result of a run says of what was chosen for it.
+    """The choices as a run's result records them.
 
-    That is its `experiment`, or the `study` and the `variant`, None where it has none; and the
-    `overrides` that repeat it as a single run, so without those that only a sweep reads.
+    They are its `experiment`, `study` and `variant`, or None; and the `overrides` that repeat it
+    as a single run, without those that only a sweep reads.
     """
     marks = _marks(overrides)
     experiment = None if VARIANT in marks else choices(overrides).get("experiment")
@@ -122,11 +123,4 @@ def record_of(overrides: Sequence[str]) -> dict[str, Any]:
     return {**named, "overrides": lines}
 
 
-def without_seed(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides without the seed: equal for jobs that differ in their seed alone."""
-    return tuple(line for line in overrides if split(line)[0] != "seed")
-
-
-def register_resolvers() -> None:
-    """Let the configuration say `${run_folder:overrides,seed}`."""
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)  # ${run_folder:...}

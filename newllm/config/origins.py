@@ -1,4 +1,4 @@
-"""A composed configuration as it stands: where a value was set, and what is read of it."""
+"""Where a value of a configuration is set, and which nodes are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 
 
 def raw(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain containers, interpolations as they stand; nothing of Hydra's."""
+    """The configuration as plain containers, interpolations unresolved, without Hydra's part."""
     content = OmegaConf.to_container(config, resolve=False)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items() if key != "hydra"}
@@ -36,9 +36,9 @@ def leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def origin(content: dict[str, Any], key: str) -> str:
-    """Where the value of a key is set: the end of the chain of ${...} that begins there.
+    """The key that sets the value of a key: the end of its chain of ${...}.
 
-    The default's `data.batch_size` is `${recipe.batch_size}`, so `recipe.batch_size` sets it.
+    `data.batch_size` is `${recipe.batch_size}` by default, so `recipe.batch_size` sets it.
 
     Args:
         content: a configuration as `raw` gives it.
@@ -57,7 +57,7 @@ def origin(content: dict[str, Any], key: str) -> str:
 
 
 def blame_origin(config: DictConfig, fault: str) -> str:
-    """A fault that begins with a key, told of the key that sets its value."""
+    """A fault that begins with a key, with the key that sets its value instead."""
     match = re.match(r"[A-Za-z_]\w*(\.\w+)+", fault)
     return f"{origin(raw(config), match[0])}{fault[match.end() :]}" if match else fault
 
@@ -68,7 +68,7 @@ def overlap(key: str, name: str) -> bool:
 
 
 def read_nodes(config: DictConfig, first: Sequence[str]) -> set[str]:
-    """Dotted names of the nodes that are read: the first ones, and those they refer to."""
+    """Dotted names of the nodes that are read: the given ones and all that they refer to."""
     content = raw(config)
     read: set[str] = set()
     waiting = list(first)

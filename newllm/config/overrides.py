@@ -1,8 +1,7 @@
-"""The overrides of a command line or of a job, checked one by one and applied to what they choose.
+"""The overrides of a command line or a job: each is checked, then set.
 
-Hydra composes the chosen groups and stops at the first fault. The values of keys, which it would
-set afterwards, are set here, so that each can be checked against what stands there, and so that
-jobs with the same groups are composed once.
+Hydra composes the chosen groups. The values of keys are set here, so that all faults are found at
+once, and so that jobs with the same groups are composed once.
 """
 
 from __future__ import annotations
@@ -24,11 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.build import ConfigFault
 from newllm.config.composed import choice_faults, class_faults
 from newllm.config.leftovers import without_leftovers
-from newllm.config.values import shown, value_faults
-
-MOST_VALUES = 10_000  # of a sweep over one key
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
-OWN_SWEEPERS = ("basic", "each")  # which go through lists of values
+from newllm.config.values import select, shown, value_faults
 
 
 @dataclass(frozen=True)
@@ -36,21 +31,29 @@ class Composition:
     """What some overrides compose.
 
     Attributes:
-        config: with Hydra's own part; without the overrides that have a fault.
+        config: with Hydra's own part, without the overrides that have a fault.
         overrides: those without a fault, as a single run would have them.
-        faults: a line for each.
-        is_settled: whether the composed values told the type of all values that were set. If not,
-            only the classes that are built can tell.
+        own_faults: one line for each fault of a single override.
+        is_settled: whether the defaults told the type of every value. If not, only the classes
+            that would be built can.
     """
 
     config: DictConfig
     overrides: tuple[str, ...]
-    faults: list[str]
+    own_faults: list[str]
     is_settled: bool
+
+    def faults(self, is_faulty: bool) -> list[str]:
+        """Faults that show in all choices together; `is_faulty` if there are others already."""
+        own = own_part(self.config)
+        faults = choice_faults(own, self.overrides)
+        if not (is_faulty or faults) or not self.is_settled:  # importing the classes takes seconds
+            faults += class_faults(own, self.overrides)
+        return faults
 
 
 class Composer:
-    """Composes jobs from the same folders; each choice of groups once."""
+    """Composes jobs from the same folders, each choice of groups once."""
 
     def __init__(self, loader: ConfigLoader, name: str = "config") -> None:
         self._loader, self._name = loader, name
@@ -62,35 +65,35 @@ class Composer:
         overrides, faults = [], []
         for line in lines:
             try:
-                overrides += self._parser.parse_overrides([line])
-            except Exception:  # its functions, such as range(...), raise what they like
+                (item,) = self._parser.parse_overrides([line])
+                _values(item)
+                overrides.append(item)
+            except Exception:  # functions such as range(...) raise many kinds
                 form = "KEY=VALUE, quoting special characters"
                 faults.append(f"{line}: not an override; write {form}")
         return overrides, faults
 
     def compose(self, overrides: Sequence[Override]) -> Composition:
-        """Compose a job; of a sweep over several values all are checked and the first is set.
+        """Compose a job. Of a sweep over several values, all are checked and the first is set.
 
         Raises:
             ConfigFault: Hydra cannot compose the chosen groups.
         """
-        found = {id(item): self._own_faults(item, overrides) for item in overrides}
+        faults = {id(item): list(self._early_faults(item)) for item in overrides}
         groups = [item for item in overrides if self._options(item) or is_hydras(item)]
-        chosen = [item for item in groups if not found[id(item)]]
+        chosen = [item for item in groups if not faults[id(item)]]
         config = copy.deepcopy(self._compose_groups(tuple(map(_first_of, chosen))))
-        # What a target takes decides which of its keys can be left out.
-        values = [item for item in overrides if item not in groups and not found[id(item)]]
-        values.sort(key=lambda item: not item.key_or_group.endswith("._target_"))
         is_settled = True
-        for item in values:
-            found[id(item)] += value_faults(config, item, _values(item))
-            if not found[id(item)] and _values(item):
-                is_settled &= _is_typed(config, item)
-                found[id(item)] += _set(config, item)
-        taken = [item for item in overrides if not found[id(item)] and _values(item)]
-        _note(config, taken)
-        faults = list(itertools.chain(*found.values()))
-        return Composition(config, tuple(map(_first_of, taken)), faults, is_settled)
+        for item in overrides:
+            if item not in groups and not faults[id(item)]:
+                faults[id(item)] += value_faults(config, item, _values(item))
+                if not faults[id(item)] and _values(item):
+                    is_settled &= _is_typed(config, item)
+                    faults[id(item)] += _set(config, item)
+        taken = [item for item in overrides if not faults[id(item)] and _values(item)]
+        _tell_hydra(config, [item for item in taken if not is_hydras(item)])
+        lines = list(itertools.chain(*faults.values()))
+        return Composition(config, tuple(map(_first_of, taken)), lines, is_settled)
 
     def job(self, lines: Sequence[str]) -> DictConfig:
         """The experiment of a job, without Hydra's own part.
@@ -100,24 +103,17 @@ class Composer:
         """
         overrides, faults = self.parse(lines)
         found = self.compose(overrides)
-        if faults := [*faults, *found.faults, *faults_together(found)]:
+        faults += found.own_faults
+        if faults := [*faults, *found.faults(is_faulty=bool(faults))]:
             raise ConfigFault(faults)
         return without_leftovers(own_part(found.config), found.overrides)
 
     def check(self, config: DictConfig, item: Override) -> list[str]:
         """The faults of an override of a group or a key, for each of its values."""
-        faults = self._own_faults(item, ())
+        faults = list(self._early_faults(item))
         if not faults and not self._options(item):
             faults += value_faults(config, item, _values(item))
         return faults
-
-    def _own_faults(self, item: Override, overrides: Sequence[Override]) -> list[str]:
-        """What can be told without composing anything."""
-        if faults := list(self._sweep_faults(item, overrides)):
-            return faults
-        if item.key_or_group in FOLDERS and None in _values(item):
-            return [f"{item.key_or_group}=null: must be a folder"]
-        return list(self._option_faults(item)) if self._options(item) else []
 
     def _compose_groups(self, lines: tuple[str, ...]) -> DictConfig:
         if lines not in self._composed:
@@ -125,85 +121,55 @@ class Composer:
                 self._composed[lines] = self._loader.load_configuration(
                     self._name, list(lines), RunMode.RUN
                 )
-            except Exception as error:  # it raises a dozen kinds for what a user may write
-                raise ConfigFault([hydras_reason(error)]) from error
+            except Exception as error:  # a user's own files raise a dozen kinds
+                reasons = [error, error.__cause__] if error.__cause__ else [error]
+                raise ConfigFault([": ".join(map(hydras_reason, reasons))]) from error
         return self._composed[lines]
 
     def _options(self, item: Override) -> list[str]:
         """The options of the group that an override chooses from; none if it names no group."""
         return sorted(self._loader.get_group_options(item.key_or_group))
 
-    def _option_faults(self, item: Override) -> Iterator[str]:
-        group, options = item.key_or_group, self._options(item)
-        if item.is_delete():
-            yield f"{item.input_line}: cannot be left out; choose one of its options"
-            return
-        if not _values(item):
-            yield f"{item.input_line}: matches no option; there are {', '.join(options)}"
-        for choice in _values(item):
-            names = [shown(name) for name in (choice if isinstance(choice, list) else [choice])]
-            if isinstance(choice, list) and group not in ("countermeasure", "logger"):
-                yield f"{group}={shown(choice)}: takes one option, not a list"
-            elif "none" in names and len(names) > 1:
-                yield f"{group}={shown(choice)}: none stands alone; drop it or the others"
-            elif len(set(names)) < len(names):
-                yield f"{group}={shown(choice)}: names one twice"
-            for name in names:
-                if name not in options:
-                    yield f"{group}={name}: no such option; there are {', '.join(options)}"
-
-    def _sweep_faults(self, item: Override, overrides: Sequence[Override]) -> Iterator[str]:
-        """What is wrong with the values of a sweep, or with where they stand."""
-        line = item.input_line
-        if not item.is_sweep_override():
-            return
-        if is_hydras(item):
+    def _early_faults(self, item: Override) -> Iterator[str]:
+        """Faults that show without composing anything."""
+        line, group, options = item.input_line, item.key_or_group, self._options(item)
+        if item.is_sweep_override() and (is_hydras(item) or group == "sweep"):
             yield f"{line}: takes one value; sweeps go over the experiment's own keys"
-        elif not item.is_discrete_sweep():
-            sweepers = [it.value() for it in overrides if it.key_or_group == "hydra/sweeper"]
-            if not sweepers or sweepers[-1] in OWN_SWEEPERS:
-                yield f"{line}: has no values to go through; list them, or use range(...)"
-        elif len(list(itertools.islice(_sweep_values(item), MOST_VALUES + 1))) > MOST_VALUES:
-            yield f"{line}: makes more than {MOST_VALUES} jobs"
-        elif not _values(item) and not self._options(item):  # a group says what options there are
-            yield f"{line}: has no value"
+        elif options and item.is_delete():
+            yield f"{line}: cannot be left out; choose one of its options"
+        elif item.is_discrete_sweep() and not _values(item):
+            there = f"matches no option; there are {', '.join(options)}"
+            yield f"{line}: {there if options else 'has no value'}"
+        elif options:
+            for choice in _values(item):
+                yield from _option_faults(group, choice, options)
 
 
-def faults_together(found: Composition, is_faulty: bool = False) -> Iterator[str]:
-    """What shows only in all choices together.
-
-    The classes that would be built are looked at last, and only if they decide (`is_faulty` says
-    that there are faults already): to import them takes seconds.
-    """
-    config, chosen = own_part(found.config), found.overrides
-    faults = choice_faults(config, chosen)
-    yield from faults
-    if not (is_faulty or found.faults or faults) or not found.is_settled:
-        yield from class_faults(config, chosen)
+def _option_faults(group: str, choice: Any, options: Sequence[str]) -> Iterator[str]:
+    names = [shown(name) for name in (choice if isinstance(choice, list) else [choice])]
+    if isinstance(choice, list) and group not in ("countermeasure", "logger"):
+        yield f"{group}={shown(choice)}: takes one option, not a list"
+    elif "none" in names and len(names) > 1:
+        yield f"{group}={shown(choice)}: none stands alone; drop it or the others"
+    elif len(set(names)) < len(names):
+        yield f"{group}={shown(choice)}: names one twice"
+    for name in names:
+        if name not in options:
+            yield f"{group}={name}: no such option; there are {', '.join(options)}"
 
 
 def own_part(config: DictConfig) -> DictConfig:
-    """The experiment's own part of a configuration: without Hydra's."""
+    """A configuration without Hydra's own part."""
     own = copy.deepcopy(config)
     with open_dict(own):
         del own["hydra"]
     return own
 
 
-def hydras_reason(error: Exception) -> str:
-    """What Hydra has against a configuration."""
+def hydras_reason(error: BaseException) -> str:
+    """The message of an exception of Hydra's in one line."""
     text = re.sub(r"\s+", " ", str(error).partition("\n    full_key:")[0]).strip()
     return re.sub(r"^In '[^']*': ", "", text)
-
-
-def _note(config: DictConfig, overrides: Sequence[Override]) -> None:
-    """Tell Hydra of the values that it did not set itself."""
-    own = [item for item in overrides if not is_hydras(item)]
-    form = config.hydra.job.config.override_dirname
-    named = [_first_of(item) for item in own if item.key_or_group not in form.exclude_keys]
-    name = form.item_sep.join(sorted(named)).replace("=", form.kv_sep)
-    config.hydra.job.override_dirname = name
-    config.hydra.overrides.task = [_first_of(item) for item in own]
 
 
 def is_hydras(item: Override) -> bool:
@@ -211,12 +177,21 @@ def is_hydras(item: Override) -> bool:
     return re.split("[./]", item.key_or_group)[0] == "hydra"
 
 
+def _tell_hydra(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Note the overrides where Hydra, which did not set all of them, would."""
+    form = config.hydra.job.config.override_dirname
+    named = [_first_of(item) for item in overrides if item.key_or_group not in form.exclude_keys]
+    name = form.item_sep.join(sorted(named)).replace("=", form.kv_sep)
+    config.hydra.job.override_dirname = name
+    config.hydra.overrides.task = list(map(_first_of, overrides))
+
+
 def _set(config: DictConfig, item: Override) -> list[str]:
-    """Set or delete a key as Hydra does; what it has against that, which is rare by now."""
+    """Set or delete a key; returns OmegaConf's reason if it refuses."""
     parent, _, leaf = item.key_or_group.rpartition(".")
     try:
         if item.is_delete():
-            holder = OmegaConf.select(config, parent) if parent else config
+            holder = OmegaConf.select(config, parent)
             with open_dict(holder):
                 del holder[leaf]
         else:
@@ -228,28 +203,20 @@ def _set(config: DictConfig, item: Override) -> list[str]:
 
 
 def _is_typed(config: DictConfig, item: Override) -> bool:
-    """Whether what stands at a key tells the type of its new value."""
-    if item.is_delete() or item.key_or_group.endswith("_target_") or None in _values(item):
+    """Whether the type of a value is known without its class: from the default, or of a setting."""
+    key = item.key_or_group
+    if "." not in key:
+        return True
+    if item.is_delete() or key.endswith("_target_") or None in _values(item):
         return False
-    try:
-        before = OmegaConf.select(config, item.key_or_group)
-    except OmegaConfBaseException:
-        return False
-    return before is not None and not isinstance(before, DictConfig | ListConfig)
-
-
-def _sweep_values(item: Override) -> Iterator[Any]:
-    try:
-        yield from item.sweep_iterator()
-    except (ValueError, TypeError, ArithmeticError):  # of a range that is none
-        return
+    return not isinstance(select(config, key), DictConfig | ListConfig | None)
 
 
 def _values(item: Override) -> list[Any]:
-    """The values of an override: its one value, or all those of a sweep over a list or range."""
+    """The value of an override, or all values of a sweep over a list or range."""
     if not item.is_sweep_override():
         return [item.value()]
-    return list(_sweep_values(item)) if item.is_discrete_sweep() else []
+    return list(item.sweep_iterator()) if item.is_discrete_sweep() else []
 
 
 def _first_of(item: Override) -> str:

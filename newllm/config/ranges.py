@@ -1,28 +1,30 @@
-"""Numbers that no library checks: each is finite and in a range that means something."""
+"""Ranges of numbers, so that most faults show before the classes are imported."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.origins import leaves, origin, raw
 
-LARGEST = 2**63 - 1  # what torch and numpy take for a whole number
-
+LARGEST = 2**63 - 1  # whole number of torch and numpy
 HOLDS: dict[str, Callable[[float], bool]] = {
     "above 0": lambda number: number > 0,
     "at least 0": lambda number: number >= 0,
     "at least 1": lambda number: number >= 1,
     "at least 0 and below 1": lambda number: 0 <= number < 1,
-    # Lightning would make a list of them.
-    "1: a run is one process on one device": lambda number: number < 1000,
+    "1: a run is one process on one device": lambda number: number == 1,
 }
-# By part: what its arguments must be. The package checks those of its own models and data, torch
-# the others of its optimizers and schedules.
+# By part: the arguments with a range. The classes check the others.
 RANGES: dict[str, dict[str, str]] = {
+    "model": {
+        "at least 1": "embedding_dim context_dim hidden_dim feedforward_dim num_layers num_heads",
+        "at least 0 and below 1": "dropout embedding_dropout output_dropout",
+    },
+    "data": {"at least 1": "batch_size"},
     "optimizer": {
         "above 0": "lr",
         "at least 0 and below 1": "momentum dampening alpha",
@@ -40,50 +42,39 @@ RANGES: dict[str, dict[str, str]] = {
     "trainer": {"1: a run is one process on one device": "devices"},
     "budget": {"at least 1": "parameters state_bytes step widths state_widths"},
 }
-# The numbers that are used; others are told to be unread.
-USED = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "budget")
+PARTS = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "budget")
 
 
 def number_faults(config: DictConfig) -> Iterator[str]:
-    """A line for each number of the composed configuration that is not finite or out of range.
-
-    It names the key where the number is set. A value that cannot be resolved is another's fault.
-    """
-    told = set()
+    """A line for each number that is not finite or out of range, by the key where it is set."""
     content = raw(config)
-    for part in (*USED, "recipe.gradient_clip"):
+    faults = set()
+    for part in (*PARTS, "recipe.gradient_clip"):
         node = OmegaConf.select(config, part)
-        if not OmegaConf.is_config(node):
-            continue
-        for name, value in leaves(OmegaConf.to_container(node, resolve=True), part):
-            for wanted in _unmet(part.partition(".")[0], name, value):
-                key = origin(content, name)
-                told.add(f"{key}={_shown(value)}: must be {wanted}")
-    yield from sorted(told)
+        if OmegaConf.is_config(node):
+            for name, value in leaves(OmegaConf.to_container(node, resolve=True), part):
+                if wanted := _unmet(part, name, list(_numbers(value))):
+                    shown = str(value).replace(" ", "")
+                    faults.add(f"{origin(content, name)}={shown}: must be {wanted}")
+    yield from sorted(faults)
 
 
-def _unmet(part: str, name: str, value: Any) -> Iterator[str]:
-    """What the numbers of a value would have to be, and are not."""
-    # Of a list in a list, such as [[EPOCH,NORM],...], and of {NAME: WIDTH} as well.
-    numbers = list(_numbers(value))
-    if not all(math.isfinite(number) for number in numbers):
-        yield "a finite number" if isinstance(value, float) else "finite numbers"
-        return
+def _unmet(part: str, name: str, numbers: list[int | float]) -> str | None:
+    """The range that the numbers of a value miss."""
+    if not all(map(math.isfinite, numbers)):
+        return "finite"
     for wanted, arguments in RANGES.get(part, {}).items():
         if {*name.split(".")} & {*arguments.split()} and not all(map(HOLDS[wanted], numbers)):
-            yield wanted
-            return
-    if any(abs(number) > LARGEST for number in numbers if isinstance(number, int)):
-        yield f"at most {LARGEST}"
+            return wanted
+    if any(isinstance(number, int) and abs(number) > LARGEST for number in numbers):
+        return f"at most {LARGEST}"
+    return None
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    """The numbers of a value, which may be lists in a list, such as [[EPOCH,NORM],...]."""
+    if isinstance(value, list):
         for item in value:
             yield from _numbers(item)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
-
-
-def _shown(value: Any) -> str:
-    return str(value).replace(" ", "")

@@ -1,4 +1,4 @@
-"""The file of a study, `conf/sweep/<study>.yaml`: its variants, and what its sweep does with them.
+"""The file of a study, `conf/sweep/<study>.yaml`: its variants, trials and second stage.
 
     # @package _global_
     only: "phase*"                        # what to run where the command line has no `only`
@@ -13,7 +13,7 @@
         then:                             # each variant, or its best trial, again
           corpora: {only: "deep*", data.seed: "1,2,3", seed: "1"}
 
-An override of a variant that has several values, or is its seed, is chosen beside the variant.
+An override of a variant with several values, or of its seed, is chosen beside the variant.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ONLY = "only"  # of an entry of `then`: patterns of the variants that it is for
 
 @cache
 def sweeper_of(study: str) -> dict[str, Any]:
-    """What the file of a study says under `hydra.sweeper`."""
+    """The node `hydra.sweeper` of the file of a study."""
     content = OmegaConf.to_container(OmegaConf.load(conf_directory() / "sweep" / f"{study}.yaml"))
     assert isinstance(content, dict)
     return dict(content["hydra"]["sweeper"])
@@ -80,7 +80,7 @@ def matching(names: Sequence[str], patterns: str) -> list[str]:
 
 
 def then_of(study: str) -> dict[str, Mapping[str, str]]:
-    """What a study chooses for its variants, or their best trials, when they are run again."""
+    """The values of each second stage of a study."""
     return {
         name: dict(line.split("=", 1) for line in value_lines(entry))
         for name, entry in (sweeper_of(study).get("then") or {}).items()

@@ -1,4 +1,4 @@
-"""What somebody meant by a key that does not exist."""
+"""Suggestions for a key that does not exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from newllm.config.origins import leaves, origin, raw
 
-# What a key is called here, and what other programs call it.
+# Names of other programs for the keys of this one.
 OTHER_NAMES = {
     "optimizer.lr": "learning_rate lr",
     "optimizer.weight_decay": "wd",
@@ -40,11 +40,7 @@ NEAR = 0.75  # how alike two words must be
 
 
 def suggest(config: DictConfig, key: str) -> str | None:
-    """A key of the configuration that is probably meant: one like it, or one of that name.
-
-    Returns:
-        The key at which its value is set; None if nothing is like it.
-    """
+    """The key that is probably meant: the one at which its value is set; None if none is close."""
     content, leaf = raw(config), key.rpartition(".")[2]
     keys = dict.fromkeys(GlobalHydra.instance().config_loader().list_groups(""))
     for name, _ in leaves(content):

@@ -1,11 +1,10 @@
-"""Faults of what a sweep goes over: `hydra.sweeper`, from the file of a study or by hand."""
+"""Faults of `hydra.sweeper`, from the file of a study or written by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +17,7 @@ from newllm.config.trials import draw_trials
 from newllm.config.values import shown
 
 MOST_TRIALS = 10_000
-# What each part has to be.
+# The form of each part.
 FORMS = {
     "params": "a mapping of keys to values, as in {seed: '1,2'}",
     "variants": "a mapping of names to overrides, as in {deep: ['model.num_layers=12']}",
@@ -29,7 +28,7 @@ FORMS = {
 
 
 def sweeper_faults(config: DictConfig, composer: Composer) -> Iterator[str]:
-    """A line for each.
+    """One line for each fault.
 
     Args:
         config: as composed, with Hydra's own part.
@@ -42,7 +41,7 @@ def sweeper_faults(config: DictConfig, composer: Composer) -> Iterator[str]:
     elif file and config.hydra.mode != RunMode.MULTIRUN:
         yield f"{file}lacks `mode: MULTIRUN` under `hydra`"
     if any("hydra.sweeper" in line for line in config.hydra.overrides.hydra):
-        file = ""  # who wrote it by hand knows where it stands
+        file = ""  # written by hand
     try:
         sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     except OmegaConfBaseException as error:
@@ -50,7 +49,7 @@ def sweeper_faults(config: DictConfig, composer: Composer) -> Iterator[str]:
     assert isinstance(sweeper, dict)
     parts: Any = SWEEPER
     if not str(sweeper.pop("_target_", "")).startswith(PLUGIN_MODULE):
-        parts = ("params",)  # the others are of a sweeper that is not ours
+        parts = ("params",)  # another sweeper's parts are its own
     elif unknown := sorted(map(str, sweeper.keys() - SWEEPER.keys())):
         there = ", ".join(SWEEPER)
         yield from (f"{file}hydra.sweeper.{key}: unknown; there are {there}" for key in unknown)
@@ -81,29 +80,23 @@ def _part_faults(
     part: str, content: Mapping[str, Any], config: DictConfig, composer: Composer
 ) -> Iterator[str]:
     """Faults of the overrides in a part; the jobs of a sweep tell those of their values."""
+    if part == "trials":
+        return
+    entries: dict[str, Any] = {f".{name}": entry for name, entry in content.items()}
     if part == "params":
-        faults, overrides = _read_values("", content, composer)
-        for item in overrides:
-            faults += (f": {fault}" for fault in composer.check(config, item))
-        yield from faults
-    elif part == "then":
-        for name, values in content.items():
-            yield from _read_values(f".{name}", values or {}, composer)[0]
-    elif part == "variants":
-        for name, lines in content.items():
-            if are_overrides(lines):
-                _, faults = composer.parse(list(joined(lines)))
-                yield from (f".{name}: {fault}" for fault in faults)
-            else:
-                yield f".{name}: must be a list of overrides, such as [model=lstm]"
-
-
-def _read_values(
-    place: str, values: Mapping[str, Any], composer: Composer
-) -> tuple[list[str], list[Override]]:
-    """The faults of some values, and the overrides that they stand for."""
-    nested = [key for key, value in values.items() if isinstance(value, list | dict)]
-    faults = [f"{place}.{key}: must be a text, such as '1,2' for two values" for key in nested]
-    texts = {key: value for key, value in values.items() if key not in nested}
-    overrides, unread = composer.parse(value_lines(texts))
-    return [*faults, *(f"{place}: {fault}" for fault in unread)], overrides
+        entries = {"": content}
+    for place, entry in entries.items():
+        if part == "variants" and not are_overrides(entry):
+            yield f"{place}: must be a list of overrides, such as [model=lstm]"
+            continue
+        if part == "variants":
+            lines = list(joined(entry))
+        else:
+            nested = [key for key, value in (entry or {}).items() if isinstance(value, list | dict)]
+            for key in nested:
+                yield f"{place}.{key}: must be a text, such as '1,2' for two values"
+            lines = value_lines({k: v for k, v in (entry or {}).items() if k not in nested})
+        overrides, unread = composer.parse(lines)
+        yield from (f"{place}: {fault}" for fault in unread)
+        for item in overrides if part == "params" else ():
+            yield from (f": {fault}" for fault in composer.check(config, item))

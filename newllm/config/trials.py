@@ -1,4 +1,4 @@
-"""The trials of a search: independent draws, so that any of them could have come first."""
+"""The trials of a search, drawn independently."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What a configuration may have built: classes of known kinds, and the package's own list.
 
-A run directory from a stranger must execute nothing. So a name is looked up where nothing has to
-be imported for it, and it must name a class whose constructor does no more than construct, or
-stand on the list. No package is trusted with all of its functions: torch alone has some that load
-code, start processes and remove files.
+A run directory from a stranger must execute nothing. So a target is looked up without importing
+anything for it, and must be a class whose constructor only constructs, or be on the list. No
+package is trusted with all of its functions: torch alone has some that load code, start processes
+and remove files.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+TRUSTED = "trusted_packages"
 PACKAGES = ("newllm", "torch", "torchmetrics", "lightning")
 
 
 class Kind(NamedTuple):
-    """Classes that derive from `base` and are defined in the module `home` or below it.
-
-    The base is told by its module and its name, so that nothing is imported before it is asked for.
-    """
+    """Classes that derive from `module.name` and are defined in the module `home` or below it."""
 
     module: str
     name: str
     home: str
 
     def base(self) -> type:
+        """The base class, imported when it is asked for."""
         base: type = getattr(importlib.import_module(self.module), self.name)
         return base
 
 
-# Modules of torch.nn whose layers put out no more than they read, or have weights for. Others could
-# fill the memory, as one that pads.
+# Modules of torch.nn with layers whose outputs are no larger than their inputs or weights. Others,
+# such as padding, could fill the memory.
 BOUNDED = ("activation", "batchnorm", "dropout", "instancenorm", "linear", "normalization")
-# What a stranger's model may be made of.
-MODEL_KINDS = (
+MODEL_KINDS = (  # of a stranger's model
     Kind("torch.nn", "Module", "newllm.models"),
     *(Kind("torch.nn", "Module", f"torch.nn.modules.{module}") for module in BOUNDED),
 )
@@ -53,23 +51,16 @@ KINDS = (
     Kind("lightning.pytorch.loggers", "Logger", "lightning.pytorch.loggers"),
     Kind("torchmetrics", "Metric", "torchmetrics"),
 )
-# What is ours and of none of these kinds.
-OWN = frozenset(
-    {
-        "newllm.data.sources.sentences.SentenceSource",
-        "newllm.models.sizes.Budget",
-        "newllm.models.recurrence.fused.Fused",
-        "newllm.models.initialization.normal",
-        "newllm.models.initialization.variance_preserving",
-        "newllm.models.recurrence.reference.Reference",
-        "newllm.training.module.Schedule",
-    }
+OWN = (  # classes and functions of newllm that are of none of these kinds
+    "newllm.data.sources.sentences.SentenceSource",
+    "newllm.models.sizes.Budget",
+    "newllm.models.recurrence.fused.Fused",
+    "newllm.models.initialization.normal",
+    "newllm.models.initialization.variance_preserving",
+    "newllm.models.recurrence.reference.Reference",
+    "newllm.training.module.Schedule",
 )
-OWN_MODULES = (
-    "newllm.models",
-    "newllm.data",
-    "newllm.training",
-)
+OWN_MODULES = ("newllm.models", "newllm.data", "newllm.training")
 TOLD = (
     "layers, optimizers, schedules, callbacks, loggers and metrics of newllm, torch, torchmetrics "
     "and lightning"
@@ -79,7 +70,7 @@ MODEL_TOLD = f"layers of newllm, and of torch.nn those in {', '.join(BOUNDED)}"
 
 @dataclass(frozen=True)
 class Trust:
-    """What may be built.
+    """The targets that may be built.
 
     Attributes:
         packages: of the user's own, trusted with everything that they define.
@@ -91,7 +82,7 @@ class Trust:
     packages: tuple[str, ...] = ()
     kinds: tuple[Kind, ...] = KINDS
     told: str = TOLD
-    remedy: str = "trusted_packages=[PACKAGE]"
+    remedy: str = f"{TRUSTED}=[PACKAGE]"
 
     @classmethod
     def in_stranger(cls, packages: Sequence[str] = ()) -> Trust:
@@ -112,31 +103,25 @@ class Trust:
             known = ", ".join((*PACKAGES, *self.packages))
             raise ValueError(f"not from {known}; if it is safe: {self.remedy}")
         for kind in self.kinds:
-            kind.base()  # targets are taken from what is loaded
-        # Nothing is looked for inside of classes, whose methods do all kinds of things.
+            kind.base()  # loads the modules that targets are taken from
+        # Classes are not searched, since their methods may do anything.
         holder = _imported(module) if is_foreign else _own_or_loaded(module)
         target = vars(holder).get(name)
         if not callable(target):
             raise ValueError("no such class or function")
-        if not (self._is_defined_there(target) if is_foreign else self._may_be_built(target)):
+        home = str(getattr(target, "__module__", None))
+        # A package also holds what it imports: `my_package.subprocess` is not its own.
+        may = _is_below(home, self.packages) if is_foreign else self._may_be_built(target, home)
+        if not may:
             raise ValueError(f"not among what may be built ({self.told})")
         return target
 
-    def _is_defined_there(self, target: Any) -> bool:
-        """A package also holds what it imports: `my_package.subprocess` is not its own."""
-        return _is_below(_home(target), self.packages)
-
-    def _may_be_built(self, target: Any) -> bool:
-        home = _home(target)
+    def _may_be_built(self, target: Any, home: str) -> bool:
         if f"{home}.{getattr(target, '__qualname__', '')}" in OWN:
             return True
-        # What a class is made of counts, not what it claims to be an instance of.
+        # The real bases count: a class may claim to be an instance of another.
         bases = type.mro(target) if isinstance(target, type) else []
         return any(_is_below(home, [kind.home]) and kind.base() in bases for kind in self.kinds)
-
-
-def _home(target: Any) -> str:
-    return str(getattr(target, "__module__", None))
 
 
 def _is_below(path: str, homes: Sequence[str]) -> bool:
@@ -146,13 +131,13 @@ def _is_below(path: str, homes: Sequence[str]) -> bool:
 def _imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever a module of the user's own does
+    except Exception as error:  # a module of the user's own may raise anything
         reason = str(error).partition("\n")[0]
         raise ValueError(f"cannot be imported; {type(error).__name__}: {reason}") from error
 
 
 def _own_or_loaded(module: str) -> Any:
-    """A module of ours, or one that is loaded already: an import runs code."""
+    """A module of newllm, or one that is loaded already: an import runs code."""
     if _is_below(module, OWN_MODULES):
         with contextlib.suppress(ModuleNotFoundError):
             return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Faults of single values: of keys that do not exist, of a wrong type, or left out."""
+"""Faults of single overrides: unknown keys, wrong types, keys that cannot be left out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.build import TYPE_NAMES, arguments_of, takes_null
-from newllm.config.origins import descend, leaves, origin, raw
+from newllm.config.build import TYPE_NAMES
+from newllm.config.origins import descend, origin, raw
 from newllm.config.suggestions import suggest
 
-FILLED_IN = ("model.vocabulary_size",)  # null until the experiment is built
-PARTS_AT_WILL = ("logger", "callbacks")  # a run may lack any of them
+ENTRIES = ("logger", "callbacks")  # parts with entries, each of which may be left out
+CLASS_ARGUMENTS = ("optimizer", "schedule")  # parts with arguments that another class may lack
 
 
 def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> Iterator[str]:
@@ -23,43 +23,51 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
     Args:
         config: composed from the chosen groups, without this override.
         item: the override.
-        values: all that it would set.
+        values: all values that it would set.
     """
-    key = item.key_or_group
-    content = raw(config)
-    if "/" in key or "@" in str(item.input_line).partition("=")[0]:
-        yield f"{item.input_line}: no such group"
+    key, line, content = item.key_or_group, item.input_line, raw(config)
+    if "/" in key or "@" in str(line).partition("=")[0]:
+        yield f"{line}: no such group"
         return
     parent, _, leaf = key.rpartition(".")
     holder = descend(content, parent) if parent else content
     exists = isinstance(holder, dict) and leaf in holder
+    source = origin(content, parent) if parent else ""
+    default = select(config, key)
     if item.is_delete():
-        if not exists and not _borrowed_from(config, key):
+        if not exists and source == parent:
             yield _unknown(config, key)
-        elif item.value() not in (None, there := _default(config, key)):
-            yield f"{item.input_line}: {shown(there)} stands there; write ~{key} to leave it out"
-        else:
-            yield from _deletion_faults(config, item)
-    elif item.is_add() and exists and _default(config, key) is not None:
-        yield f"{item.input_line}: stands there already; drop the +"
+        elif item.value() is not None:
+            yield f"{line}: write ~{key} to leave it out"
+        elif not can_be_left_out(key):
+            yield f"{line}: cannot be left out; set it instead"
+    elif item.is_add() and exists and default is not None:
+        yield f"{line}: is set already; drop the +"
     elif (item.is_add() or item.is_force_add()) and not exists:
         if key.partition(".")[0] not in content:
             meant = suggest(config, key)
             yield f"+{key}: nothing reads it; " + (f"did you mean {meant}?" if meant else "drop it")
-    elif source := _borrowed_from(config, key):
-        yield f"{key}: stands at {source}; set it there"
+    elif source != parent:
+        yield f"{key}: is set by {source}.{leaf}; set it there"
     elif not exists:
         yield _unknown(config, key)
     else:
-        default = _default(config, key)
         for value in values:
-            if not ((value is None and _may_be_null(config, key)) or _has_type_of(default, value)):
+            if not _fits(key, default, value):
                 wanted = f"{_type_name(default)}, like the default {shown(default)}"
                 yield f"{key}={shown(value)}: must be {wanted}"
 
 
-def _default(config: DictConfig, key: str) -> Any:
-    """What stands there; None where that cannot be told yet."""
+def can_be_left_out(key: str) -> bool:
+    """Whether `~key` is allowed: for no setting, and no argument of a class of this package."""
+    part, _, name = key.partition(".")
+    if part in ENTRIES:
+        return bool(name) and "." not in name
+    return part in CLASS_ARGUMENTS and bool(name) and not name.endswith("_target_")
+
+
+def select(config: DictConfig, key: str) -> Any:
+    """The value of a key; None if it cannot be resolved."""
     try:
         return OmegaConf.select(config, key)
     except OmegaConfBaseException:
@@ -76,54 +84,22 @@ def _unknown(config: DictConfig, key: str) -> str:
     return f"{key}: unknown key; {parent or 'the configuration'} {found}"
 
 
-def _deletion_faults(config: DictConfig, item: Override) -> Iterator[str]:
-    """Only what nothing would build, or take, can be left out: else a default would come in."""
-    key = item.key_or_group
-    part, _, name = key.partition(".")
-    if part in PARTS_AT_WILL and name and "." not in name:
-        return
-    parent, _, leaf = key.rpartition(".")
-    known = arguments_of(OmegaConf.select(config, parent)) if parent else None
-    if known is None or leaf in known or leaf.startswith("_"):
-        yield f"{item.input_line}: cannot be left out; set it instead"
-
-
-def _may_be_null(config: DictConfig, key: str) -> bool:
-    """Whether a value is of a part that a run may lack, or ends in arguments that may be None."""
-    group, _, name = key.partition(".")
-    if key == "schedule" or (group in PARTS_AT_WILL and "." not in name):
-        return True
-    content = raw(config)
-    places = [key, *(place for place, value in leaves(content) if value == f"${{{key}}}")]
-    holders = [(OmegaConf.select(config, place.rpartition(".")[0]), place) for place in places]
-    ends = [
-        place in FILLED_IN or takes_null(holder, place.rpartition(".")[2])
-        for holder, place in holders
-        if isinstance(holder, DictConfig) and _default(holder, "_target_")
-    ]
-    return bool(ends) and all(ends)
-
-
-def _borrowed_from(config: DictConfig, key: str) -> str | None:
-    """Where a key really stands, if a node above it is a ${...}: Hydra cannot set it here."""
-    parent, _, leaf = key.rpartition(".")
-    holder = origin(raw(config), parent) if parent else ""
-    return f"{holder}.{leaf}" if holder != parent else None
-
-
-def _has_type_of(default: Any, value: Any) -> bool:
-    """Whether a value has the type of the default it replaces; a default of null takes anything."""
+def _fits(key: str, default: Any, value: Any) -> bool:
+    """Whether a value has the type of the default; the classes check null and what was null."""
     if default is None or (isinstance(value, str) and value.startswith("${")):
         return True
+    if value is None:
+        part, _, name = key.partition(".")
+        is_entry = part in ENTRIES and "." not in name
+        is_argument = bool(name) and not isinstance(default, DictConfig | ListConfig)
+        return key == "schedule" or is_entry or is_argument
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, int | float):
         return isinstance(value, int if isinstance(default, int) else int | float)
     if isinstance(default, str):
-        return not isinstance(value, list | dict | None)
-    if isinstance(default, ListConfig):
-        return isinstance(value, list)
-    return isinstance(value, dict)
+        return not isinstance(value, list | dict)
+    return isinstance(value, list if isinstance(default, ListConfig) else dict)
 
 
 def _type_name(default: Any) -> str:
@@ -134,9 +110,9 @@ def _type_name(default: Any) -> str:
 def shown(value: Any) -> str:
     """A value as it would be typed."""
     if isinstance(value, list | ListConfig):
-        return f"[{','.join(shown(item) for item in value)}]"
+        return f"[{','.join(map(shown, value))}]"
     if isinstance(value, dict | DictConfig):
-        return f"{{{','.join(str(key) for key in value)}}}"
+        return f"{{{','.join(map(str, value))}}}"
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

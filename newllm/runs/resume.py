@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,23 +11,20 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from newllm.config.arguments import RUN
 from newllm.runs.directory import RunConflict, has_ended, read_config, read_result
-
-TRUSTED = "trusted_packages"
 
 Attempt = Callable[[DictConfig, Path, Sequence[str], bool], tuple[Any, str | None]]
 
 
-def resume(arguments: Sequence[str], attempt: Attempt) -> int:
+def resume(folder: Path, trusted_packages: Sequence[str], attempt: Attempt) -> int:
     """Go on with a run, as its folder says, from its last checkpoint; returns the exit code.
 
     Args:
-        arguments: `run=FOLDER`, and `trusted_packages=[...]` where the run has parts from there.
+        folder: of the run.
+        trusted_packages: of the user's own, where the run has parts from there.
         attempt: trains a configuration in a folder, and returns why it failed, if it did.
     """
     try:
-        folder, trusted = _parse(arguments)
         result = read_result(folder)
         if result["status"] == "running":
             raise RunConflict(f"{folder}: is running; wait for it or stop it")
@@ -40,24 +36,13 @@ def resume(arguments: Sequence[str], attempt: Attempt) -> int:
         return 1
     if not (folder / "checkpoints" / "last.ckpt").is_file():
         print(f"{folder}: has no checkpoint yet; it starts from the beginning", file=sys.stderr)
-    config.trusted_packages = trusted  # a run of somebody else's may not name its own
+    config.trusted_packages = list(
+        trusted_packages
+    )  # a run of somebody else's may not name its own
     # Other sums would give other weights.
     torch.set_num_threads(min(max(result.get("threads", 1), 1), os.cpu_count() or 1))
     _, reason = attempt(config, folder, result.get("overrides", []), True)
     return 1 if reason else 0
-
-
-def _parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    chosen = dict(word.partition("=")[::2] for word in arguments)
-    if others := [word for word in arguments if word.partition("=")[0] not in (RUN, TRUSTED)]:
-        raise ValueError(
-            f"{others[0]}: run=FOLDER goes on with the configuration of that run; drop it, or "
-            "train another run with it"
-        )
-    packages = re.fullmatch(r"\[([\w.,]*)\]", chosen.get(TRUSTED, "[]"))
-    if not packages:
-        raise ValueError(f"{TRUSTED}={chosen[TRUSTED]}: must be a list, such as [my_package]")
-    return Path(chosen[RUN]), [name for name in packages[1].split(",") if name]
 
 
 def _tell_end(folder: Path, result: dict[str, Any]) -> int:

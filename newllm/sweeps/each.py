@@ -1,12 +1,10 @@
-"""Hydra's sweeper `each`: a job for each combination of values, of each variant of a study.
+"""Hydra's sweeper `each`: a job for each combination of values and each variant of a study.
 
-Its exit code says how the jobs ended: 1 where one of them failed (its value is no number) or
-diverged (its value is infinite), whatever launcher ran it and wherever.
+The exit code is 1 if a job failed (its value is nan) or diverged (its value is infinite).
 
-A study's variants, its search and its second stage are those of `newllm.config.study_file`. Where
-trials are drawn, the second stage is for the best one of each variant by validation loss, which is
-what a job returns; where a trial failed, which might have been the best, its variant waits until
-the same command has done it.
+`newllm.config.study_file` describes variants, trials and second stage. With trials, the second
+stage runs the best one of each variant by validation loss, which is the value of a job. A variant
+with a failed trial has no second stage until the same command has repeated that trial.
 """
 
 from __future__ import annotations
@@ -27,9 +25,11 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
+from newllm.config.build import ConfigFault
 from newllm.config.naming import STUDY, TRIAL, VARIANT
+from newllm.config.overrides import Composer
 from newllm.config.study_file import ONLY, joined, matching, parted, value_lines
 from newllm.config.trials import draw_trials
 
@@ -188,16 +188,14 @@ class Each(Sweeper):
         Raises:
             SystemExit: there are some.
         """
-        from newllm.config.composed import composed_faults
-
+        composer = Composer(self.hydra_context.config_loader, self.config.hydra.job.config_name)
         some_trial = {entry.variant: entry for entry in first}
         faults: dict[str, None] = {}
         for entry in self._again(some_trial.values()):
-            job = entry.jobs[0]
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
-            with open_dict(config):
-                del config["hydra"]
-            faults |= dict.fromkeys(composed_faults(config, job))
+            try:
+                composer.job([*self.config.hydra.overrides.hydra, *entry.jobs[0]])
+            except ConfigFault as error:
+                faults |= dict.fromkeys(str(error).splitlines())
         if faults:
             print("\n".join(f"hydra.sweeper.then: {fault}" for fault in faults), file=sys.stderr)
             sys.exit(1)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from newllm.config.build import ConfigFault
 from newllm.config.loading import loading
-from newllm.config.naming import run_name, split, without_seed
+from newllm.config.naming import LARGEST_SEED, run_name, split
 from newllm.config.overrides import Composer
 
 
@@ -67,7 +67,8 @@ def _compose(
     faults: dict[str, str] = {}
     for overrides in job_overrides:
         seed = dict(map(split, overrides)).get("seed", "")
-        choices = without_seed(overrides) if seed.isdecimal() else tuple(overrides)
+        is_plain = seed.isdecimal() and int(seed) <= LARGEST_SEED
+        choices = tuple(line for line in overrides if not is_plain or split(line)[0] != "seed")
         try:
             if choices not in composed:
                 composed[choices] = composer.job([*config.hydra.overrides.hydra, *overrides])
@@ -76,10 +77,10 @@ def _compose(
             faults |= {line: label for line in str(error).splitlines() if line not in faults}
             continue
         own = copy.deepcopy(composed[choices])
-        own.seed = int(seed) if seed.isdecimal() else own.seed
+        own.seed = int(seed) if is_plain else own.seed
         configs.append(own)
     if faults:
-        # Hydra would show where an exception came from, which helps nobody here.
+        # Hydra would show the traceback of an exception.
         print("\n".join(f"{label}: {fault}" for fault, label in faults.items()), file=sys.stderr)
         sys.exit(1)
     return configs

@@ -1,4 +1,4 @@
-"""What becomes of a job whose folder may hold a run already: skipped, resumed, refused or done."""
+"""Whether a job is run, skipped, resumed or refused, by what its folder holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from newllm.training.run import attempt
 def run_job_of_sweep(
     config: DictConfig, folder: Path, overrides: Sequence[str], top: Path
 ) -> float | None:
-    """A job is done once, goes on where it stopped, and says in its result why it failed."""
+    """Run a job unless it has ended, from its last checkpoint if any; record why it failed."""
     if config.plan:
         return attempt(config, folder, overrides, goes_on=True)[0].get("best_val_loss")
     try:
@@ -47,7 +47,7 @@ def run_job_of_sweep(
 
 
 def _forget_failure(folder: Path) -> None:
-    """Before the first step that can fail anew, so that no old reason is taken for the new one."""
+    """Remove an old reason before anything can fail anew."""
     with contextlib.suppress(ValueError):  # of which a conflict is one
         if read_result(folder)["status"] == "failed":
             run = RunDirectory(folder, goes_on=True)
@@ -56,7 +56,7 @@ def _forget_failure(folder: Path) -> None:
 
 
 def record_failure(folder: Path, reason: str, seed: int, overrides: Sequence[str]) -> None:
-    """Note in the result why a run failed, unless it says so already or belongs to another."""
+    """Record why a run failed, unless its result says so or belongs to another run."""
     with contextlib.suppress(RunConflict):
         run = RunDirectory(folder, goes_on=True)
         if run.status not in (*ENDS, "failed"):

@@ -1,7 +1,7 @@
-"""A sweep: its jobs are checked, done side by side, and told of in a table.
+"""A sweep: its jobs are checked, run side by side and reported in a table.
 
-A job is done once: what ended before is left alone, what was interrupted goes on from its last
-checkpoint. Whatever happens to a job stands in its `result.json`, and its output in `log.txt`.
+A job that has ended is skipped; one that was interrupted goes on from its last checkpoint. Its
+outcome is in its `result.json`, its output in `log.txt`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from newllm.config.arguments import program
-from newllm.config.build import ConfigFault
-from newllm.config.composed import check_settings
 from newllm.reporting.bands import bands_told
 from newllm.reporting.terminal import console, print_contests, reasons
 from newllm.runs.directory import RunConflict, has_ended, move_aside
@@ -31,7 +29,7 @@ from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome, side_by_sid
 from newllm.sweeps.workers import Workers
 from newllm.training.run import attempt, quiet_lightning
 
-MOST_JOBS = 12  # told of one by one; of more how many are done, and why others are not
+MOST_JOBS = 12  # rows of the table; for more jobs only their number is printed
 
 
 def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:
@@ -99,10 +97,6 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     faults: dict[str, str] = {}
     folders: dict[Path, Job] = {}
     for job in jobs:
-        try:
-            check_settings(job.config)
-        except ConfigFault as error:
-            faults.setdefault(str(error), job.label)
         if folders.setdefault(job.folder, job) is not job:
             faults.setdefault(f"{job.folder}: two jobs have this place", job.label)
     waiting = []
@@ -117,7 +111,7 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
                 faults.setdefault(str(error), job.label)
         waiting.append(job)
     if faults:
-        # Hydra would show where an exception came from, which helps nobody here.
+        # Hydra would show the traceback of an exception.
         print("\n".join(f"{label}: {fault}" for fault, label in faults.items()), file=sys.stderr)
         sys.exit(1)
     return waiting

@@ -1,4 +1,4 @@
-"""The processes of a sweep: each runs one job, so that none can end the others."""
+"""The processes of a sweep: one for each job, so that none can end the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from newllm.training.run import quiet_lightning
 
 
 class Workers:
-    """The processes of a sweep, and the line that tells how far it is."""
+    """The processes of a sweep and its progress line."""
 
     def __init__(self, jobs: Sequence[Job], size: int) -> None:
         self.outcomes: dict[Job, Outcome] = {}
@@ -49,7 +49,7 @@ class Workers:
         self._live.stop()
 
     def run(self) -> None:
-        """Start jobs and see them end, until all have."""
+        """Run all jobs."""
         self._fill()
         while self._running:
             connection.wait([process.sentinel for process in self._running])
@@ -64,7 +64,7 @@ class Workers:
             self._start(self._waiting.pop(0))
 
     def stop(self) -> None:
-        """Ask all running jobs to write down where they are, and wait for that."""
+        """Ask all running jobs to save a checkpoint, and wait for them."""
         for process in self._running:
             process.terminate()
         for process in list(self._running):
@@ -82,13 +82,13 @@ class Workers:
 
     @staticmethod
     def _start_server() -> None:
-        """Start what forks the processes; Ctrl-C, which reaches it too, must not end it."""
+        """Start the fork server, which must ignore Ctrl-C."""
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         forkserver.ensure_running()
         signal.signal(signal.SIGINT, handler)
 
     def _gather(self, interrupted: bool = False) -> list[Job]:
-        """Take down how jobs ended; returns those that did since the last time."""
+        """Record the outcomes of the jobs that have ended; returns these jobs."""
         ended = []
         for process in [process for process in self._running if process.exitcode is not None]:
             job = self._running.pop(process)
@@ -113,7 +113,7 @@ class Workers:
 
 
 def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> None:
-    """A job's own process: no output but to its log, no more threads than its share."""
+    """Run a job in this process, with its output in its log and its share of threads."""
     _end_with_parent()
     # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -133,7 +133,7 @@ def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> 
 
 
 def _end_with_parent() -> None:
-    """Let this process write down where it is and end when the sweep's own process is gone."""
+    """Save a checkpoint and end when the process of the sweep is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -145,7 +145,7 @@ def _end_with_parent() -> None:
 
 
 def _record_end(job: Job, exit_code: int) -> None:
-    """What a process that was killed could not write down itself."""
+    """Record the failure of a process that was killed."""
     with contextlib.suppress(ValueError):
         if read_result(job.folder)["status"] not in ("interrupted", "running"):
             return

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from newllm.config.arguments import RUN, program
 from newllm.config.build import ConfigFault
 from newllm.config.composed import check_settings
+from newllm.config.trust import TRUSTED
 from newllm.data.source import TEST
 from newllm.runs.directory import ENDS, RunConflict, RunDirectory, load_weights
-from newllm.runs.resume import TRUSTED
 from newllm.training.estimate import estimate, warm_up
 from newllm.training.experiment import Experiment, build_experiment, write_data
 from newllm.training.history import Diverged

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from newllm.config.build import ConfigFault, instantiate
+from newllm.config.precision import precision_name
 from newllm.training.clock import AUTO, Clock, batches_of_epoch
 
 # Arguments of Lightning's trainer that the run decides on, and what to set instead.
@@ -46,20 +47,6 @@ DECIDED = {
     "reload_dataloaders_every_n_epochs": "each epoch has an order of its own",
     "sync_batchnorm": "a run is one process on one device",
     "use_distributed_sampler": "a run is one process on one device",
-}
-# The full names of precisions, by all that Lightning takes for the same thing.
-PRECISIONS = {
-    **dict.fromkeys(("None", "32", "32-true"), "32-true"),
-    **dict.fromkeys(("64", "64-true"), "64-true"),
-    **dict.fromkeys(("bf16", "bf16-mixed"), "bf16-mixed"),
-}
-# Those that would not train as they say.
-UNFIT_PRECISIONS = {
-    **dict.fromkeys(
-        ("16", "16-mixed"),
-        "float16 needs scaled gradients, which clipping and grad/norm do not undo",
-    ),
-    **dict.fromkeys(("16-true", "bf16-true"), "weights of 16 bits lose small updates"),
 }
 PROFILERS: dict[str, type[Profiler]] = {
     "simple": SimpleProfiler,
@@ -162,20 +149,6 @@ def _make(config: DictConfig, arguments: dict[str, Any]) -> Trainer:
     return trainer
 
 
-def precision_name(setting: Any) -> str:
-    """The full name of a precision: `bf16-mixed` for `bf16`.
-
-    Raises:
-        ValueError: the precision is unknown, or would not train as it says.
-    """
-    name = str(setting)
-    if name in PRECISIONS:
-        return PRECISIONS[name]
-    reason = UNFIT_PRECISIONS.get(name, "not supported")
-    instead = "bf16-mixed" if "16" in name else "one of: 32-true, bf16-mixed, 64-true"
-    raise ValueError(f"trainer.precision={setting}: {reason}; choose {instead}")
-
-
 def precision_warning(setting: Any, device: torch.device) -> str | None:
     """What a user should know before waiting for a run; None if nothing."""
     if precision_name(setting) == "bf16-mixed" and device.type == "cpu":
@@ -208,6 +181,11 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
         limit = trainer.limit_train_batches
         raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
     _check_validation(trainer, num_batches)
+    if trainer.accumulate_grad_batches > num_batches:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: an epoch has "
+            f"{num_batches} batches; lower it"
+        )
     planned = -(-num_batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
     return planned if trainer.max_steps < 0 else min(planned, trainer.max_steps)
 
