@@ -1,15 +1,13 @@
-"""A run before the run: a copy takes a few steps, which tells how long the whole will take.
+"""How long a run will take, measured on a copy of its model before the first step.
 
-It leaves nothing behind but machine code that was compiled on the way: no file, no random draw, no
-weight of the run itself.
+Nothing of the run itself changes: no file, no weight, no random number. What is compiled remains.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -23,14 +21,14 @@ from newllm.training.experiment import Experiment
 from newllm.training.step_validation import StepValidation
 
 WARM_UP_TOKENS = 8
-CONSIDERED = 500  # batches among which samples are chosen
-# What Lightning, the loggers and the tables add, measured on two cores.
+MAX_BATCHES = 500  # from which the timed ones are chosen
+# Overhead of Lightning, the loggers and the tables, measured on two cores.
 SECONDS_A_STEP, SECONDS_AN_EPOCH, SECONDS_A_RUN = 0.002, 0.1, 2.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that the parts of a run take here; start-up and the compiler are not among them."""
+    """Expected seconds, without start-up and compilation."""
 
     training: float
     validation: float
@@ -41,69 +39,52 @@ class Estimate:
 
 
 def warm_up(experiment: Experiment) -> None:
-    """Let everything that is compiled on demand be compiled before the first step."""
+    """Take a short training step, which compiles everything that is compiled on demand."""
     batch = experiment.source.train.batch(0, 0)
-    first = slice(0, WARM_UP_TOKENS)
-    reset_BT = None if batch.reset_BT is None else batch.reset_BT[:, first]
-    # All rows, since the step of a cell of one's own is compiled for as many.
-    start = batch._replace(
-        tokens_BT=batch.tokens_BT[:, first],
-        targets_BT=batch.targets_BT[:, first],
-        reset_BT=reset_BT,
-    )
-    _Rehearsal(experiment).step(start)
+    # All rows, because a custom cell is compiled for their number.
+    short = {
+        name: getattr(batch, name)[:, :WARM_UP_TOKENS]
+        for name in ("tokens_BT", "targets_BT", "reset_BT")
+        if getattr(batch, name) is not None
+    }
+    _Rehearsal(experiment).step(batch._replace(**short))
 
 
 def estimate(experiment: Experiment, num_samples: int = 10) -> Estimate:
-    """Time some steps and some batches of the validation split, of all lengths that occur."""
+    """Estimate the duration of a run that nothing stops early."""
     warm_up(experiment)
-    rehearsal, source = _Rehearsal(experiment), experiment.source
-    some = [*islice(experiment.data.train_dataloader(), CONSIDERED)]
-    rehearsal.step(some[0])  # makes the optimizer's state
-    step = _mean_seconds(rehearsal.step, some, num_samples)
-    validation = source.evaluation[VALIDATION]
-    look = _mean_seconds(rehearsal.validate, [*islice(validation, CONSIDERED)], num_samples)
-    trainer, num_steps = experiment.trainer, experiment.preflight.num_steps
-    batches_a_step = trainer.accumulate_grad_batches
-    names = experiment.data.validation_names
-    num_batches = sum(len(source.evaluation[name]) for name in names)
-    epochs = trainer.max_epochs or 1
-    around = num_steps * SECONDS_A_STEP + epochs * SECONDS_AN_EPOCH + SECONDS_A_RUN
+    rehearsal, data, trainer = _Rehearsal(experiment), experiment.data, experiment.trainer
+    evaluation = experiment.source.evaluation
+    rehearsal.step(experiment.source.train.batch(0, 0))  # creates the optimizer's state
+    step = _mean_seconds(rehearsal.step, data.train_dataloader(), num_samples)
+    look = _mean_seconds(rehearsal.validate, evaluation[VALIDATION], num_samples)
+
+    num_steps, num_epochs = experiment.preflight.num_steps, trainer.max_epochs or 1
+    interval: float = trainer.val_check_interval  # a share of an epoch, or a number of batches
+    if isinstance(interval, int):
+        interval /= batches_of_epoch(data.steps_per_epoch, trainer.limit_train_batches)
+    num_validations = num_epochs / (trainer.check_val_every_n_epoch or 1) / interval
+    num_looks = num_validations * sum(len(evaluation[name]) for name in data.validation_names)
+    for callback in experiment.callbacks(StepValidation):
+        callback.prepare(experiment.source, num_steps)
+        num_looks += callback.num_batches(num_steps)
+    overhead = num_steps * SECONDS_A_STEP + num_epochs * SECONDS_AN_EPOCH + SECONDS_A_RUN
     return Estimate(
-        training=num_steps * step * batches_a_step + around,
-        validation=look * (_num_validations(experiment) * num_batches + _num_looks(experiment)),
-    )
-
-
-def _num_validations(experiment: Experiment) -> float:
-    """Validations of the whole split, if nothing stops the run early."""
-    trainer, interval = experiment.trainer, experiment.trainer.val_check_interval
-    in_batches = isinstance(interval, int)
-    limit = trainer.limit_train_batches
-    num_batches = batches_of_epoch(experiment.data.steps_per_epoch, limit)
-    an_epoch = (num_batches if in_batches else 1) / interval
-    return (trainer.max_epochs or 1) / (trainer.check_val_every_n_epoch or 1) * an_epoch
-
-
-def _num_looks(experiment: Experiment) -> int:
-    """Batches that are scored beside those of the validations."""
-    num_steps = experiment.preflight.num_steps
-    return sum(
-        callback.prepare(experiment.source, num_steps).num_batches(num_steps)
-        for callback in experiment.callbacks(StepValidation)
+        training=num_steps * step * trainer.accumulate_grad_batches + overhead,
+        validation=look * num_looks,
     )
 
 
 def _mean_seconds(
-    take: Callable[[Batch], None], batches: Sequence[Batch], num_samples: int
+    process: Callable[[Batch], None], batches: Iterable[Batch], num_samples: int
 ) -> float:
-    """Mean time over batches, from samples spread over their sizes."""
-    by_size = sorted(batches, key=lambda batch: batch.tokens_BT.numel())
+    """The mean time over a sample of batches of all sizes."""
+    by_size = sorted(islice(batches, MAX_BATCHES), key=lambda batch: batch.tokens_BT.numel())
     num_samples = min(num_samples, len(by_size))
-    places = ((2 * sample + 1) * len(by_size) // (2 * num_samples) for sample in range(num_samples))
+    sample = [by_size[(2 * i + 1) * len(by_size) // (2 * num_samples)] for i in range(num_samples)]
     started = time.perf_counter()
-    for place in places:
-        take(by_size[place])
+    for batch in sample:
+        process(batch)
     return (time.perf_counter() - started) / num_samples
 
 
@@ -118,28 +99,23 @@ class _Rehearsal:
         self.optimizer = self.module.make_optimizer(self.module.model.parameters())
 
     def step(self, batch: Batch) -> None:
-        """One of training."""
+        """Train on a batch; the states of the generators are restored."""
         self.module.train()
-        with self._own_random_numbers():
-            with self.precision.forward_context():
-                loss = self.module.loss(self._here(batch))
+        devices = [] if self.device.type == "cpu" else [self.device]
+        with torch.random.fork_rng(devices, device_type=self.device.type):
+            loss = self._loss(batch)
             loss.backward()
             clip_gradients(self.optimizer, self.module.gradient_clip(0))
             self.optimizer.step()
             self.optimizer.zero_grad()
-            loss.item()  # an accelerator would not wait
+            loss.item()  # waits for an accelerator
 
+    @torch.inference_mode()
     def validate(self, batch: Batch) -> None:
-        """A batch of an evaluation."""
+        """Evaluate a batch."""
         self.module.eval()
-        with torch.inference_mode(), self.precision.forward_context():
-            self.module.loss(self._here(batch)).item()  # an accelerator would not wait
+        self._loss(batch).item()  # waits for an accelerator
 
-    def _here(self, batch: Batch) -> Batch:
-        return next(on_device_of(self.module, [batch]))
-
-    def _own_random_numbers(self) -> AbstractContextManager[None]:
-        """Let the generators be as they were in the end."""
-        if self.device.type == "cpu":
-            return torch.random.fork_rng(devices=[])
-        return torch.random.fork_rng(devices=[self.device], device_type=self.device.type)
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        with self.precision.forward_context():
+            return self.module.loss(next(on_device_of(self.module, [batch])))
