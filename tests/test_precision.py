@@ -9,7 +9,8 @@ from conftest import Compose
 from newllm.config.build import ConfigFault
 from newllm.training.experiment import Experiment, build_experiment
 from newllm.training.run import train
-from newllm.training.trainer import precision_name, precision_warning
+from newllm.training.summary import print_banner
+from newllm.training.trainer import precision_name
 
 MODELS = ("context", "gated", "lstm", "gru", "elman", "mingru", "transformer")
 SMALL = ("data=tiny30", "callbacks=none", "logger=none", "recipe=modern", "recipe.max_epochs=2")
@@ -94,7 +95,9 @@ def test_short_names() -> None:
         assert precision_name(setting) == name
 
 
-def test_what_is_slow_says_so() -> None:
-    assert "slower" in (precision_warning("bf16-mixed", torch.device("cpu")) or "")
-    assert precision_warning("bf16-mixed", torch.device("cuda")) is None
-    assert precision_warning("32-true", torch.device("cpu")) is None
+def test_what_is_slow_says_so(
+    compose_config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for setting, is_slow in (("bf16-mixed", True), ("32-true", False)):
+        print_banner(build(compose_config, tmp_path, f"trainer.precision={setting}"))
+        assert ("slower" in capsys.readouterr().out) == is_slow

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from newllm.runs.directory import written_whole
-from newllm.training.history import History
+from newllm.training.history import history_of
 from newllm.training.module import LanguageModule
 
 INTERVAL = 60.0  # seconds
@@ -33,16 +33,12 @@ class Checkpoints(Callback):
     Args:
         folder: for the checkpoints.
         keep_last: whether `last.ckpt` is also written at the end.
-        history: determines the best validation.
         every_n_steps: interval that replaces the one of a minute.
     """
 
-    def __init__(
-        self, folder: Path, keep_last: bool, history: History, every_n_steps: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, keep_last: bool, every_n_steps: int | None = None) -> None:
         self.folder = folder
         self.keep_last = keep_last
-        self.history = history
         self.every_n_steps = every_n_steps
         self._best: dict[str, Any] | None = None
         self._random_states: dict[str, Any] | None = None  # of a checkpoint, to be restored
@@ -71,9 +67,10 @@ class Checkpoints(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         # Not in `on_validation_end`, see `History`, which is called first.
         assert isinstance(module, LanguageModule)
-        if self.history.is_best:
+        history = history_of(trainer)
+        if history.is_best:
             weights = {name: value.clone() for name, value in module.model.state_dict().items()}
-            self._best = {"model": weights, **self.history.best}
+            self._best = {"model": weights, **history.best}
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int

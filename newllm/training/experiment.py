@@ -108,9 +108,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     schedule = faults.collect(lambda: _build(config, config.schedule))
     callbacks = faults.collect(lambda: _build_callbacks(config))
     history = History(folder)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", config.keep_last, history, config.checkpoint_steps
-    )
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_last, config.checkpoint_steps)
     all_callbacks = [history, checkpoints, *(callbacks or [])]
     loggers = faults.collect(lambda: build_loggers(config, folder)) or []
     trainer = faults.collect(lambda: build_trainer(config, folder, all_callbacks, loggers, clock))

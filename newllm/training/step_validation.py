@@ -60,7 +60,9 @@ class StepValidation(Callback):
             return
         num_sentences = int((split.num_positions_N.cumsum(0) < self.most).sum()) + 1
         max_positions = max(1, MAX_LOGITS // split.num_ids)
-        self._batches = list(EvaluationBatches(split, max_positions, num_sentences=num_sentences))
+        self._batches = list(
+            EvaluationBatches(split, max_positions=max_positions, num_sentences=num_sentences)
+        )
         num_targets = int(split.num_positions_N[:num_sentences].sum())
         num_trained = source.split("train").num_targets / len(source.train)
         self._interval = self.interval(num_targets, num_trained, num_steps)

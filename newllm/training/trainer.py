@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
@@ -93,9 +92,8 @@ def build_trainer(
     except ConfigFault:
         raise
     except Exception as error:  # of a dozen kinds, for an accelerator that is missing
-        place = "trainer"
-        if chosen.accelerator != "cpu":
-            place += f".accelerator={chosen.accelerator}"
+        asked = f"trainer.accelerator={chosen.accelerator}"
+        place = "trainer" if chosen.accelerator == "cpu" else asked
         raise ValueError(f"{place}: {' '.join(str(error).split())}") from error
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
@@ -143,16 +141,6 @@ def precision_name(setting: Any) -> str:
     return PRECISIONS[str(setting)]
 
 
-def precision_warning(setting: Any, device: torch.device) -> str | None:
-    """A warning of a slow precision, if it is one on the device."""
-    if precision_name(setting) == "bf16-mixed" and device.type == "cpu":
-        return (
-            "trainer.precision=bf16-mixed is up to ten times slower than 32-true on a CPU, where "
-            "the recurrence's machine code is for float32 and float64"
-        )
-    return None
-
-
 def planned_steps(trainer: Trainer, num_batches: int) -> int:
     """Optimizer steps of a run that nothing stops early.
 
@@ -176,10 +164,8 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
         )
     first = interval if isinstance(interval, int) else max(1, int(num_batches * interval))
     first += num_batches * ((every_n_epochs or 1) - 1)
-    last, num_steps = (
-        num_batches * num_epochs,
-        math.ceil(num_batches / batches_per_step) * num_epochs,
-    )
+    last = num_batches * num_epochs
+    num_steps = math.ceil(num_batches / batches_per_step) * num_epochs
     if trainer.max_steps >= 0:
         last = min(last, trainer.max_steps * batches_per_step)
         num_steps = min(num_steps, trainer.max_steps)
