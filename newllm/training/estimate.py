@@ -7,35 +7,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
 
 import torch
 
 from newllm.data.batch import Batch, on_device_of
-from newllm.data.source import VALIDATION
+from newllm.data.source import VALIDATION, Split
 from newllm.training.clipping import clip_gradients
 from newllm.training.clock import batches_of_epoch
 from newllm.training.experiment import Experiment
 from newllm.training.step_validation import StepValidation
 
 WARM_UP_TOKENS = 8
-MAX_BATCHES = 500  # from which the timed ones are chosen
+NUM_SAMPLES = 10  # batches that are timed
 # Overhead of Lightning, the loggers and the tables, measured on two cores.
 SECONDS_A_STEP, SECONDS_AN_EPOCH, SECONDS_A_RUN = 0.002, 0.1, 2.0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Expected seconds, without start-up and compilation."""
-
-    training: float
-    validation: float
-
-    @property
-    def total(self) -> float:
-        return self.training + self.validation
 
 
 def warm_up(experiment: Experiment) -> None:
@@ -50,40 +36,40 @@ def warm_up(experiment: Experiment) -> None:
     _Rehearsal(experiment).step(batch._replace(**short))
 
 
-def estimate(experiment: Experiment, num_samples: int = 10) -> Estimate:
-    """Estimate the duration of a run that nothing stops early."""
-    warm_up(experiment)
-    rehearsal, data, trainer = _Rehearsal(experiment), experiment.data, experiment.trainer
-    evaluation = experiment.source.evaluation
-    rehearsal.step(experiment.source.train.batch(0, 0))  # creates the optimizer's state
-    step = _mean_seconds(rehearsal.step, data.train_dataloader(), num_samples)
-    look = _mean_seconds(rehearsal.validate, evaluation[VALIDATION], num_samples)
+def estimate(experiment: Experiment) -> tuple[float, float]:
+    """Seconds of training and of validation, if nothing stops the run early.
 
-    num_steps, num_epochs = experiment.preflight.num_steps, trainer.max_epochs or 1
+    Start-up and compilation are not included.
+    """
+    warm_up(experiment)
+    rehearsal, source, data = _Rehearsal(experiment), experiment.source, experiment.data
+    rehearsal.step(source.train.batch(0, 0))  # creates the optimizer's state
+    seconds_of_batch = _mean_seconds(rehearsal.step, source.train)
+    seconds_of_look = _mean_seconds(rehearsal.validate, source.evaluation[VALIDATION])
+
+    trainer, num_steps = experiment.trainer, experiment.module.num_steps
+    num_epochs = trainer.max_epochs or 1
     interval: float = trainer.val_check_interval  # a share of an epoch, or a number of batches
     if isinstance(interval, int):
         interval /= batches_of_epoch(data.steps_per_epoch, trainer.limit_train_batches)
     num_validations = num_epochs / (trainer.check_val_every_n_epoch or 1) / interval
-    num_looks = num_validations * sum(len(evaluation[name]) for name in data.validation_names)
+    num_looks = num_validations * sum(len(split) for split in data.val_dataloader())
     for callback in experiment.callbacks(StepValidation):
-        callback.prepare(experiment.source, num_steps)
+        callback.prepare(source, num_steps)
         num_looks += callback.num_batches(num_steps)
     overhead = num_steps * SECONDS_A_STEP + num_epochs * SECONDS_AN_EPOCH + SECONDS_A_RUN
-    return Estimate(
-        training=num_steps * step * trainer.accumulate_grad_batches + overhead,
-        validation=look * num_looks,
-    )
+    training = num_steps * trainer.accumulate_grad_batches * seconds_of_batch + overhead
+    return training, num_looks * seconds_of_look
 
 
-def _mean_seconds(
-    process: Callable[[Batch], None], batches: Iterable[Batch], num_samples: int
-) -> float:
-    """The mean time over a sample of batches of all sizes."""
-    by_size = sorted(islice(batches, MAX_BATCHES), key=lambda batch: batch.tokens_BT.numel())
-    num_samples = min(num_samples, len(by_size))
-    sample = [by_size[(2 * i + 1) * len(by_size) // (2 * num_samples)] for i in range(num_samples)]
+def _mean_seconds(process: Callable[[Batch], None], split: Split) -> float:
+    """The mean time that batches take which are spread over a split."""
+    num_samples = min(NUM_SAMPLES, split.num_batches or NUM_SAMPLES)
+    num_batches = split.num_batches or num_samples
+    numbers = [(2 * i + 1) * num_batches // (2 * num_samples) for i in range(num_samples)]
+    batches = [split.batch(0, number) for number in numbers]
     started = time.perf_counter()
-    for batch in sample:
+    for batch in batches:
         process(batch)
     return (time.perf_counter() - started) / num_samples
 

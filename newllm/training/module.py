@@ -66,9 +66,9 @@ class Schedule:
             num_steps = total_steps if self.interval == "step" else num_epochs
             for step in range(1, 1 + min(num_steps, MAX_CHECKED_STEPS)):
                 scheduler.step()
-                for rate in scheduler.get_last_lr():
-                    if not 0 <= rate < math.inf:
-                        message = f"the learning rate is {rate} after {step} of its"
+                for group in optimizer.param_groups:
+                    if not 0 <= group["lr"] < math.inf:
+                        message = f"the learning rate is {group['lr']} after {step} of its"
                         raise ValueError(f"{message} {self.interval}s")
 
 

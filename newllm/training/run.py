@@ -66,12 +66,12 @@ def train(
     experiment = build_experiment(config, folder)
     print_banner(experiment)
     if config.plan:
-        expected = estimate(experiment)
+        training, validation = estimate(experiment)
         print(
-            f"only planned; the run would take about {expected.total:.0f} s here, "
-            f"{expected.validation:.0f} s of it for validation"
+            f"only planned; the run would take about {training + validation:.0f} s here, "
+            f"{validation:.0f} s of it for validation"
         )
-        return {"estimated_seconds": expected.total}
+        return {"estimated_seconds": training + validation}
     try:
         experiment.source.write()
     except ValueError as error:
