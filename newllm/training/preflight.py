@@ -68,7 +68,7 @@ class Preflight:
         if not self.causal:
             yield (
                 "sees the future: it has no causal mask (the published baseline's fault); "
-                "its losses are no language-model losses"
+                "its losses are not language-model losses"
             )
         if self.unknown_share > MANY_UNKNOWN:
             never = "" if self.unknown_in_train else ", which training never shows"
@@ -101,7 +101,7 @@ def check(
     leak = find_leak(model, _some_tokens(source))
     if leak and not model.sees_the_future:
         raise ConfigFault(
-            [f"{model.description} sees the future: {leak}; mend it, it would learn to copy"]
+            [f"{model.description} sees the future: {leak}; fix it, since it would learn to copy"]
         )
     of_sentences: dict[str, Any] = {}
     if isinstance(source, SentenceSource):

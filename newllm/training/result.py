@@ -25,13 +25,6 @@ from newllm.training import loggers
 from newllm.training.experiment import Experiment
 from newllm.training.step_validation import StepValidation
 
-# Fields of a run that has only started.
-UNKNOWN = (
-    *("steps", "epochs", "best_val_loss", "best_val_loss_batch_mean", "best_epoch", "best_step"),
-    *("val_accuracy", "gap_closed", "spikes", "test_loss", "evaluation", "val_loss_by_position"),
-    *("val_kl", "val_kl_by_position", "error"),
-)
-
 
 def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[str]) -> None:
     """Record what is about to run."""
@@ -51,7 +44,9 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         state_bytes=model.state_bytes(source.max_length),
         sees_the_future=model.sees_the_future,
         has_tokenizer=source.tokenizer is not None,
-        **dict.fromkeys(UNKNOWN),
+        **dict.fromkeys(measured(experiment)),
+        **dict.fromkeys(("test_loss", "evaluation", "val_loss_by_position", "error")),
+        **dict.fromkeys(("val_kl", "val_kl_by_position")),
         oracle_loss=source.oracle_loss(VALIDATION),
         test_oracle_loss=source.oracle_loss(TEST) if config.test else None,
         entropy_floor=source.entropy_floor if isinstance(source, SentenceSource) else None,

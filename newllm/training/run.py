@@ -109,7 +109,7 @@ def _run(experiment: Experiment, run: RunDirectory, overrides: Sequence[str]) ->
         if config.trusted_packages:
             command.append(f"{TRUSTED}=[{','.join(config.trusted_packages)}]")
         raise Interrupted(
-            f"interrupted; what was done lies in {run.path}; it goes on with: {shlex.join(command)}"
+            f"interrupted; the run so far is in {run.path}; resume it with: {shlex.join(command)}"
         ) from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}

@@ -84,11 +84,11 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
             f"{result['val_kl']:.4f} nats per token"
         )
     if result["sees_the_future"]:
-        console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
+        console.print("[bold red]void:[/] it saw the future; these are not language-model losses")
     elif best > references.get("bigram", math.inf):
         is_modern = experiment.config.recipe.name == "modern"
         advice = "a larger model or more epochs" if is_modern else "recipe=modern"
         console.print(f"[yellow]worse than counting pairs of words (bigram)[/]; try {advice}")
-    console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
+    console.print(f"took {result['seconds']:.0f} s; the run is in {folder}")
     if experiment.trainer.loggers:
-        console.print(f"look at its curves: {program('python')} -m newllm.board {folder}")
+        console.print(f"to view its curves: {program('python')} -m newllm.board {folder}")
