@@ -86,8 +86,9 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
     if result["sees_the_future"]:
         console.print("[bold red]void:[/] it saw the future; these are not language-model losses")
     elif best > references.get("bigram", math.inf):
-        is_modern = experiment.config.recipe.name == "modern"
-        advice = "a larger model or more epochs" if is_modern else "recipe=modern"
+        advice = "experiment=modern" if "corpus" in experiment.config.data else "recipe=modern"
+        if experiment.config.recipe.name == "modern":
+            advice = "a larger model or more epochs"
         console.print(f"[yellow]worse than counting pairs of words (bigram)[/]; try {advice}")
     console.print(f"took {result['seconds']:.0f} s; the run is in {folder}")
     if experiment.trainer.loggers:
