@@ -10,9 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from newllm.config.build import ConfigFault
 from newllm.runs.identity import config_hash
-from newllm.training.experiment import build_experiment, write_data
+from newllm.training.experiment import build_experiment
 
 Given = Callable[..., DictConfig]
 
@@ -52,7 +51,7 @@ def test_a_relative_text_is_found_and_recorded_whole(given: Given, tmp_path: Pat
 def test_files_of_a_corpus_are_written_there(given: Given, tmp_path: Path) -> None:
     experiment = build_experiment(given("data=tiny30"), tmp_path / "run")
     assert not (tmp_path / "data").exists()
-    write_data(experiment.source)
+    experiment.source.write()
     assert (tmp_path / "data" / "tiny30.train.txt").is_file()
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -60,5 +59,5 @@ def test_files_of_a_corpus_are_written_there(given: Given, tmp_path: Path) -> No
 def test_a_directory_that_cannot_be_written_is_a_fault(given: Given, tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     experiment = build_experiment(given("data=tiny30"), tmp_path / "run")
-    with pytest.raises(ConfigFault, match=r"data\.directory=.* cannot be written"):
-        write_data(experiment.source)
+    with pytest.raises(ValueError, match=r"data\.directory=.* cannot be written"):
+        experiment.source.write()

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, and its end by a signal."""
+"""Checkpoints of a run, also when a signal ends it."""
 
 from __future__ import annotations
 
@@ -14,41 +14,34 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from newllm.runs.directory import written_whole
-from newllm.training.history import History
+from newllm.training.history import history_of
 from newllm.training.module import LanguageModule
 
 INTERVAL = 60.0  # seconds
 
 
 class Checkpoints(Callback):
-    """`best.ckpt`: the weights of the best validation. `last.ckpt`: all that a run resumes from.
+    """Writes `best.ckpt`, the weights of the best validation, and `last.ckpt`, to resume from.
 
-    Both are written every minute or every so many steps, and the best at the end: writing them at
-    every epoch would cost a small model more time than its training. SIGINT and SIGTERM let the
-    step at hand and the validation after it finish, and then end the run with both written; a
-    second one does not wait.
+    Both are written every minute or every `every_n_steps`, and the best one at the end: writing
+    them in every epoch would take a small model longer than training it. After SIGINT or SIGTERM,
+    the current step is finished, both are written and the run ends; a second signal does not wait.
 
-    They are written just before a batch is trained on. All that belongs to the batch before it is
-    over by then: its step, a validation, the end of its epoch with schedules and early stopping.
+    They are written just before a training batch, when everything that belongs to the batch before
+    it is done: its step, a validation, and the end of its epoch.
 
     Args:
         folder: for the checkpoints.
-        keep_last: whether `last.ckpt` is written at the end as well.
-        history: decides which validation is the best.
-        every_n_steps: how often, in the place of every minute.
+        keep_last: whether `last.ckpt` is also written at the end.
+        every_n_steps: interval that replaces the one of a minute.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(
-        self, folder: Path, keep_last: bool, history: History, every_n_steps: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, keep_last: bool, every_n_steps: int | None = None) -> None:
         self.folder = folder
         self.keep_last = keep_last
-        self.history = history
         self.every_n_steps = every_n_steps
         self._best: dict[str, Any] | None = None
-        self._random_states: dict[str, Any] | None = None  # of the run that goes on
+        self._random_states: dict[str, Any] | None = None  # of a checkpoint, to be restored
         self._written_at = time.monotonic()
         self._is_asked_to_stop = False
         self._handlers: dict[signal.Signals, Any] = {}
@@ -57,7 +50,7 @@ class Checkpoints(Callback):
         if threading.current_thread() is threading.main_thread():
             self._handlers = {
                 number: signal.signal(number, self._ask)
-                for number in self.SIGNALS
+                for number in (signal.SIGINT, signal.SIGTERM)
                 if signal.getsignal(number) != signal.SIG_IGN
             }
 
@@ -72,21 +65,21 @@ class Checkpoints(Callback):
         self._handlers = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        # Not in `on_validation_end`: callbacks that put averaged weights in the place of the
-        # model's for a validation take them away again right after this. `History` comes first.
+        # Not in `on_validation_end`, see `History`, which is called first.
         assert isinstance(module, LanguageModule)
-        if self.history.is_best:
+        history = history_of(trainer)
+        if history.is_best:
             weights = {name: value.clone() for name, value in module.model.state_dict().items()}
-            self._best = {"model": weights, **self.history.best}
+            self._best = {"model": weights, **history.best}
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._random_states is not None:
-            # Not earlier: Lightning itself draws numbers between loading and the first batch.
+            # Not earlier, because Lightning draws random numbers before the first batch.
             _set_random_states(self._random_states)
             self._random_states = None
-            # Lightning would count one more, and log later epochs at a step too far.
+            # Lightning would count one step too many for its logs.
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a checkpoint holds no gradients
@@ -115,12 +108,11 @@ class Checkpoints(Callback):
         self._write_best()
 
     def _write_best(self) -> None:
-        if self._best is None:
-            return
-        self.folder.mkdir(exist_ok=True)
-        with written_whole(self.folder / "best.ckpt") as partial:
-            torch.save(self._best, partial)
-        self._best = None
+        if self._best is not None:
+            self.folder.mkdir(exist_ok=True)
+            with written_whole(self.folder / "best.ckpt") as partial:
+                torch.save(self._best, partial)
+            self._best = None
 
     def _write_last(self, trainer: Trainer) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -130,7 +122,7 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Lightning would take an epoch for ended whose last batch has only been fetched.
+        # Lightning would skip the last batch of an epoch, which has been fetched already.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,7 +133,7 @@ class Checkpoints(Callback):
 
 
 def _random_states() -> dict[str, Any]:
-    """The states of all generators that a run may draw from, as plain values."""
+    """The states of all random number generators, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     device = _device_module()
     return {
@@ -162,6 +154,6 @@ def _set_random_states(states: dict[str, Any]) -> None:
 
 
 def _device_module() -> Any:
-    """What holds the generator of this machine's accelerator, such as `torch.cuda`, if any."""
+    """The module of the accelerator, such as `torch.cuda`; None without one."""
     accelerator = torch.accelerator.current_accelerator()
     return accelerator and torch.get_device_module(accelerator)

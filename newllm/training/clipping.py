@@ -1,4 +1,4 @@
-"""Gradient clipping by norm: how much is allowed in which epoch, and doing it cheaply."""
+"""Gradient clipping by norm."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 
 
 class GradientClip:
-    """The largest allowed gradient norm by epoch, as pairs [from this epoch on, norm].
+    """The largest allowed gradient norm by epoch.
 
-    Epochs count from 0 here. No pairs: no clipping.
+    Args:
+        pairs: [first epoch, from 0, and norm], ascending; no clipping without any.
 
     Raises:
-        ValueError: if the pairs do not start at epoch 0, do not ascend, or a norm is not positive.
+        ValueError: the pairs do not start at epoch 0 or do not ascend, or a norm is not positive.
     """
 
     def __init__(self, pairs: Sequence[Sequence[float]]) -> None:
@@ -31,15 +32,15 @@ class GradientClip:
         self.pairs = pairs
 
     def __call__(self, epoch: int) -> float:
-        """The largest norm in this epoch; infinite where there is no limit."""
+        """The largest norm in an epoch; infinite without a limit."""
         return next((norm for start, norm in reversed(self.pairs) if epoch >= start), math.inf)
 
 
 def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
-    """Scale the gradients down to a norm of at most `limit`, when `optimizer` takes its step.
+    """Clip the gradients to a norm of at most `limit` in the next step of `optimizer`.
 
-    A fused optimizer divides the gradients by its `grad_scale` while it reads them anyway (meant
-    for mixed precision), which saves a pass over them; any other one gets them scaled in place.
+    A fused optimizer divides the gradients by its `grad_scale` (meant for mixed precision), which
+    saves a pass over them; for any other one they are scaled in place.
 
     Returns:
         The norm before clipping.
@@ -47,8 +48,8 @@ def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
     parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
     if all(group.get("fused") for group in optimizer.param_groups):
-        # The small constant is that of torch.nn.utils.clip_grad_norm_. Whatever the type of the
-        # weights, the optimizer reads both as float32.
+        # The constant is that of torch.nn.utils.clip_grad_norm_. The optimizer reads both tensors
+        # as float32, whatever the type of the weights.
         scale = ((norm + 1e-6) / limit).clamp(min=1.0).float()
         optimizer.grad_scale = scale  # type: ignore[attr-defined]
         optimizer.found_inf = torch.zeros_like(scale)  # type: ignore[attr-defined]

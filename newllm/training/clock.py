@@ -1,4 +1,4 @@
-"""When things happen that happen every so often, in epochs or in steps."""
+"""The length of an epoch, and everything that happens at intervals of epochs or steps."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.build import ConfigFault
 from newllm.config.composing import conf_directory
-from newllm.data.module import DataModule
 from newllm.data.source import TEST, Source, Split
-from newllm.training.history import History
 
-SHARE = 0.1  # of the training's time, for what is evaluated beside it
-COST_OF_TRAINING = 3  # forward passes: the backward pass takes about twice as long as the forward
-MOST_VALIDATIONS = 100  # of a run, where `auto` chooses
-AUTO = "auto"  # trainer.val_check_interval: as often as takes at most `SHARE`
+SHARE = 0.1  # of the training time, at most, for periodic evaluation
+COST_OF_TRAINING = 3  # in forward passes: a backward pass takes about two
+MAX_VALIDATIONS = 100  # in a run whose interval is `auto`
+AUTO = "auto"  # value of trainer.val_check_interval: as often as `SHARE` allows
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How long an epoch is, and when the validations are.
+    """How long an epoch is, and when validations take place.
 
-    A source without an end has no epochs of its own: one is what lies between two validations.
+    An endless source has no epochs of its own: an epoch then lasts from one validation to the next.
 
     Attributes:
         epoch_length: training batches in an epoch.
-        arguments: of Lightning's trainer, in the place of those of the configuration.
+        arguments: for Lightning's trainer, which replace those of the configuration.
     """
 
     epoch_length: int
@@ -41,14 +39,14 @@ class Clock:
         """The clock of a configuration.
 
         Raises:
-            ConfigFault: it counts epochs that the source does not have, or what `auto` decides on
-                is chosen as well.
+            ConfigFault: the configuration counts epochs of an endless source, or sets what `auto`
+                determines.
         """
         num_batches, trainer = source.train.num_batches, config.trainer
-        interval = trainer.get("val_check_interval")
+        batches_per_step = int(trainer.get("accumulate_grad_batches") or 1)
         if num_batches is None:
-            return cls._without_end(config, source)
-        if interval != AUTO:
+            return cls._endless(config, source, batches_per_step)
+        if trainer.get("val_check_interval") != AUTO:
             return cls(num_batches)
         if (every := trainer.get("check_val_every_n_epoch", 1)) != 1:
             raise ConfigFault(
@@ -57,48 +55,52 @@ class Clock:
                     "decides on it; drop one of the two"
                 ]
             )
-        limit = trainer.get("limit_train_batches", 1.0)
-        an_epoch = batches_of_epoch(num_batches, limit)
-        interval = _cheap_interval(source, _last_batch(config, an_epoch))
-        if interval > an_epoch:
-            num_epochs = min(-(-interval // an_epoch), trainer.max_epochs or 1)
-            chosen = {"val_check_interval": 1.0, "check_val_every_n_epoch": num_epochs}
-            return cls(num_batches, chosen)
-        times = max(1, an_epoch // interval)
-        return cls(num_batches, {"val_check_interval": max(1, an_epoch // times)})
+        epoch = batches_of_epoch(num_batches, trainer.get("limit_train_batches", 1.0))
+        num_epochs = trainer.max_epochs or 1
+        last_batch = epoch * num_epochs
+        if trainer.max_steps >= 0:
+            last_batch = min(last_batch, trainer.max_steps * batches_per_step)
+        interval = _affordable_interval(source, last_batch)
+        if interval > epoch:
+            every = min(math.ceil(interval / epoch), num_epochs)
+            return cls(num_batches, {"val_check_interval": 1.0, "check_val_every_n_epoch": every})
+        times = max(1, epoch // interval)
+        return cls(num_batches, {"val_check_interval": max(1, epoch // times)})
 
     @classmethod
-    def _without_end(cls, config: DictConfig, source: Source) -> Clock:
-        if faults := list(_epoch_faults(config, source)):
+    def _endless(cls, config: DictConfig, source: Source, batches_per_step: int) -> Clock:
+        if faults := list(_epoch_faults(config, source, batches_per_step)):
             raise ConfigFault(faults)
-        num_batches = _last_batch(config, None)
+        num_batches = config.trainer.max_steps * batches_per_step
         interval: Any = config.trainer.get("val_check_interval") or AUTO
         if interval == AUTO:
-            # Whole steps, and a validation near the end.
-            times = max(1, num_batches // _cheap_interval(source, num_batches))
-            interval = max(1, num_batches // times // _a_step(config)) * _a_step(config)
+            # Whole steps, with a validation near the end.
+            times = max(1, num_batches // _affordable_interval(source, num_batches))
+            interval = max(1, config.trainer.max_steps // times) * batches_per_step
         interval = min(interval, num_batches)
-        num_epochs = -(-num_batches // interval)
+        num_epochs = math.ceil(num_batches / interval)
         return cls(interval, {"val_check_interval": 1.0, "max_epochs": num_epochs})
 
 
-def _epoch_faults(config: DictConfig, source: Source) -> Iterator[str]:
-    """What counts epochs where there are none."""
+def _epoch_faults(config: DictConfig, source: Source, batches_per_step: int) -> Iterator[str]:
+    """Settings in epochs, which an endless source does not have."""
     trainer, reason = config.trainer, f"the training data of {source.name} has no end"
     if trainer.max_steps < 1:
         yield f"trainer.max_steps={trainer.max_steps}: {reason}; set it to the steps to train"
-    if trainer.max_epochs != (usual := _epochs_of_recipe(config)):
+    file = conf_directory() / "recipe" / f"{config.recipe.name}.yaml"
+    recipe = OmegaConf.load(file).recipe if file.is_file() else config.recipe
+    if trainer.max_epochs != recipe.max_epochs:
         yield (
-            f"trainer.max_epochs={trainer.max_epochs}: {reason}; leave it at {usual} and use "
-            "trainer.max_steps"
+            f"trainer.max_epochs={trainer.max_epochs}: {reason}; leave it at {recipe.max_epochs} "
+            "and use trainer.max_steps"
         )
     interval = trainer.get("val_check_interval")
     if not isinstance(interval, int | None) and interval != AUTO:
         yield f"trainer.val_check_interval={interval}: {reason}; give batches"
-    elif isinstance(interval, int) and interval % _a_step(config):
+    elif isinstance(interval, int) and interval % batches_per_step:
         yield (
             f"trainer.val_check_interval={interval}: must be a multiple of "
-            f"trainer.accumulate_grad_batches={_a_step(config)}"
+            f"trainer.accumulate_grad_batches={batches_per_step}"
         )
     if trainer.get("limit_train_batches", 1.0) != 1.0:
         yield f"trainer.limit_train_batches={trainer.limit_train_batches}: {reason}; drop it"
@@ -108,49 +110,24 @@ def _epoch_faults(config: DictConfig, source: Source) -> Iterator[str]:
         yield f"recipe.gradient_clip: {reason} to count epochs of; use [[0,NORM]]"
 
 
-def _epochs_of_recipe(config: DictConfig) -> int:
-    """What the recipe's file says, with which nobody has chosen anything."""
-    file = conf_directory() / "recipe" / f"{config.recipe.name}.yaml"
-    recipe = OmegaConf.load(file).recipe if file.is_file() else config.recipe
-    return int(recipe.max_epochs)
-
-
-def _a_step(config: DictConfig) -> int:
-    """Batches of an optimizer step."""
-    return int(config.trainer.get("accumulate_grad_batches") or 1)
-
-
-def _last_batch(config: DictConfig, an_epoch: int | None) -> int:
-    """Training batches of the whole run, given those of an epoch."""
-    trainer = config.trainer
-    by_steps = trainer.max_steps * _a_step(config)
-    if an_epoch is None:
-        return int(by_steps)
-    by_epochs = an_epoch * (trainer.max_epochs or 1)
-    return int(by_epochs if trainer.max_steps < 0 else min(by_epochs, by_steps))
-
-
 def batches_of_epoch(num_batches: int, limit: float) -> int:
-    """Batches that an epoch takes, of so many; `limit` is a share of them or a number."""
+    """Batches of a limited epoch; `limit` is a share (float) or a number (int)."""
     return int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
 
 
-def _cheap_interval(source: Source, num_batches: int) -> int:
-    """Training batches between validations that take a tenth of the training's time.
-
-    In a run of so many batches there are at most 100 of them.
-    """
+def _affordable_interval(source: Source, num_batches: int) -> int:
+    """Training batches between two validations, in a run of `num_batches`."""
     splits = [split for name, split in source.evaluation.items() if name != TEST]
     positions = sum(_mean_positions(split) * len(split) for split in splits)
     affordable = math.ceil(steps_that_pay(positions, _mean_positions(source.train)))
-    return max(1, affordable, math.ceil(num_batches / MOST_VALIDATIONS))
+    return max(1, affordable, math.ceil(num_batches / MAX_VALIDATIONS))
 
 
 def steps_that_pay(num_evaluated: float, num_trained: float) -> float:
-    """Training steps of which an evaluation takes its share of the time.
+    """Training steps after which an evaluation has taken its share of the time.
 
     Args:
-        num_evaluated: tokens that are evaluated.
+        num_evaluated: tokens of the evaluation.
         num_trained: tokens of a training step.
     """
     return num_evaluated / (SHARE * COST_OF_TRAINING * num_trained)
@@ -164,9 +141,9 @@ def _mean_positions(split: Split) -> float:
 
 
 class Every:
-    """Every so many epochs or, if that is given, every so many steps.
+    """An interval in epochs or, if `num_steps` is given, in steps.
 
-    What looks at a validation is due at the first one, then at the first one after so many steps.
+    What looks at validations is due at the first one, then at the first one after each interval.
     """
 
     def __init__(self, num_epochs: int, num_steps: int | None = None) -> None:
@@ -174,7 +151,7 @@ class Every:
         self._times = -1
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether it is due at the validation at hand; asked once for each."""
+        """Whether it is due at the current validation; to be called once for each."""
         if self._num_steps is None:
             return is_due(trainer, self._num_epochs)
         before, self._times = self._times, trainer.global_step // self._num_steps
@@ -182,19 +159,6 @@ class Every:
 
 
 def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Whether this epoch is one to look at: the first, every n-th, the last one planned."""
+    """Whether this is the first epoch, an n-th one, or the last one planned."""
     epoch = trainer.current_epoch + 1
     return epoch in (1, trainer.max_epochs) or epoch % every_n_epochs == 0
-
-
-def history_of(trainer: Trainer) -> History:
-    """The history of a run."""
-    callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009  (untyped in Lightning)
-    return next(callback for callback in callbacks if isinstance(callback, History))
-
-
-def data_of(trainer: Trainer) -> DataModule:
-    """The data of a run."""
-    data = getattr(trainer, "datamodule")  # noqa: B009  (untyped in Lightning)
-    assert isinstance(data, DataModule)
-    return data

@@ -1,4 +1,4 @@
-"""What a run's model has learned: its losses beside references, and what its context is worth."""
+"""Evaluation of a run: its losses, their references, and ablations of its context."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from newllm.config.build import checked
 from newllm.config.trust import Trust
-from newllm.data.source import Source
+from newllm.data.source import VALIDATION, Source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.reporting import figures
 from newllm.reporting.evaluation import print_evaluation
@@ -25,11 +25,14 @@ SPLITS = ("train", "validation", "test")
 
 
 def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
-    """Evaluate a run, write what is found into a folder, which is returned, and print it.
+    """Evaluate a run, print the results and write them into a folder.
 
     Args:
         path: the run's directory.
-        trusted_packages: of the user, that parts of the run may come from.
+        trusted_packages: further packages that parts of the run may come from.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: the run or its data cannot be loaded.
@@ -38,7 +41,11 @@ def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
     run = load_run(path, trusted_packages)
     source = load_source(run, trusted_packages)
     folder = evaluation_folder(path)
-    found = _found(run, source)
+    if isinstance(source, SentenceSource):
+        found = _evaluate_sentences(run, source)
+    else:
+        splits = source.evaluation.items()
+        found = {"metrics": {name: split_metrics(run.model, split) for name, split in splits}}
     write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
     if "ablations" in found:
         name = run.result.get("name") or run.model.description
@@ -49,45 +56,35 @@ def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _found(run: LoadedRun, source: Source) -> dict[str, Any]:
-    """Everything that is looked at, by name: losses in nats per token."""
-    if isinstance(source, SentenceSource):
-        return _evaluate_sentences(run, source)
-    metrics = {name: split_metrics(run.model, split) for name, split in source.evaluation.items()}
-    return {"metrics": metrics}
-
-
-def _evaluate_sentences(run: LoadedRun, data: SentenceSource) -> dict[str, Any]:
+def _evaluate_sentences(run: LoadedRun, source: SentenceSource) -> dict[str, Any]:
+    """Losses of each split in nats per token, and what the context is worth."""
     found: dict[str, Any] = {"splits": {}}
-    models = ReferenceModels(data)
-    for split in SPLITS:
-        if len(data.split(split)):
-            found["splits"][split] = _losses(run, data, models, split)
+    models = ReferenceModels(source)
+    for name in SPLITS:
+        split = source.split(name)
+        if not len(split):
+            continue
+        loss = float(target_losses(run.model, split).mean())
+        means = models.on(name).means
+        kl = divergences(run.model, source, name) if name == VALIDATION else None
+        found["splits"][name] = {
+            "loss": loss,
+            "references": means,
+            "gap_closed": gap_closed(loss, means),
+            "kl": None if kl is None else float(kl.mean()),
+        }
     if run.model.recurrent_layers:
-        found["ablations"] = asdict(ablate(run.model, data.split("validation")))
-        found["dynamics"] = asdict(dynamics(run.model, data.split("validation")))
+        split = source.split(VALIDATION)
+        found["ablations"] = asdict(ablate(run.model, split))
+        found["dynamics"] = asdict(dynamics(run.model, split))
     return found
 
 
-def _losses(
-    run: LoadedRun, data: SentenceSource, models: ReferenceModels, split: str
-) -> dict[str, Any]:
-    loss = float(target_losses(run.model, data.split(split)).mean())
-    means = models.on(split).means
-    kl = divergences(run.model, data, split) if split == "validation" else None
-    return {
-        "loss": loss,
-        "references": means,
-        "gap_closed": gap_closed(loss, means),
-        "kl": None if kl is None else float(kl.mean()),
-    }
-
-
 def load_source(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> Source:
-    """A run's data, read or drawn again; nothing is written.
+    """Load or generate the data of a run again; nothing is written.
 
     Raises:
-        ValueError: it cannot be, or is not what the run was made of.
+        ValueError: it cannot be loaded, or is not the data that the run was trained on.
     """
     with telling(run.path, "config.yaml describes no data"):
         node = run.config.get("data")
@@ -104,7 +101,7 @@ def load_source(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> Source:
 
 
 def evaluation_folder(run: Path) -> Path:
-    """`evaluation` of a run, made if it is missing; not what a link puts in its place."""
+    """The folder `evaluation` of a run, created if missing; a link is refused."""
     folder = run / "evaluation"
     if folder.is_symlink():
         raise ValueError(f"{folder}: is a link; remove it, since nothing is written elsewhere")

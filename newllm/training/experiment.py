@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,17 +26,17 @@ from newllm.training.clock import Clock
 from newllm.training.history import History
 from newllm.training.loggers import build_loggers
 from newllm.training.metrics import Scores
-from newllm.training.module import LanguageModule
+from newllm.training.module import LanguageModule, Schedule
 from newllm.training.preflight import Preflight, check
 from newllm.training.trainer import build_trainer, planned_steps
-from newllm.training.watching import ContextInspector, Curves
+from newllm.training.watching import Curves
 
 Kind = TypeVar("Kind", bound=Callback)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that a run needs. `references` are those of the validation split."""
+    """Everything a run consists of; `references` are those of the validation split."""
 
     config: DictConfig
     name: str
@@ -59,10 +59,10 @@ class Experiment:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """What decides the run, flat, for TensorBoard's HParams tab."""
+        """All settings that determine the result, by path, such as `optimizer/lr`."""
         resolved = OmegaConf.to_container(self.config, resolve=True)
         assert isinstance(resolved, dict)
-        # What a recipe says stands where it is read, such as in optimizer/lr.
+        # The values of a recipe are read elsewhere, such as in optimizer/lr.
         resolved["recipe"] = {"name": self.config.recipe.name}
         parts = ("model", "data", "recipe", "optimizer", "schedule", "trainer", "countermeasures")
         flat = dict(_flat({part: resolved[part] for part in parts}))
@@ -72,14 +72,9 @@ class Experiment:
         own = {"name": self.name, "seed": self.config.seed, "countermeasure": countermeasures}
         return own | flat
 
-    @property
-    def title(self) -> str:
-        """What pictures of the run say above them."""
-        return run_title(self.name, self.config.data, self.config.seed)
-
 
 def _flat(content: Any, name: str = "") -> Iterator[tuple[str, int | float | str]]:
-    """Plain values by their place, such as `optimizer/lr`; an object is told by its class."""
+    """Plain values by path; an object appears as its class."""
     if isinstance(content, dict):
         for key, value in content.items():
             if key == "_target_":
@@ -91,14 +86,14 @@ def _flat(content: Any, name: str = "") -> Iterator[tuple[str, int | float | str
 
 
 def build_experiment(config: DictConfig, folder: Path) -> Experiment:
-    """Build everything; sizes that follow from others are filled into a copy of the configuration.
+    """Build and check everything; sizes that follow from others are filled into a copy of `config`.
 
     Args:
         config: as composed.
         folder: where the run will write; nothing is written yet.
 
     Raises:
-        ConfigFault: with all faults that were found on the way.
+        ConfigFault: with all faults.
     """
     config = _with_absolute_paths(config)
     faults = _Faults()
@@ -111,48 +106,35 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     model = faults.collect(lambda: _build_model(config, source))
     clip = faults.collect(lambda: GradientClip(list(config.recipe.gradient_clip)))
     schedule = faults.collect(lambda: _build(config, config.schedule))
-    callbacks = faults.collect(lambda: _build_all(config, config.callbacks))
+    callbacks = faults.collect(lambda: _build_callbacks(config))
     history = History(folder)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", config.keep_last, history, config.checkpoint_steps
-    )
-    loggers = faults.collect(lambda: build_loggers(config, folder))
-    trainer = faults.collect(
-        lambda: build_trainer(
-            config, folder, [history, checkpoints, *(callbacks or [])], loggers or [], clock
-        )
-    )
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_last, config.checkpoint_steps)
+    all_callbacks = [history, checkpoints, *(callbacks or [])]
+    loggers = faults.collect(lambda: build_loggers(config, folder)) or []
+    trainer = faults.collect(lambda: build_trainer(config, folder, all_callbacks, loggers, clock))
     num_steps = 1
     if trainer and clock:
         num_steps = faults.collect(lambda: planned_steps(trainer, clock.epoch_length)) or 1
     optimizer = faults.collect(lambda: _build(config, config.optimizer))
     num_epochs = trainer.max_epochs if trainer else 1
-    faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
-    module = faults.collect(lambda: _build_module(model, optimizer, schedule, clip, num_steps))
+    if model and optimizer:
+        faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
     faults.raise_if_any(config)
     references = faults.collect(lambda: _references(config, source))
     faults.raise_if_any(config)
-    # What was resolved names a run, not what was typed.
+    module = LanguageModule(model, optimizer, schedule, clip, num_steps)
     name = str(config.name or model.description)
-    _tell_pictures(callbacks, references, run_title(name, config.data, config.seed))
+    for callback in callbacks:
+        if isinstance(callback, Curves):
+            callback.references = dict(references.means)
+            callback.title = run_title(name, config.data, config.seed)
     preflight = check(model, source, num_steps, instantiate(config.budget))
     data = DataModule(source, clock.epoch_length, config.test)
     return Experiment(config, name, source, data, module, trainer, history, references, preflight)
 
 
-def _tell_pictures(callbacks: Sequence[Callback], references: References, title: str) -> None:
-    for callback in callbacks:
-        if isinstance(callback, Curves):
-            callback.references = dict(references.means)
-        if isinstance(callback, Curves | ContextInspector):
-            callback.title = title
-
-
 def _with_absolute_paths(config: DictConfig) -> DictConfig:
-    """A copy whose paths start where the command was given, whatever folder the run moves to.
-
-    So a run's recorded configuration finds its text from everywhere.
-    """
+    """A copy with absolute paths, so that a recorded configuration finds its text from anywhere."""
     config = config.copy()
     for key in ("path", "directory"):
         if config.data.get(key):
@@ -161,13 +143,13 @@ def _with_absolute_paths(config: DictConfig) -> DictConfig:
 
 
 class _Faults:
-    """Lets building go on past a fault, to find the others as well."""
+    """Collects faults, so that one does not hide the others."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
 
     def collect(self, build: Callable[[], Any]) -> Any:
-        """What `build` returns; None if it finds a fault."""
+        """What `build` returns; None if it raises a ValueError."""
         try:
             return build()
         except ValueError as error:
@@ -175,21 +157,19 @@ class _Faults:
             return None
 
     def raise_if_any(self, config: DictConfig) -> None:
-        """Raise all faults, each told of the key that was set."""
+        """Raise all faults, each with the key that was set."""
         if lines := [blame_origin(config, line) for line in self._lines]:
             raise ConfigFault(list(dict.fromkeys(lines)))
 
 
-def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
-    if decided := [name for name in arguments if node and name in node]:
-        raise ValueError("\n".join(f"{name}: the run decides on it; drop it" for name in decided))
-    return node and instantiate(node, config.trusted_packages, **arguments)
+def _build(config: DictConfig, node: Any) -> Any:
+    return node and instantiate(node, config.trusted_packages)
 
 
-def _build_all(config: DictConfig, nodes: DictConfig, **arguments: Any) -> list[Any]:
-    """All but those that were left out: null, or only settings for what was not chosen."""
-    chosen = [node for node in nodes.values() if node and "_target_" in node]
-    return [_build(config, node, **arguments) for node in chosen]
+def _build_callbacks(config: DictConfig) -> list[Callback]:
+    """All callbacks but those without a `_target_`, which were left out."""
+    nodes = config.callbacks.values()
+    return [_build(config, node) for node in nodes if node and "_target_" in node]
 
 
 def _build_source(config: DictConfig) -> Source:
@@ -212,20 +192,8 @@ def _references(config: DictConfig, source: Source) -> References:
     return references
 
 
-def write_data(source: Source) -> None:
-    """Leave the source's files where it keeps them.
-
-    Raises:
-        ConfigFault: the directory cannot be written.
-    """
-    try:
-        source.write()
-    except ValueError as error:
-        raise ConfigFault([str(error)]) from error
-
-
 def _fill_sizes(config: DictConfig) -> None:
-    """Where a budget was set, the sizes of the model follow from it."""
+    """Derive the sizes of the model from a budget, if one is set."""
     budget: Budget = instantiate(config.budget)
     if unknown := [name for name in budget.names if name not in config.model]:
         raise ValueError(f"budget: the chosen model has no {', '.join(unknown)}")
@@ -234,12 +202,9 @@ def _fill_sizes(config: DictConfig) -> None:
     except ValueError as error:
         if str(error).startswith("budget."):
             raise
-        multiples = (
-            f"the sizes that follow from a budget are multiples of budget.step={budget.step}"
-        )
-        raise ValueError(
-            "\n".join(f"{line}; {multiples}" for line in str(error).splitlines())
-        ) from error
+        hint = f"the sizes that follow from a budget are multiples of budget.step={budget.step}"
+        lines = [f"{line}; {hint}" for line in str(error).splitlines()]
+        raise ValueError("\n".join(lines)) from error
     config.model.update(sizes)
 
 
@@ -251,7 +216,7 @@ def _build_model(config: DictConfig, source: Source | None) -> LanguageModel:
 
 
 def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
-    """Why a model cannot be trained on a source."""
+    """Reasons why a model cannot be trained on a source."""
     if source.vocabulary_size > model.vocabulary_size:
         yield (
             f"model.vocabulary_size={model.vocabulary_size}: the vocabulary has "
@@ -265,28 +230,15 @@ def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
 
 
 def _check_schedule(
-    model: Any, optimizer: Any, schedule: Any, num_steps: int, num_epochs: int
+    model: LanguageModel, optimizer: Any, schedule: Schedule | None, num_steps: int, num_epochs: int
 ) -> None:
-    """The faults of an optimizer and a scheduler show only when they are built."""
-    if model is None or optimizer is None:
-        return
-    built = _named("optimizer", lambda: optimizer(model.parameters()))
-    if schedule is not None:
-        _named("schedule", lambda: schedule.check(built, num_steps, num_epochs))
-
-
-def _build_module(
-    model: Any, optimizer: Any, schedule: Any, clip: Any, num_steps: int
-) -> LanguageModule | None:
-    if model is None or optimizer is None or clip is None:
-        return None
-    return LanguageModule(model, optimizer, schedule, clip, num_steps)
-
-
-def _named(part: str, build: Callable[[], Any]) -> Any:
-    """What `build` returns; torch's own message does not say what it is about."""
+    """Build the optimizer and its scheduler once, because only that shows their faults."""
+    part = "optimizer"
     try:
-        return build()
+        built = optimizer(model.parameters())
+        part = "schedule"
+        if schedule is not None:
+            schedule.check(built, num_steps, num_epochs)
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{part}: {reason}") from error

@@ -1,10 +1,10 @@
-"""The run's metrics as tables, and which of its validations was the best."""
+"""The run's metrics by epoch and by step, and which of its validations was the best."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from newllm.data.source import VALIDATION
-from newllm.runs.directory import write_text
 from newllm.training.metrics import RowSums, Scores, perplexity
-from newllm.training.module import LanguageModule
-from newllm.training.steps import Steps, table
+from newllm.training.module import LanguageModule, data_of
+from newllm.training.steps import Steps, write_table
 
-COLLECT_EVERY = 50  # steps: how old step losses on disk, and the news of a divergence, may be
+COLLECT_EVERY = 50  # steps between two updates of `steps.csv` and checks for a divergence
+# Metrics of the training batches beside the loss, which the steps give.
+TRAIN_METRICS = ("loss_batch_mean", "loss_known", "accuracy", "accuracy_sequence")
 
 
 class Diverged(ArithmeticError):
@@ -27,30 +28,31 @@ class Diverged(ArithmeticError):
 
 
 class History(Callback):
-    """The run's metrics: `metrics.csv` by epoch, `steps.csv` by optimizer step.
+    """Writes `metrics.csv` by epoch and `steps.csv` by optimizer step.
 
-    `metrics.csv` has a row for the end of each epoch, and one with a fraction of an epoch for each
-    validation before it. Epochs count from 1; `tokens` are those trained on so far. Logs the
-    metrics of training (means over the epoch's tokens), `grad/norm` (mean over its steps), and
-    `train/loss` and `grad/norm` by step. Ends a run whose loss is no longer finite. It is part of a
-    checkpoint, so a resumed run has one history.
+    `metrics.csv` has a row for the end of each epoch, and one with a fractional epoch for each
+    validation before it. Epochs count from 1; `tokens` counts from the start of the run. Logs the
+    training metrics (means over the tokens of the epoch), `grad/norm` (mean over its steps), and
+    `train/loss` and `grad/norm` by step. Ends a run whose loss is no longer finite. Checkpoints
+    contain it, so a resumed run has one history.
 
     It alone decides which validation is the best: the first one with the lowest `val/loss`.
-    """
 
-    # What is made of the rows of the training batches; the steps give the loss and the norm.
-    TRAIN_METRICS = ("loss_batch_mean", "loss_known", "accuracy", "accuracy_sequence")
+    Attributes:
+        epochs: the rows of `metrics.csv`.
+        best: `val_loss`, `epoch` and `step` of the best validation; empty before there is one.
+        is_best: whether the last validation is the best so far.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.epochs: list[dict[str, float]] = []
-        self.best: dict[str, float] = {}  # `val_loss`, `epoch` and `step` of the best validation
-        self.is_best = False  # whether the last validation is the best so far
+        self.best: dict[str, float] = {}
+        self.is_best = False
         self._steps = Steps(folder / "steps.csv")
         self._first_step, self._first_token = 0, 0  # of this epoch
-        self._batches: list[Tensor] = []  # of the step at hand: sum of losses, tokens
+        self._batches: list[Tensor] = []  # of the current step: sum of losses, tokens
         self._train_scores = Scores(())
-        self._train_state: dict[str, Any] | None = None
         self._validated: dict[str, float] = {}
 
     @property
@@ -63,23 +65,12 @@ class History(Callback):
         """The loss of a step that is at most `COLLECT_EVERY` steps old; NaN before the first."""
         return self._steps.last_loss
 
-    def lowest(self, metric: str) -> float | None:
-        """The minimum of a metric's own curve; None without a value."""
-        values = [row.get(metric, math.nan) for row in self.epochs]
-        return min(filter(math.isfinite, values), default=None)
-
-    def best_row(self) -> Mapping[str, float]:
-        """The row of the best validation; empty before there is one."""
-        return next((row for row in self.epochs if row["step"] == self.best.get("step")), {})
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._start_scores(trainer)
-        if self._train_state:
-            self._train_scores.load_state_dict(self._train_state)
 
     def _start_scores(self, trainer: Trainer) -> None:
-        split = trainer.datamodule.source.train  # type: ignore[attr-defined]
-        self._train_scores = Scores([name for name in self.TRAIN_METRICS if name in split.metrics])
+        available = data_of(trainer).source.train.metrics
+        self._train_scores = Scores([name for name in TRAIN_METRICS if name in available])
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,13 +79,13 @@ class History(Callback):
         self._train_scores.add(rows)
         self._batches.append(rows.sums_BK[:, :2].sum(0))
         if trainer.global_step == len(self._steps):
-            return  # its gradients wait for those of the next batches
+            return  # the gradients are still accumulated
         loss, num_tokens = torch.stack(self._batches).sum(0)
         norm = module.gradient_norm
         assert isinstance(norm, Tensor)
         self._steps.add(loss, num_tokens, norm)
         self._batches = []
-        if self._steps.num_pending >= COLLECT_EVERY:
+        if len(self._steps.pending) >= COLLECT_EVERY:
             self._collect(trainer)
             self._check_finite("train/loss", self.last_loss, trainer)
 
@@ -105,10 +96,10 @@ class History(Callback):
                 logger.log_metrics(by_step, step=int(row["step"]))
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        # Here, not in `on_validation_end`: weights that a callback puts in the place of the
-        # model's for a validation are still there, and can be kept if they are the best.
+        # Not in `on_validation_end`: a callback that swaps averaged weights in for a validation
+        # has swapped them out again by then.
         assert isinstance(module, LanguageModule)
-        # Lightning keeps what is logged in float32; these figures are exact.
+        # Exact values: Lightning keeps logged ones in float32.
         self._validated = module.evaluated({VALIDATION: "val"})
         loss = self._validated.get("val/loss", math.nan)
         self.is_best = loss < self.best.get("val_loss", math.inf)
@@ -123,20 +114,20 @@ class History(Callback):
         }
         self._validated = of_callbacks | self._validated
         loss = self._validated.get("val/loss", 0.0)
-        if not trainer.is_last_batch:  # else it is a part of the epoch's row
+        if not trainer.is_last_batch:  # otherwise the epoch's row contains it
             self._collect(trainer)
             self._add_row(trainer, {})
         self._check_finite("val/loss", loss, trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        means = self._close_epoch(trainer)
-        module.log_dict(means)
-        self._check_finite("train/loss", means["train/loss"], trainer)
+        metrics = self._close_epoch(trainer)
+        module.log_dict(metrics)
+        self._check_finite("train/loss", metrics["train/loss"], trainer)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
-        """Keep what led to the end of a run that fails, diverges or is interrupted."""
+        """Keep the metrics of the unfinished epoch."""
         if len(self._steps) > self._first_step:
             self._close_epoch(trainer)
 
@@ -149,30 +140,29 @@ class History(Callback):
             )
 
     def _close_epoch(self, trainer: Trainer) -> dict[str, float]:
-        """Add the epoch's row; returns its means over the training."""
+        """Add the row of the epoch; returns its training metrics."""
         self._collect(trainer)
         rows = self._steps.rows(self._first_step)
         ends = [self._first_token, *(int(row["tokens"]) for row in rows)]
-        self._first_step, self._first_token = len(self._steps), ends[-1]
+        counts = [end - start for start, end in pairwise(ends)]
         losses = [row["train/loss"] for row in rows]
-        counts = [after - before for before, after in pairwise(ends)]
         loss = sum(map(operator.mul, losses, counts)) / max(sum(counts), 1)
-        means = {
+        metrics = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "grad/norm": sum(row["grad/norm"] for row in rows) / max(len(rows), 1),
+            **{f"train/{name}": value for name, value in self._train_scores.metrics().items()},
         }
-        scored = self._train_scores.metrics()
+        self._first_step, self._first_token = len(self._steps), ends[-1]
         self._start_scores(trainer)
-        means |= {f"train/{name}": value for name, value in scored.items()}
-        self._add_row(trainer, means)
-        return means
+        self._add_row(trainer, metrics)
+        return metrics
 
-    def _add_row(self, trainer: Trainer, means: Mapping[str, float]) -> None:
-        """Add a row, or complete the one of this step, where an epoch ended early."""
+    def _add_row(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Add a row, or complete that of this step when an epoch ended early."""
         tokens = self._steps.num_tokens
         row = {"epoch": _epoch(trainer), "step": trainer.global_step, "tokens": tokens}
-        row |= {**means, **self._validated}
+        row |= {**metrics, **self._validated}
         if self.epochs and self.epochs[-1]["step"] == row["step"]:
             row |= self.epochs.pop()
         self.epochs.append(row)
@@ -197,15 +187,16 @@ class History(Callback):
         self.epochs, self.best = state["epochs"], state["best"]
         self._steps.load_state_dict(state["steps"])
         self._first_step, self._first_token = state["first"]
-        self._train_state = state["scores"]
+        self._train_scores.load_state_dict(state["scores"])
 
 
 def _epoch(trainer: Trainer) -> float:
-    """Epochs that are done, the one at hand by the share of its batches."""
+    """Epochs that are done, including the share of the current one."""
     share = (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches
     return trainer.current_epoch + (1 if share >= 1 else round(share, 4))
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write rows as CSV; a column for each name that occurs."""
-    write_text(path, table(list(dict.fromkeys(name for row in rows for name in row)), rows))
+def history_of(trainer: Trainer) -> History:
+    """The history of a run."""
+    callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009  (untyped in Lightning)
+    return next(callback for callback in callbacks if isinstance(callback, History))

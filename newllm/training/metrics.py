@@ -1,6 +1,6 @@
-"""Metrics of a split, from sums over the scored targets of each of its rows.
+"""Metrics of a split, from sums over the scored targets of each row.
 
-Shape suffixes: B rows of a batch, T time, N rows of a split, S slices, K columns (`COLUMNS`).
+Shape suffixes: B rows of a batch, T time, N rows of a split, S slices, K fields of `Sums`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from newllm.models.language_model import LanguageModel
 # The published validation loss is a mean over batches of this many sentences, in split order.
 PUBLISHED_BATCH_SIZE = 16
 
-COLUMNS = ("loss", "tokens", "loss_known", "tokens_known", "correct", "rows", "rows_correct")
-
 
 class RowSums(NamedTuple):
-    """What a batch adds to the metrics of its split.
+    """The sums over the scored targets of each row of a batch.
 
     Attributes:
-        sums_BK: sums over the scored targets of each row. float64.
-        sentence_B: the index of each row within its split. int64.
-        slice_B: its slice; None for a split without slices. int64.
+        sums_BK: one `Sums` per row. float64.
+        sentence_B: as in `Batch`.
+        slice_B: as in `Batch`.
     """
 
     sums_BK: Tensor
@@ -39,7 +37,7 @@ class RowSums(NamedTuple):
 
 @torch.no_grad()
 def sum_rows(loss_BT: Tensor, correct_BT: Tensor, batch: Batch) -> RowSums:
-    """Sum what `LanguageModel.score` returns for a batch; the rest of a row counts nothing."""
+    """Sum what `LanguageModel.score` returns for a batch."""
     scored_BT = batch.scored_BT
     known_BT = scored_BT & (batch.targets_BT != UNK)
     columns = (loss_BT, scored_BT, loss_BT * known_BT, known_BT, correct_BT & scored_BT)
@@ -50,7 +48,7 @@ def sum_rows(loss_BT: Tensor, correct_BT: Tensor, batch: Batch) -> RowSums:
 
 
 class Sums(NamedTuple):
-    """The columns of `COLUMNS`, summed over rows."""
+    """Sums over the scored targets of rows."""
 
     loss: float
     tokens: float
@@ -62,7 +60,7 @@ class Sums(NamedTuple):
 
 
 def perplexity(loss: float) -> float:
-    """e to the loss in nats; infinite where that is too large for a number."""
+    """e to the loss in nats; infinite if that is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -73,18 +71,18 @@ METRICS: dict[str, Callable[[Sums], float]] = {
     "accuracy": lambda sums: sums.correct / sums.tokens,
     "accuracy_sequence": lambda sums: sums.rows_correct / sums.rows,
 }
-BATCH_MEAN = "loss_batch_mean"  # the only one that needs the rows one by one
+BATCH_MEAN = "loss_batch_mean"  # the only metric that needs single rows
 
 
 class Scores:
-    """The metrics of a split, gathered batch by batch in any order.
+    """The metrics of a split, accumulated batch by batch in any order.
 
     Args:
-        names: of `METRICS`, or `loss_batch_mean`.
-        slices: of the split.
+        names: names of metrics, from `METRICS` or `loss_batch_mean`.
+        slices: names of the slices of the split.
 
     Raises:
-        ValueError: a metric that does not exist.
+        ValueError: a metric does not exist.
     """
 
     def __init__(self, names: Sequence[str], slices: Sequence[str] = ()) -> None:
@@ -96,13 +94,13 @@ class Scores:
         self._sums_SK: Tensor | None = None
 
     def add(self, rows: RowSums) -> None:
-        """Add a batch; nothing waits for the device."""
+        """Add a batch, without waiting for the device."""
         if self._sums_SK is None:
-            shape = max(len(self._slices), 1), len(COLUMNS)
+            shape = max(len(self._slices), 1), len(Sums._fields)
             self._sums_SK = rows.sums_BK.new_zeros(shape)
-        self._sums_SK = self._sums_SK.to(rows.sums_BK.device)  # one of a checkpoint lay elsewhere
+        self._sums_SK = self._sums_SK.to(rows.sums_BK.device)  # from a checkpoint
         if self._slices:
-            assert rows.slice_B is not None, "a split with slices says which each row belongs to"
+            assert rows.slice_B is not None, "a split with slices needs slice_B"
             self._sums_SK.index_add_(0, rows.slice_B, rows.sums_BK)
         else:
             self._sums_SK += rows.sums_BK.sum(0)
@@ -110,23 +108,23 @@ class Scores:
             self._rows.append(rows)
 
     def metrics(self) -> dict[str, float]:
-        """All metrics by name, those of a slice as `METRIC/SLICE`; none before `add`."""
+        """The metrics by name, those of a slice as `METRIC/SLICE`; empty before `add`."""
         if self._sums_SK is None:
             return {}
-        found = {}
         parts = {"": self._sums_SK.sum(0)}
         parts |= {f"/{name}": row for name, row in zip(self._slices, self._sums_SK, strict=False)}
+        found = {}
         for suffix, sums_K in parts.items():
             sums = Sums(*sums_K.tolist())
             for name in self._names:
                 if name in METRICS and sums.tokens:
                     found[name + suffix] = METRICS[name](sums)
-        if BATCH_MEAN in self._names:
-            found[BATCH_MEAN] = self._batch_mean()
-        return {name: found[name] for name in (*self._names, *found) if name in found}
+                elif name == BATCH_MEAN and not suffix:
+                    found[name] = self._batch_mean()
+        return found
 
     def _batch_mean(self) -> float:
-        """The mean over batches of the mean over the tokens of each."""
+        """The unweighted mean over batches of `PUBLISHED_BATCH_SIZE` rows."""
         order_N = torch.cat([rows.sentence_B.cpu() for rows in self._rows]).argsort()
         sums_NK = torch.cat([rows.sums_BK.cpu() for rows in self._rows])[order_N]
         means = [
@@ -136,18 +134,18 @@ class Scores:
         return sum(means) / len(means)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was gathered so far, as tensors."""
+        """The accumulated sums, as tensors."""
         return {"sums": self._sums_SK, "rows": [tuple(rows) for rows in self._rows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._sums_SK = state["sums"]
         self._rows = [RowSums(*rows) for rows in state["rows"]]
 
 
 @torch.no_grad()
 def split_metrics(model: LanguageModel, split: Split) -> dict[str, float]:
-    """The metrics of an evaluation split; its state is carried on where its batches say so."""
+    """Evaluate a model on a split; the state is carried if its batches contain `reset_BT`."""
     scores, state = Scores(split.metrics, split.slices), None
     for batch in on_device_of(model, split):
         carried = state if batch.reset_BT is not None else None

@@ -1,18 +1,18 @@
-"""The training module: loss, metrics and optimizer of any language model of this package.
+"""The Lightning module: loss, metrics, optimizer and schedule of a language model.
 
-Shapes: B batch, T time (tokens).
+Shape suffixes: B batch, T time (tokens).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -23,74 +23,74 @@ from newllm.models.language_model import LanguageModel, State
 from newllm.training.clipping import GradientClip, clip_gradients
 from newllm.training.metrics import Scores, sum_rows
 
+MAX_CHECKED_STEPS = 200  # of a schedule
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning-rate schedule: `scheduler(optimizer)`, advanced at every `interval`.
+    """A learning-rate schedule.
 
-    One that advances by steps is called with `total_steps`, the steps that the run plans.
+    Args:
+        interval: `step` or `epoch`, after each of which the scheduler is advanced.
+        scheduler: makes a scheduler of an optimizer; by steps, it is also given `total_steps`.
     """
 
     interval: str
     scheduler: Callable[..., Any]
 
-    def build(self, optimizer: Optimizer, total_steps: int) -> Any:
-        """The scheduler of an optimizer."""
-        if self.interval == "epoch":
-            return self.scheduler(optimizer)
-        # A cycle rises and falls, which takes two steps.
-        total_steps = max(total_steps, 2)
-        return self.scheduler(optimizer, total_steps=total_steps, **self._no_division(total_steps))
-
-    def _no_division(self, total_steps: int) -> dict[str, float]:
-        """The share of a warm-up that ends at the very first step, a hair smaller.
-
-        OneCycleLR divides by the steps of its warm-up less one. Where the warm-up is shorter than a
-        step, it begins near its peak, and so it does here.
-        """
-        share = getattr(self.scheduler, "keywords", {}).get("pct_start")
-        return {"pct_start": share * (1 - 1e-6)} if share and share * total_steps == 1 else {}
-
-    def check(
-        self, optimizer: Optimizer, total_steps: int, num_epochs: int, most: int = 200
-    ) -> None:
-        """Go through the first steps of a schedule: those of a short run are where it may break.
-
-        Raises:
-            ValueError: or what else the scheduler itself raises.
-        """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimizer takes no steps here
-            scheduler = self.build(optimizer, total_steps)
-            for number in range(min(total_steps if self.interval == "step" else num_epochs, most)):
-                scheduler.step()
-                for group in optimizer.param_groups:
-                    if not (0 <= group["lr"] < math.inf):
-                        rate = f"the learning rate is {group['lr']}"
-                        raise ValueError(f"{rate} after {number + 1} of its {self.interval}s")
-
     def __post_init__(self) -> None:
         if self.interval not in ("step", "epoch"):
             raise ValueError(f"schedule.interval={self.interval}: must be step or epoch")
+
+    def build(self, optimizer: Optimizer, total_steps: int) -> Any:
+        """The scheduler of an optimizer, for a run of so many steps."""
+        if self.interval == "epoch":
+            return self.scheduler(optimizer)
+        arguments: dict[str, Any] = {"total_steps": max(total_steps, 2)}  # a cycle needs two
+        share = getattr(self.scheduler, "keywords", {}).get("pct_start")
+        if share and share * arguments["total_steps"] == 1:
+            # OneCycleLR divides by the steps of its warm-up less one. A slightly shorter warm-up
+            # begins near the peak, as it does with even fewer steps.
+            arguments["pct_start"] = share * (1 - 1e-6)
+        return self.scheduler(optimizer, **arguments)
+
+    def check(self, optimizer: Optimizer, total_steps: int, num_epochs: int) -> None:
+        """Take the first steps of the schedule, which shows most of its faults.
+
+        Raises:
+            ValueError: a learning rate is negative or not finite. The scheduler may raise others.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer takes no steps here
+            scheduler = self.build(optimizer, total_steps)
+            num_steps = total_steps if self.interval == "step" else num_epochs
+            for step in range(1, 1 + min(num_steps, MAX_CHECKED_STEPS)):
+                scheduler.step()
+                for group in optimizer.param_groups:
+                    if not 0 <= group["lr"] < math.inf:
+                        message = f"the learning rate is {group['lr']} after {step} of its"
+                        raise ValueError(f"{message} {self.interval}s")
 
 
 class LanguageModule(LightningModule):
     """Trains a language model to predict the scored targets.
 
-    Logs the metrics of each evaluation split: `val/` and `test/`, or the name of another split,
-    which is logged as `best/NAME/` when it is evaluated with the best weights. `scores` gathers
-    what the splits at hand scored, by name; `gradient_norm` is that of the last step, before
-    clipping.
+    Logs the metrics of each evaluation split, as `val/...`, `test/...` or `NAME/...`. Another split
+    is logged as `best/NAME/...` when it is evaluated with the best weights.
 
-    A source whose batches say where to reset has its state carried from batch to batch. The
-    gradient ends at the beginning of a batch.
+    If the batches of a source contain `reset_BT`, the state is carried from batch to batch, without
+    its gradient.
 
     Args:
         model: to be trained.
-        optimizer: makes an optimizer of some parameters.
-        schedule: of its learning rate; None keeps it.
+        optimizer: makes an optimizer of parameters.
+        schedule: of the learning rate; None keeps it constant.
         gradient_clip: the largest norm of the gradient, by epoch.
-        num_steps: optimizer steps that the run plans.
+        num_steps: optimizer steps planned.
+
+    Attributes:
+        scores: of the splits being evaluated, by name.
+        gradient_norm: of the last step, before clipping.
     """
 
     def __init__(
@@ -110,8 +110,11 @@ class LanguageModule(LightningModule):
         self.gradient_norm = torch.tensor(math.nan)
         self.scores: dict[str, Scores] = {}
         self._num_tokens_of_step: list[Tensor] = []  # of each batch since the last step
-        self._state: State | None = None  # carried by training batches
-        self._evaluation_state: tuple[int, State | None] = (0, None)  # of a split, by its number
+        self._state: State | None = None  # carried between training batches
+        self._evaluation_state: tuple[int, State | None] = (
+            0,
+            None,
+        )  # number of the split, and its state
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the scored targets of a batch, in nats."""
@@ -119,7 +122,7 @@ class LanguageModule(LightningModule):
         return loss_BT.sum() / batch.scored_BT.sum()
 
     def _score(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State | None]:
-        """Loss and whether the prediction is correct [B, T], and the state to carry on."""
+        """Losses and correctness [B, T], and the state to carry on."""
         if batch.reset_BT is None:
             return *self.model.score(batch.tokens_BT, batch.targets_BT)[:2], None
         loss_BT, correct_BT, state = self.model.score(
@@ -128,14 +131,14 @@ class LanguageModule(LightningModule):
         return loss_BT, correct_BT, _detached(state)
 
     def on_train_start(self) -> None:
-        self._state = _detached(self._state, self.device)  # one of a checkpoint lies elsewhere
+        self._state = _detached(self._state, self.device)  # that of a checkpoint may be on another
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        """The mean loss of a batch, and the `RowSums` that metrics are made from.
+        """The loss of a batch, and its `RowSums`.
 
-        The losses of accumulated batches are weighted by their tokens. All of them are divided by
-        the number of tokens of the first one, since the others are not known yet;
-        `configure_gradient_clipping` makes up for it.
+        Accumulated batches are weighted by their tokens: the losses of all are divided by the
+        number of tokens of the first one, and `configure_gradient_clipping` corrects the gradients
+        once the total is known.
         """
         loss_BT, correct_BT, self._state = self._score(batch, self._state)
         self._num_tokens_of_step.append(batch.scored_BT.sum().clamp(min=1))
@@ -150,28 +153,23 @@ class LanguageModule(LightningModule):
     ) -> None:
         num_tokens, self._num_tokens_of_step = self._num_tokens_of_step, []
         if (num_batches := self.trainer.accumulate_grad_batches) > 1:
-            # Lightning divides the loss of each batch by their number.
+            # Lightning has divided the loss of each batch by their number.
             scale = num_batches * num_tokens[0] / torch.stack(num_tokens).sum()
             for weight in self.model.parameters():
                 if weight.grad is not None:
                     weight.grad.mul_(scale)
-        limit = self.gradient_clip(self.current_epoch)
-        self.gradient_norm = clip_gradients(optimizer, limit)
+        self.gradient_norm = clip_gradients(optimizer, self.gradient_clip(self.current_epoch))
 
     def on_validation_epoch_start(self) -> None:
-        self._start_scores(self._data.validation_names)
+        self._start_scores()
 
     def on_test_epoch_start(self) -> None:
-        self._start_scores(self._data.test_names)
+        self._start_scores()
 
-    @property
-    def _data(self) -> DataModule:
-        data = getattr(self.trainer, "datamodule")  # noqa: B009  (untyped in Lightning)
-        assert isinstance(data, DataModule)
-        return data
-
-    def _start_scores(self, names: Sequence[str]) -> None:
-        splits = self._data.source.evaluation
+    def _start_scores(self) -> None:
+        data = data_of(self.trainer)
+        names = data.test_names if self.trainer.testing else data.validation_names
+        splits = data.source.evaluation
         self.scores = {name: Scores(splits[name].metrics, splits[name].slices) for name in names}
         self._evaluation_state = 0, None
 
@@ -191,7 +189,7 @@ class LanguageModule(LightningModule):
         self.log_dict(self.evaluated(others | {TEST: TEST}))
 
     def evaluated(self, prefixes: dict[str, str]) -> dict[str, float]:
-        """The metrics of the splits at hand; a split without a prefix has its name for one."""
+        """The metrics of the evaluated splits; the default prefix of a split is its name."""
         return {
             f"{prefixes.get(name, name)}/{metric}": value
             for name, scores in self.scores.items()
@@ -213,7 +211,14 @@ class LanguageModule(LightningModule):
 
 
 def _detached(state: State | None, device: torch.device | None = None) -> State | None:
-    """A state that no gradient passes, on a device if one is given."""
+    """Detach a state, and move it if a device is given."""
     if isinstance(state, tuple):
         return tuple(tensor.detach().to(device) for tensor in state)
     return None if state is None else state.detach().to(device)
+
+
+def data_of(trainer: Trainer) -> DataModule:
+    """The data of a run."""
+    data = getattr(trainer, "datamodule")  # noqa: B009  (untyped in Lightning)
+    assert isinstance(data, DataModule)
+    return data

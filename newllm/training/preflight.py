@@ -1,7 +1,7 @@
-"""What is checked before the first step: whether the losses of a run will mean anything.
+"""Checks of a model and its data before the first step.
 
-A model that sees the future does not train, unless it says so itself (`transformer_leaky`).
-Everything else is a warning with its number.
+A model that sees the future is refused, unless it declares so (`transformer_leaky`). Everything
+else is a warning.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.reference import Reference
 from newllm.models.sizes import Budget
 
-# From where on a warning is worth a line.
+# Thresholds of the warnings.
 MANY_UNKNOWN = 0.05
 MUCH_OVERLAP = 0.01
 MANY_UNUSED = 0.1
 FEW_STEPS = 200
-MAX_ROWS, MAX_POSITIONS = 4, 128  # in which a leak is looked for
-TOLERANCE = 1e-9  # of the largest logit, in float64; another order of the same sums changes less
+MAX_ROWS, MAX_POSITIONS = 4, 128  # to search for a leak
+TOLERANCE = 1e-9  # relative, in float64; reordered sums differ by less
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Preflight:
     """The findings.
 
     Attributes:
-        causal: whether no future token changes an earlier logit.
-        num_classes: all outputs.
+        causal: whether no later token changes an earlier logit.
+        num_classes: outputs of the model.
         num_steps: optimizer steps planned.
-        missed_budget: a line for each budget that the model does not keep.
-        unknown_share: `<UNK>` among the validation targets.
-        unknown_in_train: whether it is a training target as well.
-        overlap_share: validation sentences that are in train as well.
+        missed_budget: a line for each budget that the model exceeds or falls short of.
+        unknown_share: share of `<UNK>` among the validation targets.
+        unknown_in_train: whether `<UNK>` is also a training target.
+        overlap_share: share of the validation sentences that are also in train.
         num_too_long: sentences that were cut or dropped for their length.
-        num_unused_classes: outputs that are never a training target, as far as that is known.
+        num_unused_classes: outputs that are never a training target.
     """
 
     causal: bool
@@ -60,21 +60,21 @@ class Preflight:
     num_unused_classes: int = 0
 
     def as_result(self) -> dict[str, Any]:
-        """All findings by name, and the warnings."""
+        """The findings by name, with the warnings."""
         return asdict(self) | {"warnings": list(self.warnings())}
 
     def warnings(self) -> Iterator[str]:
-        """A line for each finding that a reader of the losses should know of."""
+        """A line for each finding that matters for the losses."""
         if not self.causal:
             yield (
                 "sees the future: it has no causal mask (the published baseline's fault); "
-                "its losses are no language-model losses"
+                "its losses are not language-model losses"
             )
         if self.unknown_share > MANY_UNKNOWN:
+            never = "" if self.unknown_in_train else ", which training never shows"
             yield (
-                f"{self.unknown_share:.0%} of the validation targets are <UNK>"
-                + (", which training never shows" if not self.unknown_in_train else "")
-                + ": see val/loss_known"
+                f"{self.unknown_share:.0%} of the validation targets are <UNK>{never}: "
+                "see val/loss_known"
             )
         if self.overlap_share > MUCH_OVERLAP:
             yield f"{self.overlap_share:.0%} of the validation sentences are in train as well"
@@ -96,35 +96,34 @@ def check(
     """Check a model and its data.
 
     Raises:
-        ConfigFault: the model sees the future and does not say so.
+        ConfigFault: the model sees the future and does not declare so.
     """
     leak = find_leak(model, _some_tokens(source))
     if leak and not model.sees_the_future:
         raise ConfigFault(
-            [f"{model.description} sees the future: {leak}; mend it, it would learn to copy"]
+            [f"{model.description} sees the future: {leak}; fix it, since it would learn to copy"]
         )
+    of_sentences: dict[str, Any] = {}
+    if isinstance(source, SentenceSource):
+        train_ids = source.split("train").different_ids
+        of_sentences = {
+            "unknown_share": source.card.unknown_share,
+            "unknown_in_train": UNK in train_ids,
+            "overlap_share": source.card.overlap_share,
+            "num_too_long": sum(source.num_too_long.values()),
+            "num_unused_classes": model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
+        }
     return Preflight(
         causal=leak is None,
         num_classes=model.vocabulary_size,
         num_steps=num_steps,
         missed_budget=tuple(budget.misses(model)) if budget else (),
-        **(_of_sentences(model, source) if isinstance(source, SentenceSource) else {}),
+        **of_sentences,
     )
 
 
-def _of_sentences(model: LanguageModel, source: SentenceSource) -> dict[str, Any]:
-    card, train_ids = source.card, source.split("train").different_ids
-    return {
-        "unknown_share": card.unknown_share,
-        "unknown_in_train": UNK in train_ids,
-        "overlap_share": card.overlap_share,
-        "num_too_long": sum(source.num_too_long.values()),
-        "num_unused_classes": model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
-    }
-
-
 def _some_tokens(source: Source) -> Tensor:
-    """Beginnings of validation rows, of sentences the longest [B, T]."""
+    """Beginnings of some validation rows, the longest ones of sentences [B, T]."""
     if not isinstance(source, SentenceSource):
         return source.evaluation[VALIDATION].batch(0, 0).tokens_BT[:MAX_ROWS, :MAX_POSITIONS]
     split = source.split(VALIDATION)
@@ -137,24 +136,24 @@ def _some_tokens(source: Source) -> Tensor:
 def find_leak(model: LanguageModel, tokens_BT: Tensor) -> str | None:
     """Which later token changes which earlier logit; None if none does.
 
-    A copy in float64 is asked: fresh weights may give logits so small that float32 hides it.
+    Computed on a copy in float64, because float32 could hide a leak in the small logits of fresh
+    weights.
     """
     model = copy.deepcopy(model).double().eval()
     for layer in model.recurrent_layers:
-        layer.recurrence = Reference()  # Machine code for float64 would be compiled for this alone.
+        layer.recurrence = Reference()  # machine code for float64 would be compiled for this alone
     tokens_BT = tokens_BT.to(device_of(model))
     logits_BTV = model(tokens_BT)[0]
-    length, leak = tokens_BT.shape[1], None
+    length = tokens_BT.shape[1]
+    span = max(1, model.vocabulary_size - UNK - 1)
     for first_changed in sorted({1, length // 2, length - 1} - {0}):
         changed_BT = tokens_BT.clone()
         later_BT = changed_BT[:, first_changed:]
-        # Another real token in the place of each, the same every time.
-        span = max(1, model.vocabulary_size - UNK - 1)
+        # Replace each token by another real one.
         later_BT[later_BT != PAD] = (later_BT[later_BT != PAD] * 7 + 3) % span + UNK + 1
-        before = slice(0, first_changed)
-        difference_T = (model(changed_BT)[0] - logits_BTV)[:, before].abs().amax((0, 2))
-        if (difference_T > TOLERANCE * logits_BTV.abs().max()).any():
-            earliest = int((difference_T > 0).nonzero()[0])
-            leak = f"tokens from position {first_changed} on change its logits at {earliest}"
-            break
-    return leak
+        change_BTV = (model(changed_BT)[0] - logits_BTV)[:, :first_changed].abs()
+        change_T = change_BTV.amax((0, 2))
+        if (change_T > TOLERANCE * logits_BTV.abs().max()).any():
+            earliest = int((change_T > 0).nonzero()[0])
+            return f"tokens from position {first_changed} on change its logits at {earliest}"
+    return None

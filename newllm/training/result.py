@@ -1,7 +1,8 @@
-"""What `result.json` and TensorBoard say of a run: before it starts and after it ended."""
+"""What a run records in `result.json` and its loggers before it starts and after it ends."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from newllm.training.step_validation import StepValidation
 
 
 def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[str]) -> None:
-    """Write down what is about to run, before it runs."""
+    """Record what is about to run."""
     config, source, model = experiment.config, experiment.source, experiment.model
+    references = experiment.references
     run.write_config(config)
     if source.tokenizer is not None:
         write_text(run.path / "tokenizer.json", source.tokenizer.to_json())
@@ -42,49 +44,48 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         state_bytes=model.state_bytes(source.max_length),
         sees_the_future=model.sees_the_future,
         has_tokenizer=source.tokenizer is not None,
-        **dict.fromkeys(("steps", "epochs", "best_val_loss", "best_val_loss_batch_mean")),
-        **dict.fromkeys(("best_epoch", "best_step", "val_accuracy", "gap_closed", "spikes")),
-        **dict.fromkeys(("test_loss", "evaluation")),
-        **dict.fromkeys(("val_loss_by_position", "val_kl", "val_kl_by_position")),
+        **dict.fromkeys(measured(experiment)),
+        **dict.fromkeys(("test_loss", "evaluation", "val_loss_by_position", "error")),
+        **dict.fromkeys(("val_kl", "val_kl_by_position")),
         oracle_loss=source.oracle_loss(VALIDATION),
         test_oracle_loss=source.oracle_loss(TEST) if config.test else None,
         entropy_floor=source.entropy_floor if isinstance(source, SentenceSource) else None,
-        references=dict(experiment.references.means),
-        references_by_position=_rounded(experiment.references.by_position),
+        references=dict(references.means),
+        references_by_position=_rounded(references.by_position),
         preflight=experiment.preflight.as_result(),
         seconds=run.seconds_before or None,
         threads=torch.get_num_threads(),
-        error=None,
         git_revision=git_revision(),
         data_sha256=source.digest,
         config_hash=config_hash(config),
         variant_hash=variant_hash(config),
     )
-    loggers.log_start(
-        experiment.trainer.loggers, experiment.hyperparameters, experiment.references.means
-    )
+    loggers.log_start(experiment.trainer.loggers, experiment.hyperparameters, references.means)
 
 
 def measured(experiment: Experiment) -> dict[str, Any]:
-    """The figures of a run, as far as it came. Each best is the best of its own curve."""
+    """The figures of a run so far."""
     history, trainer = experiment.history, experiment.trainer
-    loss = history.best.get("val_loss")
+    best, epochs = history.best, history.epochs
+    loss, best_step = best.get("val_loss"), best.get("step")
+    best_row: Mapping[str, float] = next((row for row in epochs if row["step"] == best_step), {})
+    batch_means = [row.get("val/loss_batch_mean", math.nan) for row in epochs]
     looks = [callback.rows for callback in experiment.callbacks(StepValidation)]
     return {
         "steps": trainer.global_step,
-        "epochs": sum("train/loss" in row for row in history.epochs),
+        "epochs": sum("train/loss" in row for row in epochs),
         "best_val_loss": loss,
-        "best_val_loss_batch_mean": history.lowest("val/loss_batch_mean"),
-        "best_epoch": history.best.get("epoch"),
-        "best_step": history.best.get("step"),
+        "best_val_loss_batch_mean": min(filter(math.isfinite, batch_means), default=None),
+        "best_epoch": best.get("epoch"),
+        "best_step": best_step,
         "gap_closed": None if loss is None else gap_closed(loss, experiment.references.means),
-        "val_accuracy": history.best_row().get("val/accuracy"),
-        "spikes": spikes_of_run(history.epochs, history.steps, looks[0] if looks else []),
+        "val_accuracy": best_row.get("val/accuracy"),
+        "spikes": spikes_of_run(epochs, history.steps, looks[0] if looks else []),
     }
 
 
 def predicted(experiment: Experiment) -> dict[str, Any]:
-    """What the model, at its best, does at each position of the validation sentences, in nats."""
+    """Loss and KL of the model at each position of the validation sentences, in nats."""
     source, positions = experiment.source, experiment.references.positions
     if not isinstance(source, SentenceSource) or positions is None:
         return {}
@@ -97,8 +98,16 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
     return _rounded(found)
 
 
+def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Round the losses of lists to four digits, so that the file stays readable."""
+    return {
+        name: [round(value, 4) for value in field] if isinstance(field, list) else field
+        for name, field in fields.items()
+    }
+
+
 def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
-    """`positions.png`, also in TensorBoard: loss and KL at each position, beside the references."""
+    """Draw `positions.png`, also for TensorBoard: loss and KL by position, with the references."""
     references, trainer = experiment.references, experiment.trainer
     if references.positions is None:
         return
@@ -107,7 +116,7 @@ def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Pa
             result["val_loss_by_position"],
             result["val_kl_by_position"],
             references.by_position,
-            experiment.title,
+            figures.run_title(experiment.name, experiment.config.data, experiment.config.seed),
             numbers=np.bincount(references.positions)[1:].tolist(),
             unit="words" if experiment.config.data.tokenizer == "words" else "tokens",
         )
@@ -115,28 +124,10 @@ def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Pa
         loggers.log_figure(trainer.loggers, "positions", figure, trainer.global_step)
 
 
-def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of losses to four digits, so that the file stays readable."""
-    return {
-        name: [round(value, 4) for value in field] if isinstance(field, list) else field
-        for name, field in fields.items()
-    }
-
-
 def log_best(result: Mapping[str, Any], experiment: Experiment) -> None:
-    """Tell the loggers how the run ended: the figures that runs are compared by, its spikes."""
-    trainer, references = experiment.trainer, experiment.references
-    spikes = [
-        f"{series}: from {spike['onset']:g}, peak {spike['height']:.3f} at {spike['peak']:g}, "
-        f"{spike['ratio']:.2f} times the level before"
-        for series, some in result["spikes"].items()
-        for spike in some
-    ]
-    losses = [f"{name}: {loss:.4f} nats per token" for name, loss in references.means.items()]
-    step = trainer.global_step
-    loggers.log_text(trainer.loggers, "spikes", spikes or ["none"], step)
-    loggers.log_text(trainer.loggers, "references", losses, step)
-    loggers.log_references(trainer.loggers, references.means, step)
+    """Log the figures by which runs are compared."""
+    trainer = experiment.trainer
+    loggers.log_references(trainer.loggers, experiment.references.means, trainer.global_step)
     best = {name: result[f"best_{name}"] for name in ("val_loss", "epoch", "step")}
     best |= {name: result[name] for name in ("test_loss", "gap_closed", "val_accuracy")}
-    loggers.log_end(trainer.loggers, best, step)
+    loggers.log_end(trainer.loggers, best, trainer.global_step)

@@ -1,4 +1,4 @@
-"""One run from its configuration to its result: build, fit, test, record."""
+"""One run, from its configuration to its result."""
 
 from __future__ import annotations
 
@@ -25,38 +25,39 @@ from newllm.config.trust import TRUSTED
 from newllm.data.source import TEST
 from newllm.runs.directory import ENDS, RunConflict, RunDirectory, load_weights
 from newllm.training.estimate import estimate, warm_up
-from newllm.training.experiment import Experiment, build_experiment, write_data
+from newllm.training.experiment import Experiment, build_experiment
 from newllm.training.history import Diverged
 from newllm.training.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.training.summary import print_banner, print_result
 
-# What Lightning says at every start although no user of this program can act on it.
+# Messages of Lightning at every start that no user of this program can act on.
 LIGHTNING_CHATTER = (".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*")
 
-LONGEST_MESSAGE = 500  # characters of another library's exception
+MAX_MESSAGE = 500  # characters of another library's exception
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the run has put its things in order."""
+    """The run was interrupted and can resume."""
 
 
 def train(
     config: DictConfig, folder: Path, overrides: Sequence[str] = (), goes_on: bool = False
 ) -> dict[str, Any]:
-    """Run one experiment in a folder of its own: build, fit, test, record.
+    """Run one experiment: build, fit, test, record.
 
     Args:
         config: as composed.
         folder: of the run.
         overrides: what was chosen, for the record.
-        goes_on: whether the folder may hold a run that was interrupted, to go on from there.
+        goes_on: whether the folder may hold an interrupted run, which then resumes.
 
     Returns:
-        What `result.json` holds; for `plan=true` `estimated_seconds` alone.
+        The content of `result.json`; with `plan=true`, only `estimated_seconds`.
 
     Raises:
         ConfigFault: the configuration cannot be built; nothing was written.
-        Diverged: the loss is no longer finite; the run's result says so.
+        RunConflict: the folder belongs to another run.
+        Diverged: the loss is no longer finite.
     """
     check_settings(config)
     if config.threads:
@@ -65,22 +66,33 @@ def train(
     experiment = build_experiment(config, folder)
     print_banner(experiment)
     if config.plan:
-        expected = estimate(experiment)
+        training, validation = estimate(experiment)
         print(
-            f"only planned; the run would take about {expected.total:.0f} s here, "
-            f"{expected.validation:.0f} s of it for validation"
+            f"only planned; the run would take about {training + validation:.0f} s here, "
+            f"{validation:.0f} s of it for validation"
         )
-        return {"estimated_seconds": expected.total}
-    write_data(experiment.source)
+        return {"estimated_seconds": training + validation}
+    try:
+        experiment.source.write()
+    except ValueError as error:
+        raise ConfigFault([str(error)]) from error
     run = RunDirectory(folder, goes_on)
     try:
         run.check_last_checkpoint()
-    except RunConflict:
+        if run.status in ENDS:  # another sweep was faster
+            return run.result
+        result = _run(experiment, run, overrides)
+    finally:
         run.release()
-        raise
-    if run.status in ENDS:  # another sweep was faster
-        run.release()
-        return run.result
+    draw_positions(result, experiment, folder)
+    log_best(result, experiment)
+    print_result(result, experiment, folder)
+    return result
+
+
+def _run(experiment: Experiment, run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
+    """Fit and test, and record how it ended."""
+    config = experiment.config
     before, started = run.seconds_before, time.monotonic()
     result: dict[str, Any] = {}
     try:
@@ -92,12 +104,12 @@ def train(
     except Diverged as error:
         result = {"status": "diverged", "error": str(error)}
         raise
-    except SystemExit as end:  # Lightning's answer to Ctrl-C
-        command = [program("python"), "-m", "newllm.train", f"{RUN}={folder}"]
+    except SystemExit as end:  # Lightning's response to Ctrl-C
+        command = [program("python"), "-m", "newllm.train", f"{RUN}={run.path}"]
         if config.trusted_packages:
             command.append(f"{TRUSTED}=[{','.join(config.trusted_packages)}]")
         raise Interrupted(
-            f"interrupted; what was done lies in {folder}; it goes on with: {shlex.join(command)}"
+            f"interrupted; the run so far is in {run.path}; resume it with: {shlex.join(command)}"
         ) from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -107,37 +119,29 @@ def train(
         result = run.record(**result, seconds=seconds, **measured(experiment))
         if result["status"] in ENDS and not config.keep_last:
             run.remove_last_checkpoint()
-        run.release()
-    draw_positions(result, experiment, folder)
-    log_best(result, experiment)
-    print_result(result, experiment, folder)
     return result
 
 
 def _fit_and_test(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
-    """Train from the last checkpoint on, if there is one, and evaluate the best weights."""
-    experiment.trainer.fit(
-        experiment.module,
-        datamodule=experiment.data,
-        ckpt_path=run.last_checkpoint,
-        weights_only=True,
-    )
+    """Train, from the last checkpoint if there is one, and evaluate the best weights."""
+    trainer, module, data = experiment.trainer, experiment.module, experiment.data
+    trainer.fit(module, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
     load_weights(experiment.model, run.checkpoints / "best.ckpt")
-    if not experiment.data.test_names:
+    if not data.test_names:
         return {}
-    experiment.trainer.test(experiment.module, datamodule=experiment.data, verbose=False)
-    found = {name: scores.metrics() for name, scores in experiment.module.scores.items()}
-    return {"evaluation": found, "test_loss": found.get(TEST, {}).get("loss")}
+    trainer.test(module, datamodule=data, verbose=False)
+    evaluation = {name: scores.metrics() for name, scores in module.scores.items()}
+    return {"evaluation": evaluation, "test_loss": evaluation.get(TEST, {}).get("loss")}
 
 
 def attempt(
     config: DictConfig, folder: Path, overrides: Sequence[str], goes_on: bool
 ) -> tuple[dict[str, Any], str | None]:
-    """Train, and put what a user can mend into a line.
+    """Train, and print a failure as one line.
 
     Returns:
-        What `train` returns and None; else a `best_val_loss` of infinity for a run that diverged,
-        and of no number for one that failed, and the reason, which is printed too.
+        The result of `train` and None; or a `best_val_loss` that is infinite after a divergence and
+        NaN after a failure, and the reason.
     """
     loss = math.nan
     try:
@@ -154,21 +158,21 @@ def attempt(
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
             with contextlib.suppress(OSError):
-                folder.parent.rmdir()  # that of the day, if nothing else is in it
+                folder.parent.rmdir()  # the folder of the day, if it is empty
     print(reason, file=sys.stderr)
     return {"best_val_loss": loss}, reason
 
 
 def in_a_line(error: Exception) -> str:
-    """An exception in a line."""
+    """An exception as one line."""
     message = " ".join(str(error).split()) or "no message"
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[:LONGEST_MESSAGE]} ..."
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]} ..."
     return f"{type(error).__name__}: {message}"
 
 
 def quiet_lightning() -> None:
-    """Keep back what Lightning says at every start and nobody can act on."""
+    """Silence Lightning's routine messages."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for message in LIGHTNING_CHATTER:
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""What each optimizer step scored: in memory, in a checkpoint and, while a run goes on, on disk."""
+"""The tables of a run, and its measurements by optimizer step."""
 
 from __future__ import annotations
 
@@ -18,97 +18,90 @@ COLUMNS = ("step", "tokens", "train/loss", "grad/norm")
 
 
 class Steps:
-    """A row of `COLUMNS` for each optimizer step; `tokens` are those trained on so far.
+    """A row of `COLUMNS` for each optimizer step; `tokens` counts from the start of the run.
 
-    What was measured stays on the device until `collect`, so that no step waits for it.
+    Measurements stay on the device until `collect`, so that no step waits for them.
 
     Args:
-        path: of the table, `steps.csv`, to which rows are appended as they are collected.
+        path: the table to which collected rows are appended.
+
+    Attributes:
+        pending: sum of losses, number of tokens and gradient norm of each step not yet collected.
     """
 
     def __init__(self, path: Path) -> None:
+        self.pending: list[Tensor] = []
         self._path = path
-        self._values = array("d")
-        self._pending: list[Tensor] = []  # of each step: sum of losses, tokens, gradient norm
+        self._values = array("d")  # row by row
         self._num_written = 0
 
     def __len__(self) -> int:
-        """All steps, those that are not collected yet among them."""
-        return self._num_collected + len(self._pending)
-
-    @property
-    def _num_collected(self) -> int:
-        return len(self._values) // len(COLUMNS)
+        """Steps, including those not yet collected."""
+        return len(self._values) // len(COLUMNS) + len(self.pending)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens trained on, up to the last collected step."""
-        return int(self._values[-len(COLUMNS) + 1]) if self._values else 0
+        """Tokens up to the last collected step."""
+        return int(self._values[-3]) if self._values else 0
 
     @property
     def last_loss(self) -> float:
         """The loss of the last collected step; NaN before there is one."""
-        return self._values[-len(COLUMNS) + 2] if self._values else math.nan
+        return self._values[-2] if self._values else math.nan
 
     def rows(self, first: int = 0) -> list[dict[str, float]]:
-        """The collected steps from a number, from 0, on."""
-        values = self._values[first * len(COLUMNS) :]
+        """The collected steps from index `first` on."""
+        values = iter(self._values[first * len(COLUMNS) :])
         return [
-            {"step": int(step), "tokens": int(tokens), COLUMNS[2]: loss, COLUMNS[3]: norm}
-            for step, tokens, loss, norm in zip(*[iter(values)] * len(COLUMNS), strict=True)
+            {"step": int(step), "tokens": int(tokens), "train/loss": loss, "grad/norm": norm}
+            for step, tokens, loss, norm in zip(values, values, values, values, strict=True)
         ]
 
     def add(self, loss: Tensor, num_tokens: Tensor, gradient_norm: Tensor) -> None:
-        """Add a step: the sum of its losses over so many tokens."""
-        self._pending.append(torch.stack([loss, num_tokens, gradient_norm.double()]))
-
-    @property
-    def num_pending(self) -> int:
-        """Steps that are not collected yet."""
-        return len(self._pending)
+        """Add a step whose losses have the sum `loss` over `num_tokens` tokens."""
+        self.pending.append(torch.stack([loss, num_tokens, gradient_norm.double()]))
 
     def collect(self) -> list[dict[str, float]]:
-        """Bring the pending steps from the device and append them to the table; returns them."""
-        if not self._pending:
-            return []
-        first, num_tokens = self._num_collected, self.num_tokens
-        device = self._pending[-1].device  # those of a checkpoint may lie elsewhere
-        pending = torch.stack([step.to(device) for step in self._pending])
-        for number, (loss, tokens, norm) in enumerate(pending.tolist(), start=1):
-            num_tokens += int(tokens)
-            self._values.extend((first + number, num_tokens, loss / max(tokens, 1), norm))
-        self._pending = []
-        rows = self.rows(first)
-        self._append()
-        return rows
+        """Fetch the pending steps from the device and append them to the table.
 
-    def _append(self) -> None:
-        """Append the rows that the table lacks; a table of an earlier process is written anew."""
-        new = self.rows(self._num_written)
-        if not self._num_written:
-            write_text(self._path, table(COLUMNS, new))
-        else:
+        Returns:
+            Their rows.
+        """
+        if not self.pending:
+            return []
+        device = self.pending[-1].device  # those of a checkpoint may be on another one
+        measured = torch.stack([step.to(device) for step in self.pending]).tolist()
+        self.pending = []
+        first = len(self)
+        for step, (loss, tokens, norm) in enumerate(measured, start=first + 1):
+            self._values.extend((step, self.num_tokens + tokens, loss / max(tokens, 1), norm))
+        if self._num_written:
             with self._path.open("a") as file:
-                file.write(table(COLUMNS, new, heading=False))
-        self._num_written += len(new)
+                file.write(_csv(COLUMNS, self.rows(self._num_written), heading=False))
+        else:  # the table of an earlier process is replaced
+            write_text(self._path, _csv(COLUMNS, self.rows()))
+        self._num_written = len(self)
+        return self.rows(first)
 
     def state_dict(self) -> dict[str, object]:
         """All steps, as tensors."""
-        return {
-            "values": torch.tensor(self._values, dtype=torch.double),
-            "pending": [*self._pending],
-        }
+        values = torch.tensor(self._values, dtype=torch.double)
+        return {"values": values, "pending": [*self.pending]}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         values, pending = state["values"], state["pending"]
         assert isinstance(values, Tensor)
         assert isinstance(pending, list)
-        self._values, self._pending = array("d", values.tolist()), pending
+        self._values, self.pending = array("d", values.tolist()), pending
 
 
-def table(names: Sequence[str], rows: Sequence[Mapping[str, float]], heading: bool = True) -> str:
-    """Rows as CSV."""
+def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write rows as CSV, with a column for each name that occurs."""
+    write_text(path, _csv(list(dict.fromkeys(name for row in rows for name in row)), rows))
+
+
+def _csv(names: Sequence[str], rows: Sequence[Mapping[str, float]], heading: bool = True) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     if heading:

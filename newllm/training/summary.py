@@ -1,9 +1,9 @@
-"""What a run says of itself: the banner before its first step and the table after its last."""
+"""What a run prints: the banner before its first step and the results after its last."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +16,57 @@ from newllm.data.source import TEST
 from newllm.models.sizes import num_parameters
 from newllm.statistics.references import gap_closed
 from newllm.training.experiment import Experiment
-from newllm.training.trainer import precision_warning
+from newllm.training.metrics import perplexity
 
 
 def print_banner(experiment: Experiment) -> None:
-    """What is about to run, in a few lines."""
-    model, config = experiment.model, experiment.config
+    """Print what is about to run."""
+    model, config, source = experiment.model, experiment.config, experiment.source
+    empty, full = model.state_bytes(1), model.state_bytes(source.max_length)
+    growing = "" if empty == full else f" after {source.max_length} tokens, and growing"
+    state = f"{full:,} bytes of state{growing}"
     lines = {
         "run": experiment.name,
-        "model": f"{model.description}: {num_parameters(model):,} parameters, {_state(experiment)}",
+        "model": f"{model.description}: {num_parameters(model):,} parameters, {state}",
         "recipe": f"{config.recipe.name}: {experiment.preflight.num_steps:,} steps planned",
         "countermeasures": ", ".join(config.countermeasures) or "none",
-        "data": experiment.source.summary(),
+        "data": source.summary(),
     }
-    console = _console()
-    for label, text in lines.items():
-        console.print(f"[bold]{label:<16}[/]{text}")
     if left_out := config.get("left_out"):
-        console.print(f"[bold]{'left out':<16}[/]", Text(_left_out(left_out)), sep="")
-    slow = precision_warning(config.trainer.precision, experiment.trainer.strategy.root_device)
-    for warning in [*experiment.preflight.warnings(), *([slow] if slow else [])]:
+        reason = "set by the experiment; the chosen model does not take it"
+        lines["left out"] = f"{', '.join(left_out)} ({reason})"
+    console = Console(highlight=False, soft_wrap=True)
+    for label, text in lines.items():
+        console.print(f"[bold]{label:<16}[/]", Text(text), sep="")
+    warnings, trainer = list(experiment.preflight.warnings()), experiment.trainer
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu":
+        warnings.append(
+            "trainer.precision=bf16-mixed is up to ten times slower than 32-true on a CPU, where "
+            "the recurrence's machine code is for float32 and float64"
+        )
+    for warning in warnings:
         console.print("[bold red]warning:[/]", Text(warning))
 
 
-def _left_out(choices: Sequence[str]) -> str:
-    """What an experiment's file says, and the model that was chosen beside it does not take."""
-    return f"{', '.join(choices)} (set by the experiment; the chosen model does not take it)"
-
-
-def _state(experiment: Experiment) -> str:
-    """How much one sequence makes the model remember."""
-    model, num_tokens = experiment.model, experiment.source.max_length
-    one, full = model.state_bytes(1), model.state_bytes(num_tokens)
-    growing = "" if one == full else f" after {num_tokens} tokens, and growing"
-    return f"{full:,} bytes of state{growing}"
-
-
 def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
-    """The result beside its references, all on the validation split, and what to do next."""
+    """Print the results with their references, and what to do next."""
     references = dict(experiment.references.means)
     best = result["best_val_loss"]
-    losses = references | {f"this run (epoch {result['best_epoch']})": best}
+    this_run = f"this run (epoch {result['best_epoch']})"
     table = Table(box=None)
     for heading in ("validation", "loss (nats per token)", "perplexity", "gap closed"):
         table.add_column(heading, justify="left" if heading == "validation" else "right")
-    for name, loss in sorted(losses.items(), key=lambda pair: -pair[1]):
-        style = None if name in references else "bold"
-        closed = gap_closed(loss, references)
+    losses = references | {this_run: best}
+    for name in sorted(losses, key=losses.__getitem__, reverse=True):
+        closed = gap_closed(losses[name], references)
         table.add_row(
             name.replace("_", " "),
-            f"{loss:.4f}",
-            f"{math.exp(min(loss, 700)):.2f}",
+            f"{losses[name]:.4f}",
+            f"{perplexity(losses[name]):.2f}",
             "" if closed is None else f"{100 * closed:.1f} %",
-            style=style,
+            style="bold" if name == this_run else None,
         )
-    console = _console()
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     if (batch_mean := result["best_val_loss_batch_mean"]) is not None:
         console.print(f"as the series counted it (val/loss_batch_mean): {batch_mean:.4f}")
@@ -84,30 +80,16 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         console.print(f"test, at the best epoch: {result['test_loss']:.4f}{beside}")
     if result["val_kl"] is not None:
         console.print(
-            f"expected excess over the grammar, whatever words were drawn (KL): "
+            "expected excess over the grammar, whatever words were drawn (KL): "
             f"{result['val_kl']:.4f} nats per token"
         )
     if result["sees_the_future"]:
-        console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
+        console.print("[bold red]void:[/] it saw the future; these are not language-model losses")
     elif best > references.get("bigram", math.inf):
-        console.print(
-            "[yellow]worse than counting pairs of words (bigram)[/]; " + _next(experiment)
-        )
-    console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
+        advice = "experiment=modern" if "corpus" in experiment.config.data else "recipe=modern"
+        if experiment.config.recipe.name == "modern":
+            advice = "a larger model or more epochs"
+        console.print(f"[yellow]worse than counting pairs of words (bigram)[/]; try {advice}")
+    console.print(f"took {result['seconds']:.0f} s; the run is in {folder}")
     if experiment.trainer.loggers:
-        console.print(f"look at its curves: {program('python')} -m newllm.board {folder}")
-
-
-def _next(experiment: Experiment) -> str:
-    if experiment.config.recipe.name == "modern":
-        return "try a larger model or more epochs, such as trainer.max_epochs=80"
-    data = experiment.config.data
-    if "corpus" not in data:
-        return "try recipe=modern, or a larger model"
-    path = f" data.path={data.path}" if "path" in data else ""
-    corpus = "" if data.corpus == "quality500" else f" data={data.corpus}"
-    return f"try: {program('python')} -m newllm.train experiment=modern{corpus}{path}"
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+        console.print(f"to view its curves: {program('python')} -m newllm.board {folder}")

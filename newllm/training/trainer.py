@@ -1,17 +1,17 @@
-"""Lightning's trainer as a run needs it: what the run itself decides on, and what a user may."""
+"""Lightning's trainer for a run, and the checks of its arguments."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -22,37 +22,30 @@ from newllm.training.clock import AUTO, Clock, batches_of_epoch
 
 # Arguments of Lightning's trainer that the run decides on, and what to set instead.
 DECIDED = {
-    "barebones": "a run always keeps its tables; use callbacks=none logger=none",
+    **dict.fromkeys(
+        (
+            *("barebones", "enable_autolog_hparams", "enable_model_summary", "inference_mode"),
+            *("limit_predict_batches", "log_every_n_steps", "model_registry", "num_nodes"),
+            *("num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "sync_batchnorm"),
+            "use_distributed_sampler",
+        ),
+        "the run decides on it; drop it",
+    ),
     "callbacks": "use '+callbacks.NAME={_target_: ...}'",
     "default_root_dir": "use hydra.run.dir=FOLDER",
-    "enable_autolog_hparams": "hyper-parameters are always logged; use logger=none",
     "enable_checkpointing": "best.ckpt is always written; keep_last=true keeps last.ckpt too",
-    "enable_model_summary": "use plan=true",
     "enable_progress_bar": "use callbacks.progress=null",
     "fast_dev_run": "use trainer=smoke",
     "gradient_clip_algorithm": "gradients are clipped by their norm; use recipe.gradient_clip",
     "gradient_clip_val": "use recipe.gradient_clip=[[0,NORM]]",
-    "inference_mode": "validation keeps no gradients either way",
-    "limit_predict_batches": "a run predicts nothing",
     "limit_test_batches": "use data.test_sentences=N",
     "limit_val_batches": "use data.validation_sentences=N, which limits the references as well",
-    "log_every_n_steps": "every step is logged",
     "logger": "use logger=NAME, or '+logger.NAME={_target_: ...}'",
     "max_time": "a run by the clock could not be repeated; use trainer.max_epochs",
-    "model_registry": "best.ckpt lies in the run's folder",
-    "num_nodes": "a run is one process on one device",
-    "num_sanity_val_steps": "everything is built and checked before the first step",
     "overfit_batches": "use data.train_sentences=N",
     "plugins": "use trainer.precision",
-    "reload_dataloaders_every_n_epochs": "each epoch has an order of its own",
-    "sync_batchnorm": "a run is one process on one device",
-    "use_distributed_sampler": "a run is one process on one device",
 }
-PROFILERS: dict[str, type[Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
-}
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def build_trainer(
@@ -64,15 +57,8 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a run.
 
-    Args:
-        config: the whole configuration, of which the node `trainer` is built.
-        folder: of the run.
-        callbacks: all of them.
-        loggers: all of them.
-        clock: what follows from the data.
-
     Raises:
-        ValueError: an argument that the run decides on, or one that makes no run.
+        ValueError: an argument that the run decides on, or that no run is possible with.
     """
     chosen = config.trainer
     if faults := list(_faults(chosen, callbacks)):
@@ -90,9 +76,19 @@ def build_trainer(
         "precision": precision_name(chosen.precision),
         **(clock.arguments if clock else {}),
     }
-    if chosen.get("profiler") is not None:
-        arguments["profiler"] = _profiler(chosen.profiler, folder)
-    trainer = _make(config, arguments)
+    if profiler := PROFILERS.get(chosen.get("profiler")):
+        arguments["profiler"] = profiler(dirpath=folder, filename="profile")  # fit-profile.txt
+    # A run is one process, even in a job of a cluster, where Lightning would look for the others
+    # and write events in the first one alone.
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+    try:
+        trainer: Trainer = instantiate(chosen, config.trusted_packages, **arguments)
+    except ConfigFault:
+        raise
+    except Exception as error:  # of a dozen kinds, for an accelerator that is missing
+        asked = f"trainer.accelerator={chosen.accelerator}"
+        place = "trainer" if chosen.accelerator == "cpu" else asked
+        raise ValueError(f"{place}: {' '.join(str(error).split())}") from error
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
     if trainer.num_devices != 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
@@ -104,25 +100,20 @@ def build_trainer(
 
 
 def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
-    """What would be ignored, or make a run that could not be repeated or planned."""
+    """Arguments that would be ignored, or with which a run could not be repeated or planned."""
     for name in chosen:
         if name in DECIDED:
             yield f"trainer.{name}: {DECIDED[name]}"
-    interval = chosen.get("val_check_interval")
-    if not isinstance(interval, int | float | None) and interval != AUTO:
-        yield (
-            f"trainer.val_check_interval={interval}: must be a number of batches, a share of an "
-            "epoch or auto; a validation by the clock could not be repeated"
-        )
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         if (value := chosen.get(name)) is not None and value < 1:
             yield f"trainer.{name}={value}: must be at least 1"
-    if isinstance(interval, int | float) and (
-        interval <= 0 or (isinstance(interval, float) and interval > 1)
-    ):
+    interval = chosen.get("val_check_interval")
+    is_number = isinstance(interval, int) and interval > 0
+    is_share = isinstance(interval, float) and 0 < interval <= 1
+    if not (interval in (None, AUTO) or is_number or is_share):
         yield (
-            f"trainer.val_check_interval={interval}: must be a number of batches, or a share of an "
-            "epoch above 0 and up to 1.0"
+            f"trainer.val_check_interval={interval}: must be a number of batches, a share of an "
+            "epoch above 0 and up to 1.0, or auto; a validation by the clock could not be repeated"
         )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         yield (
@@ -131,67 +122,26 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
         )
 
 
-def _make(config: DictConfig, arguments: dict[str, Any]) -> Trainer:
-    """The trainer of a run that is one process, whatever cluster it is on.
-
-    Left alone, Lightning looks for the others of a cluster's job, and a process that the cluster
-    gave a number above 0 writes no events.
-    """
-    rank_zero_only.rank = 0  # type: ignore[attr-defined]
-    try:
-        trainer: Trainer = instantiate(config.trainer, config.trusted_packages, **arguments)
-    except ConfigFault:
-        raise
-    except Exception as error:  # it raises a dozen kinds, for an accelerator that is not there
-        asked = f"trainer.accelerator={config.trainer.accelerator}"
-        place = "trainer" if config.trainer.accelerator == "cpu" else asked
-        raise ValueError(f"{place}: {' '.join(str(error).split())}") from error
-    return trainer
-
-
-def precision_warning(setting: Any, device: torch.device) -> str | None:
-    """What a user should know before waiting for a run; None if nothing."""
-    if precision_name(setting) == "bf16-mixed" and device.type == "cpu":
-        return (
-            "trainer.precision=bf16-mixed is up to ten times slower than 32-true on a CPU, where "
-            "the recurrence's machine code is for float32 and float64"
-        )
-    return None
-
-
-def _profiler(name: str, folder: Path) -> Profiler:
-    """One that leaves its table, `fit-profile.txt`, in the run's folder."""
-    if name not in PROFILERS:
-        raise ValueError(f"trainer.profiler={name}: choose {', '.join(PROFILERS)}")
-    return PROFILERS[name](dirpath=folder, filename="profile")
-
-
 def planned_steps(trainer: Trainer, num_batches: int) -> int:
-    """Optimizer steps, if nothing stops the run early.
+    """Optimizer steps of a run that nothing stops early.
 
     Args:
         trainer: of the run.
         num_batches: in the training data.
 
     Raises:
-        ValueError: the run would end without a validation, by which its best weights are found.
+        ValueError: the run would end before its first validation, which selects the best weights.
     """
     num_batches = batches_of_epoch(num_batches, trainer.limit_train_batches)
     if num_batches < 1:
         limit = trainer.limit_train_batches
         raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
-    _check_validation(trainer, num_batches)
-    if trainer.accumulate_grad_batches > num_batches:
+    num_epochs, batches_per_step = trainer.max_epochs or 0, trainer.accumulate_grad_batches
+    if batches_per_step > num_batches:
         raise ValueError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: an epoch has "
-            f"{num_batches} batches; lower it"
+            f"trainer.accumulate_grad_batches={batches_per_step}: an epoch has {num_batches} "
+            "batches; lower it"
         )
-    planned = -(-num_batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
-    return planned if trainer.max_steps < 0 else min(planned, trainer.max_steps)
-
-
-def _check_validation(trainer: Trainer, num_batches: int) -> None:
-    """Whether a run of epochs with so many batches comes to its first validation."""
     interval, every_n_epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if isinstance(interval, int) and every_n_epochs is not None and interval > num_batches:
         raise ValueError(
@@ -200,12 +150,15 @@ def _check_validation(trainer: Trainer, num_batches: int) -> None:
         )
     first = interval if isinstance(interval, int) else max(1, int(num_batches * interval))
     first += num_batches * ((every_n_epochs or 1) - 1)
-    last = num_batches * (trainer.max_epochs or 0)
+    last = num_batches * num_epochs
+    num_steps = math.ceil(num_batches / batches_per_step) * num_epochs
     if trainer.max_steps >= 0:
-        last = min(last, trainer.max_steps * trainer.accumulate_grad_batches)
+        last = min(last, trainer.max_steps * batches_per_step)
+        num_steps = min(num_steps, trainer.max_steps)
     if first > last:
         raise ValueError(
             f"trainer: the run ends after {last} batches, before its first validation after "
             f"{first}; raise trainer.max_epochs or trainer.max_steps, or limit the epoch: "
             "trainer.limit_train_batches=N"
         )
+    return num_steps

@@ -1,6 +1,6 @@
-"""What a user looks at during a run: curves, samples, and the context itself.
+"""Callbacks to watch a run: its curves, samples, and the context.
 
-Shapes: B batch, T time (tokens), C context.
+Shape suffixes: B batch, T time (tokens), C context, N tokens of all rows.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import PAD
-from newllm.models.language_model import LanguageModel, Trace
+from newllm.models.language_model import Trace
 from newllm.models.sampling import sample_sentences
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
-from newllm.training.clock import Every, data_of, history_of
-from newllm.training.loggers import boards, log_figure, log_text
-from newllm.training.module import LanguageModule
+from newllm.training.clock import Every
+from newllm.training.history import history_of
+from newllm.training.loggers import boards, log_figure
+from newllm.training.module import LanguageModule, data_of
 
-
-def _model(module: LightningModule) -> LanguageModel:
-    assert isinstance(module, LanguageModule)
-    return module.model
+MAX_SAMPLED_TOKENS = 100  # of a sentence
+NUM_TRACED_ROWS, MAX_TRACED_TOKENS = 64, 512  # the first tokens of the first rows
 
 
 class Curves(Callback):
-    """`curves.png`: loss and perplexity by epoch, beside the references of the same split.
+    """`curves.png`: loss and perplexity by epoch, with the references of the validation split.
 
-    `references` (name and validation loss) and `title` are filled in before the run starts.
+    Attributes:
+        references: losses by name; filled in before the run starts.
+        title: of the figure; filled in before the run starts.
     """
 
     def __init__(self) -> None:
@@ -53,15 +54,13 @@ class Curves(Callback):
 
 
 class SampleSentences(Callback):
-    """Sentences that the model makes up, as text in TensorBoard.
+    """Sentences sampled from the model, as text in TensorBoard.
 
     Args:
         num_sentences: each time.
-        every_n_epochs: how often.
-        every_n_steps: how often, in the place of epochs.
+        every_n_epochs: interval in epochs.
+        every_n_steps: interval in steps, which replaces `every_n_epochs`.
     """
-
-    MAX_TOKENS = 100  # of a sentence
 
     def __init__(
         self, num_sentences: int = 8, every_n_epochs: int = 5, every_n_steps: int | None = None
@@ -70,57 +69,50 @@ class SampleSentences(Callback):
         self.every = Every(every_n_epochs, every_n_steps)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        model, source = _model(module), data_of(trainer).source
-        if model.sees_the_future or source.tokenizer is None:
-            return  # the future is not there yet when one writes
-        if not boards(trainer.loggers) or not self.every.is_due(trainer):
+        assert isinstance(module, LanguageModule)
+        source = data_of(trainer).source
+        if module.model.sees_the_future or source.tokenizer is None:
+            return  # such a model cannot sample
+        writers = boards(trainer.loggers)
+        if not writers or not self.every.is_due(trainer):
             return
-        max_tokens = min(source.max_length, self.MAX_TOKENS)
+        max_tokens = min(source.max_length, MAX_SAMPLED_TOKENS)
         sentences = sample_sentences(
-            model, source.tokenizer, self.num_sentences, max_tokens=max_tokens
+            module.model, source.tokenizer, self.num_sentences, max_tokens=max_tokens
         )
-        log_text(trainer.loggers, "samples", sentences, trainer.global_step)
+        preformatted = "\n".join(f"    {sentence}" for sentence in sentences)
+        for writer in writers:
+            writer.add_text("samples", preformatted, trainer.global_step)
 
 
 class ContextInspector(Callback):
-    """The context of the first recurrent layer: its size by epoch, a picture over time, its gates.
+    """The context of the first recurrent layer: its size, its gates, and a figure over time.
 
     Logs `context/norm` (Euclidean, mean over tokens) and `context/std` (over elements) on the
-    first validation sentences, and draws the longest of these. A model without such a layer has no
-    context.
+    first validation rows at every validation, and draws the longest of these rows. Models without
+    a recurrent layer have no context.
 
     Args:
-        every_n_epochs: how often it draws.
-        every_n_steps: how often it draws, in the place of epochs.
+        every_n_epochs: interval of the figure in epochs.
+        every_n_steps: interval of the figure in steps, which replaces `every_n_epochs`.
     """
 
-    NUM_SENTENCES, MAX_TOKENS = 64, 512  # and of each sentence the first tokens
-
     def __init__(self, every_n_epochs: int = 5, every_n_steps: int | None = None) -> None:
-        self.title = ""  # filled in before the run starts
         self.every = Every(every_n_epochs, every_n_steps)
         self._seen: tuple[Tensor, Trace] | None = None
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        model = _model(module)
+        assert isinstance(module, LanguageModule)
+        model = module.model
         if not model.recurrent_layers:
             return
-        tokens_BT = self._first_rows(data_of(trainer).source).to(device_of(model))
+        tokens_BT = _first_rows(data_of(trainer).source).to(device_of(model))
         with trainer.precision_plugin.forward_context():
             trace = model.trace(tokens_BT)
         contexts_NC = trace.contexts_BTC[tokens_BT != PAD]
         module.log("context/norm", contexts_NC.norm(dim=-1).mean())
         module.log("context/std", contexts_NC.std(dim=-1).mean())
         self._seen = tokens_BT, trace
-
-    def _first_rows(self, source: Source) -> Tensor:
-        """Tokens of the first validation sentences [B, T]."""
-        if isinstance(source, SentenceSource):
-            split = source.split(VALIDATION)
-            batch = split.batch(torch.arange(min(len(split), self.NUM_SENTENCES)))
-        else:
-            batch = source.evaluation[VALIDATION].batch(0, 0)
-        return batch.tokens_BT[: self.NUM_SENTENCES, : self.MAX_TOKENS]
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         writers = boards(trainer.loggers)
@@ -132,17 +124,28 @@ class ContextInspector(Callback):
                 for writer in writers:
                     gates = gate_BTC[tokens_BT != PAD]
                     writer.add_histogram(f"view/gates_{name}", gates, trainer.global_step)
-            self._draw(trainer, tokens_BT, trace)
+            _draw(trainer, tokens_BT, trace)
 
-    def _draw(self, trainer: Trainer, tokens_BT: Tensor, trace: Trace) -> None:
-        length_B = (tokens_BT != PAD).sum(1)
-        row, length = int(length_B.argmax()), int(length_B.max())
-        tokenizer, tokens = data_of(trainer).source.tokenizer, tokens_BT[row, :length].tolist()
-        words = [*map(str, tokens)]
-        if tokenizer is not None:
-            words = ["<BOS>", *(tokenizer.decode([token]) for token in tokens[1:])]
-        contexts_TC = trace.contexts_BTC[row, :length].float().numpy(force=True)
-        what = f"context over a validation sentence, epoch {trainer.current_epoch + 1}"
-        title = f"{what}: {self.title}" if self.title else what
-        figure = figures.context_over_time(contexts_TC, words, title)
-        log_figure(trainer.loggers, "context_over_time", figure, trainer.global_step)
+
+def _first_rows(source: Source) -> Tensor:
+    """Tokens of the first validation rows [B, T]."""
+    if isinstance(source, SentenceSource):
+        split = source.split(VALIDATION)
+        batch = split.batch(torch.arange(min(len(split), NUM_TRACED_ROWS)))
+    else:
+        batch = source.evaluation[VALIDATION].batch(0, 0)
+    return batch.tokens_BT[:NUM_TRACED_ROWS, :MAX_TRACED_TOKENS]
+
+
+def _draw(trainer: Trainer, tokens_BT: Tensor, trace: Trace) -> None:
+    """The context over the longest row."""
+    length_B = (tokens_BT != PAD).sum(1)
+    row, length = int(length_B.argmax()), int(length_B.max())
+    tokenizer, tokens = data_of(trainer).source.tokenizer, tokens_BT[row, :length].tolist()
+    words = [*map(str, tokens)]
+    if tokenizer is not None:
+        words = ["<BOS>", *(tokenizer.decode([token]) for token in tokens[1:])]
+    contexts_TC = trace.contexts_BTC[row, :length].float().numpy(force=True)
+    title = f"context over a validation sentence, epoch {trainer.current_epoch + 1}"
+    figure = figures.context_over_time(contexts_TC, words, title)
+    log_figure(trainer.loggers, "context_over_time", figure, trainer.global_step)
