@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
+from llvmlite.binding import get_host_cpu_name
 
 import newllm
 from newllm.benchmarks.timing import Timing
@@ -16,13 +16,8 @@ from newllm.reporting.figures import BLUE, GREY
 
 def machine() -> str:
     """Processor, threads and versions, in one line."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
     return (
-        f"{processor}, {torch.get_num_threads()} threads at most, Python "
+        f"{get_host_cpu_name()}, {torch.get_num_threads()} threads at most, Python "
         f"{platform.python_version()}, torch {torch.__version__}, newllm {newllm.__version__}"
     )
 

@@ -5,7 +5,7 @@ Shapes: B batch, T time (tokens), K tokens of a block, D width, C context, V voc
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice, repeat
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -184,9 +184,11 @@ class LanguageModel(nn.Module):
         pad_BT = tokens == PAD
         pad_or_none = None if surely(~pad_BT.any()) else pad_BT
         after: list[Tensor] = []
-        rest = iter(state or ())
+        first = 0
         for part in self.parts:
-            own = None if state is None else tuple(islice(rest, len(part.initial_state(1))))
+            last = first + len(part.initial_state(1))
+            own = None if state is None else tuple(state[first:last])
+            first = last
             hidden_BTD, own_after = call(part, hidden_BTD, own, pad_or_none, reset)
             name = f"{type(part).__name__} ({part.description})"
             check_shapes(name, hidden_BTD, (*tokens.shape, part.output_dim), own_after)

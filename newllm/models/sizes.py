@@ -51,29 +51,25 @@ class Budget:
         if self.state_bytes is not None:
             # The other sizes do not matter to the state.
             any_size = dict.fromkeys(following(self.widths), self.step)
-            widths = following(self.state_widths)
-            found |= self._sizes("state_bytes", widths, partial(build, **any_size))
+            found |= self._sizes("state_bytes", self.state_widths, partial(build, **any_size))
         if self.parameters is not None:
-            widths = following(self.widths)
-            free = {name: multiple for name, multiple in widths.items() if name not in found}
+            free = {name: each for name, each in self.widths.items() if name not in found}
             found |= self._sizes("parameters", free, partial(build, **found))
         return found
 
     def _sizes(
-        self, what: str, widths: Mapping[str, int], build: Callable[..., LanguageModel]
+        self, what: str, widths: Mapping[str, int | None], build: Callable[..., LanguageModel]
     ) -> dict[str, int]:
-        if not widths:
-            key = "widths" if what == "parameters" else "state_widths"
-            example = f"budget.{key}.hidden_dim=1"
-            raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
-
         def sizes(width: int) -> dict[str, int]:
-            return {name: multiple * width for name, multiple in widths.items()}
+            return {name: multiple * width for name, multiple in following(widths).items()}
 
         def cost(width: int) -> int:
             with torch.device("meta"):  # sizes only: no memory, no random draws
                 return MEASURES[what](build(**sizes(width)))
 
+        if not following(widths):
+            example = f"budget.{dict(PAIRS)[what]}.hidden_dim=1"
+            raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
         return sizes(nearest_width(cost, getattr(self, what), self.step, f"budget.{what}"))
 
     def misses(self, model: LanguageModel) -> Iterator[str]:
@@ -81,7 +77,9 @@ class Budget:
         for what, _ in PAIRS:
             target, cost = getattr(self, what), MEASURES[what](model)
             if target is not None and abs(cost - target) > NOTABLE_MISS * target:
-                hint = f"; a step below {self.step} comes nearer" if self.step > 1 else ""
+                hint = (
+                    f"; a step below budget.step={self.step} comes nearer" if self.step > 1 else ""
+                )
                 miss = f"{cost / target - 1:+.1%}"
                 yield f"budget.{what}={target}: the nearest model takes {cost:,} ({miss}){hint}"
 

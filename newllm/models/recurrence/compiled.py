@@ -153,10 +153,10 @@ class _Read(torch.autograd.Function):
         state, initial, weights, biases = (list(islice(items, size)) for size in sizes)
         others = list(items)
         addends = [
-            torch.zeros_like(like)
-            if biases[use.number] is None
-            else biases[use.number].expand_as(like).contiguous()
-            for use, like in zip(step.uses, example.addends, strict=True)
+            torch.zeros_like(like) if bias is None else bias.expand_as(like).contiguous()
+            for like, bias in zip(
+                example.addends, (biases[use.number] for use in step.uses), strict=True
+            )
         ]
         num_results = max([len(state), *(use.source for use in step.uses)]) + 1
         results, kept = [], []
@@ -174,34 +174,29 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outputs_grad_TBH: Tensor, *state_grads: Tensor) -> tuple[Any, ...]:
         example: Given = ctx.step.example
-        learned = [part.is_floating_point() for part in example.state]
-        state = [
-            grad.contiguous()
-            for grad, is_learned in zip(state_grads, learned, strict=True)
-            if is_learned
-        ]
-        inputs: list[Tensor] = []
+        state = [*map(_dense, state_grads, example.state)]
+        inputs: list[Any] = []
         addends: list[Sequence[Tensor]] = []
         sums: list[Tensor | None] = [None] * (len(example.initial) + len(example.others))
         grads_of_steps = reversed(outputs_grad_TBH.contiguous().unbind())
         for kept, grad_BH in zip(reversed(ctx.kept), grads_of_steps, strict=True):
-            grads = example.grouped(ctx.step.backward([*kept, grad_BH, *state]))
-            state = [
-                torch.zeros_like(part) if grad is None else grad.contiguous()
-                for part, grad, is_learned in zip(example.state, grads.state, learned, strict=True)
-                if is_learned
-            ]
-            inputs.append(
-                torch.zeros_like(example.inputs) if grads.inputs is None else grads.inputs
-            )
+            learned = [grad for grad in state if grad is not None]
+            grads = example.grouped(ctx.step.backward([*kept, grad_BH, *learned]))
+            state = [*map(_dense, grads.state, example.state)]
+            inputs.append(_dense(grads.inputs, example.inputs))
             addends.append(grads.addends)
             sums = [*map(_sum, sums, (*grads.initial, *grads.others))]
         of_linears = _linear_gradients(ctx.step.uses, ctx.results, addends[::-1], ctx.has_bias)
-        remaining = iter(state)
-        of_state = [next(remaining) if is_learned else None for is_learned in learned]
         initial, others = sums[: len(example.initial)], sums[len(example.initial) :]
         of_inputs_TBE = torch.stack(inputs[::-1])
-        return None, None, None, of_inputs_TBE, *of_state, *initial, *of_linears, *others
+        return None, None, None, of_inputs_TBE, *state, *initial, *of_linears, *others
+
+
+def _dense(grad: Tensor | None, like: Tensor) -> Tensor | None:
+    """A contiguous gradient, zeros if it is missing; None for whole numbers."""
+    if not like.is_floating_point():
+        return None
+    return torch.zeros_like(like) if grad is None else grad.contiguous()
 
 
 def _linear_gradients(
