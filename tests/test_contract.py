@@ -17,7 +17,7 @@ from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.layer import Layer, State, zeros
 from newllm.models.mingru import MinGRU
 from newllm.models.positions import LearnedPositions
-from newllm.models.recurrence.reference import Reference
+from newllm.models.recurrence.reference import Chunk, Reference
 from newllm.models.torch_rnn import GRU, LSTM, Elman
 
 D = 8
@@ -149,8 +149,8 @@ class Running(Layer):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("never forgets", "what lies before a reset change no output"),
-        ("counts padding", "padding leaves the state as it was|padding and what lies before"),
+        ("never forgets", "tokens before a reset change no output"),
+        ("counts padding", "padding leaves the state as it was|padding and tokens before"),
         ("peeks", "no later token changes output 0"),
         ("draws in evaluation", "nothing is drawn in evaluation"),
         ("mixes rows", "a reset forgets|gives? what the whole gives"),
@@ -169,8 +169,9 @@ def test_a_broken_layer_is_told(fault: str, message: str) -> None:
 class Forgetful:
     """A recurrence that drops nothing and goes on as if each chunk were the first."""
 
-    def __call__(self, cell, inputs_BTE, state, *more):  # type: ignore[no-untyped-def]
-        return Reference()(cell, inputs_BTE, cell.initial_state(len(inputs_BTE)), None, *more[1:])
+    def __call__(self, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
+        initial = cell.initial_state(len(chunk.inputs_BTE))
+        return Reference()(cell, chunk._replace(state=initial, masks=None))
 
 
 def test_a_broken_recurrence_is_told() -> None:

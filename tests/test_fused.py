@@ -35,7 +35,7 @@ from newllm.models.recurrence import reference
 from newllm.models.recurrence.fused import FEW_STEPS, Fused
 from newllm.models.recurrence.native.buffers import Buffers, Memory
 from newllm.models.recurrence.native.weights import has_native_code
-from newllm.models.recurrence.reference import DropoutMasks, Recurrence, Reference
+from newllm.models.recurrence.reference import Chunk, DropoutMasks, Recurrence, Reference
 
 B, E, C, H = 3, 5, 4, 6
 BLOCK = 4  # steps of a segment here
@@ -99,7 +99,7 @@ def results(
     torch.manual_seed(3)
     masks = DropoutMasks.draw(cell, inputs_BTE)
     outputs_BTH, (after_BC,) = carry(
-        cell, inputs_BTE, (context_BC,), masks, pad_BT, reset_BT, found
+        cell, Chunk(inputs_BTE, (context_BC,), masks, pad_BT, reset_BT, found)
     )
     if pad_BT is not None:
         outputs_BTH = outputs_BTH.masked_fill(pad_BT[:, :, None], 0)
@@ -186,7 +186,7 @@ def test_gradients_against_finite_differences(gating: type[Gating], fnn: str) ->
             torch.manual_seed(5)
             masks = DropoutMasks.draw(self.cell, embedded_BTE)
             outputs_BTH, (after_BC,) = Fused()(
-                self.cell, embedded_BTE, (context_BC,), masks, pad_BT, reset_BT
+                self.cell, Chunk(embedded_BTE, (context_BC,), masks, pad_BT, reset_BT)
             )
             return outputs_BTH.masked_fill(pad_BT[:, :, None], 0), after_BC
 
@@ -265,13 +265,13 @@ def test_no_gradients_keep_no_histories_and_change_no_number() -> None:
     inputs_BTE, context_BC = make_input(MANY_STEPS)
     torch.manual_seed(3)
     masks = DropoutMasks.draw(cell, inputs_BTE)
-    expected = Reference()(cell, inputs_BTE, (context_BC,), masks)
+    expected = Reference()(cell, Chunk(inputs_BTE, (context_BC,), masks))
     for off in (torch.no_grad, torch.inference_mode):
         with off():
-            found = carry(cell, inputs_BTE, (context_BC,), masks)
+            found = carry(cell, Chunk(inputs_BTE, (context_BC,), masks))
             torch.testing.assert_close(found, expected)
     # What inference mode left behind must not be in the way of training.
-    found = carry(cell, inputs_BTE, (context_BC,), masks)
+    found = carry(cell, Chunk(inputs_BTE, (context_BC,), masks))
     torch.testing.assert_close(found, expected)
     found[0].sum().backward()
 
@@ -281,7 +281,9 @@ def test_what_the_caller_changes_after_the_forward_pass_does_not_matter() -> Non
     grads = []
     for changes in (False, True):
         pad_BT, reset_BT = make_flags(FEW_STEPS)
-        outputs_BTH, (after_BC,) = Fused()(cell, inputs[0], inputs[1:], None, pad_BT, reset_BT)
+        outputs_BTH, (after_BC,) = Fused()(
+            cell, Chunk(inputs[0], inputs[1:], None, pad_BT, reset_BT)
+        )
         loss = outputs_BTH.square().sum() + after_BC.square().sum()
         if changes:
             pad_BT.logical_not_()
@@ -308,9 +310,10 @@ def test_fewer_threads_than_torch_says() -> None:
 import torch
 from newllm.models.cell import ContextCell
 from newllm.models.recurrence.fused import Fused
+from newllm.models.recurrence.reference import Chunk
 torch.set_num_threads(2)
 cell = ContextCell(8, 32, 32, 2)
-outputs_BTH, _ = Fused()(cell, torch.ones(4, 9, 8), cell.initial_state(4))
+outputs_BTH, _ = Fused()(cell, Chunk(torch.ones(4, 9, 8), cell.initial_state(4)))
 outputs_BTH.sum().backward()
 """
     for limit in ("OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true", "OMP_MAX_ACTIVE_LEVELS=0"):
@@ -325,7 +328,8 @@ def test_only_wanted_gradients_are_returned() -> None:
     for gating in GATINGS:
         cell = make_cell(gating, dropout=0)
         loss, expected_loss = (
-            carry(cell, embedded_BTE, (context_BC,))[0].sum() for carry in (Fused(), Reference())
+            carry(cell, Chunk(embedded_BTE, (context_BC,)))[0].sum()
+            for carry in (Fused(), Reference())
         )
         (wanted,) = torch.autograd.grad(expected_loss, context_BC, retain_graph=True)
         for _ in range(2):
@@ -344,7 +348,7 @@ def test_a_frozen_cell_still_passes_gradients_to_its_inputs() -> None:
         embedded_BTE, context_BC = make_input(FEW_STEPS)
         grads = [
             torch.autograd.grad(
-                carry(cell, embedded_BTE, (context_BC,))[0].sum(),
+                carry(cell, Chunk(embedded_BTE, (context_BC,)))[0].sum(),
                 (embedded_BTE, context_BC),
             )
             for carry in (Reference(), Fused())
@@ -356,7 +360,7 @@ def test_a_frozen_cell_still_passes_gradients_to_its_inputs() -> None:
 def test_a_weight_changed_before_backward_is_an_error(gating: type[Gating]) -> None:
     cell = make_cell(gating)
     embedded_BTE, context_BC = make_input(FEW_STEPS)
-    outputs_BTH, _ = Fused()(cell, embedded_BTE, (context_BC,))
+    outputs_BTH, _ = Fused()(cell, Chunk(embedded_BTE, (context_BC,)))
     with torch.no_grad():
         cell.input.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -372,11 +376,11 @@ def test_two_graphs_alive_at_once_do_not_share_buffers() -> None:
         return grad
 
     state: State = (context_BC,)
-    first_BTH, _ = carry(cell, embedded_BTE, state)
+    first_BTH, _ = carry(cell, Chunk(embedded_BTE, state))
     kept_BTH = first_BTH.clone()
-    second_BTH, _ = carry(cell, 2 * embedded_BTE, state)
+    second_BTH, _ = carry(cell, Chunk(2 * embedded_BTE, state))
     gradient(second_BTH)
-    expected_BTH, _ = Reference()(cell, embedded_BTE, state)
+    expected_BTH, _ = Reference()(cell, Chunk(embedded_BTE, state))
     torch.testing.assert_close(gradient(first_BTH), gradient(expected_BTH))
     assert torch.equal(first_BTH, kept_BTH)
 
@@ -455,7 +459,7 @@ def test_a_second_reading_makes_use_of_the_first(
         with torch.no_grad():
             torch.manual_seed(3)
             masks = DropoutMasks.draw(cell, inputs[0])
-            Fused()(cell, inputs[0], inputs[1:], masks, *flags, contexts)
+            Fused()(cell, Chunk(inputs[0], inputs[1:], masks, *flags, contexts))
         assert len(contexts) == 3
         found = results(Fused(), cell, inputs, *flags, contexts)
         assert not contexts

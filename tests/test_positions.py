@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_models import context_model, transformer
 
 from newllm.models.language_model import LanguageModel
-from newllm.models.positions import LearnedPositions, RotaryPositions, rotate, token_positions
+from newllm.models.positions import LearnedPositions, rotary_angles, rotate, token_positions
 
 V = 9
 
@@ -57,12 +57,14 @@ def test_learned_positions_look_up_their_row() -> None:
 
 
 def test_rotation_shows_distances_only() -> None:
-    rotary = RotaryPositions(6).double()
     query, key = torch.randn(2, 1, 1, 1, 6).double()
 
     def score(query_position: int, key_position: int) -> torch.Tensor:
-        rotated_query = rotate(query, rotary(torch.tensor([[query_position]])))
-        return (rotated_query * rotate(key, rotary(torch.tensor([[key_position]])))).sum()
+        rotated_query, rotated_key = (
+            rotate(vector, rotary_angles(torch.tensor([[position]]), 6, torch.double))
+            for vector, position in ((query, query_position), (key, key_position))
+        )
+        return (rotated_query * rotated_key).sum()
 
     torch.testing.assert_close(score(3, 1), score(40, 38), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(score(0, 0), (query * key).sum())

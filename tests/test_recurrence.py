@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from newllm.models.cell import Cell, ContextCell
 from newllm.models.gating import LSTMGating
 from newllm.models.layer import State
-from newllm.models.recurrence.reference import MASK_BLOCK, DropoutMasks, Reference, roll
+from newllm.models.recurrence.reference import MASK_BLOCK, Chunk, DropoutMasks, Reference, roll
 from newllm.models.recurrent import Recurrent
 
 B, T, E, C, H = 2, 5, 3, 4, 6
@@ -29,7 +29,7 @@ def make_input(num_steps: int = T) -> tuple[Tensor, State]:
 def test_takes_the_steps_in_order() -> None:
     cell = make_cell()
     inputs_BTE, state = make_input()
-    outputs_BTH, end = Reference()(cell, inputs_BTE, state)
+    outputs_BTH, end = Reference()(cell, Chunk(inputs_BTE, state))
     for t in range(T):
         hidden_BH, state, _ = cell(inputs_BTE[:, t], state)
         assert torch.equal(outputs_BTH[:, t], hidden_BH)
@@ -47,7 +47,7 @@ def test_reset_comes_before_the_token_and_pad_keeps_what_reset_left() -> None:
         seen.append(state[0])
         return state
 
-    roll(cell, inputs_BTE, state, None, pad_BT, reset_BT, watch)
+    roll(cell, Chunk(inputs_BTE, state, None, pad_BT, reset_BT), watch)
     assert torch.equal(seen[1][0], torch.zeros(C).double())
     assert torch.equal(seen[1][1], seen[0][1])
     _, (fresh_BC,), _ = cell(inputs_BTE[:, 2], cell.initial_state(B))
@@ -161,7 +161,7 @@ def test_masks_follow_the_global_seed() -> None:
     def hidden(seed: int) -> Tensor:
         torch.manual_seed(seed)
         masks = DropoutMasks.draw(cell, inputs_BTE)
-        return Reference()(cell, inputs_BTE, state, masks)[0]
+        return Reference()(cell, Chunk(inputs_BTE, state, masks))[0]
 
     assert torch.equal(hidden(7), hidden(7))
     assert not torch.equal(hidden(7), hidden(8))
@@ -173,7 +173,7 @@ def test_each_step_uses_its_own_masks() -> None:
     torch.manual_seed(3)
     masks = DropoutMasks.draw(cell, inputs_BTE)
     assert masks is not None
-    outputs_BTH, _ = Reference()(cell, inputs_BTE, state, masks)
+    outputs_BTH, _ = Reference()(cell, Chunk(inputs_BTE, state, masks))
     for t, step_masks in enumerate(masks.steps(T)):
         hidden_BH, state, _ = cell(inputs_BTE[:, t], state, step_masks)
         assert torch.equal(outputs_BTH[:, t], hidden_BH)

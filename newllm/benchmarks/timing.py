@@ -1,11 +1,11 @@
-"""Timing side by side: contestants take turns, so that a machine's mood falls on all alike."""
+"""Timing side by side, and the files that keep the results."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,10 +16,9 @@ class Timing:
 
     Attributes:
         seconds: median over the rounds.
-        ratio: how many times faster than the row's baseline, median over the rounds; 1 for the
-            baseline itself.
-        spread: half the distance between the quartiles of the seconds, as a share of the median.
-        megabytes: of memory at the peak, where that was measured; then `ratio` is of it.
+        ratio: how many times faster than the baseline, median over the rounds; 1 for the baseline.
+        spread: half the interquartile range of the seconds, as a share of the median.
+        megabytes: peak memory, if it was measured; then `ratio` compares memory.
     """
 
     seconds: float
@@ -27,22 +26,22 @@ class Timing:
     spread: float
     megabytes: float | None = None
 
-    def as_row(self) -> dict[str, float]:
-        """The figures by name, without those that were not measured."""
-        return {name: figure for name, figure in asdict(self).items() if figure is not None}
+    def __str__(self) -> str:
+        if self.megabytes is not None:
+            return f"{self.megabytes:.0f} MB, {self.ratio:.2f}x less"
+        return f"{1000 * self.seconds:.2f} ms +-{100 * self.spread:.0f} %, {self.ratio:.2f}x"
 
 
 def side_by_side(
     contestants: Mapping[str, Callable[[], object]], num_rounds: int, num_warmup: int = 2
 ) -> dict[str, Timing]:
-    """Time some actions in turns; the first is the baseline of all ratios.
+    """Time actions in turns, so that a slow phase of the machine affects all of them alike.
 
     Args:
-        contestants: what to time, by name.
-        num_rounds: how often each is timed.
-        num_warmup: how often each is run before.
+        contestants: actions by name; the first is the baseline of all ratios.
+        num_rounds: timed calls of each action.
+        num_warmup: calls of each action before that.
     """
-    assert num_rounds >= 1, num_rounds
     for _ in range(num_warmup):
         for action in contestants.values():
             action()
@@ -59,13 +58,16 @@ def side_by_side(
 def _summarize(times: list[float], baseline: list[float]) -> Timing:
     median = statistics.median(times)
     ratio = statistics.median(b / own for b, own in zip(baseline, times, strict=True))
-    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (median,) * 3
+    low, _, high = statistics.quantiles(times, n=4)
     return Timing(median, ratio, (high - low) / 2 / median)
 
 
 def write_timings(path: Path, rows: Mapping[str, Timing]) -> None:
-    """Write a flat JSON map from a row's name to its figures."""
-    flat = {name: timing.as_row() for name, timing in rows.items()}
+    """Write a flat JSON map from the name of a row to its figures."""
+    flat = {
+        name: {key: value for key, value in asdict(row).items() if value is not None}
+        for name, row in rows.items()
+    }
     path.write_text(json.dumps(flat, indent=1) + "\n")
 
 
@@ -73,7 +75,7 @@ def read_timings(path: Path) -> dict[str, Timing]:
     """Read what `write_timings` wrote.
 
     Raises:
-        ValueError: if the file is missing or holds something else.
+        ValueError: the file is missing or holds something else.
     """
     try:
         return {name: Timing(**row) for name, row in json.loads(path.read_text()).items()}
@@ -81,8 +83,6 @@ def read_timings(path: Path) -> dict[str, Timing]:
         raise ValueError(f"{path}: not a benchmark.json ({type(error).__name__})") from error
 
 
-def changes(old: Mapping[str, Timing], new: Mapping[str, Timing]) -> Iterable[tuple[str, float]]:
-    """Rows that both have, with old seconds over new: above 1 is faster now."""
-    for name, timing in new.items():
-        if name in old:
-            yield name, old[name].seconds / timing.seconds
+def changes(old: Mapping[str, Timing], new: Mapping[str, Timing]) -> dict[str, float]:
+    """How many times faster each row became, for the rows that both benchmarks have."""
+    return {name: old[name].seconds / row.seconds for name, row in new.items() if name in old}

@@ -1,8 +1,8 @@
-"""What the benchmark measures: each function yields groups of rows, timed side by side.
+"""What the benchmark measures. Each measurement yields groups of rows that are timed in turns.
 
 The first row of a group is the baseline of its ratios.
 
-Shapes: B batch, T time (tokens), H hidden, V vocabulary.
+Shapes: B batch, T time (tokens).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from newllm.benchmarks.memory import can_measure, peak_bytes
-from newllm.benchmarks.timing import Timing, side_by_side
+from newllm.benchmarks.timing import Timing, side_by_side, write_timings
 from newllm.data.batch import IGNORE, Batch
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import PAD
@@ -35,7 +35,10 @@ from newllm.models.torch_rnn import LSTM
 from newllm.training.clipping import clip_gradients
 
 VOCABULARY = 1000
-GRADIENT_CLIP = 1.0
+LONG_BATCH = 4
+PROCESS = Path("/proc/self")
+
+Rows = Iterator[tuple[str, dict[str, Timing]]]
 
 
 class OwnCell(ContextCell):
@@ -44,13 +47,12 @@ class OwnCell(ContextCell):
 
 @dataclass(frozen=True)
 class Size:
-    """A gated context model with LayerNorm, the summary's E=256 but for the smallest."""
+    """A gated context model with LayerNorm; C=512 and E=256 as in the summary if H >= 256."""
 
     hidden_dim: int
     num_layers: int
 
-    @property
-    def name(self) -> str:
+    def __str__(self) -> str:
         return f"H{self.hidden_dim} L{self.num_layers}"
 
     def build(
@@ -81,52 +83,47 @@ MODERN, EXP1, EXP2 = Size(128, 3), Size(512, 9), Size(1024, 11)
 
 @dataclass(frozen=True)
 class Extent:
-    """How much to measure."""
+    """How much to measure; `main_size` is the model of an epoch and of long sequences."""
 
     num_rounds: int
     sizes: tuple[Size, ...]
+    main_size: Size
     batch_sizes: tuple[int, ...]
     lengths: tuple[int, ...]
     long_lengths: tuple[int, ...]
 
 
-FULL = Extent(9, (MODERN, EXP1, EXP2), (4, 16, 64), (13, 31), (256, 1024, 4096, 8192))
-QUICK = Extent(3, (MODERN,), (16,), (13,), (256,))
+FULL = Extent(9, (MODERN, EXP1, EXP2), EXP1, (4, 16, 64), (13, 31), (256, 1024, 4096, 8192))
+QUICK = Extent(3, (MODERN,), MODERN, (16,), (13,), (256,))
 
 
 class Trainee:
-    """A model that takes training steps on one batch: loss, gradients, clipping, optimizer."""
+    """A model that takes training steps: loss, gradients, clipping, optimizer."""
 
     def __init__(self, model: LanguageModel, fused_optimizer: bool = True) -> None:
         self.model = model.train()
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused_optimizer)
 
-    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
-        loss_BT, _, _ = self.model.score(tokens_BT, targets_BT)
-        loss = loss_BT.sum() / (targets_BT != IGNORE).sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip_gradients(self.optimizer, GRADIENT_CLIP)
-        self.optimizer.step()
-
-    def epoch(self, batches: list[Batch]) -> None:
+    def train(self, batches: list[Batch]) -> None:
+        """Take one step for each batch."""
         for batch in batches:
-            self.step(batch.tokens_BT, batch.targets_BT)
+            loss_BT, _, _ = self.model.score(batch.tokens_BT, batch.targets_BT)
+            loss = loss_BT.sum() / batch.scored_BT.sum()
+            self.optimizer.zero_grad()
+            loss.backward()
+            clip_gradients(self.optimizer, 1.0)
+            self.optimizer.step()
+
+    def step(self, batch_size: int, length: int) -> Callable[[], None]:
+        """A step on random tokens without padding."""
+        generator = torch.Generator().manual_seed(0)
+        tokens_BT = torch.randint(4, VOCABULARY, (batch_size, length), generator=generator)
+        batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), torch.arange(batch_size))
+        return partial(self.train, [batch])
 
 
-def random_tokens(batch_size: int, length: int) -> Tensor:
-    """Token ids [B, T] without padding."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(4, VOCABULARY, (batch_size, length), generator=generator)
-
-
-def step_of(trainee: Trainee, batch_size: int, length: int) -> Callable[[], None]:
-    tokens_BT = random_tokens(batch_size, length)
-    return partial(trainee.step, tokens_BT, tokens_BT.roll(-1, dims=1))
-
-
-def measure_recurrences(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """(a) A whole training step, fused against the plain loop; so is a cell of one's own."""
+def measure_recurrences(extent: Extent) -> Rows:
+    """A training step with the plain loop, machine code, and the compiled step of an own cell."""
     for size in extent.sizes:
         trainees = {
             "reference": Trainee(size.build(Reference())),
@@ -135,57 +132,52 @@ def measure_recurrences(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]
         }
         for batch_size in extent.batch_sizes:
             for length in extent.lengths:
-                steps = {
-                    name: step_of(trainee, batch_size, length) for name, trainee in trainees.items()
-                }
-                prefix = f"step {size.name} B{batch_size} T{length}"
+                steps = {name: each.step(batch_size, length) for name, each in trainees.items()}
+                prefix = f"step {size} B{batch_size} T{length}"
                 yield prefix, side_by_side(steps, extent.num_rounds)
 
 
-def measure_epochs(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """(b) An epoch of quality500, and what each change to the original's way brings."""
-    size = extent.sizes[-1] if EXP1 not in extent.sizes else EXP1
-    shuffled, bucketed = (epoch_batches(batching) for batching in ("shuffled", "bucketed"))
-    padded = [pad_to(batch, 32) for batch in shuffled]
-    plain = Trainee(size.build(Reference()), fused_optimizer=False)
-    plain_fast_optimizer = Trainee(size.build(Reference()))
-    native = Trainee(size.build(Fused()))
+def measure_epochs(extent: Extent) -> Rows:
+    """An epoch of quality500, from the original's way to today's, one change at a time."""
+    build = extent.main_size.build
+    shuffled, bucketed = (_epoch(batching) for batching in ("shuffled", "bucketed"))
+    padded = [_pad_to(batch, 32) for batch in shuffled]
+    native = Trainee(build(Fused()))
     ladder = {
-        "the original's way": partial(plain.epoch, padded),
-        "+ pad to the longest of the batch": partial(plain.epoch, shuffled),
-        "+ fused optimizer": partial(plain_fast_optimizer.epoch, shuffled),
-        "+ machine code (shuffled)": partial(native.epoch, shuffled),
-        "+ bucketed batches": partial(native.epoch, bucketed),
+        "the original's way": partial(Trainee(build(Reference()), False).train, padded),
+        "+ pad to the longest of the batch": partial(
+            Trainee(build(Reference()), False).train, shuffled
+        ),
+        "+ fused optimizer": partial(Trainee(build(Reference())).train, shuffled),
+        "+ machine code (shuffled)": partial(native.train, shuffled),
+        "+ bucketed batches": partial(native.train, bucketed),
     }
     num_rounds = max(3, extent.num_rounds // 3)
-    yield f"epoch {size.name}", side_by_side(ladder, num_rounds, num_warmup=1)
+    yield f"epoch {extent.main_size}", side_by_side(ladder, num_rounds, num_warmup=1)
 
 
-def epoch_batches(batching: str) -> list[Batch]:
-    """The first epoch of quality500 in the original's batches of 16."""
+def _epoch(batching: str) -> list[Batch]:
     source = SentenceSource("quality500", order_seed=1, batching=batching)
     source.setup()
     return list(source.train)
 
 
-def pad_to(batch: Batch, length: int) -> Batch:
+def _pad_to(batch: Batch, length: int) -> Batch:
     """Pad every row to a fixed length, as the original did."""
     missing = (0, length - batch.tokens_BT.shape[1])
-    return Batch(
-        F.pad(batch.tokens_BT, missing, value=PAD),
-        F.pad(batch.targets_BT, missing, value=IGNORE),
-        batch.sentence_B,
+    return batch._replace(
+        tokens_BT=F.pad(batch.tokens_BT, missing, value=PAD),
+        targets_BT=F.pad(batch.targets_BT, missing, value=IGNORE),
     )
 
 
-def measure_baselines(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """(c) Against a causal Transformer and LSTMs of as many parameters."""
+def measure_baselines(extent: Extent) -> Rows:
+    """A training step of models with as many parameters as the published one."""
     if EXP1 not in extent.sizes:
         return
-    context = EXP1.build(Fused())
     model = partial(LanguageModel, VOCABULARY, 256, dropout=0.1)
     contestants: dict[str, LanguageModel] = {
-        "context model": context,
+        "context model": EXP1.build(Fused()),
         "transformer, 5 layers": model(
             [Attention], positions="learned", num_layers=5, num_heads=4, feedforward_dim=864
         ),
@@ -193,89 +185,88 @@ def measure_baselines(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]
         "lstm, 9 layers": model([LSTM], hidden_dim=222, num_layers=9),
     }
     steps = {
-        f"{name}, {num_parameters(model) / 1e6:.1f}M": step_of(Trainee(model), 16, 31)
+        f"{name}, {num_parameters(model) / 1e6:.1f}M": Trainee(model).step(16, 31)
         for name, model in contestants.items()
     }
     yield "baselines B16 T31", side_by_side(steps, extent.num_rounds)
 
 
-def measure_roofline(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """(d) A step against the time that its operations take as big matrix products.
+def measure_roofline(extent: Extent) -> Rows:
+    """A training step and the time that its operations take as large matrix products.
 
-    A training step counts three times the forward operations: one pass forward, one for the
-    gradients of activations, one for those of weights. The ratio is the share of the roofline.
+    A step counts three times the forward operations: forward, gradients of activations, gradients
+    of weights. The ratio is the share of the roofline that is reached.
     """
+    length, edge = max(extent.lengths), 2048
+    product = partial(torch.mm, torch.randn(edge, edge), torch.randn(edge, edge))
     for size in extent.sizes:
         for batch_size in extent.batch_sizes[-2:]:
             model = size.build(Fused())
-            length = max(extent.lengths)
             operations = 3 * model.flops_per_token(length) * batch_size * length
-            # A square product with half as many multiply-adds as the step.
-            edge = 2048
-            left, right = torch.randn(edge, edge), torch.randn(edge, edge)
-            timings = side_by_side(
-                {"big product": partial(torch.mm, left, right),
-                 "step": step_of(Trainee(model), batch_size, length)},
-                extent.num_rounds,
-            )  # fmt: skip
             scale = operations / (2 * edge**3)
-            share = timings["step"].ratio * scale
-            ideal = timings["big product"].seconds * scale
+            step = Trainee(model).step(batch_size, length)
+            found = side_by_side({"product": product, "step": step}, extent.num_rounds)
+            ideal, reached = found["product"], found["step"]
             yield (
-                f"roofline {size.name} B{batch_size} T{length}",
+                f"roofline {size} B{batch_size} T{length}",
                 {
-                    "at the big-product rate": Timing(ideal, 1.0, timings["big product"].spread),
-                    "step": Timing(timings["step"].seconds, share, timings["step"].spread),
+                    "at the big-product rate": Timing(scale * ideal.seconds, 1.0, ideal.spread),
+                    "step": Timing(reached.seconds, scale * reached.ratio, reached.spread),
                 },
             )
 
 
-LONG_BATCH = 4
-SHORT = 8  # tokens of a step that makes gradients and the optimizer's state before a measurement
-
-
-def measure_recompute(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """Long sequences, with all activations kept or a context for each block of steps."""
-    size = EXP1 if EXP1 in extent.sizes else extent.sizes[-1]
-    kept = Trainee(size.build(Fused()))
-    recomputed = Trainee(size.build(Fused(), recompute=True))
+def measure_recompute(extent: Extent) -> Rows:
+    """Long sequences, with all activations kept or with a state for each block of steps."""
+    size = extent.main_size
+    trainees = {
+        name: Trainee(size.build(Fused(), recompute))
+        for name, recompute in {"kept": False, "recomputed": True}.items()
+    }
     for length in extent.long_lengths:
-        steps = {
-            "kept": step_of(kept, LONG_BATCH, length),
-            "recomputed": step_of(recomputed, LONG_BATCH, length),
-        }
+        steps = {name: trainee.step(LONG_BATCH, length) for name, trainee in trainees.items()}
         num_rounds = 2 if length > 5000 else 3 if length > 1000 else extent.num_rounds
-        prefix = f"{size.name} B{LONG_BATCH} T{length}"
+        prefix = f"{size} B{LONG_BATCH} T{length}"
         yield f"long {prefix}", side_by_side(steps, num_rounds, num_warmup=1)
-        if can_measure():
-            yield f"memory {prefix}", measure_memory(size, length)
+        if (PROCESS / "clear_refs").exists():  # Linux
+            yield f"memory {prefix}", _memory(size, length)
 
 
-def measure_memory(size: Size, length: int) -> dict[str, Timing]:
-    """What a step takes at its peak beyond the model, its gradients and its optimizer."""
+def _memory(size: Size, length: int) -> dict[str, Timing]:
     rows: dict[str, Timing] = {}
     for name, recompute in {"kept": False, "recomputed": True}.items():
-        # A process of its own, since the peak of one never falls.
-        context = get_context("forkserver")
-        context.set_forkserver_preload(["newllm.benchmarks.workloads"])
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        # A process of its own, whose allocator holds no memory of earlier measurements.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             threads = torch.get_num_threads()
-            seconds, megabytes = pool.submit(peak, size, recompute, length, threads).result()
-        first = next(iter(rows.values())).megabytes if rows else megabytes
-        assert first is not None
-        rows[name] = Timing(seconds, first / max(megabytes, 1e-3), 0.0, megabytes)
+            seconds, megabytes = pool.submit(_peak, size, recompute, length, threads).result()
+        baseline = rows["kept"].megabytes if rows else megabytes
+        assert baseline is not None
+        rows[name] = Timing(seconds, baseline / max(megabytes, 1e-3), 0.0, megabytes)
     return rows
 
 
-def peak(size: Size, recompute: bool, length: int, threads: int) -> tuple[float, float]:
-    """Seconds of one step, and by how many megabytes it raises this process's memory at most."""
+def _peak(size: Size, recompute: bool, length: int, threads: int) -> tuple[float, float]:
+    """Seconds of one step, and its peak memory in megabytes."""
     torch.set_num_threads(threads)
     trainee = Trainee(size.build(Fused(), recompute))
-    step_of(trainee, LONG_BATCH, SHORT)()
-    step = step_of(trainee, LONG_BATCH, length)
+    trainee.step(LONG_BATCH, 8)()  # creates the gradients and the optimizer's state
+    step = trainee.step(LONG_BATCH, length)
     started = time.perf_counter()
     megabytes = peak_bytes(step) / 1e6
     return time.perf_counter() - started, megabytes
+
+
+def peak_bytes(action: Callable[[], object]) -> int:
+    """By how much an action raises the resident memory of this process at its peak, on Linux."""
+    (PROCESS / "clear_refs").write_text("5")  # resets the recorded peak
+    before = _peak_resident_bytes()
+    action()
+    return _peak_resident_bytes() - before
+
+
+def _peak_resident_bytes() -> int:
+    _, _, after = (PROCESS / "status").read_text().partition("VmHWM:")
+    return 1024 * int(after.split()[0])  # given in kB
 
 
 MEASUREMENTS = (
@@ -285,3 +276,24 @@ MEASUREMENTS = (
     measure_roofline,
     measure_recompute,
 )
+
+
+def measure(extent: Extent, thread_counts: list[int] | None, file: Path) -> dict[str, Timing]:
+    """Take all measurements; print and write each group of rows as it is measured.
+
+    Args:
+        extent: how much to measure.
+        thread_counts: numbers of threads to measure at; None means one, and all.
+        file: where to write the rows.
+    """
+    rows: dict[str, Timing] = {}
+    for count in thread_counts or sorted({1, torch.get_num_threads()}):
+        torch.set_num_threads(count)
+        for measurement in MEASUREMENTS:
+            for prefix, timings in measurement(extent):
+                for name, timing in timings.items():
+                    row = f"{prefix}: {name} ({count} thread{'s' * (count > 1)})"
+                    rows[row] = timing
+                    print(f"{row}: {timing}", flush=True)
+                write_timings(file, rows)
+    return rows

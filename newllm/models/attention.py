@@ -11,33 +11,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from newllm.models.layer import Layer, State, padding_only_trails, real_tokens, surely, zeros
-from newllm.models.positions import RotaryPositions, rotate, token_positions
+from newllm.models.positions import rotary_angles, rotate, token_positions
 from newllm.models.settings import dropout_faults, raise_faults, size_faults
 
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, N, S, K]
 
 
 class View(NamedTuple):
-    """What the queries of a chunk may see; the same in every layer."""
+    """What the queries of a chunk see; the same in every block."""
 
     mask_B1TS: Tensor | None  # bool, true where seen
-    is_causal: bool  # each query sees all that came before it, and no mask says so
+    is_causal: bool  # without a mask: each query sees all tokens before it
     rotation: tuple[Tensor, Tensor] | None
 
 
 class Block(nn.Module):
     """Attention and a feed-forward network, each within a residual connection.
 
-    Normalized after each connection (Vaswani et al. 2017), or before with norm_first.
+    Normalized after each connection (Vaswani et al. 2017), or before each with norm_first.
     """
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        feedforward_dim: int,
-        dropout: float,
-        norm_first: bool,
+        self, width: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -51,7 +46,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_BTD: Tensor, view: View, past: Cache | None) -> tuple[Tensor, Cache]:
-        """Return the new hidden vectors [B, T, D] and the keys and values to remember."""
+        """Return the new hidden vectors [B, T, D], and all keys and values."""
         if self.norm_first:
             change_BTD, cache = self._attend(self.attention_norm(hidden_BTD), view, past)
             hidden_BTD = hidden_BTD + change_BTD
@@ -70,12 +65,7 @@ class Block(nn.Module):
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         attended_BNTK = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=view.mask_B1TS,
-            dropout_p=self.dropout.p if self.training else 0.0,
-            is_causal=view.is_causal,
+            query, key, value, view.mask_B1TS, self.dropout.p * self.training, view.is_causal
         )
         change_BTD = self.attention_output(attended_BNTK.transpose(1, 2).flatten(2))
         return self.dropout(change_BTD), (key, value)
@@ -87,11 +77,11 @@ class Block(nn.Module):
 
 
 class Attention(Layer):
-    """Blocks of causal attention, or, with leaky=True, of the original's mask fault.
+    """Blocks of causal attention, or, with leaky=True, with the mask fault of the original.
 
-    The state is bool [B, S], which cached tokens are still visible to their row, then the keys and
-    the values [B, N, S, K] of each block. It grows with every token; at a reset it loses those that
-    no row of the batch sees any more.
+    The state is bool [B, S], which cached tokens each row still sees, then the keys and values
+    [B, N, S, K] of each block. It grows with every token; at a reset it loses the tokens that no
+    row of the batch sees any more.
 
     Args:
         input_dim: D.
@@ -101,10 +91,10 @@ class Attention(Layer):
         dropout: probability on attention weights, inside the feed-forward network and at the end
             of both.
         norm_first: normalize before attention and feed-forward instead of after them.
-        positions: of the model. "rotary" turns queries and keys by their position, which is the
-            number of visible tokens before them; any other is none of this layer's business.
-        leaky: every token sees all real tokens of its sequence, **the future included**: for
-            reproducing the published baseline only. Then there is no state.
+        positions: "rotary" rotates queries and keys by the number of visible tokens before them;
+            other positions do not concern this layer.
+        leaky: every token sees all real tokens of its sequence, **the future included**; only for
+            reproducing the published baseline. Such a layer has no state.
 
     Raises:
         ValueError: a setting is impossible; one line for each.
@@ -132,7 +122,6 @@ class Attention(Layer):
         self.norm_first = norm_first
         self.positions = positions
         self.leaky = self.sees_the_future = leaky
-        self.rotary = RotaryPositions(input_dim // num_heads) if positions == "rotary" else None
         self.blocks = nn.ModuleList(
             Block(input_dim, num_heads, feedforward_dim, dropout, norm_first)
             for _ in range(num_layers)
@@ -146,19 +135,16 @@ class Attention(Layer):
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Read a chunk, as `Layer` says; a leaky layer neither takes nor keeps a state.
-
-        Raises:
-            ValueError: a leaky layer got a state.
-        """
+        """Read a chunk; a leaky layer raises ValueError if it gets a state."""
         if self.leaky and state is not None:
             raise ValueError("model.leaky=true sees the future, so it cannot continue from a state")
         real_BT = real_tokens(x_BTD, pad_BT)
         past_BS, caches = (state[0], state[1:]) if state else (real_BT[:, :0], ())
-        view = self._view(real_BT, past_BS, reset_BT)
-        if self.rotary is not None:
+        mask_B1TS, rotation = self._mask(real_BT, past_BS, reset_BT), None
+        if self.positions == "rotary":
             position_BT, _ = token_positions(real_BT, past_BS.sum(1), reset_BT)
-            view = view._replace(rotation=self.rotary(position_BT))
+            rotation = rotary_angles(position_BT, self.input_dim // self.num_heads, x_BTD.dtype)
+        view = View(mask_B1TS, mask_B1TS is None and not self.leaky, rotation)
         hidden_BTD = x_BTD
         after: list[Tensor] = []
         for depth, block in enumerate(self.blocks):
@@ -171,7 +157,7 @@ class Attention(Layer):
         visible_BS = _still_visible(real_BT, past_BS, reset_BT)
         is_needed_S = visible_BS.any(0)
         if reset_BT is not None and surely(~is_needed_S.all()):
-            # No row will see the others again. Kept, they would grow with the stream.
+            # Tokens that no row will see again would accumulate over a stream.
             visible_BS = visible_BS[:, is_needed_S]
             after = [part_BNSK[:, :, is_needed_S] for part_BNSK in after]
         return y_BTD, (visible_BS, *after)
@@ -184,12 +170,13 @@ class Attention(Layer):
         visible_BS = zeros(self, batch_size, 0).bool()
         return (visible_BS, *(zeros(self, *shape) for _ in range(2 * len(self.blocks))))
 
-    def _view(self, real_BT: Tensor, past_BS: Tensor, reset_BT: Tensor | None) -> View:
-        alone = past_BS.shape[1] == 0 and reset_BT is None
-        if self.leaky and alone and surely(real_BT.all()):
-            return View(None, False, None)
-        if not self.leaky and alone and padding_only_trails(real_BT):
-            return View(None, True, None)
+    def _mask(self, real_BT: Tensor, past_BS: Tensor, reset_BT: Tensor | None) -> Tensor | None:
+        """Which tokens each query sees [B, 1, T, S]; None if no mask is needed."""
+        is_alone = past_BS.shape[1] == 0 and reset_BT is None
+        if is_alone and self.leaky and surely(real_BT.all()):
+            return None
+        if is_alone and not self.leaky and padding_only_trails(real_BT):
+            return None
         num_tokens = real_BT.shape[1]
         everything_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=real_BT.device)
         mask_BTT = real_BT[:, None, :] & (everything_TT if self.leaky else everything_TT.tril())
@@ -200,11 +187,11 @@ class Attention(Layer):
             mask_BTS = mask_BTS & (segment_BT == 0)[:, :, None]
         # Even a <PAD> sees itself: a query that sees nothing could turn into NaN.
         itself_TT = torch.eye(num_tokens, dtype=torch.bool, device=real_BT.device)
-        return View(torch.cat((mask_BTS, mask_BTT | itself_TT), dim=2)[:, None], False, None)
+        return torch.cat((mask_BTS, mask_BTT | itself_TT), dim=2)[:, None]
 
     @property
     def description(self) -> str:
-        """Such as `transformer E256 heads4 L6`, followed by what deviates from the summary's."""
+        """Such as `transformer E256 heads4 L6`, then settings that differ from the summary's."""
         name = "transformer_leaky" if self.leaky else "transformer"
         words = [name, f"E{self.input_dim}", f"heads{self.num_heads}", f"L{len(self.blocks)}"]
         if self.feedforward_dim != 4 * self.input_dim:
@@ -220,13 +207,12 @@ class Attention(Layer):
         if self.leaky:
             return 0
         keys_and_values = 2 * len(self.blocks) * self.input_dim
-        visible = torch.bool.itemsize
-        return num_tokens * (keys_and_values * self.final_norm.weight.element_size() + visible)
+        return num_tokens * (keys_and_values * self.final_norm.weight.element_size() + 1)
 
     def flops_per_token(self, num_tokens: int) -> int:
-        """As `Layer` says; the last token also meets the keys and values of all."""
-        meetings = 2 * len(self.blocks) * self.input_dim * num_tokens
-        return super().flops_per_token(num_tokens) + 2 * meetings
+        """As in `Layer`, and the products of the last token with all keys and values."""
+        products = 2 * len(self.blocks) * self.input_dim * num_tokens
+        return super().flops_per_token(num_tokens) + 2 * products
 
 
 def _head_faults(width: int, num_heads: int, positions: str) -> list[str]:

@@ -18,17 +18,16 @@ USUAL_EMBEDDING_DIM = 256  # the summary's; a description mentions only another
 
 
 class Cell(nn.Module, ABC):
-    """One step of a recurrent network, built from the width of its input and settings of its own.
+    """One step of a recurrent network, whose state may be any tensors.
 
-    It sees the input and the state of a token, and may keep any tensors as its state. `Recurrent`
-    carries it over time. `newllm.models.contract.check_cell` tests all that is said here.
+    `Recurrent` carries it over time. `newllm.models.contract.check_cell` tests this contract.
 
     Attributes:
-        input_dim: width of what it reads.
-        output_dim: width of what it writes.
-        dropout: probability of the masks that it is handed in training.
-        num_masks: how many masks a step takes.
-        mask_dim: their width.
+        input_dim: width of the input.
+        output_dim: width of the output.
+        dropout: probability of the dropout masks in training.
+        num_masks: number of masks of a step.
+        mask_dim: width of a mask.
     """
 
     dropout = 0.0
@@ -47,23 +46,23 @@ class Cell(nn.Module, ABC):
         """Take one step.
 
         Args:
-            inputs_BE: of the token.
-            state: before the token.
-            masks: `num_masks` dropout masks [B, mask_dim] to multiply by, already scaled; None
-                drops nothing.
+            inputs_BE: input of the token.
+            state: state before the token.
+            masks: `num_masks` scaled dropout masks [B, mask_dim] to multiply by; None drops
+                nothing.
 
         Returns:
-            The output [B, output_dim], the state after the token (tensors as before), and what is
-            to be looked at, such as gates, by name, B first.
+            The output [B, output_dim], the state after the token, with shapes and types as before,
+            and tensors to inspect by name, such as gates, B first.
         """
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first token: tensors with B as first dimension."""
+        """The state before the first token: tensors, B first."""
 
     @property
     def description(self) -> str:
-        """What names of runs say of the cell."""
+        """The cell as named in the names of runs."""
         return f"{type(self).__name__.lower()} H{self.output_dim}"
 
 
@@ -77,12 +76,12 @@ class ContextCell(Cell):
         input_dim: E.
         context_dim: C.
         hidden_dim: H.
-        num_layers: Linear layers before the heads, the input projection among them.
+        num_layers: Linear layers before the heads, including the input projection.
         dropout: probability inside the feed-forward network.
-        fnn: its wiring, "plain" or "residual".
-        context_clip: each element of the context is clamped to +- this; None clamps nothing.
-        gating: makes the change of the context from (hidden_dim, context_dim).
-        normalization: makes the normalization of the context from (context_dim).
+        fnn: wiring of the feed-forward network, "plain" or "residual".
+        context_clip: clamps each element of the context to +- this; None clamps nothing.
+        gating: factory of the update of the context, from (hidden_dim, context_dim).
+        normalization: factory of the normalization of the context, from (context_dim).
 
     Raises:
         ValueError: a setting is impossible; one line for each.
@@ -127,7 +126,7 @@ class ContextCell(Cell):
     def forward(
         self, inputs_BE: Tensor, state: State, masks: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """Take one step, as `Cell` says; gates are [B, C]."""
+        """Take one step; gates are [B, C]."""
         (context_BC,) = state
         hidden_BH = self.fnn(self.input(torch.cat((inputs_BE, context_BC), dim=-1)), masks)
         context_BC, gates = self.gating(hidden_BH, context_BC)
@@ -138,7 +137,7 @@ class ContextCell(Cell):
 
     @property
     def description(self) -> str:
-        """Such as `gated layernorm C512 H512 L9`, followed by what deviates from the summary's."""
+        """Such as `gated layernorm C512 H512 L9`, then settings that differ from the summary's."""
         words = [self.gating.name]
         if not isinstance(self.normalization, nn.Identity):
             words.append(type(self.normalization).__name__.lower())

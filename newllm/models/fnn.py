@@ -20,12 +20,7 @@ class PlainFNN(nn.Module):
         )
 
     def forward(self, projected_BH: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
-        """Map the projection [B, H] to the hidden vector [B, H].
-
-        Args:
-            projected_BH: the cell's input after its first Linear.
-            masks: `num_masks` dropout masks [B, H], already scaled; None drops nothing.
-        """
+        """Map the projected input to the hidden vector, with `num_masks` scaled dropout masks."""
         hidden_BH = _drop(F.relu(projected_BH), masks, 0)
         for depth, linear in enumerate(self.layers, start=1):
             hidden_BH = _drop(F.relu(linear(hidden_BH)), masks, depth)
@@ -35,8 +30,7 @@ class PlainFNN(nn.Module):
 class ResidualFNN(nn.Module):
     """num_layers - 1 blocks h + Linear(Dropout(ReLU(LayerNorm(h)))), then a LayerNorm.
 
-    The pre-activation order keeps an identity path from the projection to the last LayerNorm (He
-    et al. 2016); no ReLU closes it.
+    The pre-activation order keeps an identity path to the last LayerNorm (He et al. 2016).
     """
 
     def __init__(self, hidden_dim: int, num_layers: int) -> None:
@@ -49,7 +43,7 @@ class ResidualFNN(nn.Module):
         self.final_norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, projected_BH: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
-        """Map the projection [B, H] to the hidden vector [B, H]; arguments as in PlainFNN."""
+        """Map the projected input to the hidden vector, as in `PlainFNN`."""
         hidden_BH = projected_BH
         for depth, (norm, linear) in enumerate(zip(self.norms, self.layers, strict=True)):
             hidden_BH = hidden_BH + linear(_drop(F.relu(norm(hidden_BH)), masks, depth))

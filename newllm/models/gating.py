@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 
 class Gating(nn.Module, ABC):
-    """One rule of change; it owns every Linear that it needs, built from (hidden_dim, context_dim).
+    """An update of the context with its weights, built from (hidden_dim, context_dim).
 
-    `name` is what the rule is called in names of runs.
+    `name` stands for it in the names of runs.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def forward(self, hidden_BH: Tensor, context_BC: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the new context [B, C] and the gates that made it, each [B, C], by name."""
+        """Return the new context, and the gates [B, C] by name."""
 
 
 class Additive(Gating):
-    """context + delta: no gate takes anything away; delta itself reads the context and may."""
+    """context + delta."""
 
     name = "additive"
 
@@ -37,7 +37,7 @@ class Additive(Gating):
 
 
 class LSTMGating(Gating):
-    """forget * context + input * delta, with independent gates as in an LSTM."""
+    """forget * context + input * delta, with gates as in an LSTM."""
 
     name = "gated"
 

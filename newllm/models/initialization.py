@@ -8,10 +8,10 @@ from newllm.models.fnn import PlainFNN, ResidualFNN
 
 
 def normal(model: nn.Module, std: float = 0.02) -> None:
-    """All Linear and Embedding weights N(0, std), biases 0: the summary's choice.
+    """Linear and Embedding weights N(0, std) and biases 0, as in the summary.
 
-    Through a deep stack of plain ReLU layers this shrinks the signal to nothing. Whatever is
-    neither Linear nor Embedding (LayerNorm, torch.nn.LSTM, torch.nn.GRU) keeps torch's defaults.
+    The signal vanishes in a deep stack of plain ReLU layers. Other modules (LayerNorm,
+    torch.nn.LSTM, torch.nn.GRU) keep torch's defaults.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -23,19 +23,17 @@ def normal(model: nn.Module, std: float = 0.02) -> None:
 def variance_preserving(
     model: nn.Module, embedding_std: float = 1.0, output_gain: float = 0.1
 ) -> None:
-    """Weights that keep the scale of the signal at any depth, biases 0.
+    """Weights that keep the variance of the signal at any depth, and biases 0.
 
-    A Linear of the FNN that reads ReLUs gets N(0, 2 / fan_in), since ReLU halves the second moment
-    (He et al. 2015), and in a residual network 1 / blocks of that variance, so that all blocks
-    together add as much as the projection brings. Any other Linear gets N(0, 1 / fan_in).
-    Embeddings get the scale of a normalized context, to which they are joined. Modules of other
-    kinds keep torch's defaults.
+    A Linear behind a ReLU in the FNN gets N(0, 2 / fan_in) (He et al. 2015), divided by the number
+    of blocks in a residual network. Any other Linear gets N(0, 1 / fan_in). Other modules keep
+    torch's defaults.
 
     Args:
         model: a `LanguageModel`, changed in place.
-        embedding_std: standard deviation of every embedding table.
-        output_gain: scale of the logits against their inputs; small, so that training starts near
-            the uniform distribution.
+        embedding_std: standard deviation of embedding tables; 1 is that of a normalized context.
+        output_gain: scale of the logits; small, so that training starts near the uniform
+            distribution.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

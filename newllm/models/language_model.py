@@ -5,6 +5,7 @@ Shapes: B batch, T time (tokens), K tokens of a block, D width, C context, V voc
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from newllm.data.tokenizer import PAD
 from newllm.models.initialization import normal
 from newllm.models.layer import Layer, State, check_shapes, surely
 from newllm.models.positions import LearnedPositions
-from newllm.models.recurrence.reference import MASK_BLOCK, Intervene
-from newllm.models.recurrent import Recurrent, Rollout
+from newllm.models.recurrence.reference import MASK_BLOCK
+from newllm.models.recurrent import Intervene, Recurrent, Rollout
 from newllm.models.settings import (
     dropout_faults,
     option_faults,
@@ -31,7 +32,7 @@ Call = Callable[..., tuple[Tensor, State]]
 
 
 class Trace(NamedTuple):
-    """What a recurrent layer of a model did on a chunk, as in `Rollout`, and the model's logits."""
+    """The logits of a model, and the contexts and gates of a layer as in `Rollout`."""
 
     logits_BTV: Tensor
     contexts_BTC: Tensor
@@ -49,18 +50,17 @@ class LanguageModel(nn.Module):
     Args:
         vocabulary_size: V, the number of output classes.
         embedding_dim: width of the embedding, which the first layer reads.
-        layers: makes each layer from the width of its input and those of the `settings` that it
-            takes; one that it was given before stays.
+        layers: factories that make a layer from the width of its input and from those `settings`
+            that it takes and was not given before.
         positions: "none"; "learned", a table of max_length vectors added to the embedding; or
             "rotary", if a layer takes it.
-        max_length: the most tokens that learned positions can tell apart; unused without them.
+        max_length: number of learned positions; unused without them.
         embedding_dropout: probability for each element of the embeddings.
-        output_dropout: probability for each element that the output layer reads.
-        recompute: let `score`, which training calls, keep only the state between blocks of tokens
-            and compute everything else again in the backward pass: far less memory for long
-            sequences in layers of fixed state, for more time.
-        initialization: sets the fresh weights in place.
-        settings: of the layers, by name, such as hidden_dim.
+        output_dropout: probability for each element of the output layer's input.
+        recompute: let `score` keep only the state between blocks of tokens, and compute everything
+            else again in the backward pass. This saves memory on long sequences and takes time.
+        initialization: initializes the weights in place.
+        settings: settings of the layers by name, such as hidden_dim.
 
     Raises:
         ValueError: a setting is impossible, or no layer takes it; one line for each.
@@ -89,7 +89,7 @@ class LanguageModel(nn.Module):
         ]
         self.vocabulary_size = vocabulary_size
         self.recompute = recompute
-        width = max(1, embedding_dim)  # of an impossible one, so that all faults are found
+        width = max(1, embedding_dim)  # an impossible width must not hide other faults
         self.embedding = nn.Embedding(max(1, vocabulary_size), width)
         self.positions = (
             LearnedPositions(width, max(1, max_length)) if positions == "learned" else None
@@ -110,13 +110,12 @@ class LanguageModel(nn.Module):
 
     @property
     def parts(self) -> list[Layer]:
-        """What lies between embedding and output: learned positions, if any, and the layers."""
-        parts = [self.positions, *self.layers]
-        return [part for part in parts if isinstance(part, Layer)]
+        """Everything between embedding and output: learned positions, if any, and the layers."""
+        return [part for part in (self.positions, *self.layers) if isinstance(part, Layer)]
 
     @property
     def recurrent_layers(self) -> list[Recurrent]:
-        """The layers that `trace` can look at."""
+        """The layers that carry a cell; `trace` follows the first."""
         return [layer for layer in self.layers if isinstance(layer, Recurrent)]
 
     def forward(
@@ -126,8 +125,8 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: token ids [B, T], with T >= 1.
-            state: what an earlier call returned; None starts afresh.
-            reset: bool [B, T]; where true, the row forgets everything before it reads that token.
+            state: returned by an earlier call; None means the initial state.
+            reset: bool [B, T], true where the row forgets everything before it reads that token.
 
         Returns:
             Logits [B, T, V] (those at `<PAD>` mean nothing) and the state after the chunk.
@@ -141,13 +140,7 @@ class LanguageModel(nn.Module):
         state: State | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, State]:
-        """Read a chunk and compare with the tokens that follow.
-
-        Args:
-            tokens: token ids [B, T].
-            targets: the token after each of them [B, T].
-            state: as of `forward`, like `reset`.
-            reset: where a row forgets.
+        """Read a chunk, as `forward` does, and compare the logits with targets [B, T].
 
         Returns:
             Cross-entropy in nats, 0 where the target is `IGNORE`, and whether the likeliest token
@@ -163,18 +156,13 @@ class LanguageModel(nn.Module):
         tokens: Tensor,
         state: State | None = None,
         intervene: Intervene | None = None,
-        layer: Recurrent | None = None,
     ) -> Trace:
-        """Read a chunk and tell all contexts and gates of a recurrent layer.
+        """Read a chunk, and keep all contexts and gates of the first recurrent layer.
 
-        Args:
-            tokens: token ids [B, T].
-            state: what an earlier call returned; None starts afresh.
-            intervene: `intervene(t, context_BC)` returns what the context after token t shall be
-                instead: the next token reads it, and the trace holds it.
-            layer: which; None means the first recurrent one.
+        `intervene(t, context_BC)` returns what replaces the context after token t, in the trace and
+        for the next token.
         """
-        traced = self.recurrent_layers[0] if layer is None else layer
+        traced = self.recurrent_layers[0]
         rollouts: list[Rollout] = []
 
         def call(
@@ -191,12 +179,16 @@ class LanguageModel(nn.Module):
     def _read(
         self, tokens: Tensor, state: State | None, reset: Tensor | None, call: Call
     ) -> tuple[Tensor, State]:
-        """Read a chunk; `call(layer, x, state, pad, reset)` stands for a call of the layer."""
+        """Read a chunk; `call(layer, x, state, pad, reset)` calls a layer."""
         hidden_BTD = self.embedding_dropout(self.embedding(tokens))
         pad_BT = tokens == PAD
         pad_or_none = None if surely(~pad_BT.any()) else pad_BT
         after: list[Tensor] = []
-        for part, own in zip(self.parts, self._by_part(state), strict=True):
+        first = 0
+        for part in self.parts:
+            last = first + len(part.initial_state(1))
+            own = None if state is None else tuple(state[first:last])
+            first = last
             hidden_BTD, own_after = call(part, hidden_BTD, own, pad_or_none, reset)
             name = f"{type(part).__name__} ({part.description})"
             check_shapes(name, hidden_BTD, (*tokens.shape, part.output_dim), own_after)
@@ -204,35 +196,27 @@ class LanguageModel(nn.Module):
         logits_BTV: Tensor = self.output(self.output_dropout(hidden_BTD))
         return logits_BTV, tuple(after)
 
-    def _by_part(self, state: State | None) -> Iterator[State | None]:
-        """The state of each part."""
-        first = 0
-        for part in self.parts:
-            last = first + (0 if state is None else len(part.initial_state(1)))
-            yield None if state is None else tuple(state[first:last])
-            first = last
-
     def _score_in_blocks(
         self, tokens: Tensor, targets: Tensor, state: State | None, reset: Tensor | None
     ) -> tuple[Tensor, Tensor, State]:
         state = self.initial_state(len(tokens)) if state is None else state
-        resets = [None] * tokens.shape[1] if reset is None else reset.split(MASK_BLOCK, 1)
+        resets = repeat(None) if reset is None else reset.split(MASK_BLOCK, 1)
         blocks = zip(
             tokens.split(MASK_BLOCK, 1), targets.split(MASK_BLOCK, 1), resets, strict=False
         )
         # A checkpoint has a backward pass only if one of its inputs needs a gradient.
         needed = self.embedding.weight.new_zeros(()).requires_grad_()
         losses, corrects = [], []
-        for tokens_BK, targets_BK, reset_BK in blocks:
-            block = partial(self._score_block, {})
-            arguments = (needed, tokens_BK, targets_BK, reset_BK, *state)
-            loss_BK, correct_BK, *after = checkpoint(
-                block, *arguments, use_reentrant=True, preserve_rng_state=self.training
+        for block in blocks:
+            loss_BK, correct_BK, *state = checkpoint(
+                partial(self._score_block, {}),
+                *(needed, *block, *state),
+                use_reentrant=True,
+                preserve_rng_state=self.training,
             )
             losses.append(loss_BK)
             corrects.append(correct_BK)
-            state = tuple(after)
-        return torch.cat(losses, dim=1), torch.cat(corrects, dim=1), state
+        return torch.cat(losses, dim=1), torch.cat(corrects, dim=1), tuple(state)
 
     def _score_block(
         self,
@@ -243,7 +227,7 @@ class LanguageModel(nn.Module):
         reset: Tensor | None,
         *state: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Score a block; the second time a recurrence makes use of what it found the first time."""
+        """Score a block; the second time, recurrences reuse what they `found` the first time."""
 
         def call(part: Layer, *arguments: Any) -> tuple[Tensor, State]:
             more = (found.setdefault(part, []),) if isinstance(part, Recurrent) else ()
@@ -262,15 +246,15 @@ class LanguageModel(nn.Module):
         return sum(part.state_bytes(num_tokens) for part in self.parts)
 
     def flops_per_token(self, num_tokens: int) -> int:
-        """Forward operations to read the last of `num_tokens` tokens, as `Layer` counts them."""
+        """Forward operations for the last of `num_tokens` tokens, counted as in `Layer`."""
         return sum(part.flops_per_token(num_tokens) for part in self.parts) + (
             2 * self.output.weight.numel()
         )
 
     @property
     def description(self) -> str:
-        """The model's name, made of what it is rather than of what was asked for."""
-        words = " then ".join(layer.description for layer in self.parts if layer in self.layers)
+        """The name of the model, from its layers."""
+        words = " then ".join(str(layer.description) for layer in self.layers)
         takes_positions = any(hasattr(layer, "positions") for layer in self.layers)
         return f"{words} positions" if self.positions and not takes_positions else words
 
@@ -278,7 +262,7 @@ class LanguageModel(nn.Module):
 def _layer_faults(
     layers: Sequence[Callable[..., Layer]], positions: str, settings: dict[str, Any]
 ) -> list[str]:
-    """One line for each setting that no layer takes, and for positions that none knows."""
+    """One line for each setting that no layer takes."""
     if not layers:
         return ["model.layers=[]: a model needs a layer"]
     if wrong := [layer for layer in layers if not callable(layer)]:
@@ -294,7 +278,7 @@ def _layer_faults(
 def _built(
     layers: Sequence[Callable[..., Layer]], width: int, settings: dict[str, Any]
 ) -> Iterator[Layer]:
-    """The layers one by one, each with the settings that it takes.
+    """The layers, each with the settings that it takes.
 
     Raises:
         ValueError: a factory lacks a setting, or makes no layer.
@@ -314,9 +298,6 @@ def _built(
 def score_logits(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """The losses and hits that `LanguageModel.score` returns, from logits."""
     at_least_float32 = torch.promote_types(logits_BTV.dtype, torch.float32)
-    losses = F.cross_entropy(
-        logits_BTV.flatten(0, 1).to(at_least_float32),
-        targets_BT.flatten(),
-        reduction="none",
-    )
+    logits = logits_BTV.flatten(0, 1).to(at_least_float32)
+    losses = F.cross_entropy(logits, targets_BT.flatten(), reduction="none")
     return losses.view_as(targets_BT), logits_BTV.argmax(-1) == targets_BT

@@ -15,13 +15,13 @@ class Layer(nn.Module, ABC):
     """A map from sequences [B, T, input_dim] to sequences [B, T, output_dim].
 
     Reading token by token, chunk by chunk or all at once gives the same outputs and the same state,
-    and no later token changes an earlier output. `newllm.models.contract.check_layer` tests all
-    that is said here.
+    and no later token changes an earlier output. `newllm.models.contract.check_layer` tests this
+    contract.
 
     Attributes:
-        input_dim: width of what it reads.
-        output_dim: width of what it writes.
-        sees_the_future: true only for a layer that is meant to break the rule above.
+        input_dim: width of the input.
+        output_dim: width of the output.
+        sees_the_future: true only for a layer that breaks this rule on purpose.
     """
 
     sees_the_future = False
@@ -43,7 +43,7 @@ class Layer(nn.Module, ABC):
 
         Args:
             x_BTD: the chunk, [B, T, input_dim] with T >= 1.
-            state: what an earlier call returned; None starts with `initial_state`.
+            state: returned by an earlier call; None means `initial_state`.
             pad_BT: bool, true at padding, which leaves the state of its row as it was; the output
                 there means nothing. None means no padding.
             reset_BT: bool, true where the row forgets everything before it reads that token. None
@@ -55,22 +55,21 @@ class Layer(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first token: always as many tensors, with B as first dimension."""
+        """The state before the first token: a fixed number of tensors, B first."""
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read one token [B, input_dim]; nothing depends on values, so that it can be exported."""
+        """Read one token [B, input_dim], without branches on values, so that it can be exported."""
         y_B1D, state = self(x_BD[:, None], state)
         return y_B1D[:, 0], state
 
     def state_bytes(self, num_tokens: int) -> int:
-        """Bytes of one sequence's state after `num_tokens` tokens; here the same after any."""
+        """Bytes of one sequence's state after `num_tokens` tokens; constant by default."""
         return sum(tensor.nbytes for tensor in self.initial_state(1))
 
     def flops_per_token(self, num_tokens: int) -> int:
-        """Forward operations to read the last of `num_tokens` tokens of one sequence.
+        """Forward operations for the last of `num_tokens` tokens of one sequence.
 
-        A multiply-add counts as two. Counted are products with weight matrices; table look-ups,
-        biases, normalizations and activations are not.
+        Counts products with weight matrices only; a multiply-add is two operations.
         """
         matrices = sum(weight.numel() for weight in self.parameters() if weight.dim() == 2)
         tables = sum(
@@ -80,12 +79,12 @@ class Layer(nn.Module, ABC):
 
     @property
     def description(self) -> str:
-        """What names of runs say of the layer."""
+        """The layer as named in the names of runs."""
         return f"{type(self).__name__.lower()} H{self.output_dim}"
 
 
 def zeros(module: nn.Module, *shape: int) -> Tensor:
-    """Zeros of the type and on the device of a module's weights."""
+    """Zeros with the type and device of a module's weights."""
     return next(module.parameters()).new_zeros(shape)
 
 
@@ -95,7 +94,7 @@ def real_tokens(x_BTD: Tensor, pad_BT: Tensor | None) -> Tensor:
 
 
 def where_row(condition_B: Tensor, state: State, other: State) -> State:
-    """`state` in the rows where the condition holds, `other` in the remaining ones."""
+    """`state` in the rows where the condition holds, `other` elsewhere."""
     return tuple(
         torch.where(condition_B.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)
         for mine, theirs in zip(state, other, strict=True)
@@ -103,13 +102,7 @@ def where_row(condition_B: Tensor, state: State, other: State) -> State:
 
 
 def check_shapes(name: str, output: Tensor, shape: tuple[int, ...], state: State) -> None:
-    """Check what a part of a model returned.
-
-    Args:
-        name: of the part, for the message.
-        output: what it wrote.
-        shape: what the output must have.
-        state: what it carries on.
+    """Check the output and the state that a part of a model returned.
 
     Raises:
         ValueError: the output has another shape, or the state is no tuple of tensors, B first.
@@ -130,13 +123,13 @@ def _shape(value: object) -> str:
 
 
 def surely(condition: Tensor) -> bool:
-    """Whether a condition holds, for short cuts that change no result.
+    """Whether a condition is known to hold, for shortcuts that change no result.
 
-    While a model is exported, and on the device `meta`, no value is known and nothing is sure.
+    No value is known during an export and on the device `meta`.
     """
     return not (torch.compiler.is_exporting() or condition.is_meta) and bool(condition)
 
 
 def padding_only_trails(real_BT: Tensor) -> bool:
-    """Whether surely no row has a real token after padding."""
+    """Whether it is known that no row has a real token after padding."""
     return surely((real_BT[:, 1:] <= real_BT[:, :-1]).all())

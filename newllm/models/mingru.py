@@ -12,11 +12,7 @@ from newllm.models.settings import dropout_faults, raise_faults, size_faults
 
 
 class MinGRUStep(nn.Module):
-    """state_t = (1 - z_t) * state_{t-1} + z_t * candidate_t, both told by the input alone.
-
-    The candidate is linear, as in the paper's plain form. The loop over time could be a parallel
-    scan, which pays on sequences far longer than a sentence.
-    """
+    """state_t = (1 - z_t) * state_{t-1} + z_t * candidate_t, both linear in the input."""
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
@@ -28,11 +24,7 @@ class MinGRUStep(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The states after every token [B, T, H], and the last [B, H].
 
-        Args:
-            inputs_BTH: of this layer.
-            state_BH: before the first token.
-            real_BT1: 0 where a token is `<PAD>`, which leaves the state as it was.
-            reset_BT1: 1 where the state is forgotten before the token is read.
+        `real_BT1` is 0 at padding, `reset_BT1` is 1 where the state is forgotten before the token.
         """
         gate_BTH = torch.sigmoid(self.gate(inputs_BTH)) * real_BT1
         keep_BTH = (1 - gate_BTH) * (1 - reset_BT1)
@@ -45,7 +37,7 @@ class MinGRUStep(nn.Module):
 
 
 class MinGRU(Layer):
-    """Blocks of a minGRU and a feed-forward network, each pre-normalized, dropped and added.
+    """Blocks of a minGRU and a feed-forward network, each with pre-normalization and a residual.
 
     The state is one tensor [B, L, H].
 
@@ -97,25 +89,23 @@ class MinGRU(Layer):
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Read a chunk, as `Layer` says."""
+        """Read a chunk."""
         (state_BLH,) = self.initial_state(x_BTD.shape[0]) if state is None else state
         hidden_BTH = self.input(x_BTD)
         real_BT = real_tokens(x_BTD, pad_BT)
-        real_BT1 = real_BT.to(hidden_BTH.dtype)[..., None]
         reset_BT = torch.zeros_like(real_BT) if reset_BT is None else reset_BT
-        reset_BT1 = reset_BT.to(hidden_BTH.dtype)[..., None]
+        real_BT1, reset_BT1 = (
+            flags.to(hidden_BTH.dtype)[..., None] for flags in (real_BT, reset_BT)
+        )
         finals = []
         for depth, layer in enumerate(self.recurrent):
             normed_BTH = self.recurrent_norms[depth](hidden_BTH)
             read_BTH, final_BH = layer(normed_BTH, state_BLH[:, depth], real_BT1, reset_BT1)
-            hidden_BTH = hidden_BTH + self._drop(read_BTH)
+            hidden_BTH = hidden_BTH + F.dropout(read_BTH, self.dropout, self.training)
             fed_BTH = self.feedforward[depth](self.feedforward_norms[depth](hidden_BTH))
-            hidden_BTH = hidden_BTH + self._drop(fed_BTH)
+            hidden_BTH = hidden_BTH + F.dropout(fed_BTH, self.dropout, self.training)
             finals.append(final_BH)
         return self.final_norm(hidden_BTH), (torch.stack(finals, dim=1),)
-
-    def _drop(self, values: Tensor) -> Tensor:
-        return F.dropout(values, self.dropout, self.training)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros [B, L, H]."""
@@ -123,7 +113,6 @@ class MinGRU(Layer):
 
     @property
     def description(self) -> str:
-        """Such as `mingru E128 H256 L3`; the feed-forward size where it is another."""
-        is_wide = self.feedforward_dim != self.output_dim
-        wide = f" F{self.feedforward_dim}" if is_wide else ""
+        """Such as `mingru E128 H256 L3`, then F if it differs from H."""
+        wide = "" if self.feedforward_dim == self.output_dim else f" F{self.feedforward_dim}"
         return f"mingru E{self.input_dim} H{self.output_dim} L{len(self.recurrent)}{wide}"

@@ -1,4 +1,4 @@
-"""Where a token stands in its sequence, and two ways to tell a model.
+"""Positions of tokens, and two ways to show them to a model: learned vectors and rotations.
 
 Shapes: B batch, T time (tokens), N attention heads, D width, in attention of a head.
 """
@@ -16,11 +16,11 @@ def token_positions(
 
     Args:
         real_BT: bool, false at `<PAD>`, which takes no position.
-        start_B: positions already taken before this chunk.
-        reset_BT: bool, true where counting restarts at 0; None restarts nowhere.
+        start_B: position of the first token.
+        reset_BT: bool, true where counting restarts at 0; None means nowhere.
 
     Returns:
-        The position of each token [B, T] and the position of the token to come [B], as int64.
+        The position of each token [B, T] and of the next one [B], as int64.
     """
     before_BT = real_BT.cumsum(1) - real_BT.long()
     origin_BT = -start_B[:, None]
@@ -32,7 +32,7 @@ def token_positions(
 
 
 class LearnedPositions(Layer):
-    """Adds a vector of its own for each position below `max_length`; the state counts [B]."""
+    """Adds a learned vector for each position below `max_length`; the state is the next [B]."""
 
     table: nn.Embedding
 
@@ -48,19 +48,19 @@ class LearnedPositions(Layer):
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """As `Layer` says; a real token beyond the table raises ValueError."""
+        """Read a chunk; a real token beyond the table raises ValueError."""
         (start_B,) = self.initial_state(x_BTD.shape[0]) if state is None else state
         real_BT = real_tokens(x_BTD, pad_BT)
         position_BT, next_B = token_positions(real_BT, start_B, reset_BT)
         last = (position_BT * real_BT).max()
-        if torch.compiler.is_exporting():  # the exported model checks it by itself
+        if torch.compiler.is_exporting():  # a check inside the exported model
             torch._check(last.item() < self.max_length)
         elif last >= self.max_length:
             raise ValueError(
                 f"model.max_length={self.max_length} is too short for {int(last) + 1} tokens; "
                 "raise it or set model.positions=none"
             )
-        # Padding after the last position that exists still needs some row to look up.
+        # Padding after the last position looks up some row as well.
         return x_BTD + self.table(position_BT.clamp(max=self.max_length - 1)), (next_B,)
 
     def initial_state(self, batch_size: int) -> State:
@@ -69,24 +69,17 @@ class LearnedPositions(Layer):
 
     @property
     def description(self) -> str:
-        """A word that a description ends with."""
+        """The last word of a model's description."""
         return "positions"
 
 
-class RotaryPositions(nn.Module):
-    """Angles that rotate queries and keys, so that attention sees distances (Su et al. 2021)."""
-
-    frequency_D: Tensor
-
-    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
-        super().__init__()
-        exponent_D = torch.arange(0, head_dim, 2) / head_dim
-        self.register_buffer("frequency_D", base**-exponent_D, persistent=False)
-
-    def forward(self, position_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, 1, T, D/2] for `rotate`; the 1 stands for all heads."""
-        angle_B1TD = position_BT[:, None, :, None] * self.frequency_D
-        return angle_B1TD.cos(), angle_B1TD.sin()
+def rotary_angles(
+    position_BT: Tensor, head_dim: int, dtype: torch.dtype, base: float = 10_000.0
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, 1, T, D/2] for `rotate`, by position (Su et al. 2021)."""
+    exponent_D = torch.arange(0, head_dim, 2, device=position_BT.device) / head_dim
+    angle_B1TD = position_BT[:, None, :, None] * (base**-exponent_D).to(dtype)
+    return angle_B1TD.cos(), angle_B1TD.sin()
 
 
 def rotate(vectors_BNTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

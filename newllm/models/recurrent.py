@@ -4,7 +4,7 @@ Shapes: B batch, T time (tokens), D width of the input or output, C all of a cel
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from newllm.models.cell import Cell
 from newllm.models.layer import Layer, State
 from newllm.models.recurrence.fused import Fused
-from newllm.models.recurrence.reference import DropoutMasks, Intervene, Recurrence, roll
+from newllm.models.recurrence.reference import Chunk, DropoutMasks, Recurrence, roll
+
+Intervene = Callable[[int, Tensor], Tensor]
 
 
 class Rollout(NamedTuple):
@@ -31,7 +33,7 @@ class Recurrent(Layer):
         input_dim: width of the input.
         cell: makes the cell from `input_dim` and the settings.
         recurrence: carries it over time; None means `Fused`.
-        settings: of the cell.
+        settings: settings of the cell.
     """
 
     def __init__(
@@ -56,13 +58,15 @@ class Recurrent(Layer):
         reset_BT: Tensor | None = None,
         found: list[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
-        """Read a chunk, as `Layer` says; `found` as of a `Recurrence`."""
-        state = self.initial_state(x_BTD.shape[0]) if state is None else state
-        masks = DropoutMasks.draw(self.cell, x_BTD)
-        return self.recurrence(self.cell, x_BTD, state, masks, pad_BT, reset_BT, found)
+        """Read a chunk; `found` as in `Chunk`."""
+        return self.recurrence(self.cell, self._chunk(x_BTD, state, pad_BT, reset_BT, found))
+
+    def _chunk(self, x_BTD: Tensor, state: State | None, *rest: Any) -> Chunk:
+        state = self.initial_state(len(x_BTD)) if state is None else state
+        return Chunk(x_BTD, state, DropoutMasks.draw(self.cell, x_BTD), *rest)
 
     def initial_state(self, batch_size: int) -> State:
-        """That of the cell."""
+        """The initial state of the cell."""
         return self.cell.initial_state(batch_size)
 
     def trace(
@@ -73,15 +77,9 @@ class Recurrent(Layer):
         reset_BT: Tensor | None = None,
         intervene: Intervene | None = None,
     ) -> Rollout:
-        """Read a chunk and keep all contexts and gates; made for looking, so always the plain loop.
+        """Read a chunk by the plain loop, and keep all contexts and gates.
 
-        Args:
-            x_BTD: as of `forward`, like all but the last.
-            state: before the chunk.
-            pad_BT: padding.
-            reset_BT: where a row forgets.
-            intervene: `intervene(t, context_BC)` returns what the context after token t shall be
-                instead.
+        `intervene(t, context_BC)` returns what replaces the context after token t.
         """
         contexts: list[Tensor] = []
         gates: list[dict[str, Tensor]] = []
@@ -95,26 +93,24 @@ class Recurrent(Layer):
             gates.append(step_gates)
             return state
 
-        state = self.initial_state(x_BTD.shape[0]) if state is None else state
-        masks = DropoutMasks.draw(self.cell, x_BTD)
-        y_BTD, state = roll(self.cell, x_BTD, state, masks, pad_BT, reset_BT, watch)
+        y_BTD, state = roll(self.cell, self._chunk(x_BTD, state, pad_BT, reset_BT), watch)
         by_name = {name: torch.stack([step[name] for step in gates], 1) for name in gates[0]}
         return Rollout(y_BTD, state, torch.stack(contexts, dim=1), by_name)
 
     @property
     def description(self) -> str:
-        """That of the cell."""
+        """The description of the cell."""
         return self.cell.description
 
 
 def _as_vector(state: State) -> Tensor:
-    """All numbers of a state as one vector [B, C]; those that only count are left out."""
+    """All floating-point numbers of a state as one vector [B, C]."""
     parts = [part.flatten(1) for part in state if part.is_floating_point()]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _as_state(context_BC: Tensor, like: State) -> State:
-    """A state with the numbers of a vector; the rest as in another."""
+    """The inverse of `_as_vector`; other parts are those of `like`."""
     sizes = [part.flatten(1).shape[1] for part in like if part.is_floating_point()]
     parts = iter(context_BC.split(sizes, dim=1))
     return tuple(next(parts).view_as(part) if part.is_floating_point() else part for part in like)

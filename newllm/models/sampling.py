@@ -25,21 +25,19 @@ def sample_sentences(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[str]:
-    """Continue a prompt, each sentence up to `<EOS>` or `max_tokens` tokens, prompt included.
+    """Continue a prompt up to `<EOS>` or `max_tokens` tokens, including the prompt.
 
-    The model reads each token once and carries its state on; tokens that are no words (`<PAD>`,
-    `<UNK>`, `<BOS>`, classes without a word) are never drawn.
+    `<PAD>`, `<UNK>`, `<BOS>` and classes without a word are never drawn.
 
     Raises:
-        ValueError: if the model sees the future, the temperature or a number is not positive,
-            or the prompt fills `max_tokens` or holds unknown words.
+        ValueError: the model sees the future, an argument is out of range, or the prompt is longer
+            than `max_tokens` or holds unknown words.
     """
     if model.sees_the_future:
         raise ValueError("the model was trained to see the future, so it cannot write it")
-    if num_sentences < 1:
-        raise ValueError(f"num={num_sentences}: must be at least 1")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens}: must be at least 1")
+    for name, number in {"num": num_sentences, "max_tokens": max_tokens}.items():
+        if number < 1:
+            raise ValueError(f"{name}={number}: must be at least 1")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature}: must be above 0")
     if not 0 <= seed < 2**63:

@@ -1,4 +1,4 @@
-"""The settings of a model: which of them a factory takes, and their faults in one wording."""
+"""The settings of a model: which of them a factory takes, and one wording of their faults."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterable
@@ -8,25 +8,23 @@ from typing import Any
 
 
 def settings_of(factory: Callable[..., Any]) -> set[str]:
-    """The names of the settings that a factory takes and that are not given yet.
+    """Names of the settings that a factory takes and was not given yet.
 
-    One that takes any keyword hands it on to the factories among its arguments, and so takes what
-    these take.
+    If it takes any keyword, it also takes the settings of the factories among its arguments.
     """
     given = factory.keywords if isinstance(factory, partial) else {}
-    names = set()
+    names: set[str] = set()
     for parameter in inspect.signature(factory).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            for argument in given.values():
-                if isinstance(argument, type | partial):
-                    names |= settings_of(argument)
+            factories = [each for each in given.values() if isinstance(each, type | partial)]
+            names.update(*map(settings_of, factories))
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             names.add(parameter.name)
     return names - {*given, "input_dim"}
 
 
 def unknown_faults(settings: Iterable[str], known: Collection[str]) -> list[str]:
-    """One line for each setting that nobody takes."""
+    """One line for each setting that is not known."""
     faults = []
     for name in settings:
         if name not in known:
@@ -53,13 +51,13 @@ def dropout_faults(**probabilities: float) -> list[str]:
 
 
 def option_faults(key: str, value: str, options: Collection[str]) -> list[str]:
-    """One line if the value is none of those that exist."""
+    """One line if the value is not among the options."""
     if value in options:
         return []
     return [f"model.{key}={value} does not exist; choose one of: {', '.join(options)}"]
 
 
 def raise_faults(faults: Iterable[str]) -> None:
-    """Raise one ValueError that holds all faults, a line each, if there are any."""
+    """Raise one ValueError with a line for each fault, if there are any."""
     if lines := list(faults):
         raise ValueError("\n".join(lines))

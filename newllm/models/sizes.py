@@ -1,4 +1,4 @@
-"""Widths that give a model a number of parameters and a size of state: like against like."""
+"""Widths that give a model a certain number of parameters and a certain size of its state."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ NOTABLE_MISS = 0.02  # of a budget
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model may cost, and which of its sizes are to follow from that.
+    """The cost of a model, and the sizes that follow from it.
 
     Attributes:
-        parameters: how many; None leaves `widths` alone.
-        widths: sizes of the model as multiples of one width, which then comes as near to that
-            number as it can; None for a size that does not follow from it.
-        state_bytes: of a sequence after its first token; None leaves `state_widths` alone.
-        state_widths: the same of the width that decides on the state, and so no longer follows
-            from the number of parameters.
-        step: what widths are multiples of, as heads of attention ask for.
+        parameters: number of parameters; None does not use `widths`.
+        widths: sizes of the model that follow from `parameters`, as multiples of one width; None
+            for a size that does not follow.
+        state_bytes: bytes of a sequence's state after its first token; None does not use
+            `state_widths`.
+        state_widths: sizes that follow from `state_bytes` instead of `parameters`, likewise.
+        step: all widths are multiples of this, as attention heads require.
     """
 
     parameters: int | None = None
@@ -38,76 +38,68 @@ class Budget:
 
     @property
     def names(self) -> list[str]:
-        """Of all sizes that it decides on."""
+        """Names of all sizes that follow."""
         return [*following(self.widths), *following(self.state_widths)]
 
     def sizes(self, build: Callable[..., LanguageModel]) -> dict[str, int]:
-        """The sizes at which a model comes nearest to the budget.
-
-        Args:
-            build: the model, given sizes by name.
+        """The sizes by name with which `build` makes the model nearest to the budget.
 
         Raises:
-            ValueError: there is no such width, or none that could follow from what is asked for.
+            ValueError: no width is near, or no size follows.
         """
         found: dict[str, int] = {}
         if self.state_bytes is not None:
-            # Its other sizes are any, while only the state is looked at.
+            # The other sizes do not matter to the state.
             any_size = dict.fromkeys(following(self.widths), self.step)
-            widths = following(self.state_widths)
-            found |= self._sizes("state_bytes", widths, partial(build, **any_size))
+            found |= self._sizes("state_bytes", self.state_widths, partial(build, **any_size))
         if self.parameters is not None:
-            widths = following(self.widths)
-            free = {name: multiple for name, multiple in widths.items() if name not in found}
+            free = {name: each for name, each in self.widths.items() if name not in found}
             found |= self._sizes("parameters", free, partial(build, **found))
         return found
 
     def _sizes(
-        self, what: str, widths: Mapping[str, int], build: Callable[..., LanguageModel]
+        self, what: str, widths: Mapping[str, int | None], build: Callable[..., LanguageModel]
     ) -> dict[str, int]:
-        if not widths:
-            key = "widths" if what == "parameters" else "state_widths"
-            example = f"budget.{key}.hidden_dim=1"
-            raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
-
         def sizes(width: int) -> dict[str, int]:
-            return {name: multiple * width for name, multiple in widths.items()}
+            return {name: multiple * width for name, multiple in following(widths).items()}
 
         def cost(width: int) -> int:
             with torch.device("meta"):  # sizes only: no memory, no random draws
                 return MEASURES[what](build(**sizes(width)))
 
+        if not following(widths):
+            example = f"budget.{dict(PAIRS)[what]}.hidden_dim=1"
+            raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
         return sizes(nearest_width(cost, getattr(self, what), self.step, f"budget.{what}"))
 
     def misses(self, model: LanguageModel) -> Iterator[str]:
-        """A line for each cost of the model that is not what was asked for."""
+        """A line for each cost of the model that misses the budget notably."""
         for what, _ in PAIRS:
             target, cost = getattr(self, what), MEASURES[what](model)
             if target is not None and abs(cost - target) > NOTABLE_MISS * target:
-                finer = f"; a step below budget.step={self.step} comes nearer"
-                yield (
-                    f"budget.{what}={target}: the nearest model takes {cost:,} "
-                    f"({cost / target - 1:+.1%}){finer if self.step > 1 else ''}"
+                hint = (
+                    f"; a step below budget.step={self.step} comes nearer" if self.step > 1 else ""
                 )
+                miss = f"{cost / target - 1:+.1%}"
+                yield f"budget.{what}={target}: the nearest model takes {cost:,} ({miss}){hint}"
 
 
 def num_parameters(model: nn.Module) -> int:
-    """How many numbers a model learns."""
+    """Number of parameters of a model."""
     return sum(weight.numel() for weight in model.parameters())
 
 
-def _state_bytes(model: LanguageModel) -> int:
-    return model.state_bytes(1)
-
-
-MEASURES = {"parameters": num_parameters, "state_bytes": _state_bytes}
+MEASURES: dict[str, Callable[[LanguageModel], int]] = {
+    "parameters": num_parameters,
+    "state_bytes": lambda model: model.state_bytes(1),
+}
 
 
 def nearest_width(cost: Callable[[int], int], target: int, step: int, name: str) -> int:
-    """The multiple of `step` whose cost, which grows with the width, comes nearest to a target.
+    """The multiple of `step` whose increasing cost is nearest to a target.
 
     Raises:
-        ValueError: the narrowest costs more than twice the target, or no width costs as much.
+        ValueError: the smallest costs more than twice the target, or none reaches it.
     """
     low, high = step, step
     while cost(high) < target:

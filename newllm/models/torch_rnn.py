@@ -3,11 +3,11 @@
 Shapes: B batch, T time (tokens), D input, L layers, H hidden.
 """
 
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from newllm.models.layer import (
     Layer,
@@ -20,13 +20,9 @@ from newllm.models.layer import (
 )
 from newllm.models.settings import dropout_faults, raise_faults, size_faults
 
-Inputs = TypeVar("Inputs", Tensor, PackedSequence)
-
 
 class TorchRNN(Layer):
-    """What LSTM, GRU and Elman network share; they differ in the network and its states.
-
-    The state is `num_states` tensors [B, L, H].
+    """One of torch's recurrent networks; the state is tensors [B, L, H].
 
     Args:
         input_dim: D.
@@ -38,9 +34,7 @@ class TorchRNN(Layer):
         ValueError: a setting is impossible; one line for each.
     """
 
-    name: ClassVar[str]
     network_class: ClassVar[type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]]
-    num_states: ClassVar[int]
 
     def __init__(
         self, input_dim: int, hidden_dim: int, num_layers: int, dropout: float = 0.0
@@ -53,7 +47,7 @@ class TorchRNN(Layer):
             hidden_dim,
             num_layers,
             batch_first=True,
-            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of what does nothing
+            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of dropout without effect
         )
 
     def forward(
@@ -63,40 +57,20 @@ class TorchRNN(Layer):
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Read a chunk, as `Layer` says."""
-        state = self.initial_state(x_BTD.shape[0]) if state is None else state
+        """Read a chunk: at once, packed if padding only trails, and else step by step."""
+        batch_size, num_tokens, _ = x_BTD.shape
+        initial = self.initial_state(batch_size)
+        state = initial if state is None else state
         if reset_BT is None and pad_BT is None:
             return self._run(x_BTD, state)
         real_BT = real_tokens(x_BTD, pad_BT)
         if reset_BT is None and surely(real_BT[:, 0].all()) and padding_only_trails(real_BT):
-            return self._run_packed(x_BTD, state, real_BT.sum(1))
-        return self._run_stepwise(x_BTD, state, real_BT, reset_BT)
-
-    def initial_state(self, batch_size: int) -> State:
-        """Zeros [B, L, H]."""
-        shape = batch_size, self.network.num_layers, self.network.hidden_size
-        return tuple(zeros(self, *shape) for _ in range(self.num_states))
-
-    def _run(self, inputs: Inputs, state: State) -> tuple[Inputs, State]:
-        # torch puts layers first, and takes an only tensor without a tuple around it.
-        layer_first = tuple(state_BLH.transpose(0, 1).contiguous() for state_BLH in state)
-        given = layer_first if self.num_states > 1 else layer_first[0]
-        outputs, final = self.network(inputs, given)
-        finals = final if self.num_states > 1 else (final,)
-        return outputs, tuple(state_LBH.transpose(0, 1) for state_LBH in finals)
-
-    def _run_packed(self, x_BTD: Tensor, state: State, length_B: Tensor) -> tuple[Tensor, State]:
-        packed = pack_padded_sequence(x_BTD, length_B.cpu(), batch_first=True, enforce_sorted=False)
-        hidden, state = self._run(packed, state)
-        hidden_BTH, _ = pad_packed_sequence(hidden, batch_first=True, total_length=x_BTD.shape[1])
-        return hidden_BTH, state
-
-    def _run_stepwise(
-        self, x_BTD: Tensor, state: State, real_BT: Tensor, reset_BT: Tensor | None
-    ) -> tuple[Tensor, State]:
+            length_B = real_BT.sum(1).cpu()
+            packed = pack_padded_sequence(x_BTD, length_B, batch_first=True, enforce_sorted=False)
+            hidden, state = self._run(packed, state)
+            return pad_packed_sequence(hidden, batch_first=True, total_length=num_tokens)[0], state
         hiddens = []
-        initial = self.initial_state(x_BTD.shape[0])
-        for t in range(x_BTD.shape[1]):
+        for t in range(num_tokens):
             if reset_BT is not None:
                 state = where_row(reset_BT[:, t], initial, state)
             hidden_B1H, after = self._run(x_BTD[:, t : t + 1], state)
@@ -104,31 +78,42 @@ class TorchRNN(Layer):
             hiddens.append(hidden_B1H)
         return torch.cat(hiddens, dim=1), state
 
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros [B, L, H]."""
+        return (zeros(self, batch_size, self.network.num_layers, self.output_dim),)
+
+    def _run(self, inputs: Any, state: State) -> tuple[Any, State]:
+        # torch puts layers first, and takes a single tensor without a tuple around it.
+        layers_first = tuple(part_BLH.transpose(0, 1).contiguous() for part_BLH in state)
+        is_single = len(state) == 1
+        outputs, final = self.network(inputs, layers_first[0] if is_single else layers_first)
+        finals = (final,) if is_single else final
+        return outputs, tuple(part_LBH.transpose(0, 1) for part_LBH in finals)
+
     @property
     def description(self) -> str:
         """Such as `lstm E128 H256 L3`."""
-        return f"{self.name} E{self.input_dim} H{self.output_dim} L{self.network.num_layers}"
+        name = type(self).__name__.lower()
+        return f"{name} E{self.input_dim} H{self.output_dim} L{self.network.num_layers}"
 
 
 class LSTM(TorchRNN):
     """Long short-term memory with forget gate (Gers et al. 2000); state (hidden, cell)."""
 
-    name = "lstm"
     network_class = nn.LSTM
-    num_states = 2
+
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros [B, L, H] twice."""
+        return super().initial_state(batch_size) + super().initial_state(batch_size)
 
 
 class GRU(TorchRNN):
     """Gated recurrent units (Cho et al. 2014); state (hidden,)."""
 
-    name = "gru"
     network_class = nn.GRU
-    num_states = 1
 
 
 class Elman(TorchRNN):
     """The simple recurrent network with tanh (Elman 1990); state (hidden,)."""
 
-    name = "elman"
     network_class = nn.RNN
-    num_states = 1

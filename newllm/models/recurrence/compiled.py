@@ -18,22 +18,19 @@ from torch.autograd.function import once_differentiable
 from newllm.models.cell import Cell
 from newllm.models.layer import State
 from newllm.models.recurrence.notice import tell_of_compiling
-from newllm.models.recurrence.reference import DropoutMasks, roll
+from newllm.models.recurrence.reference import Chunk, roll
 from newllm.models.recurrence.step import Given, Step, Use, compile_step, linears_of, others_of
 
 SECONDS = 10  # that compiling takes, roughly
-Gradients = list[Tensor | None]
-PLAIN = (bool, int, float, str, type)
-# What every module has, but for hooks that are called in a step.
+# Attributes of every module that change no step. Hooks do.
 OF_TORCH = vars(nn.Module()).keys() - {"training", "_forward_hooks", "_forward_pre_hooks"}
 
 
 class Compiled:
-    """Carries any cell over time by its compiled step, in training on a CPU.
+    """Carries any cell over time by its compiled step, for training on a CPU.
 
-    It is the plain loop where no gradient is asked for, in autocast, and where nothing compiles or
-    what was compiled does not give what the cell gives (a cell that draws random numbers by itself,
-    for example). The compiler keeps its results on disk for later processes.
+    It takes the plain loop without gradients, in autocast, where no compiler works, and for a cell
+    that draws random numbers itself.
     """
 
     def __init__(self) -> None:
@@ -46,41 +43,53 @@ class Compiled:
         return Compiled, ()
 
     @torch.compiler.disable
-    def __call__(
-        self,
-        cell: Cell,
-        inputs_BTE: Tensor,
-        state: State,
-        masks: DropoutMasks | None = None,
-        pad_BT: Tensor | None = None,
-        reset_BT: Tensor | None = None,
-        found: list[Tensor] | None = None,
-    ) -> tuple[Tensor, State]:
-        """Read a chunk, as `Recurrence` says."""
-        device = inputs_BTE.device.type
+    def __call__(self, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
+        """Read a chunk."""
+        device = chunk.inputs_BTE.device.type
         if torch.is_grad_enabled() and device == "cpu" and not torch.is_autocast_enabled(device):
-            chunk = Chunk(cell, inputs_BTE, state, masks, pad_BT, reset_BT)
-            if step := self._step(chunk):
-                return chunk.read_by(step)
-        return roll(cell, inputs_BTE, state, masks, pad_BT, reset_BT)
-
-    def _step(self, chunk: Chunk) -> Step | None:
-        """A step for at least as many rows as the chunk has; None if there can be none."""
-        kind = chunk.kind
-        known = self._steps.get(kind)
-        if kind not in self._steps or (known and known.batch_size < chunk.batch_size):
-            self._steps[kind] = _compiled_or_none(chunk)
-        return self._steps[kind]
+            kind = _kind(cell, chunk)
+            step = self._steps.get(kind)
+            if kind not in self._steps or (step and step.batch_size < len(chunk.inputs_BTE)):
+                step = self._steps[kind] = _compiled_or_none(cell, chunk)
+            if step:
+                return _read(step, cell, chunk)
+        return roll(cell, chunk)
 
 
-def _compiled_or_none(chunk: Chunk) -> Step | None:
-    name = type(chunk.cell).__name__
+def _kind(cell: Cell, chunk: Chunk) -> Any:
+    """Key of everything that a compiled step depends on, except for the size of the batch."""
+    settings = (
+        (
+            name,
+            type(part),
+            *((key, repr(own)) for key, own in vars(part).items() if key not in OF_TORCH),
+        )
+        for name, part in cell.named_modules()
+    )
+    tensors = ((each.shape, each.dtype) for each in (*cell.parameters(), *cell.buffers()))
+    has_masks, has_resets = chunk.masks is not None, chunk.reset_BT is not None
+    given = chunk.inputs_BTE.dtype, has_masks, has_resets, torch.get_num_threads()
+    return (*settings, *tensors, *given)
+
+
+def _compiled_or_none(cell: Cell, chunk: Chunk) -> Step | None:
+    name = type(cell).__name__
+    first = Given(
+        chunk.inputs_BTE[:, 0],
+        chunk.state,
+        next(chunk.masks.steps(1)) if chunk.masks else (),
+        [flags_BT[:, 0] for flags_BT in _flags(chunk)],
+        _initial(cell, chunk),
+        (),
+        [linear.weight for linear in linears_of(cell)],
+        list(others_of(cell).values()),
+    )
     try:
-        # The compiler's warnings are nothing that anybody here could act on.
+        # Nobody here could act on the compiler's warnings.
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             with tell_of_compiling(f"a step of {name}", SECONDS):
-                return compile_step(chunk.cell, chunk.first)
+                return compile_step(cell, first)
     except Exception as error:  # a compiler raises many kinds, and the plain loop is always right
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "FakeTensor" in reason:
@@ -89,100 +98,42 @@ def _compiled_or_none(chunk: Chunk) -> Step | None:
         return None
 
 
-class Chunk:
-    """A chunk to read, and the cell that reads it; arguments as of a `Recurrence`."""
-
-    def __init__(
-        self,
-        cell: Cell,
-        inputs_BTE: Tensor,
-        state: State,
-        masks: DropoutMasks | None,
-        pad_BT: Tensor | None,
-        reset_BT: Tensor | None,
-    ) -> None:
-        self.cell, self.inputs_BTE, self.state, self.masks = cell, inputs_BTE, state, masks
-        self.batch_size, self.num_steps, _ = inputs_BTE.shape
-        nowhere_BT = torch.zeros(inputs_BTE.shape[:2], dtype=torch.bool)
-        self.flags = [nowhere_BT if pad_BT is None else pad_BT]
-        self.flags += [] if reset_BT is None else [reset_BT]
-        self.initial = () if reset_BT is None else cell.initial_state(self.batch_size)
-
-    @property
-    def kind(self) -> Any:
-        """What a compiled step depends on, but for the size of the batch."""
-        settings = (
-            (
-                name,
-                type(part),
-                *((key, _frozen(own)) for key, own in vars(part).items() if key not in OF_TORCH),
-            )
-            for name, part in self.cell.named_modules()
-        )
-        tensors = (*self.cell.parameters(), *self.cell.buffers())
-        shapes = ((tensor.shape, tensor.dtype) for tensor in tensors)
-        given = self.masks is None, len(self.flags), torch.get_num_threads()
-        return (*settings, *shapes, self.inputs_BTE.dtype, *given)
-
-    @property
-    def first(self) -> Given:
-        """What the first step is given; its addends follow from the cell."""
-        return Given(
-            self.inputs_BTE[:, 0],
-            self.state,
-            next(self.masks.steps(1)) if self.masks else (),
-            [flags_BT[:, 0] for flags_BT in self.flags],
-            self.initial,
-            (),
-            [linear.weight for linear in linears_of(self.cell)],
-            list(others_of(self.cell).values()),
-        )
-
-    def read_by(self, step: Step) -> tuple[Tensor, State]:
-        """Outputs and state; where the step takes more rows, the last one is repeated."""
-        row_B = torch.arange(step.batch_size).clamp(max=self.batch_size - 1)
-
-        def wide(tensor: Tensor) -> Tensor:
-            return (tensor if len(row_B) == self.batch_size else tensor[row_B]).contiguous()
-
-        num_steps, linears = self.num_steps, linears_of(self.cell)
-        masks = self.masks.steps(num_steps) if self.masks else repeat((), num_steps)
-        flags = [wide(flags_BT).t().contiguous().unbind() for flags_BT in self.flags]
-        outputs_TBH, *state = _Read.apply(
-            step,
-            [[*map(wide, masks_of_step)] for masks_of_step in masks],
-            list(zip(*flags, strict=True)),
-            wide(self.inputs_BTE).transpose(0, 1).contiguous(),
-            *map(wide, (*self.state, *self.initial)),
-            *(linear.weight.contiguous() for linear in linears),
-            *(linear.bias for linear in linears),
-            *(tensor.contiguous() for tensor in others_of(self.cell).values()),
-        )
-        after = tuple(part[: self.batch_size] for part in state)
-        # In the order of other recurrences, which decides how torch's dropout rounds.
-        return outputs_TBH.transpose(0, 1)[: self.batch_size].contiguous(), after
+def _flags(chunk: Chunk) -> list[Tensor]:
+    """Where there is padding, and resets if any."""
+    nowhere_BT = torch.zeros(chunk.inputs_BTE.shape[:2], dtype=torch.bool)
+    pad_BT = nowhere_BT if chunk.pad_BT is None else chunk.pad_BT
+    return [pad_BT] if chunk.reset_BT is None else [pad_BT, chunk.reset_BT]
 
 
-def _frozen(value: Any) -> Any:
-    """A setting as a key: equal where the setting is, or the very same object."""
-    if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
-    if isinstance(value, dict):
-        return tuple((key, _frozen(item)) for key, item in value.items())
-    return value if value is None or isinstance(value, PLAIN) else Same(value)
+def _initial(cell: Cell, chunk: Chunk) -> State:
+    """The state after a reset; nothing if there is none."""
+    return () if chunk.reset_BT is None else cell.initial_state(len(chunk.inputs_BTE))
 
 
-class Same:
-    """Equal to itself alone; keeps what it stands for alive, so that no other takes its place."""
+def _read(step: Step, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
+    """Outputs and state; if the step takes more rows than the chunk has, repeat the last row."""
+    batch_size, num_steps, _ = chunk.inputs_BTE.shape
+    row_B = torch.arange(step.batch_size).clamp(max=batch_size - 1)
 
-    def __init__(self, value: object) -> None:
-        self._value = value
+    def wide(tensor: Tensor) -> Tensor:
+        return (tensor if len(row_B) == batch_size else tensor[row_B]).contiguous()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other._value is self._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
+    linears = linears_of(cell)
+    masks = chunk.masks.steps(num_steps) if chunk.masks else repeat((), num_steps)
+    flags = [wide(flags_BT).t().contiguous().unbind() for flags_BT in _flags(chunk)]
+    outputs_TBH, *state = _Read.apply(
+        step,
+        [[*map(wide, masks_of_step)] for masks_of_step in masks],
+        list(zip(*flags, strict=True)),
+        wide(chunk.inputs_BTE).transpose(0, 1).contiguous(),
+        *map(wide, (*chunk.state, *_initial(cell, chunk))),
+        *(linear.weight.contiguous() for linear in linears),
+        *(linear.bias for linear in linears),
+        *(tensor.contiguous() for tensor in others_of(cell).values()),
+    )
+    after = tuple(part[:batch_size] for part in state)
+    # In the memory order of other recurrences, which decides how torch's dropout rounds.
+    return outputs_TBH.transpose(0, 1)[:batch_size].contiguous(), after
 
 
 class _Read(torch.autograd.Function):
@@ -202,10 +153,10 @@ class _Read(torch.autograd.Function):
         state, initial, weights, biases = (list(islice(items, size)) for size in sizes)
         others = list(items)
         addends = [
-            torch.zeros_like(like)
-            if biases[use.number] is None
-            else biases[use.number].expand_as(like).contiguous()
-            for use, like in zip(step.uses, example.addends, strict=True)
+            torch.zeros_like(like) if bias is None else bias.expand_as(like).contiguous()
+            for like, bias in zip(
+                example.addends, (biases[use.number] for use in step.uses), strict=True
+            )
         ]
         num_results = max([len(state), *(use.source for use in step.uses)]) + 1
         results, kept = [], []
@@ -223,34 +174,29 @@ class _Read(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outputs_grad_TBH: Tensor, *state_grads: Tensor) -> tuple[Any, ...]:
         example: Given = ctx.step.example
-        learned = [part.is_floating_point() for part in example.state]
-        state = [
-            grad.contiguous()
-            for grad, is_learned in zip(state_grads, learned, strict=True)
-            if is_learned
-        ]
-        inputs: list[Tensor] = []
+        state = [*map(_dense, state_grads, example.state)]
+        inputs: list[Any] = []
         addends: list[Sequence[Tensor]] = []
-        sums: Gradients = [None] * (len(example.initial) + len(example.others))
+        sums: list[Tensor | None] = [None] * (len(example.initial) + len(example.others))
         grads_of_steps = reversed(outputs_grad_TBH.contiguous().unbind())
         for kept, grad_BH in zip(reversed(ctx.kept), grads_of_steps, strict=True):
-            grads = example.grouped(ctx.step.backward([*kept, grad_BH, *state]))
-            state = [
-                torch.zeros_like(part) if grad is None else grad.contiguous()
-                for part, grad, is_learned in zip(example.state, grads.state, learned, strict=True)
-                if is_learned
-            ]
-            inputs.append(
-                torch.zeros_like(example.inputs) if grads.inputs is None else grads.inputs
-            )
+            learned = [grad for grad in state if grad is not None]
+            grads = example.grouped(ctx.step.backward([*kept, grad_BH, *learned]))
+            state = [*map(_dense, grads.state, example.state)]
+            inputs.append(_dense(grads.inputs, example.inputs))
             addends.append(grads.addends)
             sums = [*map(_sum, sums, (*grads.initial, *grads.others))]
         of_linears = _linear_gradients(ctx.step.uses, ctx.results, addends[::-1], ctx.has_bias)
-        remaining = iter(state)
-        of_state = [next(remaining) if is_learned else None for is_learned in learned]
         initial, others = sums[: len(example.initial)], sums[len(example.initial) :]
         of_inputs_TBE = torch.stack(inputs[::-1])
-        return None, None, None, of_inputs_TBE, *of_state, *initial, *of_linears, *others
+        return None, None, None, of_inputs_TBE, *state, *initial, *of_linears, *others
+
+
+def _dense(grad: Tensor | None, like: Tensor) -> Tensor | None:
+    """A contiguous gradient, zeros if it is missing; None for whole numbers."""
+    if not like.is_floating_point():
+        return None
+    return torch.zeros_like(like) if grad is None else grad.contiguous()
 
 
 def _linear_gradients(
@@ -258,17 +204,10 @@ def _linear_gradients(
     results: Sequence[Sequence[Tensor]],
     grads: Sequence[Sequence[Tensor]],
     has_bias: Sequence[bool],
-) -> Gradients:
-    """Of all weights, then of all biases: one product for all steps of a use.
-
-    Args:
-        uses: of Linears in each step.
-        results: of each step, among them what the Linears read.
-        grads: with respect to the addends of each step.
-        has_bias: whether each Linear has one.
-    """
-    weights: Gradients = [None] * len(has_bias)
-    biases: Gradients = [None] * len(has_bias)
+) -> list[Tensor | None]:
+    """Gradients of all weights, then of all biases: one product for all steps of a use."""
+    weights: list[Tensor | None] = [None] * len(has_bias)
+    biases: list[Tensor | None] = [None] * len(has_bias)
     for index, (number, source) in enumerate(uses):
         read_RI = torch.cat([found[source].flatten(0, -2) for found in results])
         grad_RO = torch.cat([own[index].flatten(0, -2) for own in grads])

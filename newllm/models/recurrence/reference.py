@@ -1,4 +1,4 @@
-"""Carrying a cell over time.
+"""The plain loop that carries a cell over time, and dropout masks.
 
 Shapes: B batch, T time (tokens), E input, C context, H hidden, N dropout masks of a step, M their
 width.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,53 +17,17 @@ from torch import Tensor
 from newllm.models.cell import Cell
 from newllm.models.layer import State, check_shapes, where_row
 
-Intervene = Callable[[int, Tensor], Tensor]
 Watch = Callable[[int, State, dict[str, Tensor]], State]
 
 MASK_BLOCK = 64  # steps whose masks are drawn in one call
 
 
-class Recurrence(Protocol):
-    """A way to carry a cell over a chunk. All ways give what `Reference` gives.
-
-    Outputs at padding mean nothing, and no gradient need pass through them.
-    """
-
-    def __call__(
-        self,
-        cell: Cell,
-        inputs_BTE: Tensor,
-        state: State,
-        masks: "DropoutMasks | None" = None,
-        pad_BT: Tensor | None = None,
-        reset_BT: Tensor | None = None,
-        found: list[Tensor] | None = None,
-    ) -> tuple[Tensor, State]:
-        """Read the inputs in order.
-
-        Args:
-            cell: the step to take.
-            inputs_BTE: the chunk.
-            state: before the first token.
-            masks: of the dropout; None drops nothing.
-            pad_BT: bool, true where the state stays as it was; None means nowhere.
-            reset_BT: bool, true where the state is the initial one before the token is read; None
-                means nowhere.
-            found: lets whoever reads the same chunk twice, first without gradients, spare work the
-                second time: what the first call leaves in this list the second takes out.
-
-        Returns:
-            The outputs [B, T, H] and the state after the chunk.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class DropoutMasks:
-    """The dropout masks of one chunk, or from some step of it on; a block of steps a draw.
+    """The dropout masks of a chunk, drawn in blocks of `MASK_BLOCK` steps.
 
-    A block depends on nothing but the seed, its first step and its length, so whoever recomputes
-    its steps can draw it again instead of keeping it.
+    A block depends only on the seed, its first step and its length, so it can be drawn again in the
+    backward pass instead of being kept.
     """
 
     seed: int
@@ -76,7 +40,7 @@ class DropoutMasks:
     @classmethod
     @torch.compiler.disable  # compiled, torch.randint would draw another seed
     def draw(cls, cell: Cell, inputs: Tensor) -> "DropoutMasks | None":
-        """Masks for a chunk [B, T, E], seeded from torch's global generator; None if none drop."""
+        """Masks for inputs [B, T, E], seeded from torch's generator; None without dropout."""
         if not cell.training or cell.dropout == 0:
             return None
         return cls(
@@ -89,21 +53,21 @@ class DropoutMasks:
 
     @property
     def scale(self) -> float:
-        """What is kept is multiplied by this."""
+        """Factor of the elements that are kept."""
         return 1 / (1 - self.probability)
 
     @property
     def dropped(self) -> int:
-        """What draws below this is dropped."""
+        """Elements whose draw is below this are dropped."""
         return min(round(self.probability * 2**16), 2**16 - 1) - 2**15
 
     def starting_at(self, step: int) -> "DropoutMasks":
-        """Those from a later step on, which must be the first of a block."""
+        """The masks from a later step on, which must be the first of a block."""
         assert step % MASK_BLOCK == 0, step
         return replace(self, first_step=self.first_step + step)
 
     def draws(self, num_steps: int) -> Tensor:
-        """A uniform int16 for every element of the first steps' masks, [N, num_steps, M, B]."""
+        """Uniform int16 draws [N, num_steps, M, B] for the masks of the first steps."""
         num_masks, mask_dim, batch_size = self.step_shape
         shape = (num_masks, num_steps, mask_dim, batch_size)
         # Four draws from each word of a fast generator: many times faster than bernoulli_.
@@ -126,42 +90,52 @@ class DropoutMasks:
             yield from (masks_NBM.unbind() for masks_NBM in block_NTBM.unbind(1))
 
 
-class Reference:
-    """The plain loop over time: slow, obvious, and the specification of every other recurrence."""
+class Chunk(NamedTuple):
+    """A chunk of tokens for a cell to read.
 
-    def __call__(
-        self,
-        cell: Cell,
-        inputs_BTE: Tensor,
-        state: State,
-        masks: DropoutMasks | None = None,
-        pad_BT: Tensor | None = None,
-        reset_BT: Tensor | None = None,
-        found: list[Tensor] | None = None,
-    ) -> tuple[Tensor, State]:
-        """Read a chunk, as `Recurrence` says."""
-        return roll(cell, inputs_BTE, state, masks, pad_BT, reset_BT)
-
-
-def roll(
-    cell: Cell,
-    inputs_BTE: Tensor,
-    state: State,
-    masks: DropoutMasks | None,
-    pad_BT: Tensor | None,
-    reset_BT: Tensor | None,
-    watch: Watch | None = None,
-) -> tuple[Tensor, State]:
-    """Call the cell once a token, each time with that step's dropout masks.
-
-    `watch(t, state, gates)` sees each step and returns the state to go on with.
+    Attributes:
+        inputs_BTE: inputs of the cell.
+        state: state before the first token.
+        masks: dropout masks; None drops nothing.
+        pad_BT: bool, true where the state stays as it was; None means nowhere.
+        reset_BT: bool, true where the token is read from the initial state; None means nowhere.
+        found: spares work if the same chunk is read twice, first without gradients: the first call
+            appends to this list, and the second takes from it.
     """
+
+    inputs_BTE: Tensor
+    state: State
+    masks: DropoutMasks | None = None
+    pad_BT: Tensor | None = None
+    reset_BT: Tensor | None = None
+    found: list[Tensor] | None = None
+
+
+# Carries a cell over a chunk: outputs [B, T, H], and the state after the chunk. All recurrences
+# give what `Reference` gives. Outputs at padding mean nothing, and get no gradient.
+Recurrence = Callable[[Cell, Chunk], tuple[Tensor, State]]
+
+
+class Reference:
+    """The plain loop over time: slow, simple, and the specification of every other recurrence."""
+
+    def __call__(self, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
+        """Read a chunk."""
+        return roll(cell, chunk)
+
+
+def roll(cell: Cell, chunk: Chunk, watch: Watch | None = None) -> tuple[Tensor, State]:
+    """Call the cell once per token, each time with the dropout masks of that step.
+
+    `watch(t, state, gates)` is called after each step and returns the state to continue with.
+    """
+    inputs_BTE, state, masks, pad_BT, reset_BT, _ = chunk
     batch_size, num_steps, _ = inputs_BTE.shape
     outputs = []
-    initial = None if reset_BT is None else cell.initial_state(batch_size)
+    initial = cell.initial_state(batch_size)
     of_steps: Iterable[Sequence[Tensor] | None] = masks.steps(num_steps) if masks else repeat(None)
     for t, step_masks in zip(range(num_steps), of_steps, strict=False):
-        if reset_BT is not None and initial is not None:
+        if reset_BT is not None:
             state = where_row(reset_BT[:, t], initial, state)
         results = cell(inputs_BTE[:, t], state, step_masks)
         if t == 0:
@@ -175,21 +149,21 @@ def roll(
 
 
 def _check_step(cell: Cell, batch_size: int, results: Any, before: State) -> None:
-    """Raise a ValueError with the cell's name for whatever a step returns of another form."""
+    """Raise a ValueError that names the cell if a step returns anything malformed."""
     name = f"{type(cell).__name__} ({cell.description})"
     if not (isinstance(results, tuple) and len(results) == 3 and isinstance(results[2], dict)):
         raise ValueError(f"{name}: a step must return an output, a state, and a dict of gates")
     output_BH, state, gates = results
     check_shapes(name, output_BH, (batch_size, cell.output_dim), state)
-    forms, wanted = (
+    found, wanted = (
         [(list(part.shape), part.dtype) for part in parts] for parts in (state, before)
     )
-    if forms != wanted:
+    if found != wanted:
         raise ValueError(
-            f"{name}: a step must keep the shapes and types of its state, {wanted}, not {forms}"
+            f"{name}: a step must keep the shapes and types of its state, {wanted}, not {found}"
         )
     for gate, values in gates.items():
-        if not isinstance(values, Tensor) or values.dim() < 1 or values.shape[0] != batch_size:
+        if not isinstance(values, Tensor) or values.shape[:1] != (batch_size,):
             raise ValueError(
                 f"{name}: gate {gate} must be a tensor whose first dimension is the batch"
             )
