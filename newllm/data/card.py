@@ -1,4 +1,4 @@
-"""The data card: the figures that tell whether a loss on a corpus means anything."""
+"""The data card: the figures that a loss on a corpus is judged by."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from typing import NamedTuple
 
 from newllm.data.sources.corpora import SPLITS, Corpus
 
+SUMMARY = (
+    "sentences",
+    "words",
+    "vocabulary",
+    "<UNK> in validation",
+    "too long",
+    "blank lines",
+    "validation also in train",
+    "oracle, validation",
+)
+
 
 class Counts(NamedTuple):
-    """What is counted in the text of a corpus, in its training and validation splits together.
+    """Counts over the training and validation sentences of a corpus.
 
     Attributes:
+        shortest, longest: words of a sentence.
         overlap: validation sentences that are in the training split as well.
     """
 
@@ -26,7 +38,6 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, corpus: Corpus) -> Counts:
-        """Count."""
         words: set[str] = set()
         num_words, shortest, longest = 0, 1 << 62, 0
         for sentence in chain(corpus.train, corpus.validation):
@@ -46,12 +57,12 @@ class Card:
 
     Attributes:
         num_sentences: of each split.
-        num_unknown: `<UNK>` among the validation targets, of which no training target tells.
+        num_unknown: `<UNK>` among the validation targets.
         num_too_long: sentences of each split past `data.max_length`.
-        too_long_fate: what was done with them, `dropped` or `truncated`.
-        entropy: of a sentence of the grammar, in nats; None without a grammar.
-        entropy_floor: nats a token, as are the oracle losses; None where it is not known.
-        test_shift: how much likelier the test targets are than the grammar says, nats a token.
+        too_long_fate: `dropped` or `truncated`.
+        entropy: of a sentence of the grammar, in nats. None without a grammar.
+        entropy_floor: in nats per token, as are the oracle losses. None if it is not known.
+        test_shift: how much likelier test targets are than under the grammar, in nats per token.
     """
 
     name: str
@@ -80,18 +91,23 @@ class Card:
         return self.counts.overlap / self.num_sentences["validation"]
 
     def rows(self) -> dict[str, str]:
-        """The whole card, a label and a value in each row."""
+        """The whole card as labels and values."""
         counts = self.counts
         mean = counts.num_words / (self.num_sentences["train"] + self.num_sentences["validation"])
+        too_long = [
+            f"{number:,} {self.too_long_fate} in {split}"
+            for split, number in self.num_too_long.items()
+            if number
+        ]
         rows = {
-            "sentences": self._sentences(),
+            "sentences": " / ".join(f"{self.num_sentences[split]:,} {split}" for split in SPLITS),
             "words": f"{counts.num_words:,}",
             "unique words": f"{counts.num_unique_words:,}",
             "vocabulary": f"{self.vocabulary:,} (train, with 4 specials)",
             "<UNK> in validation": f"{self.num_unknown:,} of {self.num_validation_targets:,}"
             f" targets ({self.unknown_share:.1%})",
             "words a sentence": f"{counts.shortest} to {counts.longest}, mean {mean:.2f}",
-            "too long": self._too_long() or "none",
+            "too long": ", ".join(too_long) or "none",
             "blank lines": f"{counts.num_blank_lines:,}",
             "validation also in train": f"{counts.overlap:,} sentences ({self.overlap_share:.1%})",
         }
@@ -110,27 +126,6 @@ class Card:
 
     def summary(self) -> str:
         """The card in one line."""
-        parts = [
-            f"{self._sentences()} sentences",
-            f"{self.counts.num_words:,} words",
-            f"vocabulary {self.vocabulary:,}",
-            f"<UNK> {self.unknown_share:.1%} of validation targets",
-            f"{self.counts.overlap:,} validation sentences in train",
-        ]
-        if self.oracle_loss is not None:
-            parts.append(f"oracle {self.oracle_loss:.4f}")
-        if too_long := self._too_long():
-            parts.append(f"too long: {too_long}")
-        if self.counts.num_blank_lines:
-            parts.append(f"{self.counts.num_blank_lines:,} blank lines")
-        return f"{self.name}: " + ", ".join(parts)
-
-    def _sentences(self) -> str:
-        return " / ".join(f"{self.num_sentences[split]:,} {split}" for split in SPLITS)
-
-    def _too_long(self) -> str:
-        return ", ".join(
-            f"{number:,} {self.too_long_fate} in {split}"
-            for split, number in self.num_too_long.items()
-            if number
-        )
+        rows = self.rows()
+        shown = [f"{label}: {rows[label]}" for label in SUMMARY if label in rows]
+        return f"{self.name}; " + "; ".join(shown)

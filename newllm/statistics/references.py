@@ -75,7 +75,7 @@ class ReferenceModels:
     def on(self, split: str) -> References:
         """Their losses on a split; those of a grammar only where there is one."""
         encoded, vocabulary_size = self._data.split(split), self._data.tokenizer.size
-        counted = self._data.cached(
+        counted = self._data.cache.get(
             "n-grams",
             {
                 "train": self._data.split("train").digest,
