@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from newllm.data.sources.grammar import Grammar
 
@@ -220,9 +220,12 @@ def read_text_corpus(
         "validation": order[num_train : num_train + num_validation],
         "test": order[num_train + num_validation :],
     }
+    train, validation, test = (tuple(sentences[i] for i in chosen) for chosen in indices.values())
     return Corpus(
         "text",
-        **{split: tuple(sentences[i] for i in chosen) for split, chosen in indices.items()},
+        train,
+        validation,
+        test,
         seed=seed,
         path=path,
         line_numbers={
@@ -255,7 +258,7 @@ def text_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[BufferedReader]:
     """A text file, with its faults described by the setting that names it."""
     try:
         kind = path.stat().st_mode

@@ -208,14 +208,15 @@ class SentenceSource(Source):
     @cached_property
     def corpus(self) -> Corpus:
         """The corpus, limited to the numbers of sentences that were asked for."""
-        whole = self._whole
-        kept = {name: whole.split(name)[:limit] for name, limit in self._limits.items()}
-        unused = [
-            sentence
-            for name in ("train", "validation")
-            for sentence in whole.split(name)[len(kept[name]) :]
-        ]
-        return replace(whole, **kept, unused=unused)
+        whole, limits = self._whole, self._limits
+        train, validation = whole.train[: limits["train"]], whole.validation[: limits["validation"]]
+        return replace(
+            whole,
+            train=train,
+            validation=validation,
+            test=whole.test[: limits["test"]],
+            unused=[*whole.train[len(train) :], *whole.validation[len(validation) :]],
+        )
 
     def _tokens(self) -> Arrays:
         """The tokenizer, and for each split all ids end to end and the length of each sentence."""
@@ -337,7 +338,7 @@ class SentenceSource(Source):
             num_validation_targets=validation.num_targets,
             num_too_long=self.num_too_long,
             too_long_fate="dropped" if self._too_long == "drop" else "truncated",
-            entropy=self.grammar and self.grammar.entropy(),
+            entropy=self.grammar.entropy() if self.grammar else None,
             entropy_floor=self.entropy_floor,
             oracle_loss=self.oracle_loss("validation"),
             test_oracle_loss=self.oracle_loss("test"),
