@@ -93,12 +93,13 @@ class SentenceSource(Source):
             "batching": (batching, BATCHINGS),
             "too_long": (too_long, TOO_LONG),
         }
+        optional = {f"data.{split}_sentences": (limit, 1) for split, limit in self._limits.items()}
+        optional["data.seed"] = (seed, 0)
         smallest = {
-            "data.seed": (seed, 0),
             "seed": (order_seed, 0),
             "data.batch_size": (batch_size, 1),
             "data.max_length": (max_length, 1),
-            **{f"data.{split}_sentences": (limit, 1) for split, limit in self._limits.items()},
+            **{key: pair for key, pair in optional.items() if pair[0] is not None},
         }
         faults = [
             f"data.{key}={value} is unknown: choose one of {list(known)}"
@@ -108,7 +109,7 @@ class SentenceSource(Source):
         faults += [
             f"{key}={number} must be at least {minimum}"
             for key, (number, minimum) in smallest.items()
-            if number is not None and number < minimum
+            if number < minimum
         ]
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
         if corpus == "text" and not path:
