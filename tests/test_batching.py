@@ -145,9 +145,7 @@ def test_flat_sentences_make_the_same_split() -> None:
     split, lengths = EncodedSplit(SENTENCES), [len(ids) for ids in SENTENCES]
     flat = EncodedSplit.from_flat(np.array([*chain(*SENTENCES)], np.uint16), np.array(lengths))
     assert [flat[i].tolist() for i in range(13)] == SENTENCES
-    assert flat.digest == split.digest
-    assert EncodedSplit(SENTENCES[1:]).digest != split.digest
-    assert EncodedSplit([[*SENTENCES[0], *SENTENCES[1]], *SENTENCES[2:]]).digest != split.digest
+    assert flat.targets.equal(split.targets)
 
 
 def test_a_pass_resumes_where_it_was_broken_off() -> None:

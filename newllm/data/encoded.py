@@ -5,9 +5,7 @@ Shape suffixes: B batch, T time, N sentences of a split, S all tokens of a split
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import chain
 from typing import Self
 
@@ -92,7 +90,7 @@ class EncodedSplit:
         return EncodedSplit.from_flat(self._ids_S[: length_N.sum()], length_N)
 
     def previous(self, distance: int) -> np.ndarray:
-        """For each target the token `distance` places before it, `<BOS>` before the start. int32."""
+        """For each target the token `distance` places before it, `<BOS>` past the start. int32."""
         start_N, length_N = self._start_N.numpy(), self.num_positions_N.numpy() + 1
         before_S = np.full(len(self._ids_S), BOS, np.int32)
         before_S[distance:] = self._ids_S[: len(before_S) - distance]
@@ -108,14 +106,6 @@ class EncodedSplit:
         step_T = torch.arange(batch.targets_BT.shape[1])
         index_BT = self.first_target_N[batch.sentence_B][:, None] + step_T
         return index_BT[batch.scored_BT].numpy()
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the tokens, in hexadecimal."""
-        content = hashlib.sha256(self.num_positions_N.numpy().data)
-        for start in range(0, len(self._ids_S), BLOCK):
-            content.update(self._ids_S[start : start + BLOCK].astype(np.int32).data)
-        return content.hexdigest()
 
     def batch(self, sentence_B: Tensor) -> Batch:
         """The batch of some sentences, in this order."""

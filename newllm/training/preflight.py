@@ -113,11 +113,11 @@ def check(
 
 
 def _of_sentences(model: LanguageModel, source: SentenceSource) -> dict[str, Any]:
-    card, train_ids = source.card, source.split("train").different_ids
+    train_ids = source.split("train").different_ids
     return {
-        "unknown_share": card.unknown_share,
+        "unknown_share": source.unknown_share,
         "unknown_in_train": UNK in train_ids,
-        "overlap_share": card.overlap_share,
+        "overlap_share": source.overlap_share,
         "num_too_long": sum(source.num_too_long.values()),
         "num_unused_classes": model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
     }

@@ -15,16 +15,18 @@ import hashlib
 import math
 import os
 import random
-import stat
+import sys
 import tomllib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
-from io import BufferedReader
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+from newllm.data.reading import read_bytes, read_text
 from newllm.data.sources.grammar import Grammar
 
 NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
@@ -32,12 +34,29 @@ SPLITS = ("train", "validation", "test")
 
 SPLIT_SEED = 42
 TRAIN_FRACTION = 0.8
+LARGEST_TEXT = 1 << 36  # bytes
 NUM_TEST_SENTENCES = 10_000
 
 # The first draw of quality500 with the published 4,986 words, 252 of them distinct. There are no
 # published figures for quality12500.
 DRAW_SEEDS = {"quality500": 12, "quality12500": 0}
 NUM_SENTENCES = {"quality500": 500, "quality12500": 12_500}
+
+
+class Counts(NamedTuple):
+    """Counts over the training and validation sentences of a corpus.
+
+    Attributes:
+        shortest, longest: words of a sentence.
+        overlap: validation sentences that are in the training split as well.
+    """
+
+    num_words: int
+    num_unique_words: int
+    shortest: int
+    longest: int
+    overlap: int
+    num_blank_lines: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,19 @@ class Corpus:
         if self.path is not None:
             return f"{self.path}:{self.line_numbers[split][index]}"
         return f"{self._file_name(split)}:{index + 1}"
+
+    def count(self) -> Counts:
+        """Count words and sentences."""
+        words: set[str] = set()
+        num_words, shortest, longest = 0, sys.maxsize, 0
+        for sentence in chain(self.train, self.validation):
+            found = sentence.split()
+            words.update(found)
+            num_words += len(found)
+            shortest, longest = min(shortest, len(found)), max(longest, len(found))
+        shared = set(self.validation).intersection(self.train)
+        overlap = sum(sentence in shared for sentence in self.validation)
+        return Counts(num_words, len(words), shortest, longest, overlap, self.num_blank_lines)
 
     @cached_property
     def sha256(self) -> str:
@@ -210,7 +242,7 @@ def read_text_corpus(
     num_train = len(sentences) - num_validation - num_test
     if num_train < 1:
         raise ValueError(
-            f"data.path={path} holds too few sentences to be split ({len(sentences)}):"
+            f"data.path={path}: it holds too few sentences to be split ({len(sentences)}):"
             " put one on each line, at least one for each split"
         )
     order = list(range(len(sentences)))
@@ -253,37 +285,27 @@ def text_digest(path: Path) -> str:
     Raises:
         ValueError: it is no regular file that can be read.
     """
-    with _open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with _faults_of(path):
+        return hashlib.sha256(read_bytes(path, LARGEST_TEXT)).hexdigest()
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BufferedReader]:
-    """A text file, with its faults described by the setting that names it."""
+def _faults_of(path: Path) -> Iterator[None]:
+    """Add the setting that names a file to its faults."""
     try:
-        kind = path.stat().st_mode
-        if not stat.S_ISREG(kind):  # a device or a pipe may never end
-            what = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
-            raise ValueError(f"data.path={path} is {what}: name a text file")
-        with path.open("rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise ValueError(f"data.path={path} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
+        yield
+    except ValueError as error:
+        raise ValueError(f"data.path={path}: {error}") from error
 
 
 def _read_text(path: Path) -> str:
     """The text of a file with line ends of one kind."""
-    try:
-        with _open(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.path={path} is not UTF-8 text (byte {error.start})") from None
-    if "\0" in text:
-        raise ValueError(f"data.path={path} is a binary file, not text: it holds zero bytes")
-    if not text.strip():
-        raise ValueError(f"data.path={path} is empty: it needs a sentence on each line")
+    with _faults_of(path):
+        text = read_text(path, LARGEST_TEXT).removeprefix("\ufeff")
+        if "\0" in text:
+            raise ValueError("it is a binary file, not text: it holds zero bytes")
+        if not text.strip():
+            raise ValueError("it is empty: it needs a sentence on each line")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

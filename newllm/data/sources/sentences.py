@@ -14,13 +14,13 @@ import numpy as np
 
 from newllm.data.batching import BATCHINGS, EvaluationBatches, TrainingBatches
 from newllm.data.cache import Arrays, Cache
-from newllm.data.card import Card, Counts
 from newllm.data.encoded import EncodedSplit
 from newllm.data.source import Source
 from newllm.data.sources.corpora import (
     NAMES,
     SPLITS,
     Corpus,
+    Counts,
     build_corpus,
     read_text_corpus,
     text_digest,
@@ -93,23 +93,22 @@ class SentenceSource(Source):
             "batching": (batching, BATCHINGS),
             "too_long": (too_long, TOO_LONG),
         }
-        optional = {f"data.{split}_sentences": (limit, 1) for split, limit in self._limits.items()}
-        optional["data.seed"] = (seed, 0)
-        smallest = {
-            "seed": (order_seed, 0),
-            "data.batch_size": (batch_size, 1),
-            "data.max_length": (max_length, 1),
-            **{key: pair for key, pair in optional.items() if pair[0] is not None},
-        }
         faults = [
             f"data.{key}={value} is unknown: choose one of {list(known)}"
             for key, (value, known) in choices.items()
             if value not in known
         ]
+        numbers = [("seed", order_seed, 0), ("data.seed", 0 if seed is None else seed, 0)]
+        numbers += [("data.batch_size", batch_size, 1), ("data.max_length", max_length, 1)]
+        numbers += [
+            (f"data.{split}_sentences", limit, 1)
+            for split, limit in self._limits.items()
+            if limit is not None
+        ]
         faults += [
-            f"{key}={number} must be at least {minimum}"
-            for key, (number, minimum) in smallest.items()
-            if number < minimum
+            f"{key}={number} must be at least {smallest}"
+            for key, number, smallest in numbers
+            if number < smallest
         ]
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
         if corpus == "text" and not path:
@@ -120,6 +119,7 @@ class SentenceSource(Source):
             raise ValueError("\n".join(faults))
 
         self.name, self.max_length = corpus, max_length
+        self.num_sentences: dict[str, int] = {}  # of each split, dropped ones counted
         self.num_too_long: dict[str, int] = {}
         self._seed, self._path = seed, Path(path) if path else None
         self._fractions = {
@@ -130,14 +130,8 @@ class SentenceSource(Source):
         self._lowercase, self._too_long = lowercase, too_long
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
         self._directory = None if directory is None else Path(directory)
-        self._is_large = (
-            self._path is not None
-            and self._path.is_file()
-            and self._path.stat().st_size >= LARGE_TEXT
-        )
-        self.cache = Cache(
-            self._directory / "cache" if self._directory and self._is_large else None
-        )
+        self._is_large = False
+        self.cache = Cache(None)
         self._kept: dict[str, np.ndarray] = {}  # indices, for splits with dropped sentences
         self._splits: dict[str, EncodedSplit] = {}
         self._oracle_losses: dict[str, float | None] = {}
@@ -146,7 +140,11 @@ class SentenceSource(Source):
         """Read the corpus, train the tokenizer on its training split and encode every split."""
         if self._splits:
             return
-        tokens = self.cache.get("tokens", self._settings, self._tokens)
+        settings = self._text_settings  # raises for a file that cannot be read
+        self._is_large = self._path is not None and self._path.stat().st_size >= LARGE_TEXT
+        if self._directory and self._is_large:
+            self.cache = Cache(self._directory / "cache")
+        tokens = self.cache.get("tokens", settings, self._tokens)
         self.tokenizer = Tokenizer.from_json(tokens["tokenizer"].tobytes().decode())
         self.vocabulary_size = self.tokenizer.size
         available, wanted = len(tokens["train_lengths"]), self._limits["train"]
@@ -155,6 +153,7 @@ class SentenceSource(Source):
         splits = {}
         for name in SPLITS:
             length_N = tokens[f"{name}_lengths"][: self._limits[name]]
+            self.num_sentences[name] = len(length_N)
             splits[name] = self._fit(name, tokens[f"{name}_ids"][: length_N.sum()], length_N)
         for name in ("train", "validation"):
             if not len(splits[name]):
@@ -167,7 +166,9 @@ class SentenceSource(Source):
             splits["train"], self._batch_size, self._batching, self._order_seed
         )
         self.evaluation = {name: EvaluationBatches(splits[name]) for name in ("validation", "test")}
-        self.digest = self.card.sha256
+        counted = self.cache.get("counts", self.settings, self._counted)
+        self.counts = Counts(*counted["counts"].tolist())
+        self.digest = counted["sha256"].tobytes().decode()
 
     def write(self) -> None:
         """Write the files of a corpus of this package, or the cached arrays of a large text.
@@ -185,7 +186,7 @@ class SentenceSource(Source):
             print(f"{stage} ...", file=sys.stderr, flush=True)
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
+    def _text_settings(self) -> dict[str, Any]:
         """Everything that the tokens depend on beside the code."""
         return {
             "text": text_digest(self._path) if self._path else None,
@@ -195,6 +196,12 @@ class SentenceSource(Source):
             "vocabulary_size": self._vocabulary_size,
             **self._fractions,
         }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the encoded splits depend on beside the code, for the cache."""
+        limits = {"max_length": self.max_length, "too_long": self._too_long, **self._limits}
+        return self._text_settings | limits
 
     @cached_property
     def _whole(self) -> Corpus:
@@ -325,39 +332,46 @@ class SentenceSource(Source):
             return None
         return self.grammar.entropy_per_token()
 
-    @cached_property
-    def card(self) -> Card:
-        """The corpus in figures."""
-        counted = self.cache.get("counts", {**self._settings, **self._limits}, self._counts)
-        validation, num_test_targets = self.split("validation"), self.split("test").num_targets
-        return Card(
-            name=self.name,
-            counts=Counts(*counted["counts"].tolist()),
-            num_sentences=dict(zip(SPLITS, counted["num_sentences"].tolist(), strict=True)),
-            vocabulary=self.tokenizer.size,
-            num_unknown=int((validation.targets == UNK).sum()),
-            num_validation_targets=validation.num_targets,
-            num_too_long=self.num_too_long,
-            too_long_fate="dropped" if self._too_long == "drop" else "truncated",
-            entropy=self.grammar.entropy() if self.grammar else None,
-            entropy_floor=self.entropy_floor,
-            oracle_loss=self.oracle_loss("validation"),
-            test_oracle_loss=self.oracle_loss("test"),
-            test_shift=self.corpus.test_shift * len(self.corpus.test) / num_test_targets
-            if self.grammar and num_test_targets
-            else 0.0,
-            sha256=counted["sha256"].tobytes().decode(),
-        )
-
-    def _counts(self) -> Arrays:
+    def _counted(self) -> Arrays:
         self.announce("counting words")
-        corpus = self.corpus
         return {
-            "counts": np.array(Counts.of(corpus)),
-            "num_sentences": np.array([len(corpus.split(name)) for name in SPLITS]),
-            "sha256": np.frombuffer(corpus.sha256.encode(), np.uint8),
+            "counts": np.array(self.corpus.count()),
+            "sha256": np.frombuffer(self.corpus.sha256.encode(), np.uint8),
         }
 
+    @cached_property
+    def num_unknown(self) -> int:
+        """`<UNK>` among the validation targets."""
+        return int((self.split("validation").targets == UNK).sum())
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of `<UNK>` among the validation targets."""
+        return self.num_unknown / self.split("validation").num_targets
+
+    @property
+    def overlap_share(self) -> float:
+        """Share of the validation sentences that are in the training split as well."""
+        return self.counts.overlap / self.num_sentences["validation"]
+
+    def too_long(self) -> str:
+        """The numbers of sentences that were dropped or truncated, in words."""
+        fate = "dropped" if self._too_long == "drop" else "truncated"
+        numbers = self.num_too_long.items()
+        return ", ".join(f"{number:,} {fate} in {split}" for split, number in numbers if number)
+
     def summary(self) -> str:
-        """The card in one line."""
-        return self.card.summary()
+        """The most important figures of the data card, in one line."""
+        oracle, blank_lines = self.oracle_loss("validation"), self.counts.num_blank_lines
+        sentences = " / ".join(f"{self.num_sentences[split]:,} {split}" for split in SPLITS)
+        parts = [
+            f"{sentences} sentences",
+            f"{self.counts.num_words:,} words",
+            f"vocabulary {self.vocabulary_size:,}",
+            f"<UNK> {self.unknown_share:.1%} of validation targets",
+            f"{self.counts.overlap:,} validation sentences in train",
+            "" if oracle is None else f"oracle {oracle:.4f}",
+            f"too long: {self.too_long()}" if self.too_long() else "",
+            f"{blank_lines:,} blank lines" if blank_lines else "",
+        ]
+        return f"{self.name}: " + ", ".join(filter(None, parts))
