@@ -44,7 +44,7 @@ FIELDS: dict[str, Any] = {
     "references_by_position": dict[str, list[float | None]],
     **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), list[float | None] | None),
     "spikes": dict[str, list[dict[str, float | None]]] | None,
-    "evaluation": dict[str, dict[str, Any]] | None,
+    "evaluation": dict[str, dict] | None,
 }
 SPIKE_FIELDS = ("onset", "peak", "ratio")  # and `recovery`, which may be null
 KNOWN_FIELDS = ("seed", "corpus", "references", "threads", "name")  # of a run that has started
@@ -81,8 +81,8 @@ def check_complete(result: dict[str, Any]) -> None:
 
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value parsed from JSON is of an annotated type."""
-    if kind is Any or isinstance(kind, UnionType):
-        return kind is Any or any(_is_of(value, one) for one in get_args(kind))
+    if isinstance(kind, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is list:

@@ -121,13 +121,15 @@ class SentenceSource(Source):
         self.name, self.max_length = corpus, max_length
         self.num_sentences: dict[str, int] = {}  # of each split, dropped ones counted
         self.num_too_long: dict[str, int] = {}
-        self._seed, self._path = seed, Path(path) if path else None
-        self._fractions = {
+        self._path = Path(path) if path else None
+        self._reading: dict[str, Any] = {
+            "seed": seed,
+            "lowercase": lowercase,
             "validation_fraction": validation_fraction,
             "test_fraction": test_fraction,
         }
         self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
-        self._lowercase, self._too_long = lowercase, too_long
+        self._too_long = too_long
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
         self._directory = None if directory is None else Path(directory)
         self._is_large = False
@@ -177,7 +179,7 @@ class SentenceSource(Source):
             ValueError: the files of a corpus cannot be written.
         """
         if self._directory and not self._path:
-            build_corpus(self.name, self._seed).write(self._directory)
+            build_corpus(self.name, self._reading["seed"]).write(self._directory)
         self.cache.write()
 
     def announce(self, stage: str) -> None:
@@ -190,11 +192,9 @@ class SentenceSource(Source):
         """Everything that the tokens depend on beside the code."""
         return {
             "text": text_digest(self._path) if self._path else None,
-            "seed": self._seed,
-            "lowercase": self._lowercase,
             "tokenizer": self._tokenizer_kind,
             "vocabulary_size": self._vocabulary_size,
-            **self._fractions,
+            **self._reading,
         }
 
     @property
@@ -207,11 +207,9 @@ class SentenceSource(Source):
     def _whole(self) -> Corpus:
         """The corpus without limits. A large text is only read when this is needed."""
         if not self._path:
-            return build_corpus(self.name, self._seed)
+            return build_corpus(self.name, self._reading["seed"])
         self.announce(f"reading {self._path}")
-        return read_text_corpus(
-            self._path, seed=self._seed, lowercase=self._lowercase, **self._fractions
-        )
+        return read_text_corpus(self._path, **self._reading)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -231,7 +229,7 @@ class SentenceSource(Source):
         corpus = self._whole  # all training sentences decide on the vocabulary
         self.announce("training the tokenizer")
         tokenizer = Tokenizer.train(
-            corpus.train, self._tokenizer_kind, self._vocabulary_size, self._lowercase
+            corpus.train, self._tokenizer_kind, self._vocabulary_size, self._reading["lowercase"]
         )
         self.announce("encoding the text")
         found = {"tokenizer": np.frombuffer(tokenizer.to_json().encode(), np.uint8)}
