@@ -117,7 +117,7 @@ def test_word_frequencies_are_like_the_original(order: int, original: float) -> 
     quality = build_corpus("quality500")
     tokenizer = Tokenizer.train(quality.train)
     train, validation = (
-        EncodedSplit.from_flat(*tokenizer.encode_all(sentences))
+        EncodedSplit(*tokenizer.encode_all(sentences))
         for sentences in (quality.train, quality.validation)
     )
     losses = NGram(train, order, tokenizer.size).log_probabilities(validation)[-1]

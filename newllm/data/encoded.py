@@ -5,10 +5,6 @@ Shape suffixes: B batch, T time, N sentences of a split, S all tokens of a split
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
-from typing import Self
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,21 +19,11 @@ class EncodedSplit:
     """The sentences of one split, end to end in one array.
 
     Args:
-        sentences: the token ids of each sentence, `<BOS>` and `<EOS>` included.
+        ids_S: the token ids of all sentences, `<BOS>` and `<EOS>` included.
+        length_N: the number of ids of each sentence.
     """
 
-    def __init__(self, sentences: Sequence[Sequence[int]]) -> None:
-        lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
-        self._set(np.fromiter(chain(*sentences), np.int32, int(lengths.sum())), lengths)
-
-    @classmethod
-    def from_flat(cls, ids_S: np.ndarray, length_N: np.ndarray) -> Self:
-        """A split from ids that lie end to end and the length of each sentence."""
-        split = cls.__new__(cls)
-        split._set(ids_S, length_N)
-        return split
-
-    def _set(self, ids_S: np.ndarray, length_N: np.ndarray) -> None:
+    def __init__(self, ids_S: np.ndarray, length_N: np.ndarray) -> None:
         assert length_N.sum() == len(ids_S)
         largest = int(ids_S.max()) if len(ids_S) else 0
         # Unsigned ids are small already and may be mapped from a file.
@@ -87,7 +73,7 @@ class EncodedSplit:
             return self
         number = max(1, int((self.num_positions_N.cumsum(0) <= num_targets).sum()))
         length_N = self.num_positions_N[:number].numpy() + 1
-        return EncodedSplit.from_flat(self._ids_S[: length_N.sum()], length_N)
+        return EncodedSplit(self._ids_S[: length_N.sum()], length_N)
 
     def previous(self, distance: int) -> np.ndarray:
         """For each target the token `distance` places before it, `<BOS>` past the start. int32."""

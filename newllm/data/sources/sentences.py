@@ -245,7 +245,7 @@ class SentenceSource(Source):
         too_long = np.flatnonzero(~fits_N)
         self.num_too_long[split] = len(too_long)
         if not len(too_long):
-            return EncodedSplit.from_flat(ids_S, length_N)
+            return EncodedSplit(ids_S, length_N)
         if self._too_long == "error":
             raise ValueError(
                 f"{self.corpus.location(split, too_long[0])} takes"
@@ -255,10 +255,10 @@ class SentenceSource(Source):
             )
         if self._too_long == "drop":
             self._kept[split] = np.flatnonzero(fits_N)
-            return EncodedSplit.from_flat(ids_S[np.repeat(fits_N, length_N)], length_N[fits_N])
+            return EncodedSplit(ids_S[np.repeat(fits_N, length_N)], length_N[fits_N])
         start_N = np.cumsum(length_N) - length_N
         is_kept_S = np.arange(len(ids_S)) - np.repeat(start_N, length_N) <= self.max_length
-        return EncodedSplit.from_flat(ids_S[is_kept_S], np.minimum(length_N, self.max_length + 1))
+        return EncodedSplit(ids_S[is_kept_S], np.minimum(length_N, self.max_length + 1))
 
     def split(self, name: str) -> EncodedSplit:
         """The encoded sentences of `train`, `validation` or `test`, without dropped ones."""
