@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Command
+from encoded_sentences import encoded
 from small_models import context_model
 from torch import nn
 
-from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import BOS, EOS
 from newllm.models.cell import ContextCell
 from newllm.models.gating import Additive, LSTMGating
@@ -50,7 +50,7 @@ def cell_of(model: LanguageModel) -> ContextCell:
 
 
 def test_a_context_that_is_not_read_is_worth_nothing() -> None:
-    model, split = make_model(), EncodedSplit(SENTENCES)
+    model, split = make_model(), encoded(SENTENCES)
     with torch.no_grad():
         cell_of(model).input.weight[:, 5:] = 0  # what reads the context
     found = ablate(model, split)
@@ -62,7 +62,7 @@ def test_a_context_that_is_not_read_is_worth_nothing() -> None:
 
 def test_losses_are_those_of_the_definition() -> None:
     """Each word alone is what a context of zero leaves; freezing after all tokens changes none."""
-    model, split = make_model(), EncodedSplit(SENTENCES)
+    model, split = make_model(), encoded(SENTENCES)
     found = ablate(model, split)
     losses = []
     for sentence in SENTENCES:
@@ -100,7 +100,7 @@ def test_jacobians_equal_finite_differences() -> None:
 
 
 def test_gradients_by_distance() -> None:
-    model, split = make_model().double(), EncodedSplit([SENTENCES[2]])
+    model, split = make_model().double(), encoded([SENTENCES[2]])
     batch = split.batch(torch.tensor([0]))
     norms = gradient_norms(model, batch)
     assert len(norms) == 5  # contexts after 1 ... 5 tokens, before the last target
@@ -113,7 +113,7 @@ def test_gradients_by_distance() -> None:
 
 
 def test_an_additive_context_that_never_changes_neither_forgets_nor_grows() -> None:
-    model, split = make_model(gating=Additive), EncodedSplit(SENTENCES)
+    model, split = make_model(gating=Additive), encoded(SENTENCES)
     with torch.no_grad():
         cell_of(model).gating.delta.weight.zero_()  # type: ignore[union-attr, operator]
     found = dynamics(model, split)

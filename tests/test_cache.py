@@ -48,14 +48,14 @@ def test_nothing_is_written_unasked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "follows_from"), [("others", {"n": 1}), ("numbers", {"n": 2}), ("numbers", {})]
+    ("name", "depends_on"), [("others", {"n": 1}), ("numbers", {"n": 2}), ("numbers", {})]
 )
 def test_another_key_is_another_entry(
-    tmp_path: Path, name: str, follows_from: dict[str, Any]
+    tmp_path: Path, name: str, depends_on: dict[str, Any]
 ) -> None:
     filled(tmp_path)
     with pytest.raises(AssertionError, match="computed before"):
-        Cache(tmp_path).get(name, follows_from, never)
+        Cache(tmp_path).get(name, depends_on, never)
 
 
 def test_changed_code_computes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,20 +65,14 @@ def test_changed_code_computes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Cache(tmp_path).get("numbers", {"n": 1}, never)
 
 
-@pytest.mark.parametrize("name", ["a.npy", "b.npy", cache.CHECKSUMS])
-def test_a_damaged_file_is_computed_and_written_anew(tmp_path: Path, name: str) -> None:
-    path = filled(tmp_path) / name
-    whole = path.read_bytes()
-    flipped = [
-        whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
-        for place in (5, len(whole) // 3, len(whole) - 5)
-    ]
-    for damaged in (b"", whole[:10], whole[:-3], *flipped, b"x" * 500):
-        path.write_bytes(damaged)
-        again = Cache(tmp_path)
-        assert again.get("numbers", {"n": 1}, numbers)["a"].tolist() == [0, 1, 2, 3, 4]
-        again.write()
-        Cache(tmp_path).get("numbers", {"n": 1}, never)
+@pytest.mark.parametrize("damaged", [b"", b"x" * 500, 10, -3])
+def test_a_damaged_file_is_computed_and_written_anew(tmp_path: Path, damaged: bytes | int) -> None:
+    path = filled(tmp_path) / "a.npy"
+    path.write_bytes(damaged if isinstance(damaged, bytes) else path.read_bytes()[:damaged])
+    again = Cache(tmp_path)
+    assert again.get("numbers", {"n": 1}, numbers)["a"].tolist() == [0, 1, 2, 3, 4]
+    again.write()
+    Cache(tmp_path).get("numbers", {"n": 1}, never)
 
 
 def test_arrays_are_mapped_and_cannot_be_changed(tmp_path: Path) -> None:
@@ -152,7 +146,7 @@ def test_a_text_is_tokenized_and_counted_once(
     assert capsys.readouterr().err == ""  # not even the text is read
     assert second.tokenizer.to_json() == first.tokenizer.to_json()
     for split in ("train", "validation", "test"):
-        assert second.split(split).digest == first.split(split).digest
+        assert second.split(split).targets.equal(first.split(split).targets)
 
 
 def test_what_changes_the_tokens_is_not_taken_from_before(

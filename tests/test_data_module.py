@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from newllm.data.card import card
 from newllm.data.sources.corpora import quality_grammar
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, EOS, UNK
@@ -105,7 +106,7 @@ def test_truncate_cuts_before_the_end(build: BuildData, long_lines: str) -> None
 def test_drop_leaves_the_rest_and_counts(build: BuildData, long_lines: str) -> None:
     data = build("text", path=long_lines, max_length=20, too_long="drop")
     whole = data.corpus.train
-    assert data.sentences("train") == [s for s in whole if len(s.split()) < 20]
+    assert list(data.sentences("train")) == [s for s in whole if len(s.split()) < 20]
     assert len(data.split("train")) == len(whole) - data.num_too_long["train"] < len(whole)
     assert f"too long: {data.num_too_long['train']} dropped in train" in data.summary()
     with pytest.raises(ValueError, match="leaves no sentence in the train split"):
@@ -154,18 +155,17 @@ def test_the_card_counts(build: BuildData, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("a b\n\na b\n\nc c c\na b\n")
     data = build("text", path=str(path), validation_fraction=0.25, test_fraction=0.25)
-    card = data.card
-    assert card.num_sentences == {"train": 2, "validation": 1, "test": 1}
+    assert data.num_sentences == {"train": 2, "validation": 1, "test": 1}
     seen = [*data.corpus.train, *data.corpus.validation]
-    assert card.counts.num_words == sum(len(s.split()) for s in seen)
-    assert card.counts.num_unique_words == len({word for s in seen for word in s.split()})
-    assert card.counts.overlap == int(data.corpus.validation[0] in data.corpus.train)
-    assert "2 blank lines" in card.summary()
-    assert "\n" not in card.summary()
+    assert data.counts.num_words == sum(len(s.split()) for s in seen)
+    assert data.counts.num_unique_words == len({word for s in seen for word in s.split()})
+    assert data.counts.overlap == int(data.corpus.validation[0] in data.corpus.train)
+    assert "2 blank lines" in data.summary()
+    assert "\n" not in data.summary()
 
 
 def test_the_card_of_tiny30_shows_its_unknowns(build: BuildData) -> None:
-    rows = build("tiny30").card.rows()
+    rows = card(build("tiny30"))
     assert rows["<UNK> in validation"] == "16 of 35 targets (45.7%)"
     assert "entropy" not in rows
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from encoded_sentences import encoded
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import (
@@ -33,7 +34,7 @@ def make_split(num_sentences: int) -> EncodedSplit:
         words = torch.randint(UNK, V, (length,), generator=generator)
         words[words == BOS] = UNK
         sentences.append([BOS, *words.tolist(), EOS])
-    return EncodedSplit(sentences)
+    return encoded(sentences)
 
 
 def logits_of(batch: Batch) -> Tensor:

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from encoded_sentences import encoded
 
-from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK
 from newllm.statistics.ngram import NUM_FOLDS, STRENGTHS, NGram
 
@@ -19,12 +19,12 @@ Sentences = Sequence[Sequence[int]]
 
 
 def of(order: int, train: Sentences = TRAIN, vocabulary_size: int = VOCABULARY) -> NGram:
-    return NGram(EncodedSplit(train), order, vocabulary_size)
+    return NGram(encoded(train), order, vocabulary_size)
 
 
 def log_probabilities(model: NGram, *sentences: Sequence[int]) -> np.ndarray:
     """Of the highest order."""
-    return model.log_probabilities(EncodedSplit(sentences))[-1]
+    return model.log_probabilities(encoded(sentences))[-1]
 
 
 class PlainNGram:
@@ -80,7 +80,7 @@ def test_is_the_plain_definition(seed: int) -> None:
     plain = PlainNGram(train, 4, vocabulary_size)
     model = of(4, train, vocabulary_size)
     assert model.strengths == plain.strengths
-    for order, found in enumerate(model.log_probabilities(EncodedSplit(test)), start=1):
+    for order, found in enumerate(model.log_probabilities(encoded(test)), start=1):
         assert found == pytest.approx(plain.log_probabilities(test, order), abs=1e-12)
 
 
@@ -122,7 +122,7 @@ def test_sentences_are_scored_each_by_itself() -> None:
 def test_higher_orders_win_where_they_can() -> None:
     # 4 is followed by 5 after 6 and by 7 after 8: only a trigram can tell.
     sentences = [[BOS, 6, 4, 5, EOS], [BOS, 8, 4, 7, EOS]] * 10
-    logs = of(3, sentences).log_probabilities(EncodedSplit(sentences[:2]))
+    logs = of(3, sentences).log_probabilities(encoded(sentences[:2]))
     unigram, bigram, trigram = (log.mean() for log in logs)
     assert unigram < bigram < trigram
 

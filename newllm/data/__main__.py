@@ -1,16 +1,17 @@
-"""Prints a card for each corpus: ``python -m newllm.data``."""
+"""Print a card for each corpus: ``python -m newllm.data``."""
 
 from rich.console import Console
 from rich.table import Table
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
+from newllm.data.card import card
 from newllm.data.sources.corpora import NAMES
 from newllm.data.sources.sentences import SentenceSource
 
 
 @ends_with_its_reader
 def main() -> None:
-    """Writes the corpora of this package into a directory and prints what they are like."""
+    """Write the corpora of this package into a directory and print a card for each."""
     parser = Arguments(prog="python -m newllm.data", description=main.__doc__)
     parser.add_argument("--directory", default="data", help="where to write (default: data)")
     directory = parser.parse_args().directory
@@ -27,7 +28,7 @@ def main() -> None:
         table = Table(title=name, title_justify="left", show_header=False)
         table.add_column()
         table.add_column(overflow="fold")
-        for label, value in data.card.rows().items():
+        for label, value in card(data).items():
             table.add_row(label, value)
         console.print(table)
 

@@ -1,4 +1,4 @@
-"""One batch, as every source gives it and every model reads it.
+"""The batch that sources make and models read.
 
 Shape suffixes: B batch (rows), T time (tokens).
 """
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 IGNORE = -100
-"""A target that is not scored; the default `ignore_index` of torch's losses."""
+"""A target that is not scored: the default `ignore_index` of torch's losses."""
 
 
 class Batch(NamedTuple):
-    """Rows of tokens and the targets that a model predicts after each of them.
+    """Rows of tokens and their targets.
 
     Attributes:
         tokens_BT: token ids, padded on the right with `<PAD>`. int64.
-        targets_BT: the id to predict after each token, `IGNORE` where nothing is scored. int64.
+        targets_BT: the id to predict after each token, `IGNORE` if nothing is scored. int64.
         sentence_B: the index of each row within its split. int64.
-        slice_B: the slice of the split that each row belongs to, an index into `Split.slices`;
-            None for a split without slices. int64.
-        reset_BT: true where a row forgets everything before it reads that token. None: every row
-            starts from a fresh state. Otherwise row b continues row b of the batch before. bool.
+        slice_B: the slice of each row, an index into `Split.slices`. None for a split without
+            slices. int64.
+        reset_BT: true if a row forgets everything before it reads that token. None starts every row
+            from a fresh state; otherwise row b continues row b of the batch before. bool.
     """
 
     tokens_BT: Tensor
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
     @property
     def scored_BT(self) -> Tensor:
-        """Where there is a target to score. bool."""
+        """Whether each target is scored. bool."""
         return self.targets_BT != IGNORE
 
     def to(self, device: torch.device | str) -> Batch:
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's weights, where what it reads has to be."""
+    """The device of a model's weights."""
     return next(model.parameters()).device
 
 

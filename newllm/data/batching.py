@@ -15,8 +15,7 @@ from newllm.data.source import Split
 
 BATCHINGS = ("shuffled", "bucketed")
 
-# Bounds of an evaluation batch, so that neither long sentences nor a large vocabulary fill the
-# memory.
+# Bounds of the memory of an evaluation batch.
 MAX_POSITIONS = 256 * 32
 MAX_LOGITS = 2**23
 
@@ -28,14 +27,14 @@ class SentenceBatches(Split):
 
 
 class EvaluationBatches(SentenceBatches):
-    """Sentences ordered by length, which wastes the least on padding.
+    """Sentences ordered by length, with the least padding.
 
     Args:
         split: the sentences.
         batch_size: the most sentences in a batch.
-        max_positions: the most positions in a batch, padding included; a sentence that is longer
-            is a batch by itself. None takes as many as keep the logits of a batch small.
-        num_sentences: only the first so many sentences of the split; None takes all.
+        max_positions: the most positions in a batch, padding included. A longer sentence is a batch
+            by itself. None bounds the logits of a batch.
+        num_sentences: use only the first sentences of the split. None uses all.
     """
 
     def __init__(
@@ -52,12 +51,11 @@ class EvaluationBatches(SentenceBatches):
         self.num_batches = len(self._batches) if len(split) else 0
 
     def batch(self, epoch: int, number: int) -> Batch:
-        """The batch of a number, the same in every epoch."""
         return self._split.batch(self._batches[number])
 
 
 def _sizes(length_N: Tensor, batch_size: int, max_positions: int) -> list[int]:
-    """How many sentences, ordered from short to long, each batch takes."""
+    """The number of sentences in each batch, given their lengths from short to long."""
     sizes, size = [], 0
     for length in length_N.tolist():
         if size and (size == batch_size or (size + 1) * length > max_positions):
@@ -70,12 +68,12 @@ def _sizes(length_N: Tensor, batch_size: int, max_positions: int) -> list[int]:
 class TrainingBatches(SentenceBatches):
     """Sentences in an order that depends on the seed and the epoch alone.
 
-    The rows of a batch are ordered from long to short. So the rows that have ended lie together,
-    and a recurrence can leave them out.
+    The rows of a batch are ordered from long to short, so that a recurrence can leave out the rows
+    that have ended.
 
     Args:
         split: the sentences.
-        batch_size: B; the last batch holds what is left over.
+        batch_size: B. The last batch of an epoch may be smaller.
         batching: `shuffled` cuts a random order into batches; `bucketed` cuts the order by length,
             with random ties, and shuffles the batches.
         seed: decides all orders.
@@ -88,11 +86,10 @@ class TrainingBatches(SentenceBatches):
         self._batching = batching
         self._seed = seed
         self.num_batches = -(-len(split) // batch_size)
-        self._epoch = -1  # whose order is kept
+        self._epoch = -1  # of the order below
         self._order_N, self._places = torch.empty(0), np.empty(0, np.int64)
 
     def batch(self, epoch: int, number: int) -> Batch:
-        """The batch of a number in an epoch."""
         if epoch != self._epoch:
             self._draw_order(epoch)
         start = int(self._places[number]) * self._batch_size
@@ -100,7 +97,7 @@ class TrainingBatches(SentenceBatches):
         return self._split.batch(self._longest_first(sentence_B))
 
     def _draw_order(self, epoch: int) -> None:
-        """Draw the order of the sentences, and the place in it that each batch is cut from."""
+        """Draw the order of the sentences and of the batches."""
         rng = np.random.default_rng((self._seed, epoch))
         order_N = torch.from_numpy(rng.permutation(len(self._split)))
         if self._batching == "bucketed":

@@ -1,10 +1,8 @@
-"""What was computed from a large text before, in files that are mapped into memory.
+"""Arrays computed from a large text, kept in memory-mapped files for the next process.
 
-An entry is a folder of arrays. Its name is a digest of all that its content follows from: the text,
-the arguments, the code that computed it and the version of the tokenizer library. So nothing in it
-can be out of date, and several processes that compute the same thing write the same entry. Reading
-executes nothing. An entry that is damaged is computed anew, and a folder that cannot be written is
-left alone.
+An entry is a folder of arrays. Its name is a digest of everything that the arrays depend on: the
+text, the arguments, the code and the version of the tokenizer library. An entry is therefore never
+out of date, and processes that compute the same thing write the same entry.
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +22,15 @@ import tokenizers
 
 Arrays = dict[str, np.ndarray]
 
-MAX_BYTES = 4_000_000_000  # of all entries; those that were not used for longest go first
-CHECKSUMS = "checksums.json"
-
-# What is raised for a file that is missing, cut short, changed or of another kind.
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError)
-
-# The code that decides what the entries hold.
-SOURCES = (
-    "data/batch.py",
-    "data/cache.py",
-    "data/card.py",
-    "data/encoded.py",
-    "data/sources/corpora.py",
-    "data/sources/sentences.py",
-    "data/tokenizer.py",
-    "statistics/ngram.py",
-    "statistics/references.py",
-)
+MAX_BYTES = 4_000_000_000  # of all entries; those unused for longest are removed
+CODE = ("data/**/*.py", "statistics/ngram.py", "statistics/references.py")
 
 
 class Cache:
     """Named arrays in a folder. Nothing is written before `write` is called.
 
     Args:
-        folder: where the entries lie; made by `write` if it is missing. None keeps nothing.
+        folder: where the entries lie. `write` makes it. None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -58,32 +38,35 @@ class Cache:
         self._unwritten: dict[Path, Arrays] = {}
 
     def get(
-        self, name: str, follows_from: Mapping[str, Any], compute: Callable[[], Arrays]
+        self, name: str, depends_on: Mapping[str, Any], compute: Callable[[], Arrays]
     ) -> Arrays:
-        """What `compute` returns, or what it returned to an earlier process.
+        """What `compute` returns, or returned to an earlier process.
 
         Args:
-            name: what it is.
-            follows_from: all that it depends on beside the code, as plain values.
+            name: of the entry.
+            depends_on: everything that the arrays depend on beside the code, as plain values.
             compute: returns arrays of numbers by name.
         """
         if self._folder is None:
             return compute()
-        entry = self._folder / _digest(name, follows_from)
+        content = [name, dict(depends_on), _code_digest(), tokenizers.__version__]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        entry = self._folder / digest
         arrays = _read(entry)
         if arrays is None:
             arrays = self._unwritten[entry] = compute()
         return arrays
 
     def write(self) -> None:
-        """Write what was computed since, each entry whole or not at all."""
+        """Write the new entries, each as a whole. A folder that cannot be written is left alone."""
         with contextlib.suppress(OSError):
             for entry, arrays in self._unwritten.items():
                 partial = entry.with_suffix(f".{os.getpid()}.partial")
                 try:
                     partial.mkdir(parents=True, exist_ok=True)
-                    _write(partial, arrays)
-                    shutil.rmtree(entry, ignore_errors=True)  # one that was damaged
+                    for name, array in arrays.items():
+                        np.save(partial / f"{name}.npy", array, allow_pickle=False)
+                    shutil.rmtree(entry, ignore_errors=True)  # a damaged one
                     partial.rename(entry)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
@@ -92,32 +75,21 @@ class Cache:
         self._unwritten.clear()
 
 
-def _write(entry: Path, arrays: Arrays) -> None:
-    for name, array in arrays.items():
-        np.save(entry / f"{name}.npy", array, allow_pickle=False)
-    checksums = {name: zlib.crc32(array.data) for name, array in arrays.items()}
-    (entry / CHECKSUMS).write_text(json.dumps(checksums))
-
-
 def _read(entry: Path) -> Arrays | None:
-    """The arrays of an entry, mapped into memory; None where it is missing or damaged."""
+    """The arrays of an entry, mapped into memory. None if it is missing or damaged."""
     try:
-        checksums = json.loads((entry / CHECKSUMS).read_text())
-        arrays = {}
-        for name, checksum in checksums.items():
-            arrays[name] = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            if zlib.crc32(arrays[name].data) != checksum:
-                return None
-    except UNREADABLE:
+        arrays = {
+            file.stem: np.load(file, mmap_mode="r", allow_pickle=False)
+            for file in entry.glob("*.npy")
+        }
+        os.utime(entry)  # marks it as used
+    except (OSError, ValueError, EOFError):
         return None
-    with contextlib.suppress(OSError):
-        os.utime(entry)  # it was used
     return arrays
 
 
 def _remove_oldest(folder: Path) -> None:
-    """Keep the entries together below `MAX_BYTES`."""
-    entries = [path.parent for path in folder.glob(f"{'[0-9a-f]' * 64}/{CHECKSUMS}")]
+    entries = [entry for entry in folder.glob("[0-9a-f]" * 64) if entry.is_dir()]
     total = 0
     for entry in sorted(entries, key=lambda entry: -entry.stat().st_mtime):
         total += sum(file.stat().st_size for file in entry.iterdir())
@@ -125,14 +97,11 @@ def _remove_oldest(folder: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _digest(name: str, follows_from: Mapping[str, Any]) -> str:
-    content = [name, dict(follows_from), _code_digest(), tokenizers.__version__]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 @cache
 def _code_digest() -> str:
     code = hashlib.sha256()
-    for path in SOURCES:
-        code.update(files("newllm").joinpath(path).read_bytes())
+    package = Path(__file__).parents[1]
+    for pattern in CODE:
+        for file in sorted(package.glob(pattern)):
+            code.update(file.read_bytes())
     return code.hexdigest()

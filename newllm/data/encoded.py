@@ -5,12 +5,6 @@ Shape suffixes: B batch, T time, N sentences of a split, S all tokens of a split
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from functools import cached_property
-from itertools import chain
-from typing import Self
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,35 +12,25 @@ from torch import Tensor
 from newllm.data.batch import IGNORE, Batch
 from newllm.data.tokenizer import BOS, PAD
 
-BLOCK = 1 << 20  # tokens that are worked on at once
+BLOCK = 1 << 20  # tokens processed at once
 
 
 class EncodedSplit:
     """The sentences of one split, end to end in one array.
 
     Args:
-        sentences: the token ids of each sentence, `<BOS>` and `<EOS>` included.
+        ids_S: the token ids of all sentences, `<BOS>` and `<EOS>` included.
+        length_N: the number of ids of each sentence.
     """
 
-    def __init__(self, sentences: Sequence[Sequence[int]]) -> None:
-        lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
-        self._set(np.fromiter(chain(*sentences), np.int32, int(lengths.sum())), lengths)
-
-    @classmethod
-    def from_flat(cls, ids_S: np.ndarray, length_N: np.ndarray) -> Self:
-        """A split of sentences that lie end to end already, and how many tokens each has."""
-        split = cls.__new__(cls)
-        split._set(ids_S, length_N)
-        return split
-
-    def _set(self, ids_S: np.ndarray, length_N: np.ndarray) -> None:
+    def __init__(self, ids_S: np.ndarray, length_N: np.ndarray) -> None:
         assert length_N.sum() == len(ids_S)
         largest = int(ids_S.max()) if len(ids_S) else 0
-        # Batches are int64. What is unsigned is small already, and may be mapped from a file.
+        # Unsigned ids are small already and may be mapped from a file.
         smallest = ids_S.dtype if ids_S.dtype.kind == "u" else np.min_scalar_type(largest)
         self._ids_S = ids_S.astype(smallest, copy=False)
         length = torch.from_numpy(length_N.astype(np.int64))
-        # A sentence of n tokens takes n - 1 positions: the last token is only ever a target.
+        # A sentence of n tokens takes n - 1 positions: the last token is only a target.
         self.num_positions_N = length - 1
         self._start_N = length.cumsum(0) - length
         self.num_ids = largest + 1  # at most the size of the vocabulary
@@ -62,12 +46,12 @@ class EncodedSplit:
 
     @property
     def first_target_N(self) -> Tensor:
-        """Where the first target of each sentence stands among all targets."""
+        """The index of the first target of each sentence among all targets."""
         return self._start_N - torch.arange(len(self))
 
     @property
     def num_targets(self) -> int:
-        """Targets in the whole split, `<EOS>` counted."""
+        """Targets in the split, `<EOS>` counted."""
         return len(self._ids_S) - len(self)
 
     @property
@@ -77,51 +61,40 @@ class EncodedSplit:
 
     @property
     def different_ids(self) -> set[int]:
-        """The tokens that occur, `<BOS>` among them."""
+        """The set of tokens that occur, with `<BOS>`."""
         occurs_V = np.zeros(self.num_ids, bool)
         for start in range(0, len(self._ids_S), BLOCK):
             occurs_V[self._ids_S[start : start + BLOCK]] = True
         return set(np.flatnonzero(occurs_V).tolist())
 
     def head(self, num_targets: int) -> EncodedSplit:
-        """The first sentences with so many targets together, at least one; all if that is more."""
+        """The first sentences that have at most `num_targets` targets together, at least one."""
         if self.num_targets <= num_targets:
             return self
         number = max(1, int((self.num_positions_N.cumsum(0) <= num_targets).sum()))
         length_N = self.num_positions_N[:number].numpy() + 1
-        return EncodedSplit.from_flat(self._ids_S[: length_N.sum()], length_N)
+        return EncodedSplit(self._ids_S[: length_N.sum()], length_N)
 
     def previous(self, distance: int) -> np.ndarray:
-        """For each target the token so many places before it, `<BOS>` before the sentence. int32.
-
-        At distance 0 it is the target itself.
-        """
+        """For each target the token `distance` places before it, `<BOS>` past the start. int32."""
         start_N, length_N = self._start_N.numpy(), self.num_positions_N.numpy() + 1
         before_S = np.full(len(self._ids_S), BOS, np.int32)
         before_S[distance:] = self._ids_S[: len(before_S) - distance]
-        for place in range(1, distance):  # what would reach into the sentence before
+        for place in range(1, distance):  # these would reach into the sentence before
             before_S[start_N[place < length_N] + place] = BOS
         is_target_S = np.ones(len(before_S), dtype=bool)
         is_target_S[start_N] = False
         return before_S[is_target_S]
 
     def target_indices(self, batch: Batch) -> np.ndarray:
-        """Where the real targets of a batch, row by row, stand among the targets of the split."""
+        """The indices of a batch's scored targets, row by row, among the targets of the split."""
         batch = batch.to("cpu")
         step_T = torch.arange(batch.targets_BT.shape[1])
         index_BT = self.first_target_N[batch.sentence_B][:, None] + step_T
         return index_BT[batch.scored_BT].numpy()
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of its tokens, in hexadecimal."""
-        content = hashlib.sha256(self.num_positions_N.numpy().data)
-        for start in range(0, len(self._ids_S), BLOCK):
-            content.update(self._ids_S[start : start + BLOCK].astype(np.int32).data)
-        return content.hexdigest()
-
     def batch(self, sentence_B: Tensor) -> Batch:
-        """The batch made of these sentences, in this order."""
+        """The batch of some sentences, in this order."""
         num_positions_B = self.num_positions_N[sentence_B]
         step_T = torch.arange(int(num_positions_B.max()))
         index_BT = self._start_N[sentence_B][:, None] + step_T

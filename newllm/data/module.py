@@ -1,4 +1,4 @@
-"""Any source as Lightning sees it: loaders that can resume within an epoch."""
+"""The Lightning data module of a source, whose training loader resumes within an epoch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from newllm.data.source import TEST, VALIDATION, Source, Split
 class TrainingLoader:
     """The training batches, epoch by epoch.
 
-    Lightning announces each epoch through `sampler.set_epoch`, and keeps `state_dict` in its
-    checkpoints. The loader draws no random numbers.
+    Lightning calls `sampler.set_epoch` at each epoch and keeps `state_dict` in its checkpoints.
 
     Args:
         split: the batches.
-        epoch_length: batches in an epoch of a split without an end.
+        epoch_length: batches in an epoch of an endless split.
     """
 
     def __init__(self, split: Split, epoch_length: int | None = None) -> None:
@@ -34,43 +33,40 @@ class TrainingLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0; only the one that was interrupted resumes within."""
+        """Set the epoch, from 0. Only the interrupted epoch skips batches."""
         if epoch != self._epoch:
             self._epoch, self._num_to_skip = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were used: all but the one at hand."""
+        """The epoch and the number of its batches that were used, without the current one."""
         return {"epoch": self._epoch, "num_used": self._num_used}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next pass skip the batches that were used when `state` was taken."""
+        """Skip the batches used before `state` was taken in the next pass."""
         self._epoch, self._num_to_skip = state["epoch"], state["num_used"]
 
     def __len__(self) -> int:
-        assert self._length is not None, "a split without an end needs an epoch_length"
+        assert self._length is not None, "an endless split needs an epoch_length"
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        # Being a generator, this looks at the epoch only when the first batch is asked for;
-        # Lightning makes the iterator before it announces the epoch.
+        # Lightning makes the iterator before it sets the epoch, but takes no batch until then.
         self._num_used, self._num_to_skip = self._num_to_skip, 0
+        is_endless = self._split.num_batches is None
         while self._num_used < len(self):
-            yield self._batch(self._num_used)
+            if is_endless:
+                yield self._split.batch(0, self._epoch * len(self) + self._num_used)
+            else:
+                yield self._split.batch(self._epoch, self._num_used)
             self._num_used += 1
-
-    def _batch(self, number: int) -> Batch:
-        if self._split.num_batches is None:
-            return self._split.batch(0, self._epoch * len(self) + number)
-        return self._split.batch(self._epoch, number)
 
 
 class DataModule(LightningDataModule):
     """The loaders of a source.
 
     Args:
-        source: set up already.
-        epoch_length: batches in an epoch of a training split without an end: from one validation to
-            the next.
+        source: a source that is set up.
+        epoch_length: batches in an epoch of an endless training split.
         test: whether the test split is evaluated.
     """
 
@@ -99,25 +95,21 @@ class DataModule(LightningDataModule):
         return [name for name in names if len(self.source.evaluation[name])]
 
     def train_dataloader(self) -> TrainingLoader:
-        """The training batches."""
         return self._training
 
     def val_dataloader(self) -> list[Split]:
-        """The splits of `validation_names`."""
         return [self.source.evaluation[name] for name in self.validation_names]
 
     def test_dataloader(self) -> list[Split]:
-        """The splits of `test_names`."""
         return [self.source.evaluation[name] for name in self.test_names]
 
     def state_dict(self) -> dict[str, int]:
         """The place in the training data.
 
-        Lightning keeps that of the loader too, but restores it too late for a loader that was
-        asked for early, as `Trainer.estimated_stepping_batches` does.
+        Lightning restores the loader's own state too late if the loader was requested early, as
+        `Trainer.estimated_stepping_batches` does.
         """
         return self._training.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume from there."""
         self._training.load_state_dict(state_dict)

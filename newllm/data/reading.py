@@ -1,6 +1,6 @@
-"""Reading files that anybody may have written: no more than is there, and no surprises.
+"""Reading files that a stranger may have written.
 
-Every fault is a ValueError with the reason alone; who asked knows the file.
+Every fault is a ValueError that gives the reason alone; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-LONGEST_LINE = 300  # characters of a message that quotes what others wrote
-# What controls a terminal, turns the direction of writing, or is half a character.
+LONGEST_LINE = 300  # characters of a message that quotes a file
+# Control characters, changes of the direction of writing, and surrogates.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """The text, without what would do something to a terminal instead of being shown there."""
+    """The text without characters that a terminal would obey instead of showing."""
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def one_line(text: object) -> str:
-    """The text as a part of a message: in one line, printable, without the middle of a long one."""
+    """The text as part of a message: one printable line, shortened in the middle."""
     line = printable(" ".join(str(text).split()))
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
@@ -33,10 +33,10 @@ def read_bytes(path: Path, largest: int) -> bytes:
     """The content of a regular file of at most `largest` bytes.
 
     Raises:
-        ValueError: it is missing, of another kind (a pipe would wait for ever), or larger.
+        ValueError: it is missing, larger, or no regular file.
     """
     try:
-        # Without the flag, already to open a pipe waits for somebody who writes.
+        # Without the flag, opening a pipe waits for a writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
@@ -49,7 +49,7 @@ def read_bytes(path: Path, largest: int) -> bytes:
 
 
 def read_text(path: Path, largest: int) -> str:
-    """The same as text."""
+    """The same, decoded from UTF-8."""
     try:
         return read_bytes(path, largest).decode()
     except UnicodeDecodeError as error:
@@ -57,10 +57,10 @@ def read_text(path: Path, largest: int) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is no JSON, holds a number that is not finite, or is nested too deeply.
+        ValueError: it is no JSON, holds NaN or infinity, or is nested too deeply.
     """
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -73,10 +73,10 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def cleaned(content: Any) -> Any:
-    """The same plain containers, all strings in them printable.
+    """Parsed JSON with all strings printable.
 
     Raises:
-        ValueError: a number in them is not finite.
+        ValueError: a number is not finite.
     """
     if isinstance(content, str):
         return printable(content)

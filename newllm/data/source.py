@@ -1,6 +1,6 @@
-"""What a run needs to know of its data: named splits of batches, whatever they are made from.
+"""The data of a run: a source with named splits of batches.
 
-A source of one's own is a subclass of `Source` and one of `Split`; see the README, "Add data".
+To add data, subclass `Source` and `Split`; see "Add data" in the README.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from newllm.data.batch import IGNORE, Batch
 from newllm.data.tokenizer import PAD, Tokenizer
 
 VALIDATION, TEST = "validation", "test"
-TAKEN = {"train", "val"}  # what metrics of training and of `validation` are called by
-NAME = re.compile(r"\w[\w.+-]*")  # of splits, slices and references, which become headings and tags
+TAKEN = {"train", "val"}  # prefixes of the metrics of training and of `validation`
+NAME = re.compile(r"\w[\w.+-]*")  # of splits, slices and references, which name metrics
 
 
 class Split(ABC):
-    """Batches that are found by their number.
+    """Batches by number.
 
-    A batch depends on nothing but the epoch and its number: no state is kept between batches. So
-    every run has the same batches, and a run that was interrupted resumes at any of them.
+    A batch depends on nothing but the epoch and its number, so that every run has the same batches
+    and an interrupted run resumes at any of them.
 
     Attributes:
-        num_batches: batches in an epoch; None for a split without an end, whose epoch is always 0.
-        metrics: what is logged of an evaluation split, by names in `newllm.training.metrics`.
-        slices: names of the parts of the split that `Batch.slice_B` tells apart. The metrics of
-            each are logged as well, as `METRIC/SLICE`.
+        num_batches: batches in an epoch. None for an endless split, whose epoch is always 0.
+        metrics: logged for an evaluation split, by names in `newllm.training.metrics`.
+        slices: names of the parts of the split that `Batch.slice_B` refers to. The metrics of each
+            are logged as `METRIC/SLICE`.
     """
 
     num_batches: int | None = None
@@ -51,19 +51,18 @@ class Split(ABC):
 class Source(ABC):
     """Data to train and evaluate on.
 
-    A subclass sets the attributes without a value in `setup` or before, and may override any of
-    the methods.
+    A subclass sets the attributes that have no default in `setup` or before.
 
     Attributes:
-        name: what tables and pictures call it.
+        name: shown in tables and figures.
         vocabulary_size: tokens are 0 ... vocabulary_size - 1; `<PAD>` is 0.
         max_length: positions of the longest row.
         train: what the model is trained on.
-        evaluation: splits to evaluate on, each with an end. `validation` has to be among them: its
-            loss decides which weights are the best. `test` is evaluated once, with these weights.
-            Any other split is evaluated with every validation and once more with the best weights.
-        tokenizer: translates between tokens and text, where the tokens stand for text.
-        digest: identifies the content of the data, where it does not follow from the configuration.
+        evaluation: finite splits to evaluate on. `validation` is required: its loss decides which
+            weights are the best. `test` is evaluated once, with these weights. Any other split is
+            evaluated with every validation and once more with the best weights.
+        tokenizer: translates between tokens and text, if the tokens stand for text.
+        digest: identifies the content of the data, if it does not follow from the configuration.
     """
 
     name: str
@@ -75,30 +74,30 @@ class Source(ABC):
     digest: str | None = None
 
     def setup(self) -> None:  # noqa: B027  (most sources need neither this nor `write`)
-        """Prepare the splits. Nothing is written, and a second call does nothing.
+        """Prepare the splits without writing anything. A second call does nothing.
 
         Raises:
-            ValueError: the data cannot be used; one line for each fault.
+            ValueError: the data cannot be used, with a line for each fault.
         """
 
     def write(self) -> None:  # noqa: B027
-        """Leave files for a user, or for the next run, once it is certain that there is a run."""
+        """Write files for the user or the next run. Called when the run is about to start."""
 
     def summary(self) -> str:
-        """What there is to know of the data, in one line."""
+        """The data in one line."""
         return f"{self.name}: vocabulary {self.vocabulary_size:,}"
 
     def reference_losses(self, split: str) -> dict[str, float]:
-        """Losses to compare a model's with on an evaluation split, by name, in nats per token."""
+        """Reference losses for an evaluation split by name, in nats per token."""
         return {}
 
     def oracle_loss(self, split: str) -> float | None:
-        """The loss of the distribution that an evaluation split was drawn from, if it is known."""
+        """The loss of the distribution that an evaluation split was drawn from, if known."""
         return None
 
 
 def source_faults(source: Source) -> Iterator[str]:
-    """What a source lacks, and what is wrong with its first batches."""
+    """The faults of a source and of its first batches."""
     needed = ("name", "vocabulary_size", "max_length", "train", "evaluation")
     if missing := [name for name in needed if not hasattr(source, name)]:
         yield f"sets no {', '.join(missing)}"
@@ -117,7 +116,7 @@ def source_faults(source: Source) -> Iterator[str]:
 
 
 def reference_faults(references: Mapping[str, float]) -> Iterator[str]:
-    """What is wrong with the names and the losses of a source's references."""
+    """The faults of the names and losses of a source's references."""
     yield from _name_faults("reference", references)
     for name, loss in references.items():
         if not (isinstance(loss, int | float) and math.isfinite(loss)):

@@ -5,7 +5,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import tokenizers
@@ -17,17 +17,17 @@ PAD, UNK, BOS, EOS = range(4)
 NUM_SPECIALS = 4
 NUM_NEVER_PREDICTED = 2  # <PAD> and <BOS>
 
-# The library's names of the specials hold a blank, which neither a word nor a byte-level token
-# can: a literal `<PAD>` in a text is a word like any other, never the padding.
+# A blank, which neither a word nor a byte-level token can hold, keeps a literal `<PAD>` in a text
+# apart from the padding.
 _SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
 _NUM_BYTES = 256
-ENCODED_AT_ONCE = 100_000  # characters: the library's own results take 100 bytes for each
-MAX_WORDS = 1000  # of a part of a sentence
+ENCODED_AT_ONCE = 100_000  # characters; the library's results take 100 bytes for each
+MAX_WORDS = 1000  # of a part of a very long sentence
 MAX_PIECE = 256  # bytes of a word that byte-pair encoding looks at together
 
 KINDS = ("words", "bpe")
 
-# The parts of a saved tokenizer, each of one of these types.
+# The types of the parts of a saved tokenizer.
 SAVED: dict[str, tuple[str | None, ...]] = {
     "model": ("WordLevel", "BPE"),
     "normalizer": (None, "Lowercase"),
@@ -44,8 +44,7 @@ class Tokenizer:
     """A trained tokenizer; `Tokenizer.train` and `Tokenizer.load` make one."""
 
     def __init__(self, model: tokenizers.Tokenizer) -> None:
-        # The library keeps this setting out of its files. Without it, it looks for the specials'
-        # names in the text itself.
+        # Not saved by the library: without it, the names of specials are looked for in texts.
         model.encode_special_tokens = True
         self._model = model
         self.size: int = model.get_vocab_size()
@@ -58,13 +57,13 @@ class Tokenizer:
         vocabulary_size: int | None = None,
         lowercase: bool = True,
     ) -> Self:
-        """Learns a vocabulary: the most frequent tokens first, ties in alphabetical order.
+        """Learn a vocabulary: the most frequent tokens first, ties in alphabetical order.
 
         Args:
-            sentences: the training sentences, and only those.
-            kind: ``words`` (split at white space) or ``bpe`` (byte level, knows no unknowns).
+            sentences: the training sentences alone.
+            kind: ``words`` (split at white space) or ``bpe`` (byte level, without `<UNK>`).
             vocabulary_size: the largest number of tokens, the four specials counted. None keeps
-                every word; BPE needs a number.
+                every word. BPE needs a number.
             lowercase: whether sentences and prompts are lower-cased first.
 
         Raises:
@@ -74,11 +73,17 @@ class Tokenizer:
             raise ValueError(faults[0])
         if kind == "words":
             return cls(_word_level(sentences, vocabulary_size, lowercase))
-        assert vocabulary_size is not None, "kind_and_size_faults asks for it"
-        model, trainer = _byte_level(vocabulary_size)
+        assert vocabulary_size is not None
+        model = _byte_level()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=_SPECIALS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
         if lowercase:
             model.normalizer = normalizers.Lowercase()
-        texts = (part.text for sentence in sentences for part in _parts(sentence))
+        texts = (part for sentence in sentences for part in _parts(sentence))
         model.train_from_iterator(texts, trainer)
         return cls(model)
 
@@ -87,20 +92,20 @@ class Tokenizer:
         return [*self.encode_prompt(sentence), EOS]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """``<BOS>`` and the tokens of a sentence that is still to be continued."""
+        """``<BOS>`` and the tokens of the beginning of a sentence."""
         ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
         return [BOS, *ids]
 
     def encode_all(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` for many: all ids end to end, and how many each sentence has. int32."""
+        """`encode` for many: all ids end to end, and the number of ids of each sentence. int32."""
         is_of_words = isinstance(self._model.model, models.WordLevel)
-        ids, ends = array("i"), array("q", [0])
+        ids, lengths = array("i"), array("i")
         for sentence_ids in (self._words if is_of_words else self._pieces)(sentences):
             ids.append(BOS)
             ids.extend(sentence_ids)
             ids.append(EOS)
-            ends.append(len(ids))
-        return np.array(ids, np.int32), np.diff(np.array(ends)).astype(np.int32)
+            lengths.append(len(sentence_ids) + 2)
+        return np.array(ids, np.int32), np.array(lengths, np.int32)
 
     def _words(self, sentences: Iterable[str]) -> Iterator[list[int]]:
         """The ids of each sentence. The library takes ten times as long for whole words."""
@@ -111,21 +116,21 @@ class Tokenizer:
             yield [token(word, UNK) for word in words]
 
     def _pieces(self, sentences: Iterable[str]) -> Iterator[list[int]]:
+        """The ids of each sentence, encoded `ENCODED_AT_ONCE` characters or little more at once."""
         ids: list[int] = []
-        for parts in _batches(sentences):
-            texts = [part.text for part in parts]
+        for parts in _batches(map(_parts, sentences)):
+            texts = [text for text, _ in parts]
             encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
-            for part, encoding in zip(parts, encodings, strict=True):
+            for (_, is_last), encoding in zip(parts, encodings, strict=True):
                 ids += encoding.ids
-                if part.is_last:
+                if is_last:
                     yield ids
                     ids = []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some tokens: ``<PAD>``, ``<BOS>`` and ``<EOS>`` left out, ``<UNK>`` shown.
+        """The text of some tokens, without ``<PAD>``, ``<BOS>`` and ``<EOS>``.
 
-        An id past the vocabulary, which an output layer wider than it can produce, reads
-        ``<UNK>``.
+        An id past the vocabulary, which a wider output layer can produce, reads ``<UNK>``.
         """
         known = [i if i < self.size else UNK for i in ids if i not in (PAD, BOS, EOS)]
         return " ".join(self._model.decode(known, skip_special_tokens=False).split())
@@ -136,10 +141,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a file that holds what `to_json` gave.
+        """Read a file that holds what `to_json` gave.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: it holds something else.
         """
         text = read_text(path, LARGEST_FILE)
         _check_saved(parse_json(text))
@@ -152,32 +157,26 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Makes a tokenizer of what `to_json` gave."""
+        """A tokenizer from what `to_json` gave."""
         return cls(tokenizers.Tokenizer.from_str(text))
 
 
-class _Part(NamedTuple):
-    text: str
-    is_last: bool
-
-
-def _parts(sentence: str) -> list[_Part]:
+def _parts(sentence: str) -> list[str]:
     """A sentence, or the parts of a very long one. Cut at blanks, they give the same tokens."""
-    words = sentence.split(" ") if len(sentence) > ENCODED_AT_ONCE else [sentence]
-    starts = range(0, len(words), MAX_WORDS)
-    return [
-        _Part(" ".join(words[start : start + MAX_WORDS]), start == starts[-1]) for start in starts
-    ]
+    if len(sentence) <= ENCODED_AT_ONCE:
+        return [sentence]
+    words = sentence.split(" ")
+    return [" ".join(words[i : i + MAX_WORDS]) for i in range(0, len(words), MAX_WORDS)]
 
 
-def _batches(sentences: Iterable[str]) -> Iterator[list[_Part]]:
-    """The parts of all sentences, `ENCODED_AT_ONCE` characters or little more at a time."""
-    batch: list[_Part] = []
+def _batches(sentences: Iterable[list[str]]) -> Iterator[list[tuple[str, bool]]]:
+    """The parts of all sentences, and whether each is the last of its sentence."""
+    batch: list[tuple[str, bool]] = []
     size = 0
-    for sentence in sentences:
-        for part in _parts(sentence):
-            batch.append(part)
-            size += len(part.text)
+    for parts in sentences:
+        for number, part in enumerate(parts, start=1):
+            batch.append((part, number == len(parts)))
+            size += len(part)
             if size >= ENCODED_AT_ONCE:
                 yield batch
                 batch, size = [], 0
@@ -186,28 +185,27 @@ def _batches(sentences: Iterable[str]) -> Iterator[list[_Part]]:
 
 
 def _check_saved(content: Any) -> None:
-    """That a file holds what `train` makes; others of the library's parts take any time or memory.
+    """Check that a file holds what `train` makes.
 
-    So do numbers of tokens without tokens between them: a model would have to be as large.
+    Other parts of the library may take any time or memory. A gap in the numbers of the tokens would
+    need a model as large as the largest number.
     """
     if not isinstance(content, dict):
         raise ValueError("it holds no tokenizer")
     for name, kinds in SAVED.items():
         part = content.get(name)
         kind = part.get("type", "unknown") if isinstance(part, dict) else part
-        if kind not in kinds:
+        # A pattern may take any time.
+        is_changed = kind == "Sequence" and part != json.loads(_byte_level().to_str())[name]
+        if kind not in kinds or is_changed:
             raise ValueError(f"its {name} is none of newllm's")
-        if kind == "Sequence" and part != json.loads(_byte_level(NUM_SPECIALS)[0].to_str())[name]:
-            raise ValueError(f"its {name} is none of newllm's")  # a pattern may take any time
-    added = content.get("added_tokens")
-    if not isinstance(added, list) or [
-        (token.get("id"), token.get("content")) for token in added if isinstance(token, dict)
-    ] != list(enumerate(_SPECIALS)):
-        raise ValueError("its special tokens are not newllm's")
-    vocabulary = content["model"].get("vocab")
+    vocabulary, added = content["model"].get("vocab"), content.get("added_tokens")
     if not isinstance(vocabulary, dict) or set(vocabulary.values()) != {*range(len(vocabulary))}:
         raise ValueError("its tokens are not numbered from 0 on")
-    if [vocabulary.get(name) for name in _SPECIALS] != [*range(NUM_SPECIALS)]:
+    tokens = added if isinstance(added, list) else []
+    found = [(token.get("id"), token.get("content")) for token in tokens if isinstance(token, dict)]
+    known = list(enumerate(_SPECIALS))
+    if found != known or any(vocabulary.get(name) != number for number, name in known):
         raise ValueError("its special tokens are not newllm's")
 
 
@@ -228,7 +226,7 @@ def _word_level(
     return model
 
 
-def _byte_level(vocabulary_size: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+def _byte_level() -> tokenizers.Tokenizer:
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -237,29 +235,22 @@ def _byte_level(vocabulary_size: int) -> tuple[tokenizers.Tokenizer, trainers.Tr
         ]
     )
     model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=_SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    return model, trainer
+    return model
 
 
 def _piece_pattern() -> str:
-    """A regular expression for at most `MAX_PIECE` bytes, none of them inside a character.
+    """A regular expression for at most `MAX_PIECE` bytes that end between two characters.
 
-    Training and encoding take time quadratic in the length of a word. Words of a text with blanks
-    are shorter than that; a text without blanks is cut.
+    It cuts a text without blanks. Training and encoding are quadratic in the length of a word.
     """
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    # How the library writes the bytes 0x80 to 0xBF, which go on with a character in UTF-8.
+    # The library's symbols for the bytes 0x80 to 0xBF, which continue a character in UTF-8.
     inner = [level.pre_tokenize_str(chr(byte))[0][0][1] for byte in range(0x80, 0xC0)]
     return f".{{1,{MAX_PIECE}}}(?![{''.join(inner)}])"
 
 
 def kind_and_size_faults(kind: str, vocabulary_size: int | None) -> list[str]:
-    """The faults of `Tokenizer.train` that show without any text, a line each."""
+    """The faults of arguments of `Tokenizer.train`, a line each."""
     if kind not in KINDS:
         return [f"data.tokenizer={kind} is unknown: choose {' or '.join(KINDS)}"]
     if kind == "bpe" and vocabulary_size is None:

@@ -1,9 +1,9 @@
-"""The run directory: who owns it, what it says of its run, and how a run is loaded again.
+"""The run directory: its owner, its result, and how a run is loaded again.
 
-A run directory holds `config.yaml` (all that rebuilds the run), `tokenizer.json`, `result.json`,
-`metrics.csv` (by epoch), `steps.csv` (by step), TensorBoard events, `curves.png` and
-`checkpoints/`. A lock of the operating system owns it while its run is alive: a result that says
-`running` beside a free lock is that of an interrupted run.
+A run directory holds `config.yaml` (resolved), `tokenizer.json`, `result.json`, `metrics.csv` (by
+epoch), `steps.csv` (by step), TensorBoard events, `curves.png` and `checkpoints/`. The process of
+the run holds a file lock. A result with the status `running` and a free lock belongs to an
+interrupted run.
 """
 
 from __future__ import annotations
@@ -43,82 +43,60 @@ class RunDirectory:
     """A run's folder, owned by this process until `release`.
 
     Args:
-        path: the folder; made if it is missing.
-        goes_on: whether it may hold a run already, which then goes on.
+        path: the folder. It is made if it is missing.
+        goes_on: whether it may hold a run already, which is then resumed.
+
+    Attributes:
+        result: the fields of `result.json` so far.
 
     Raises:
-        RunConflict: if another process owns it, it holds a run that shall not go on, or one whose
-            result cannot be read.
+        RunConflict: another process owns the folder, or it holds a run and `goes_on` is false or
+            the result cannot be read.
     """
 
     def __init__(self, path: Path, goes_on: bool = False) -> None:
-        self.path, self._goes_on = path, goes_on
-        self._result: dict[str, Any] = {}
-        self._refuse_if_used()
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.result: dict[str, Any] = {}
         path.mkdir(parents=True, exist_ok=True)
         self._lock: IO[str] = (path / ".lock").open("a")
         try:
             self._take_lock(PATIENCE if goes_on else 0.0)
-            self._refuse_if_used()  # by a run that ended just before
-        except BlockingIOError as error:
+            if os.path.lexists(path / "result.json"):
+                if not goes_on:
+                    raise RunConflict(f"{path}: holds a run already; choose another or remove it")
+                self.result = read_result(path)
+        except ValueError as error:
             self._lock.close()
-            raise RunConflict(f"{path}: another run is writing here; choose another") from error
-        except RunConflict:
-            self._lock.close()
-            raise
-        if goes_on and os.path.lexists(self.result_file):
-            try:
-                self._result = run_files.read_result(self.result_file)
-            except ValueError as error:  # it is not ours to be written over
-                self._lock.close()
-                raise RunConflict(f"{path}: result.json is broken; {error}") from error
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """What the result says so far."""
-        return dict(self._result)
-
-    @property
-    def status(self) -> str | None:
-        """What the result says so far."""
-        return self._result.get("status")
-
-    @property
-    def seconds_before(self) -> float:
-        """What the run took so far, if it goes on from a checkpoint."""
-        return (self._result.get("seconds") or 0.0) if self.last_checkpoint else 0.0
+            raise RunConflict(str(error)) from error
 
     def _take_lock(self, patience: float) -> None:
-        """Take the lock; wait so many seconds for one who is about to give it up."""
         deadline = time.monotonic() + patience
         while True:
             try:
                 return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    raise
+                    message = f"{self.path}: another run is writing here; choose another"
+                    raise RunConflict(message) from error
                 time.sleep(0.1)
 
-    def _refuse_if_used(self) -> None:
-        if self.result_file.exists() and not self._goes_on:
-            raise RunConflict(f"{self.path}: holds a run already; choose another or remove it")
+    @property
+    def status(self) -> str | None:
+        return self.result.get("status")
 
     @property
-    def result_file(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def seconds_before(self) -> float:
+        """Seconds that a run took before it was interrupted, if it resumes from a checkpoint."""
+        return (self.result.get("seconds") or 0.0) if self.last_checkpoint else 0.0
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """Where an unfinished run goes on from, if it came that far."""
+        """The checkpoint that an unfinished run resumes from, if there is one."""
         path = self.checkpoints / "last.ckpt"
         return path if path.is_file() else None
 
     def check_last_checkpoint(self) -> None:
-        """Look whether the last checkpoint, if there is one, can be read.
+        """Check that the last checkpoint, if there is one, can be read.
 
         Raises:
             RunConflict: it is damaged.
@@ -132,41 +110,35 @@ class RunDirectory:
                 ) from error
 
     def remove_last_checkpoint(self) -> None:
-        """An ended run has no need to go on."""
         (self.checkpoints / "last.ckpt").unlink(missing_ok=True)
 
     def record(self, **fields: Any) -> dict[str, Any]:
-        """Add fields to `result.json`, whole or not at all; returns all fields so far."""
-        self._result |= fields
+        """Add fields to `result.json`, atomically, and return all fields so far."""
+        self.result |= fields
         try:
-            text = json.dumps(_finite(self._result), indent=2, allow_nan=False)
-            write_text(self.result_file, f"{text}\n")
+            text = json.dumps(_finite(self.result), indent=2, allow_nan=False)
+            write_text(self.path / "result.json", f"{text}\n")
         except OSError as error:
             self._record_in_place(error)
             raise
-        return dict(self._result)
+        return self.result
 
     def _record_in_place(self, error: OSError) -> None:
-        """Say in the old result that the run failed: a full disk has no room for a new one.
+        """Overwrite the old result with a failure: a full disk has no room for a new file.
 
-        Without indentation it is shorter than what is there, and so needs no room.
+        Without indentation the text is shorter than the old one and so needs no room.
         """
-        if self._result.get("status") == "running" or not self.result_file.is_file():
+        if self.status == "running":
             return
-        end = {"status": "failed", "error": self._result.get("error") or f"OSError: {error}"}
-        with contextlib.suppress(OSError, ValueError):
-            old = self.result_file.read_text()
+        end = {"status": "failed", "error": self.result.get("error") or f"OSError: {error}"}
+        file = self.path / "result.json"
+        with contextlib.suppress(OSError, ValueError), file.open("r+") as result:
+            old = result.read()
             text = json.dumps(json.loads(old) | end)
-            if len(text.encode()) <= len(old.encode()):
-                with self.result_file.open("r+") as file:
-                    file.write(text)
-                    file.truncate()
-
-    def forget_failure(self) -> None:
-        """A failed run that is tried again counts as interrupted: a new reason is its own."""
-        if self.status == "failed":
-            self._result.pop("error", None)
-            self.record(status="interrupted")
+            if len(text) <= len(old):
+                result.seek(0)
+                result.write(text)
+                result.truncate()
 
     def write_config(self, config: DictConfig) -> None:
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -176,39 +148,34 @@ class RunDirectory:
         self._lock.close()
 
 
-ENDS = ("done", "diverged")  # a run that ended so ends the same way every time
+ENDS = ("done", "diverged")  # a run with one of these would end the same way again
 
-
-# Why equal configurations make another run: by what they do not hold.
 INVISIBLE = "its text (data.path) was changed or is gone, or another version of newllm made it"
 WAYS_OUT = "name=NEW keeps both, overwrite=true moves the old one aside"
 
 
 def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
-    """Whether a folder holds this very run, ended; one that only started can go on.
+    """Whether a folder holds this run and it has ended. Otherwise it can be resumed.
 
     Args:
         path: the folder.
         config: of this run.
-        ways_out: what a user can do where it holds something else.
+        ways_out: what a user can do if the folder holds something else.
 
     Raises:
-        RunConflict: if it holds a run of another configuration, or a broken one: one that is done
-            but has lost its weights is broken too.
+        RunConflict: the folder holds a run of another configuration, or a broken one.
     """
     if not os.path.lexists(path / "result.json"):
         return False
     try:
         result = read_result(path)
         if "config_hash" not in result:
-            return False  # it failed before it could say what it is
-        found: list[str] = []
-        if result["config_hash"] != config_hash(config):
-            found += differences(hashed(read_config(path)), hashed(config))
-            found = found or [INVISIBLE]
+            return False  # it failed before it was built
+        if is_other := result["config_hash"] != config_hash(config):
+            found = [*differences(hashed(read_config(path)), hashed(config))] or [INVISIBLE]
     except ValueError as error:
         raise RunConflict(f"{error}; {ways_out}") from error
-    if found:
+    if is_other:
         shown = "; ".join(map(one_line, found[:3])) + (" ..." if len(found) > 3 else "")
         raise RunConflict(f"{path}: holds a run made otherwise ({shown}); {ways_out}")
     if result["status"] == "done" and not (path / BEST).is_file():
@@ -217,10 +184,10 @@ def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
 
 
 def move_aside(path: Path, top: Path) -> Path:
-    """Move a run below `top` to `top/_replaced`, nothing of it lost; return where it went.
+    """Move a run below `top` into `top/_replaced` and return its new folder.
 
     Raises:
-        RunConflict: if a living process owns it.
+        RunConflict: a living process owns it.
     """
     if _is_owned(path):
         raise RunConflict(f"{path}: another process is writing here; wait for it or stop it")
@@ -233,28 +200,27 @@ def move_aside(path: Path, top: Path) -> Path:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run as a notebook wants it: the best model in evaluation mode, and what belongs to it."""
+    """A run with its best model in evaluation mode."""
 
     path: Path
     config: DictConfig
     result: dict[str, Any]
     model: LanguageModel
-    tokenizer: Tokenizer | None  # None where tokens do not stand for text
+    tokenizer: Tokenizer | None  # None if tokens do not stand for text
 
 
 def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRun:
     """Load a run directory with the weights of its best epoch.
 
-    Nothing in the directory is executed: only layers are built, and checkpoints are read as plain
-    tensors. Nothing is built either that is larger than the checkpoint.
+    Nothing in the directory is executed: only layers are built, none larger than the checkpoint,
+    and checkpoints are read as plain tensors.
 
     Args:
         path: the run directory.
-        trusted_packages: of the user's own, where the model has parts from there.
+        trusted_packages: other packages that parts of the model may come from.
 
     Raises:
-        ValueError: if it is no run directory, its run has no checkpoint yet, or a file is broken;
-            always one line.
+        ValueError: it is no run directory, has no checkpoint yet, or a file is broken. One line.
     """
     path = Path(path)
     _check_files(path, "config.yaml", "result.json", BEST)
@@ -270,8 +236,9 @@ def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRu
     with telling(path, "tokenizer.json cannot be loaded"):
         tokenizer = Tokenizer.load(path / "tokenizer.json")
         if tokenizer.size > model.vocabulary_size:
-            sizes = f"it has {tokenizer.size} tokens, the model {model.vocabulary_size} classes"
-            raise ValueError(sizes)
+            raise ValueError(
+                f"it has {tokenizer.size} tokens, the model {model.vocabulary_size} classes"
+            )
     return LoadedRun(path, config, result, model, tokenizer)
 
 
@@ -283,19 +250,19 @@ def _check_files(path: Path, *names: str) -> None:
 
 @contextlib.contextmanager
 def telling(path: Path, fault: str) -> Iterator[None]:
-    """Put what is wrong with a file of a run into a line."""
+    """Turn any exception about a file of a run into a ValueError of one line."""
     try:
         yield
-    except Exception as error:  # of a file that is broken on purpose, there is no list
+    except Exception as error:  # a file that is broken on purpose can raise anything
         reason = "; ".join(str(error).splitlines()) or type(error).__name__
         raise ValueError(f"{path}: {fault}; {one_line(reason)}") from error
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a run says of itself; a `running` one that nobody owns is `interrupted`.
+    """The result of a run. A `running` one that no process owns is `interrupted`.
 
     Raises:
-        ValueError: if the folder holds no run, or its result is broken.
+        ValueError: the folder holds no run, or its result is broken.
     """
     if not os.path.lexists(path / "result.json"):
         raise ValueError(f"{path}: not a run directory; lacks result.json")
@@ -307,11 +274,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> DictConfig:
-    """A run's configuration, resolved.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """The resolved configuration of a run. Raises ValueError if it cannot be read."""
     with telling(path, "config.yaml cannot be read"):
         return run_files.read_config(path / "config.yaml")
 
@@ -324,10 +287,8 @@ def _is_owned(path: Path) -> bool:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     finally:
         os.close(lock)
     return False
@@ -339,12 +300,12 @@ def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; a link in its place is replaced, never followed."""
+    """Write a file atomically. A link in its place is replaced, never followed."""
     # "x" refuses a link that somebody puts in the place of the partial file.
     with written_whole(path) as partial, partial.open("xb") as file:
         file.write(content)
@@ -352,22 +313,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write, which then takes the place of `path`; it is gone if that fails.
-
-    What a full disk cut off would else keep the room that the result needs to say so.
-    """
+    """A partial file to write, which replaces `path` at the end and is removed on failure."""
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     try:
         yield partial
         partial.replace(path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def _finite(content: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has not."""
+    """The same content with null in the place of numbers that JSON does not have."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):

@@ -1,15 +1,16 @@
 """The files of a run directory, checked as if a stranger had written them.
 
-Every fault is a ValueError with the reason alone; who asked knows the file.
+Every fault is a ValueError that gives the reason alone; the caller adds the name of the file.
 """
 
 from __future__ import annotations
 
+import inspect
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 import yaml
@@ -20,119 +21,87 @@ from newllm.data.reading import cleaned, parse_json, read_text
 from newllm.data.source import NAME
 from newllm.runs.identity import HASHED
 
-LARGEST_RESULT = 1 << 24  # bytes; a result with positions of long sequences has some 100,000
-LARGEST_CONFIG = 1 << 18  # a configuration has some 3,000
-DEEPEST = 32  # nodes of a configuration inside of each other
-STATUSES = ("running", "interrupted", "done", "diverged", "failed", "broken")
+LARGEST_RESULT = 1 << 24  # bytes; with losses at each position of long sequences some 100,000
+LARGEST_CONFIG = 1 << 18  # bytes; usually some 3,000
+DEEPEST = 32  # levels of nesting in a configuration
 
-
-class Kind(NamedTuple):
-    """What a value of a result must be, in words and as a question."""
-
-    words: str
-    fits: Callable[[Any], bool]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or isinstance(value, float)
-
-
-def _list_of(kind: Kind) -> Kind:
-    def fits(value: Any) -> bool:
-        return isinstance(value, list) and all(map(kind.fits, value))
-
-    return Kind(f"a list, each {kind.words}", fits)
-
-
-def _mapping_to(kind: Kind) -> Kind:
-    def fits(value: Any) -> bool:
-        names_fit = isinstance(value, dict) and all(map(NAME.fullmatch, value))
-        return names_fit and all(map(kind.fits, value.values()))
-
-    return Kind(f"a mapping of names, each value {kind.words}", fits)
-
-
-def _or_null(kind: Kind) -> Kind:
-    return Kind(f"{kind.words} or null", lambda value: value is None or kind.fits(value))
-
-
-def _is_spike(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(_is_number(value.get(key)) for key in ("onset", "peak", "ratio"))
-        and "recovery" in value
-        and all(found is None or _is_number(found) for found in value.values())
-    )
-
-
-TEXT = Kind("text", lambda value: isinstance(value, str))
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-WHOLE = Kind("a whole number", _is_whole)
-NUMBER = Kind("a number", _is_number)
-NUMBERS = _list_of(_or_null(NUMBER))
-SPIKES = _mapping_to(_list_of(Kind("a spike with onset, peak, ratio and recovery", _is_spike)))
-
-# What the fields of a result are, as far as somebody reads them.
-FIELDS: dict[str, Kind] = {
-    "status": Kind(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
-    **dict.fromkeys(("experiment", "study", "variant", "name", "error"), _or_null(TEXT)),
-    **dict.fromkeys(("git_revision", "data_sha256"), _or_null(TEXT)),
-    **dict.fromkeys(("corpus", "config_hash", "variant_hash"), TEXT),
-    **dict.fromkeys(("seed", "parameters", "state_bytes", "threads"), WHOLE),
-    **dict.fromkeys(("steps", "epochs", "best_step"), _or_null(WHOLE)),
-    # A best within an epoch is at a fraction of it.
-    **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean", "best_epoch"), _or_null(NUMBER)),
-    **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), _or_null(NUMBER)),
-    **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), _or_null(NUMBER)),
-    "seconds": _or_null(NUMBER),
-    **dict.fromkeys(("sees_the_future", "has_tokenizer"), FLAG),
-    "overrides": _list_of(TEXT),
-    "sizes": _mapping_to(Kind("a whole number or a flag", lambda value: isinstance(value, int))),
-    "references": _mapping_to(NUMBER),
-    "references_by_position": _mapping_to(NUMBERS),
-    **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), _or_null(NUMBERS)),
-    "spikes": _or_null(SPIKES),
-    "evaluation": _or_null(_mapping_to(Kind("metrics", lambda value: isinstance(value, dict)))),
+# The types of the fields of a result that are read again. `float` includes whole numbers.
+FIELDS: dict[str, Any] = {
+    "status": Literal["running", "interrupted", "done", "diverged", "failed", "broken"],
+    **dict.fromkeys(("experiment", "study", "variant", "name", "error"), str | None),
+    **dict.fromkeys(("git_revision", "data_sha256"), str | None),
+    **dict.fromkeys(("corpus", "config_hash", "variant_hash"), str),
+    **dict.fromkeys(("seed", "parameters", "state_bytes", "threads"), int),
+    **dict.fromkeys(("steps", "epochs", "best_step"), int | None),
+    **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean", "best_epoch"), float | None),
+    **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), float | None),
+    **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), float | None),
+    "seconds": float | None,
+    **dict.fromkeys(("sees_the_future", "has_tokenizer"), bool),
+    "overrides": list[str],
+    "sizes": dict[str, int | bool],
+    "references": dict[str, float],
+    "references_by_position": dict[str, list[float | None]],
+    **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), list[float | None] | None),
+    "spikes": dict[str, list[dict[str, float | None]]] | None,
+    "evaluation": dict[str, dict] | None,
 }
-# What a run says of itself as soon as it says its number of parameters, and when it is done.
-KNOWN_FIELDS = ("seed", "corpus", "references", "threads", "name")
-DONE_FIELDS = ("best_val_loss", "best_epoch")
+SPIKE_FIELDS = ("onset", "peak", "ratio")  # and `recovery`, which may be null
+KNOWN_FIELDS = ("seed", "corpus", "references", "threads", "name")  # of a run that has started
+DONE_FIELDS = ("parameters", *KNOWN_FIELDS, "best_val_loss", "best_epoch")
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """`result.json`, its fields of the types that readers of it count on."""
+    """`result.json`, with fields of the types in `FIELDS`."""
     return check_result(parse_json(read_text(file, LARGEST_RESULT)))
 
 
 def check_result(result: Any) -> dict[str, Any]:
-    """The same of what was read already; its strings become printable."""
+    """The same for a result that was parsed already. Its strings become printable."""
     result = cleaned(result)
     if not isinstance(result, dict) or "status" not in result:
         raise ValueError("it holds no status")
-    for name, value in result.items():
-        if name in FIELDS and not FIELDS[name].fits(value):
-            raise ValueError(f"{name}={value!r} must be {FIELDS[name].words}")
+    for name, kind in FIELDS.items():
+        if name in result and not _is_of(result[name], kind):
+            raise ValueError(f"{name}={result[name]!r} must be {inspect.formatannotation(kind)}")
+    for spikes in (result.get("spikes") or {}).values():
+        for spike in spikes:
+            if "recovery" not in spike or any(spike.get(name) is None for name in SPIKE_FIELDS):
+                raise ValueError(f"a spike needs {', '.join(SPIKE_FIELDS)} and recovery")
     return result
 
 
 def check_complete(result: dict[str, Any]) -> None:
-    """That a result holds all that a comparison of runs reads."""
-    needed = [*KNOWN_FIELDS] if "parameters" in result else []
-    needed += ["parameters", *KNOWN_FIELDS, *DONE_FIELDS] if result["status"] == "done" else []
-    for name in needed:
+    """Check that a result holds everything that a comparison of runs reads."""
+    needed = KNOWN_FIELDS if "parameters" in result else ()
+    for name in DONE_FIELDS if result["status"] == "done" else needed:
         if result.get(name) is None:
             raise ValueError(f"it lacks {name}")
 
 
-def read_config(file: Path) -> DictConfig:
-    """`config.yaml`, in which nothing is left to be resolved.
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value parsed from JSON is of an annotated type."""
+    if isinstance(kind, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(
+            NAME.fullmatch(name) and _is_of(item, get_args(kind)[1]) for name, item in value.items()
+        )
+    if kind is float:
+        return isinstance(value, float) or _is_of(value, int)
+    if kind is int:  # at most 64 bits, and no flag
+        return type(value) is int and abs(value) < 1 << 63
+    return isinstance(value, kind)
 
-    It is written resolved, plain and without anchors. So any interpolation, alias or tag in it is
-    somebody's doing, and could stand for something else than what was checked.
+
+def read_config(file: Path) -> DictConfig:
+    """`config.yaml`, which is written resolved, without anchors, aliases and tags.
+
+    Any of these was added by somebody and could hide from later checks what it stands for.
     """
     text = read_text(file, LARGEST_CONFIG)
     try:
@@ -151,19 +120,15 @@ def read_config(file: Path) -> DictConfig:
 
 
 def _check_yaml(text: str) -> None:
-    """Look at the events of YAML, before anything is made of them."""
+    """Check the events of the parser, before any object is built from them."""
     depth = 0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ValueError(
-                "it holds an anchor or an alias, which a run's configuration never does"
-            )
+            raise ValueError("it holds an anchor or an alias")
         if getattr(event, "tag", None):
-            raise ValueError(f"it holds a tag, {event.tag}, as no run's does")
+            raise ValueError(f"it holds a tag, {event.tag}")
         if "${" in getattr(event, "value", ""):
-            raise ValueError(
-                "it holds an interpolation, ${...}, which a run's configuration never does"
-            )
+            raise ValueError("it holds an interpolation, ${...}")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
@@ -171,10 +136,7 @@ def _check_yaml(text: str) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name, each really as large as it says.
-
-    They lie in the file until they are copied.
-    """
+    """The weights of a checkpoint by name, mapped into memory."""
     _check_archive(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -190,7 +152,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _check_archive(file: Path) -> None:
-    """That a checkpoint is an archive as torch writes it, no larger when it is read."""
+    """Check that a file is an archive as torch writes it, no larger when it is unpacked."""
     try:
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -207,7 +169,7 @@ def _check_archive(file: Path) -> None:
 
 
 def _is_plain(weight: Any) -> bool:
-    """A dense tensor of numbers whose storage holds all of its elements."""
+    """Whether it is a dense tensor of real numbers whose storage holds all of its elements."""
     return (
         type(weight) in (Tensor, torch.nn.Parameter)
         and weight.layout is torch.strided
@@ -215,16 +177,3 @@ def _is_plain(weight: Any) -> bool:
         and not (weight.is_quantized or weight.is_nested or weight.is_complex())
         and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
     )
-
-
-def misfit(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    """How a checkpoint does not fit a model, in words; None if it does."""
-    for name in (*wanted, *weights):
-        if name not in weights:
-            return f"the checkpoint lacks {name}"
-        if name not in wanted:
-            return f"the checkpoint holds {name}, the model does not"
-        if wanted[name].shape != weights[name].shape:
-            shapes = [*weights[name].shape], [*wanted[name].shape]
-            return f"{name} has the shape {shapes[0]} in the checkpoint, {shapes[1]} in the model"
-    return None

@@ -1,4 +1,4 @@
-"""Runs with their tables: gathered from folders, and packed into one small file."""
+"""Runs with their tables, gathered from folders or packed into one small file."""
 
 from __future__ import annotations
 
@@ -9,36 +9,32 @@ import json
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from newllm.config.naming import choices, split
-from newllm.data.reading import one_line, parse_json, printable, read_bytes, read_text
-from newllm.runs.directory import read_result
+from newllm.data.reading import parse_json, printable, read_bytes, read_text
+from newllm.runs.directory import read_result, telling
 from newllm.runs.files import check_complete, check_result
 
 Rows = list[dict[str, float]]
 
+LOOKS = ("step", "val/loss", "unk", "eos", "other")
 TABLES = {"epochs": "metrics.csv", "looks": "validation_steps.csv"}
-# What each row of them must have.
-NEEDED = {"epochs": ("epoch", "step"), "looks": ("step", "val/loss", "unk", "eos", "other")}
+NEEDED = {"epochs": ("epoch", "step"), "looks": LOOKS}  # columns that each row must have
+PACKED = {
+    "epochs": ("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean", "context/norm"),
+    "looks": LOOKS,
+}
 LARGEST_TABLE = 1 << 27  # bytes; a million steps have some 80 million
 LARGEST_PACKED, LARGEST_UNPACKED = 1 << 26, 1 << 27
-# What a packed file keeps of each table.
-COLUMNS = {
-    "epochs": (
-        *("epoch", "step", "train/loss", "val/loss", "val/loss_batch_mean", "context/norm"),
-    ),
-    "looks": ("step", "val/loss", "unk", "eos", "other"),
-}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run with its series: by epoch, and the looks at validation by step."""
+    """A run with its metrics by epoch and its validation losses by step (`looks`)."""
 
     place: str
     result: dict[str, Any]
@@ -55,7 +51,7 @@ class Run:
 
     @property
     def is_known(self) -> bool:
-        """Whether it came so far as to say what it is."""
+        """Whether it was built, so that its result describes it."""
         return "parameters" in self.result
 
     @property
@@ -64,96 +60,85 @@ class Run:
 
     @property
     def known_as(self) -> str | None:
-        """The variant or the experiment that it was made from, changed or not."""
+        """The variant or the experiment that it was made from, possibly with other choices."""
         return self.result.get("variant") or self.result.get("experiment")
 
     @property
     def is_as_named(self) -> bool:
-        """Whether it is what it is known as, with no other choice than the seed."""
+        """Whether it is its variant or experiment with no other choice than the seed."""
         return bool(self.known_as and "overrides" in self.result and not self.choices)
 
     @property
     def label(self) -> str:
-        """What a reader knows it by: as it was named, else what was resolved, else its place."""
+        """The name for readers: its variant or experiment, else its name, else its place."""
         return str(self.known_as or self.result.get("name") or self.place)
 
     @property
     def choices(self) -> dict[str, str]:
-        """What was chosen beside the experiment or the variant, and the seed.
-
-        A name of the run's own is a choice too.
-        """
+        """What was chosen beside the experiment or the variant, and the seed."""
         chosen = choices(self.result.get("overrides") or ())
         return {k: v for k, v in chosen.items() if k not in ("experiment", "variant")}
 
     def chose(self, key: str) -> str | None:
-        """The value that it was given for a key, by its variant or beside it."""
+        """The value of a key, set by the variant or beside it."""
         return dict(map(split, self.result.get("overrides") or ())).get(key)
 
     def was_watched(self, curve: str) -> bool:
-        """Whether there are losses, `val_by_step` or `val_by_epoch`, for a spike to show in."""
+        """Whether there are losses in which spikes could be found.
+
+        Args:
+            curve: `val_by_step` or `val_by_epoch`.
+        """
         return bool(self.looks if curve == "val_by_step" else self.epochs)
 
     def largest_spike(self, curve: str) -> dict[str, Any] | None:
-        """The spike of the largest ratio in `val_by_step` or `val_by_epoch`, if there is any."""
+        """The spike with the largest ratio in `val_by_step` or `val_by_epoch`, if any."""
         found = (self.result.get("spikes") or {}).get(curve) or []
         return max(found, key=lambda spike: spike["ratio"], default=None)
 
 
 def read_run(path: Path) -> Run:
-    """A run directory; tables that it lacks are empty.
+    """A run directory. Tables that it lacks are empty.
 
     Raises:
-        ValueError: the folder holds no run, or what it says of it cannot be.
+        ValueError: the folder holds no run, or a file of it is broken.
     """
     tables = {name: _read_table(path / file, NEEDED[name]) for name, file in TABLES.items()}
-    return _checked(Run(str(path), read_result(path), **tables))
+    result = read_result(path)
+    with telling(path, "result.json is broken"):
+        check_complete(result)
+    return Run(str(path), result, **tables)
 
 
-def read_or_broken(path: Path) -> Run:
-    """The same; a run that cannot be read has the status `broken`, and the reason as its error."""
+def _read_or_broken(path: Path) -> Run:
+    """The same. A run that cannot be read has the status `broken` and the reason as its error."""
     try:
         return read_run(path)
     except ValueError as error:
         return Run(str(path), {"status": "broken", "error": str(error)})
 
 
-def _checked(run: Run) -> Run:
-    try:
-        check_complete(run.result)
-    except ValueError as error:
-        raise ValueError(f"{run.place}: result.json is broken; {error}") from error
-    return run
-
-
 def _read_table(path: Path, needed: Sequence[str]) -> Rows:
     if not os.path.lexists(path):
         return []
-    try:
-        lines = read_text(path, LARGEST_TABLE).splitlines()
+    with telling(path, "cannot be read"):
         rows = [
             {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(lines)
+            for row in csv.DictReader(read_text(path, LARGEST_TABLE).splitlines())
         ]
-        return _complete(rows, needed)
-    except (ValueError, TypeError, csv.Error) as error:  # a row may be longer than the heading
-        raise ValueError(f"{path}: cannot be read; {one_line(error)}") from error
-
-
-def _complete(rows: Rows, needed: Sequence[str]) -> Rows:
-    for number, row in enumerate(rows, start=1):
-        for name in needed:
-            if name not in row:
-                raise ValueError(f"its row {number} lacks {name}")
+        for number, row in enumerate(rows, start=1):
+            for name in needed:
+                if name not in row:
+                    raise ValueError(f"its row {number} lacks {name}")
     return rows
 
 
 def gather(paths: Iterable[Path]) -> list[Run]:
-    """All runs in or below some folders and packed files, those of a sweep once.
+    """All runs in or below some folders and packed files, each once.
 
-    Of one seed of an experiment or variant as it stands, be it of another version, and of other
-    runs with the same configuration (their seed is part of it), the first that is done counts. What
-    was moved aside (in folders that start with `_`) is left out.
+    Runs are the same if they are one seed of an unchanged experiment or variant, or have the same
+    configuration. The first that is done counts. Folders that start with `_`, into which runs are
+    moved aside, are left out.
 
     Raises:
         ValueError: a path holds no run.
@@ -182,20 +167,20 @@ def _below(path: Path) -> Iterable[Run]:
     for file in sorted(path.rglob("result.json"), key=_natural):
         inside = file.parent.relative_to(path).parts
         if not any(part.startswith("_") for part in inside):
-            yield read_or_broken(file.parent)
+            yield _read_or_broken(file.parent)
 
 
 def _natural(file: Path) -> list[list[str | int]]:
-    """The key to sort files by name with numbers as such: `width=8` comes before `width=16`."""
+    """A sort key by which `width=8` comes before `width=16`."""
     pieces = (re.split(r"([0-9]+)", part) for part in file.parts)
     return [[int(piece) if i % 2 else piece for i, piece in enumerate(part)] for part in pieces]
 
 
 def pack(runs: Sequence[Run], path: Path) -> None:
-    """Write what a report needs of some runs into one small file, `.json.gz`."""
+    """Write what a report needs of some runs to one small file, `.json.gz`."""
     content = [
         {"place": run.place, "result": run.result}
-        | {name: _columns(getattr(run, name), columns) for name, columns in COLUMNS.items()}
+        | {name: _columns(getattr(run, name), columns) for name, columns in PACKED.items()}
         for run in runs
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,34 +197,30 @@ def _columns(rows: Rows, names: Sequence[str]) -> dict[str, list[float | None]]:
 
 
 def _unpack(path: Path) -> list[Run]:
-    try:
+    with telling(path, "no packed runs"):
         with gzip.open(io.BytesIO(read_bytes(path, LARGEST_PACKED))) as file:
             raw = file.read(LARGEST_UNPACKED + 1)
         if len(raw) > LARGEST_UNPACKED:
             raise ValueError("it is too large when unpacked")
         return [_unpacked(entry) for entry in parse_json(raw)]
-    except (OSError, ValueError, LookupError, TypeError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: no packed runs ({one_line(error)})") from error
 
 
 def _unpacked(entry: dict[str, Any]) -> Run:
-    tables = {name: _rows(entry[name], NEEDED[name]) for name in COLUMNS}
-    return _checked(Run(printable(entry["place"]), check_result(entry["result"]), **tables))
+    result = check_result(entry["result"])
+    check_complete(result)
+    tables = {name: _rows(entry[name], NEEDED[name]) for name in PACKED}
+    return Run(printable(entry["place"]), result, **tables)
 
 
 def _rows(columns: dict[str, list[float | None]], needed: Sequence[str]) -> Rows:
-    """Rows of columns, in which null stands for what was not finite, or was not there."""
+    """Rows of columns, in which null stands for a value that is missing or not finite."""
     return [
         dict.fromkeys(needed, math.nan)
-        | {
-            name: float(value)
-            for name, value in zip(columns, row, strict=True)
-            if value is not None
-        }
+        | {name: float(x) for name, x in zip(columns, row, strict=True) if x is not None}
         for row in zip(*columns.values(), strict=True)
     ]
 
 
 def is_of(run: Run, name: str, study: str | None = None) -> bool:
-    """Whether a run is that experiment, or that variant of a study, with no other choice."""
+    """Whether a run is an experiment, or a variant of a study, with no other choice."""
     return (run.study, run.known_as) == (study, name) and run.is_as_named

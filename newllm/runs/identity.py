@@ -1,4 +1,4 @@
-"""What makes a run that run: the parts of its configuration that decide the weights, its code."""
+"""The identity of a run: the hash of what decides its weights, and the revision of the code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from newllm.config.budget import decided_sizes, named_sizes
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
 
-# Where the callbacks are defined that only watch.
+# Callbacks of these modules only watch.
 WATCHING = tuple(f"newllm.training.{name}." for name in ("progress", "step_validation", "watching"))
 
 
 def config_hash(config: DictConfig) -> str:
-    """Names everything that decides the weights and the figures: equal hashes, equal runs."""
+    """A digest of everything that decides the weights and the figures of a run."""
     return _digest(hashed(config))
 
 
@@ -32,7 +32,7 @@ def _digest(content: Any) -> str:
 
 
 def variant_hash(config: DictConfig) -> str:
-    """Names what runs share that differ in their seed alone."""
+    """A digest that runs share if they differ in their seed alone."""
     kept = hashed(config)
     del kept["seed"]
     kept["data"].pop("order_seed", None)
@@ -44,8 +44,6 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     kept: dict[str, Any] = {name: content.get(name) for name in HASHED}
-    # What only watches changes nothing; any other callback may, as early stopping does. What names
-    # no class is not built.
     acting = {
         name: node
         for name, node in (content.get("callbacks") or {}).items()
@@ -57,31 +55,31 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     if isinstance(recurrence := (kept["model"] or {}).get("recurrence"), dict):
         recurrence.pop("compile", None)  # how it computes, not what
     if (kept["recipe"] or {}).get("output_classes") is None:
-        left_out["model"] = ["vocabulary_size"]  # it follows from the data
+        left_out["model"] = ["vocabulary_size"]  # follows from the data
     budget = content.get("budget") or {}  # older runs have none
     if sizes := decided_sizes(budget):
         kept["budget"] = named_sizes(budget)
-        left_out["model"] = [*left_out.get("model", ()), *sizes]  # they follow from it
+        left_out["model"] = [*left_out.get("model", ()), *sizes]  # follow from it
     if not content.get("test", True):
         kept["test"] = False  # such a run lacks the figure
     for part, names in left_out.items():
         kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
     text = kept["data"].get("path")
     if text and (path := Path(to_absolute_path(str(text)))).is_file():
-        status = path.stat()  # what it says counts, not where it lies
+        status = path.stat()  # the content counts, not the path
         kept["data"]["path"] = _file_digest(path, status.st_size, status.st_mtime_ns)
     return kept
 
 
 @lru_cache(maxsize=64)  # a sweep asks for every job
 def _file_digest(path: Path, size: int, time: int) -> str:
-    """SHA-256 of a file that is known by its size and time."""
+    """SHA-256 of a file; its size and time are part of the key of the cache."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """A line for each value in which two configurations differ."""
+    """A line for each value that differs between two configurations."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         if old != new:
             yield f"{name} was {old}, is {new}"
@@ -91,7 +89,7 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the code, `-dirty` where files differ from it; None outside a checkout."""
+    """The revision of the code, with `-dirty` if files differ. None outside a checkout."""
     own = Path(__file__)
     # An installed package may lie inside a checkout of something else.
     if _git("-C", str(own.parent), "ls-files", own.name) is None:
@@ -101,7 +99,7 @@ def git_revision() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints; None without git, or if it fails or has nothing to say."""
+    """The output of git. None without git, if it fails, or if there is none."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):

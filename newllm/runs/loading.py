@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,9 @@ from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.tokenizer import BOS
 from newllm.models.language_model import LanguageModel
-from newllm.runs.files import misfit
 
-# Beside the weights of a checkpoint a model may hold tables that follow from its sizes.
-SPARE = 1 << 24  # elements
-OVERHEAD = 4000  # elements that each tensor counts more, for the module around it
+SPARE = 1 << 24  # elements of tables, which follow from a model's sizes and are in no checkpoint
+OVERHEAD = 4000  # elements that each tensor counts in addition, for the module around it
 
 
 def load_model(
@@ -28,76 +26,55 @@ def load_model(
     """Build a model with weights, in evaluation mode.
 
     Args:
-        node: what describes it.
+        node: the description of the model.
         weights: of a checkpoint, by name.
         trust: what may be built.
-        largest: bytes of the checkpoint: no larger model is built.
+        largest: bytes of the checkpoint. No larger model is built.
 
     Raises:
         ValueError: the node describes no model that can be built, has these weights and reads.
     """
     part = checked(node, "model", trust)
-    with at_most(largest + SPARE):
-        try:
-            with torch.device("meta"):  # sizes only, no memory
-                sketch = part.build()
-        except Exception as error:
-            # Only what the user trusts may be unable to live without memory.
-            if isinstance(error, TooLarge) or not trust.packages:
-                raise
-        else:
-            _check(sketch, weights)
-    with at_most(largest + SPARE):
-        model = part.build()
-    _check(model, weights)
-    model.load_state_dict(weights)
-    model.eval()
-    _try(model)
-    assert isinstance(model, LanguageModel)
+    try:
+        with _limited(largest + SPARE), torch.device("meta"):  # sizes only, no memory
+            sketch = part.build()
+    except Exception as error:
+        # A part of a package that the user trusts may need real tensors in its constructor.
+        if isinstance(error, TooLarge) or not trust.packages:
+            raise
+    else:
+        _load_weights(sketch, weights)
+    with _limited(largest + SPARE):
+        model = _load_weights(part.build(), weights).eval()
+    with torch.no_grad():  # parts that can be built need not fit each other
+        logits_BTV, _ = model(torch.tensor([[BOS]]))
+    if logits_BTV.shape != (1, 1, model.vocabulary_size) or not logits_BTV.isfinite().all():
+        raise ValueError("it describes a model without proper logits")
     return model
 
 
-def _check(model: Any, weights: Mapping[str, Tensor]) -> None:
+def _load_weights(model: Any, weights: Mapping[str, Tensor]) -> LanguageModel:
     if not isinstance(model, LanguageModel):
         raise ValueError("it names no language model")
-    if fault := misfit(model.state_dict(), weights):
-        raise ValueError(f"it does not fit checkpoints/best.ckpt: {fault}")
+    is_sketch = any(parameter.is_meta for parameter in model.parameters())
+    try:
+        model.load_state_dict(weights, assign=is_sketch)
+    except RuntimeError as error:
+        raise ValueError(f"it does not fit checkpoints/best.ckpt: {error}") from error
     for name, _ in model.named_parameters():
-        if not bool(weights[name].isfinite().all()):
+        if not weights[name].isfinite().all():
             raise ValueError(f"{name} of checkpoints/best.ckpt holds numbers that are not finite")
-
-
-@torch.no_grad()
-def _try(model: LanguageModel) -> None:
-    """Let it read one token: parts that can be built need not fit each other."""
-    logits_BTV, _ = model(torch.tensor([[BOS]]))
-    if logits_BTV.shape != (1, 1, model.vocabulary_size) or not bool(logits_BTV.isfinite().all()):
-        raise ValueError("it describes a model without proper logits")
+    return model
 
 
 class TooLarge(ValueError):
-    """A model would need more memory than it may."""
+    """A model needs more memory than it may."""
 
 
 @contextlib.contextmanager
-def at_most(num_elements: int) -> Iterator[None]:
-    """Refuse modules with more elements than so many, before any of them is filled in."""
-    seen: dict[int, Tensor] = {}  # the tensors are kept, so that no other gets the same number
-    count = _counter(seen, num_elements)
-    handles = (
-        hooks.register_module_parameter_registration_hook(count),
-        hooks.register_module_buffer_registration_hook(count),
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _counter(
-    seen: dict[int, Tensor], num_elements: int
-) -> Callable[[nn.Module, str, Tensor | None], None]:
+def _limited(num_elements: int) -> Iterator[None]:
+    """Refuse to build modules with more elements than this in their parameters and buffers."""
+    seen: dict[int, Tensor] = {}  # holds the tensors, so that no other gets the same id
     total = 0
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
@@ -109,4 +86,12 @@ def _counter(
         if total > num_elements:
             raise TooLarge("it describes a model that is larger than checkpoints/best.ckpt")
 
-    return count
+    handles = (
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_buffer_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,4 +1,4 @@
-"""A single run that goes on by its folder: `python -m newllm.train run=FOLDER`."""
+"""Resuming a single run by its folder: `python -m newllm.train run=FOLDER`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Attempt = Callable[[DictConfig, Path, Sequence[str], bool], tuple[Any, str | Non
 
 
 def resume(folder: Path, trusted_packages: Sequence[str], attempt: Attempt) -> int:
-    """Go on with a run, as its folder says, from its last checkpoint; returns the exit code.
+    """Resume a run from its last checkpoint and return the exit code.
 
     Args:
-        folder: of the run.
-        trusted_packages: of the user's own, where the run has parts from there.
-        attempt: trains a configuration in a folder, and returns why it failed, if it did.
+        folder: the run directory.
+        trusted_packages: packages of the user that the run has parts from.
+        attempt: trains a configuration in a folder and returns the result and, if it failed, why.
     """
     try:
         result = read_result(folder)
@@ -30,25 +30,18 @@ def resume(folder: Path, trusted_packages: Sequence[str], attempt: Attempt) -> i
             raise RunConflict(f"{folder}: is running; wait for it or stop it")
         config = read_config(folder)
         if has_ended(folder, config, ways_out="train it anew"):
-            return _tell_end(folder, result)
+            if result["status"] == "diverged":
+                raise RunConflict(f"{folder}: diverged, as it would again: {result.get('error')}")
+            best, epoch = result.get("best_val_loss"), result.get("best_epoch")
+            print(f"{folder}: is done; best validation loss {best} in epoch {epoch}")
+            return 0
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     if not (folder / "checkpoints" / "last.ckpt").is_file():
         print(f"{folder}: has no checkpoint yet; it starts from the beginning", file=sys.stderr)
-    config.trusted_packages = list(
-        trusted_packages
-    )  # a run of somebody else's may not name its own
-    # Other sums would give other weights.
+    config.trusted_packages = list(trusted_packages)  # a stranger's run may not name its own
+    # With another number of threads, sums differ in their last digits.
     torch.set_num_threads(min(max(result.get("threads", 1), 1), os.cpu_count() or 1))
     _, reason = attempt(config, folder, result.get("overrides", []), True)
     return 1 if reason else 0
-
-
-def _tell_end(folder: Path, result: dict[str, Any]) -> int:
-    """What came of a run that has ended."""
-    if result["status"] == "diverged":
-        raise RunConflict(f"{folder}: diverged, as it would again: {result.get('error')}")
-    best, epoch = result.get("best_val_loss"), result.get("best_epoch")
-    print(f"{folder}: is done; best validation loss {best} in epoch {epoch}")
-    return 0

@@ -7,8 +7,8 @@ An n-gram model interpolates with the next lower order, down to the uniform dist
 where h' is h without its oldest token (Dirichlet smoothing; MacKay & Peto 1995). The strength a_k
 of each order is the one that scores best in cross-validation inside the training sentences.
 
-Histories and n-grams are counted as whole numbers: a history is numbered by the number of the
-history that is shorter by its oldest token, and by that token.
+Histories and n-grams are counted as whole numbers: the key of a history combines the number of the
+history without its oldest token with that token.
 
 Shape suffix: S all targets of a split, in order.
 """
@@ -22,14 +22,13 @@ from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 NUM_FOLDS = 5
-PART = 2**16
 
 
 class NGram:
-    """An n-gram model, which holds those of all lower orders.
+    """An n-gram model together with those of all lower orders.
 
-    Its probabilities sum to 1 over all tokens but `<PAD>` and `<BOS>`, which are never predicted,
-    and are positive for unseen tokens and histories.
+    Probabilities sum to 1 over all tokens but `<PAD>` and `<BOS>`, which are never predicted, and
+    are positive for unseen tokens and histories.
 
     Args:
         train: the training sentences.
@@ -37,7 +36,7 @@ class NGram:
         vocabulary_size: tokens are 0 ... vocabulary_size - 1.
 
     Raises:
-        ValueError: if the order is below 1 or there are no sentences.
+        ValueError: the order is below 1 or there are no sentences.
     """
 
     def __init__(self, train: EncodedSplit, order: int, vocabulary_size: int) -> None:
@@ -54,15 +53,16 @@ class NGram:
             if length:
                 history_S = counts.number_histories(history_S, train.previous(length))
             gram_S = counts.count(history_S, train.previous(0))
-            grams_S = _held_out_counts(gram_S, counts.grams, fold_S)
-            del gram_S  # in two million words each of these arrays takes 7 MB
-            histories_S = _held_out_counts(history_S, counts.histories, fold_S)
+            strength, lower_S = _cross_validate(
+                _held_out_counts(gram_S, counts.grams, fold_S),
+                _held_out_counts(history_S, counts.histories, fold_S),
+                lower_S,
+            )
             self._counts.append(counts)
-            self.strengths.append(_cross_validate(grams_S, histories_S, lower_S))
-            del grams_S, histories_S
+            self.strengths.append(strength)
 
     def log_probabilities(self, split: EncodedSplit) -> list[np.ndarray]:
-        """Log-probability of each target of a split [S], by order from 1 up."""
+        """Log-probabilities of the targets of a split [S], for each order from 1 up."""
         found = []
         history_S = np.zeros(split.num_targets, np.int32)
         probability_S = np.full(split.num_targets, self._uniform)
@@ -81,7 +81,7 @@ class NGram:
 
 
 class _Counts:
-    """How often each token follows each history of one length. An unseen one has the number -1."""
+    """Counts of each token after each history of one length. Unseen ones have the number -1."""
 
     def __init__(self, vocabulary_size: int) -> None:
         self._vocabulary_size = vocabulary_size
@@ -89,7 +89,7 @@ class _Counts:
 
     def number_histories(self, shorter_S: np.ndarray, oldest_S: np.ndarray) -> np.ndarray:
         """Numbers of the histories of the training sentences, given those of one token less."""
-        self._history_keys = _different(self._keys(shorter_S, oldest_S))
+        self._history_keys = np.unique(self._keys(shorter_S, oldest_S))
         return self.find_histories(shorter_S, oldest_S)
 
     def find_histories(self, shorter_S: np.ndarray, oldest_S: np.ndarray) -> np.ndarray:
@@ -97,8 +97,8 @@ class _Counts:
         return self._find(self._history_keys, shorter_S, oldest_S)
 
     def count(self, history_S: np.ndarray, target_S: np.ndarray) -> np.ndarray:
-        """Counts the training sentences; returns the numbers of their n-grams. int32."""
-        self._gram_keys = _different(self._keys(history_S, target_S))
+        """Count the n-grams of the training sentences and return their numbers. int32."""
+        self._gram_keys = np.unique(self._keys(history_S, target_S))
         number_S = self._find(self._gram_keys, history_S, target_S)
         self.histories = np.bincount(history_S).astype(np.int32)
         self.grams = np.bincount(number_S).astype(np.int32)
@@ -110,77 +110,48 @@ class _Counts:
         return _pick(self.grams, gram_S), _pick(self.histories, history_S)
 
     def _keys(self, number_S: np.ndarray, token_S: np.ndarray) -> np.ndarray:
-        """One whole number for each pair; below zero where the first is. int64."""
-        keys_S = number_S.astype(np.int64)
-        keys_S *= self._vocabulary_size
-        keys_S += token_S
-        keys_S[number_S < 0] = -1
-        return keys_S
+        """One whole number for each pair, -1 if the first is negative. int64."""
+        keys_S = number_S.astype(np.int64) * self._vocabulary_size + token_S
+        return np.where(number_S < 0, -1, keys_S)
 
     def _find(self, keys: np.ndarray, number_S: np.ndarray, token_S: np.ndarray) -> np.ndarray:
-        """Where the key of each pair stands among the sorted ones, -1 where it does not."""
-        place_S = np.empty(len(number_S), np.int32)
-        for part in _parts(len(number_S)):
-            wanted = self._keys(number_S[part], token_S[part])
-            place = np.searchsorted(keys, wanted)
-            place[place == len(keys)] = 0
-            place[keys[place] != wanted] = -1
-            place_S[part] = place
-        return place_S
-
-
-def _parts(length: int) -> list[slice]:
-    """Targets that are worked on at once: in the processor's cache, and in little memory."""
-    return [slice(start, start + PART) for start in range(0, length, PART)]
-
-
-def _different(keys_S: np.ndarray) -> np.ndarray:
-    """All different keys, sorted. As `numpy.unique`, in less memory."""
-    keys_S.sort()
-    is_new_S = np.ones(len(keys_S), bool)
-    np.not_equal(keys_S[1:], keys_S[:-1], out=is_new_S[1:])
-    return keys_S[is_new_S]
+        """The place of the key of each pair among the sorted keys, -1 if it is missing. int32."""
+        wanted_S = self._keys(number_S, token_S)
+        place_S = np.searchsorted(keys, wanted_S).clip(max=len(keys) - 1)
+        return np.where(keys[place_S] == wanted_S, place_S, -1).astype(np.int32)
 
 
 def _pick(counts: np.ndarray, number_S: np.ndarray) -> np.ndarray:
-    """The count of each number, 0 for what is unseen."""
+    """The count of each number, 0 for -1."""
     return np.where(number_S < 0, 0, counts[number_S])
 
 
 def _folds(train: EncodedSplit) -> np.ndarray:
-    """The fold of each target: sentences are dealt out in turn."""
+    """The fold of each target. Sentences are assigned in turn."""
     fold_N = np.arange(len(train)) % NUM_FOLDS
     return np.repeat(fold_N.astype(np.int8), train.num_positions_N.numpy())
 
 
-def _cross_validate(grams_S: np.ndarray, histories_S: np.ndarray, lower_S: np.ndarray) -> float:
-    """The strength of one order that scores best on held-out folds.
+def _cross_validate(
+    grams_S: np.ndarray, histories_S: np.ndarray, lower_S: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """The strength of one order that scores best on held-out folds, and its probabilities.
 
     Args:
         grams_S, histories_S: count(h w) and count(h) of each training target outside its fold.
-        lower_S: the probability that the next lower order gives it. In its place comes that of
-            this order.
+        lower_S: the probability of each target under the next lower order.
     """
-    parts = _parts(len(lower_S))
 
-    def probabilities(part: slice, strength: float) -> np.ndarray:
-        found: np.ndarray = lower_S[part] * strength
-        found += grams_S[part]
-        found /= histories_S[part] + strength
+    def probabilities(strength: float) -> np.ndarray:
+        found: np.ndarray = (grams_S + strength * lower_S) / (histories_S + strength)
         return found
 
-    scores = [
-        sum(float(np.log(probabilities(part, strength)).sum()) for part in parts)
-        for strength in STRENGTHS
-    ]
-    best = STRENGTHS[int(np.argmax(scores))]
-    for part in parts:
-        lower_S[part] = probabilities(part, best)
-    return best
+    best = max(STRENGTHS, key=lambda strength: float(np.log(probabilities(strength)).sum()))
+    return best, probabilities(best)
 
 
 def _held_out_counts(number_S: np.ndarray, counts: np.ndarray, fold_S: np.ndarray) -> np.ndarray:
-    """How often what stands at each target occurs in the other folds, given all counts. int32."""
+    """The count of each target's n-gram or history in the other folds. int32."""
     counts_S = counts[number_S]
     for fold in range(NUM_FOLDS):
         is_held_out_S = fold_S == fold

@@ -75,13 +75,9 @@ class ReferenceModels:
     def on(self, split: str) -> References:
         """Their losses on a split; those of a grammar only where there is one."""
         encoded, vocabulary_size = self._data.split(split), self._data.tokenizer.size
-        counted = self._data.cached(
+        counted = self._data.cache.get(
             "n-grams",
-            {
-                "train": self._data.split("train").digest,
-                "split": encoded.digest,
-                "vocabulary_size": vocabulary_size,
-            },
+            {**self._data.settings, "split": split},
             lambda: self._counted(encoded),
         )
         uniform = np.full(encoded.num_targets, math.log(vocabulary_size - NUM_NEVER_PREDICTED))

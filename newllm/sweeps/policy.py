@@ -51,7 +51,7 @@ def _forget_failure(folder: Path) -> None:
     with contextlib.suppress(ValueError):  # of which a conflict is one
         if read_result(folder)["status"] == "failed":
             run = RunDirectory(folder, goes_on=True)
-            run.forget_failure()
+            run.record(status="interrupted", error=None)
             run.release()
 
 

@@ -107,9 +107,9 @@ def check(
     if isinstance(source, SentenceSource):
         train_ids = source.split("train").different_ids
         of_sentences = {
-            "unknown_share": source.card.unknown_share,
+            "unknown_share": source.unknown_share,
             "unknown_in_train": UNK in train_ids,
-            "overlap_share": source.card.overlap_share,
+            "overlap_share": source.overlap_share,
             "num_too_long": sum(source.num_too_long.values()),
             "num_unused_classes": model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
         }

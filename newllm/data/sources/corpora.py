@@ -1,13 +1,13 @@
-"""The corpora: where their sentences come from and how they are split.
+"""Corpora of sentences and how they are split.
 
 ``tiny30`` and ``augmented124`` are written by hand, ``quality500`` and ``quality12500`` are drawn
-from the grammar in ``quality.toml``, and any text file can be read with a sentence on each line.
-``augmented124`` is a stand-in: only the size and vocabulary of the original corpus are known.
-The grammar's words are not the original's, but as frequent: unigram and bigram counts score alike
-on both, so that losses can be compared with the published ones.
+from the grammar in ``quality.toml``, and ``text`` is any file with a sentence on each line.
+``augmented124`` is a stand-in: only the size and the vocabulary of the original are known. The
+words of the grammar are not the original's, but unigram and bigram models score alike on both, so
+that losses can be compared with the published ones.
 
-Every corpus is a pure function of its arguments. The files that `Corpus.write` leaves behind are
-there to be looked at; they are never read back.
+A corpus is a pure function of its arguments. The files that `Corpus.write` leaves are for reading
+only.
 """
 
 import contextlib
@@ -15,16 +15,18 @@ import hashlib
 import math
 import os
 import random
-import stat
+import sys
 import tomllib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
-from io import BufferedReader
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+from newllm.data.reading import read_bytes, read_text
 from newllm.data.sources.grammar import Grammar
 
 NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
@@ -32,12 +34,29 @@ SPLITS = ("train", "validation", "test")
 
 SPLIT_SEED = 42
 TRAIN_FRACTION = 0.8
+LARGEST_TEXT = 1 << 36  # bytes
 NUM_TEST_SENTENCES = 10_000
 
-# Of the draws 0, 1, 2, ... of quality500 the first with 4,986 words, 252 of them distinct.
-# quality12500 has no figures to meet.
+# The first draw of quality500 with the published 4,986 words, 252 of them distinct. There are no
+# published figures for quality12500.
 DRAW_SEEDS = {"quality500": 12, "quality12500": 0}
 NUM_SENTENCES = {"quality500": 500, "quality12500": 12_500}
+
+
+class Counts(NamedTuple):
+    """Counts over the training and validation sentences of a corpus.
+
+    Attributes:
+        shortest, longest: words of a sentence.
+        overlap: validation sentences that are in the training split as well.
+    """
+
+    num_words: int
+    num_unique_words: int
+    shortest: int
+    longest: int
+    overlap: int
+    num_blank_lines: int
 
 
 @dataclass(frozen=True)
@@ -45,13 +64,12 @@ class Corpus:
     """Sentences, words separated by single blanks, in three splits of fixed order.
 
     Attributes:
-        seed: what was drawn and split with, None for the default draw.
-        grammar: the distribution the sentences were drawn from, None where there is none.
+        seed: of the draw and the split. None for the published corpus.
+        grammar: the distribution the sentences were drawn from, if there is one.
         path: the file that was read, None for the corpora of this package.
-        line_numbers: for a file, the line of each sentence of each split, counted from 1.
+        line_numbers: of the sentences of each split of a file, counted from 1.
         num_blank_lines: lines of the file that hold no sentence.
-        withheld: training sentences that are not to be trained on.
-        unscored: validation sentences that are not to be validated on.
+        unused: sentences that a limit leaves out of the training or the validation split.
     """
 
     name: str
@@ -63,20 +81,30 @@ class Corpus:
     path: Path | None = None
     line_numbers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     num_blank_lines: int = 0
-    withheld: Sequence[str] = ()
-    unscored: Sequence[str] = ()
+    unused: Sequence[str] = ()
 
     def split(self, name: str) -> Sequence[str]:
         """The sentences of ``train``, ``validation`` or ``test``."""
-        assert name in SPLITS, name
-        sentences: Sequence[str] = getattr(self, name)
-        return sentences
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
     def location(self, split: str, index: int) -> str:
-        """Where to find a sentence, as ``FILE:LINE``."""
+        """Where a sentence stands, as ``FILE:LINE``."""
         if self.path is not None:
             return f"{self.path}:{self.line_numbers[split][index]}"
         return f"{self._file_name(split)}:{index + 1}"
+
+    def count(self) -> Counts:
+        """Count words and sentences."""
+        words: set[str] = set()
+        num_words, shortest, longest = 0, sys.maxsize, 0
+        for sentence in chain(self.train, self.validation):
+            found = sentence.split()
+            words.update(found)
+            num_words += len(found)
+            shortest, longest = min(shortest, len(found)), max(longest, len(found))
+        shared = set(self.validation).intersection(self.train)
+        overlap = sum(sentence in shared for sentence in self.validation)
+        return Counts(num_words, len(words), shortest, longest, overlap, self.num_blank_lines)
 
     @cached_property
     def sha256(self) -> str:
@@ -84,27 +112,26 @@ class Corpus:
         content = hashlib.sha256()
         for split in SPLITS:
             content.update(b"" if split == SPLITS[0] else b"\f")
-            for part in self._text(split):
-                content.update(part)
+            for sentence in self.split(split):
+                content.update(f"{sentence}\n".encode())
         return content.hexdigest()
 
     @cached_property
     def test_shift(self) -> float:
-        """How much likelier a test sentence is than the grammar says, in nats a sentence.
+        """How much likelier a test sentence is than under the grammar, in nats a sentence.
 
-        The test sentences are drawn on condition that they are neither in train, withheld or not,
-        nor in validation.
-        With S the set of those sentences this makes every other one likelier by 1 / (1 - P(S)).
-        0.0 where there is no grammar.
+        Test sentences are drawn on condition that they are in no other split. With S the set of the
+        sentences of the other splits, this makes every other one likelier by 1 / (1 - P(S)). 0.0
+        without a grammar.
         """
         if self.grammar is None:
             return 0.0
-        seen = {*self.train, *self.withheld, *self.validation, *self.unscored}
+        seen = {*self.train, *self.validation, *self.unused}
         mass = math.fsum(math.exp(self.grammar.log_probability(s.split())) for s in sorted(seen))
         return -math.log1p(-mass)
 
     def write(self, directory: Path) -> None:
-        """Writes a file a split into ``directory``, unless it is there already. Atomic.
+        """Write each split to a file in ``directory`` unless it is there already. Atomic.
 
         Raises:
             ValueError: the directory cannot be written to.
@@ -112,7 +139,8 @@ class Corpus:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for split in SPLITS:
-                path, content = directory / self._file_name(split), b"".join(self._text(split))
+                path = directory / self._file_name(split)
+                content = "".join(f"{sentence}\n" for sentence in self.split(split)).encode()
                 if not path.exists() or path.read_bytes() != content:
                     partial = path.with_name(f".{path.name}.{os.getpid()}")
                     partial.write_bytes(content)
@@ -126,25 +154,18 @@ class Corpus:
         seed = "" if self.seed is None else f".seed{self.seed}"
         return f"{self.name}{seed}.{split}.txt"
 
-    def _text(self, split: str) -> Iterator[bytes]:
-        """A split as it stands in a file, in parts."""
-        sentences = self.split(split)
-        for start in range(0, len(sentences), 10_000):
-            yield "".join(f"{text}\n" for text in sentences[start : start + 10_000]).encode()
 
-
-@lru_cache(maxsize=8)  # drawn once by a program that builds many experiments
+@lru_cache(maxsize=8)
 def build_corpus(name: str, seed: int | None = None) -> Corpus:
-    """One of the corpora of this package, which nobody can change.
+    """One of the corpora of this package.
 
     Args:
         name: ``tiny30``, ``augmented124``, ``quality500`` or ``quality12500``.
-        seed: redraws the sentences of a grammar corpus and splits any corpus anew; None gives the
+        seed: redraws the sentences of a grammar corpus and splits any corpus anew. None gives the
             corpus with the published figures.
     """
     if name in NUM_SENTENCES:
         return _from_grammar(name, seed)
-    assert name in ("tiny30", "augmented124"), name
     sentences = _resource("tiny30.txt").splitlines()
     if name == "augmented124":
         sentences += _resource("augmented94.txt").splitlines()
@@ -202,16 +223,15 @@ def read_text_corpus(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
 ) -> Corpus:
-    """Any UTF-8 file with a sentence on each line; lines without a word are left out.
+    """Any UTF-8 file with a sentence on each line. Lines without a word are left out.
 
     Raises:
         ValueError: fractions that leave nothing to train on, or a file that is missing, a
             directory, not UTF-8 text, empty, or too short to be split.
     """
     _check_fractions(validation_fraction, test_fraction)
-    text = _read_text(path)
     # Only real line ends count, as in an editor: str.splitlines would also cut at form feeds.
-    lines = text.removesuffix("\n").split("\n")
+    lines = _read_text(path).removesuffix("\n").split("\n")
     numbers, sentences = array("i"), []
     for number, line in enumerate(lines, start=1):
         if words := (line.lower() if lowercase else line).split():
@@ -222,26 +242,26 @@ def read_text_corpus(
     num_train = len(sentences) - num_validation - num_test
     if num_train < 1:
         raise ValueError(
-            f"data.path={path} holds too few sentences to be split ({len(sentences)}):"
+            f"data.path={path}: it holds too few sentences to be split ({len(sentences)}):"
             " put one on each line, at least one for each split"
         )
     order = list(range(len(sentences)))
     random.Random(SPLIT_SEED if seed is None else seed).shuffle(order)
-    of_split = {
+    indices = {
         "train": order[:num_train],
         "validation": order[num_train : num_train + num_validation],
         "test": order[num_train + num_validation :],
     }
-    texts = {split: tuple(sentences[i] for i in chosen) for split, chosen in of_split.items()}
+    train, validation, test = (tuple(sentences[i] for i in chosen) for chosen in indices.values())
     return Corpus(
         "text",
-        train=texts["train"],
-        validation=texts["validation"],
-        test=texts["test"],
+        train,
+        validation,
+        test,
         seed=seed,
         path=path,
         line_numbers={
-            split: array("i", (numbers[i] for i in chosen)) for split, chosen in of_split.items()
+            split: array("i", (numbers[i] for i in chosen)) for split, chosen in indices.items()
         },
         num_blank_lines=len(lines) - len(sentences),
     )
@@ -265,38 +285,27 @@ def text_digest(path: Path) -> str:
     Raises:
         ValueError: it is no regular file that can be read.
     """
-    with _open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with _faults_of(path):
+        return hashlib.sha256(read_bytes(path, LARGEST_TEXT)).hexdigest()
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BufferedReader]:
-    """A text file to read, its faults told by what was set."""
+def _faults_of(path: Path) -> Iterator[None]:
+    """Add the setting that names a file to its faults."""
     try:
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise ValueError(f"data.path={path} is a directory: name a text file")
-        if not stat.S_ISREG(kind):  # a device or a pipe may never end
-            raise ValueError(f"data.path={path} is not a regular file: name a text file")
-        with path.open("rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise ValueError(f"data.path={path} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"data.path={path} cannot be read: {error.strerror}") from error
+        yield
+    except ValueError as error:
+        raise ValueError(f"data.path={path}: {error}") from error
 
 
 def _read_text(path: Path) -> str:
-    """What a file says, its line ends made alike."""
-    try:
-        with _open(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.path={path} is not UTF-8 text (byte {error.start})") from None
-    if "\0" in text:
-        raise ValueError(f"data.path={path} is a binary file, not text: it holds zero bytes")
-    if not text.strip():
-        raise ValueError(f"data.path={path} is empty: it needs a sentence on each line")
+    """The text of a file with line ends of one kind."""
+    with _faults_of(path):
+        text = read_text(path, LARGEST_TEXT).removeprefix("\ufeff")
+        if "\0" in text:
+            raise ValueError("it is a binary file, not text: it holds zero bytes")
+        if not text.strip():
+            raise ValueError("it is empty: it needs a sentence on each line")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -1,16 +1,15 @@
 """A non-recursive probabilistic grammar whose probabilities are known exactly.
 
 Rules are written as in BNF: ``{"sentence": ["<who> sings"], "who": ["a bird", "a child"]}``.
-A list is a uniform choice, a table ``{alternative: weight}`` a weighted one, and an empty
-alternative stands for nothing at all.
+A list is a uniform choice, a table ``{alternative: weight}`` a weighted one. An alternative may be
+empty.
 
-What may still follow a prefix is a *belief*: the posterior over the stacks of symbols that are yet
-to be expanded, one stack for each derivation the prefix allows. Reading a word turns a belief into
-the next one. As no rule is recursive, the beliefs are finitely many, and they are the states of a
+A *belief* is the posterior, given a prefix, over the stacks of symbols that are yet to be expanded,
+one stack for each derivation that the prefix allows. Reading a word turns a belief into the next
+one. No rule is recursive, so there are finitely many beliefs. They are the states of a
 deterministic acyclic weighted automaton (the subset construction of Mohri, "Finite-State
-Transducers in Language and Speech Processing", 1997), built here as far as it is visited. Their
-probabilities are fractions, so that equal beliefs are recognised as equal and nothing is rounded
-before the logarithm. All logarithms are natural.
+Transducers in Language and Speech Processing", 1997), which is built lazily. Probabilities are
+fractions, so that equal beliefs compare equal. All logarithms are natural.
 """
 
 import math
@@ -92,12 +91,12 @@ class Grammar:
         Raises:
             ValueError: no sentence starts with ``prefix``.
         """
-        state: _State | None = self._initial
+        state = self._initial
         for word in prefix:
-            step = state.steps.get(word) if state else None
-            state = step.state if step else None
-        if state is None:
-            raise ValueError(f"no sentence of the grammar starts with {' '.join(prefix)!r}")
+            step = state.steps.get(word)
+            if step is None or step.state is None:
+                raise ValueError(f"no sentence of the grammar starts with {' '.join(prefix)!r}")
+            state = step.state
         return {word: step.probability for word, step in state.steps.items()}
 
     def entropy(self) -> float:
@@ -109,11 +108,11 @@ class Grammar:
         return self.entropy() / self._initial.expected_tokens
 
     def estimate(self, sentences: Iterable[Sequence[str]]) -> "Grammar":
-        """A grammar of the same rules, its probabilities estimated from sentences.
+        """A grammar of the same rules whose probabilities are estimated from sentences.
 
-        Each is the posterior mean under a flat prior: (count + 1) / (total + alternatives), as far
-        as the sentences tell which alternatives were taken. Where a sentence has several
-        derivations, each counts as much as this grammar with uniform probabilities believes in it.
+        Each probability is the posterior mean under a flat prior,
+        (count + 1) / (total + alternatives). The derivations of an ambiguous sentence are weighted
+        by their posterior under uniform probabilities.
 
         Raises:
             ValueError: a sentence that the rules do not make.
@@ -125,7 +124,7 @@ class Grammar:
         uniform = Grammar(rules, self.start)
         for words in sentences:
             uniform._count(words, rules)
-        # Sums of shares are whole numbers wherever nothing is in doubt, and simple fractions else.
+        # Rounding recovers the whole numbers and simple fractions that the sums stand for.
         rounded = {
             symbol: {text: round(count, 6) for text, count in counts.items()}
             for symbol, counts in rules.items()
@@ -146,39 +145,10 @@ class Grammar:
             if not stack:
                 continue
             whole = inside.probability(stack, position)
-            for probability, items in inside.alternatives(stack[0], position):
-                part = inside.probability(items + stack[1:], position)
-                if share := weight * probability * part / whole:
-                    counts[_name(stack[0])][" ".join(items)] += share
-                    waiting.append((items + stack[1:], position, share))
-
-    @cached_property
-    def _by_first_word(self) -> dict[str, dict[str, list[tuple[float, Stack]]]]:
-        """Of each symbol the alternatives that a word can begin; those that may be empty too."""
-        table: dict[str, dict[str, list[tuple[float, Stack]]]] = {}
-        for symbol, alternatives in self._alternatives.items():
-            firsts = [
-                ({word for word, _ in self._expand(items)}, (float(weight), items))
-                for weight, items in alternatives
-            ]
-            words = set().union(*(first for first, _ in firsts)) - {END}
-            table[_symbol(symbol)] = {
-                word: [alternative for first, alternative in firsts if first & {word, END}]
-                for word in words
-            }
-        return table
-
-    @cached_property
-    def _empty(self) -> dict[str, list[tuple[float, Stack]]]:
-        """Of each symbol the alternatives that may stand for nothing."""
-        return {
-            _symbol(symbol): [
-                (float(weight), items)
-                for weight, items in alternatives
-                if any(word == END for word, _ in self._expand(items))
-            ]
-            for symbol, alternatives in self._alternatives.items()
-        }
+            for items, joint in inside.expansions(stack, position):
+                share = weight * joint / whole
+                counts[_name(stack[0])][" ".join(items)] += share
+                waiting.append((items + stack[1:], position, share))
 
     def _check_symbols(self) -> None:
         used = {
@@ -220,29 +190,31 @@ class _Inside:
     """Probabilities that a stack of symbols makes the rest of a sentence."""
 
     def __init__(self, grammar: Grammar, words: Sequence[str]) -> None:
-        self._grammar, self._words = grammar, words
-        self._known: dict[tuple[Stack, int], float] = {}
+        self._grammar, self._words = grammar, (*words, END)
+        self._expansions: dict[tuple[Stack, int], list[tuple[Stack, float]]] = {}
 
-    def alternatives(self, symbol: str, position: int) -> list[tuple[float, Stack]]:
-        """Those of a symbol that can begin with the word at `position`, or with none."""
-        word = self._words[position] if position < len(self._words) else END
-        return self._grammar._by_first_word[symbol].get(word, self._grammar._empty[symbol])
+    def expansions(self, stack: Stack, position: int) -> list[tuple[Stack, float]]:
+        """The possible alternatives of the first symbol, each with its joint probability."""
+        key = stack, position
+        if key not in self._expansions:
+            word, rest = self._words[position], stack[1:]
+            self._expansions[key] = [
+                (items, weight * inside)
+                for weight, items in self._grammar._alternatives[_name(stack[0])]
+                if not items or items[0] == word or _is_symbol(items[0])
+                if (inside := self.probability(items + rest, position))
+            ]
+        return self._expansions[key]
 
     def probability(self, stack: Stack, position: int) -> float:
         """That `stack` makes exactly the words from `position` on."""
         while stack and not _is_symbol(stack[0]):
-            if position == len(self._words) or stack[0] != self._words[position]:
+            if stack[0] != self._words[position]:
                 return 0.0
             stack, position = stack[1:], position + 1
         if not stack:
-            return float(position == len(self._words))
-        key = stack, position
-        if key not in self._known:
-            self._known[key] = sum(
-                weight * self.probability(items + stack[1:], position)
-                for weight, items in self.alternatives(stack[0], position)
-            )
-        return self._known[key]
+            return float(self._words[position] == END)
+        return sum(joint for _, joint in self.expansions(stack, position))
 
 
 class _Step(NamedTuple):
