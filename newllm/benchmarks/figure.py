@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 
 from newllm.benchmarks.timing import Timing
-from newllm.reporting.drawing import Figure
-from newllm.reporting.figures import BLUE, GREY
+from newllm.reporting.drawing import BLUE, GREY, Figure
 
 
 def speed(rows: Mapping[str, Timing]) -> Figure:

@@ -15,8 +15,8 @@ from newllm.reporting.formatting import signed, with_count
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run, is_of
-from newllm.statistics.intervals import Interval, criteria, mean_interval
-from newllm.statistics.pairing import compare_sides, start_alike
+from newllm.statistics.intervals import Interval, compare_by_seed, criteria, mean_interval
+from newllm.statistics.variants import start_alike
 
 NAME, ORIGINAL, MODERN = "ladder", "original", "modern"
 RUNGS = {
@@ -101,13 +101,13 @@ def _mean(runs: Sequence[Run]) -> Interval | None:
 
 
 def _effect(with_change: Sequence[Run], without: Sequence[Run]) -> Interval | None:
-    sides = compare_sides(
+    comparison = compare_by_seed(
         _losses(with_change),
         _losses(without),
         criteria().smallest_effects["loss"],
         start_alike([*with_change, *without]),
     )
-    return sides.comparison.interval if sides else None
+    return comparison.interval if comparison else None
 
 
 def ladder_effects(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:

@@ -11,9 +11,15 @@ from importlib.resources import files
 from itertools import pairwise
 
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import criteria, mean_interval, verdicts
-from newllm.statistics.pairing import Sides, compare_sides, start_alike
+from newllm.statistics.intervals import (
+    Comparison,
+    compare_by_seed,
+    criteria,
+    mean_interval,
+    verdicts,
+)
 from newllm.statistics.spikes import BUMP, find_spikes
+from newllm.statistics.variants import start_alike
 
 NAME = "claims"  # of the study
 NOT_RUN = "not run"
@@ -136,25 +142,25 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
     kind of metric.
     """
     claims = stated_claims()
-    sides = {
-        claim: side
+    compared = {
+        claim: comparison
         for claim in claims
-        if claim.kind == "comparison" and (side := _sides(claim, runs))
+        if claim.kind == "comparison" and (comparison := _compared(claim, runs))
     }
     outcomes: dict[Claim, str] = {}
     for kind in criteria().smallest_effects:
-        family = {claim: side for claim, side in sides.items() if _kind(claim) == kind}
-        found = verdicts([side.comparison for side in family.values()], criteria().alpha)
-        outcomes |= dict(zip(family, found, strict=True))
+        family = {claim: found for claim, found in compared.items() if _kind(claim) == kind}
+        words = verdicts(list(family.values()), criteria().alpha)
+        outcomes |= dict(zip(family, words, strict=True))
     judgements = []
     for claim in claims:
         if claim.kind == "figures":
             judgements.append(Judgement(claim, claim.verdict, claim.why))
         elif claim.kind == "property":
             judgements.append(_judge_property(claim, runs))
-        elif claim in sides:
+        elif claim in compared:
             verdict = BY_OUTCOME[claim.claimed].get(outcomes[claim], "undecided")
-            judgements.append(Judgement(claim, verdict, _numbers(sides[claim])))
+            judgements.append(Judgement(claim, verdict, _numbers(compared[claim])))
         else:
             judgements.append(Judgement(claim, NOT_RUN, ""))
     return judgements
@@ -189,21 +195,22 @@ def _runs_of(name: str, runs: Sequence[Run]) -> list[Run]:
     return [run for run in _made_from(name, runs) if run.is_as_named]
 
 
-def _sides(claim: Claim, runs: Sequence[Run]) -> Sides | None:
+def _compared(claim: Claim, runs: Sequence[Run]) -> Comparison | None:
     """What a comparison compares: seed by seed where both sides start alike, corpus by corpus."""
     first_runs, second_runs = (_found(claim, name, runs) for name in (claim.first, claim.second))
     first = _by_seed(first_runs, claim.metric, claim.over)
     second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
     belong_together = claim.over == "corpora" or start_alike(first_runs + second_runs)
-    return compare_sides(first, second, criteria().smallest_effects[_kind(claim)], belong_together)
+    effect = criteria().smallest_effects[_kind(claim)]
+    return compare_by_seed(first, second, effect, belong_together)
 
 
-def _numbers(sides: Sides) -> str:
-    interval = sides.comparison.interval
-    pairs = " pairs" if sides.is_paired else ""
+def _numbers(comparison: Comparison) -> str:
+    interval = comparison.interval
+    pairs = " pairs" if comparison.is_paired else ""
     return (
-        f"{mean_interval(sides.first).mean:.3f} (n={len(sides.first)}) against "
-        f"{mean_interval(sides.second).mean:.3f} (n={len(sides.second)}{pairs}): "
+        f"{mean_interval(comparison.first).mean:.3f} (n={len(comparison.first)}) against "
+        f"{mean_interval(comparison.second).mean:.3f} (n={len(comparison.second)}{pairs}): "
         f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
     )
 
