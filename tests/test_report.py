@@ -28,12 +28,18 @@ from newllm.reporting.translation import LANGUAGES, translator, vocabulary
 from newllm.reporting.variant_figures import MOST_CURVES, curves, styles
 from newllm.runs.gathering import Run, gather, pack
 from newllm.statistics.comparisons import contests
-from newllm.statistics.intervals import mean_interval, next_run_interval
+from newllm.statistics.intervals import mean_interval
 from newllm.studies import found_studies
 from newllm.studies.claims.verdicts import NOT_RUN, judge
 from newllm.studies.scaling import as_known
 from newllm.studies.series import figures as series_figures
-from newllm.studies.series.results import derived, other_figures, published, summarize
+from newllm.studies.series.results import (
+    derived,
+    next_run_interval,
+    other_figures,
+    published,
+    summarize,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 

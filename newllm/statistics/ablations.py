@@ -25,7 +25,7 @@ from newllm.models.language_model import LanguageModel, score_logits
 FROZEN_AFTER = (1, 2, 4, 8)
 NUM_SENTENCES = 16  # with a Jacobian at every step
 MAX_STEPS = 16
-TINY = 1e-30  # replaces a zero whose logarithm is taken
+TINY = 1e-300  # replaces a zero whose logarithm is taken
 
 Intervention = Callable[[int, Tensor], Tensor]
 MakeIntervention = Callable[[LanguageModel, Batch], Intervention]
@@ -211,18 +211,15 @@ def _expansion(
     """Largest singular value of every step's Jacobian; Lyapunov exponent of every sentence."""
     tokens_BT = batch.tokens_BT[:, :MAX_STEPS]
     largest: list[float] = []
-    device, num_steps_B = device_of(model), (tokens_BT[:, 1:] != PAD).sum(1)
-    product_BCC = torch.eye(context_dim, device=device).repeat(len(tokens_BT), 1, 1)
-    logs_B = torch.zeros(len(tokens_BT), device=device)
+    # The product of `MAX_STEPS` Jacobians stays within the range of double precision.
+    identity_CC = torch.eye(context_dim, device=device_of(model), dtype=torch.double)
+    product_BCC = identity_CC.repeat(len(tokens_BT), 1, 1)
     for t, jacobian_BCC in enumerate(jacobians(model, tokens_BT), start=1):
         real_B = tokens_BT[:, t] != PAD
         largest += torch.linalg.matrix_norm(jacobian_BCC[real_B], 2).tolist()
-        product_BCC = torch.where(real_B[:, None, None], jacobian_BCC @ product_BCC, product_BCC)
-        # Long products neither vanish nor overflow.
-        scale_B = product_BCC.flatten(1).norm(dim=1).clamp(min=TINY)
-        logs_B += scale_B.log()
-        product_BCC = product_BCC / scale_B[:, None, None]
-    logs_B += torch.linalg.matrix_norm(product_BCC, 2).clamp(min=TINY).log()
+        product_BCC[real_B] = jacobian_BCC[real_B].double() @ product_BCC[real_B]
+    num_steps_B = (tokens_BT[:, 1:] != PAD).sum(1)
+    logs_B = torch.linalg.matrix_norm(product_BCC, 2).clamp(min=TINY).log()
     has_steps_B = num_steps_B > 0
     return largest, (logs_B[has_steps_B] / num_steps_B[has_steps_B]).tolist()
 

@@ -43,12 +43,6 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, _quantile(n - 1) * float(stats.sem(values)), n)
 
 
-def next_run_interval(values: Sequence[float]) -> Interval:
-    """The interval in which one further run lies with the same confidence."""
-    mean = mean_interval(values)
-    return Interval(mean.mean, mean.half_width * math.sqrt(mean.num_runs + 1), mean.num_runs)
-
-
 def _quantile(freedom: float) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from newllm.reporting.document import Document
+from newllm.reporting.formatting import plus_minus
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
@@ -16,7 +17,6 @@ from newllm.studies.series.tables import (
     all_experiments,
     derived_table,
     figures_table,
-    interval,
     perspective_table,
     ratio_table,
     timeline,
@@ -106,7 +106,7 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
         sentences.append(
             _(relation).format(
                 reported=final.reported,
-                mean=interval(final),
+                mean=plus_minus(final.loss),
                 bigram=f"{references['bigram']:.3f}",
                 oracle=f"{references['oracle']:.3f}",
             )
