@@ -364,14 +364,13 @@ def test_no_two_curves_look_alike_and_each_is_in_the_legend(tmp_path: Path) -> N
     assert [text.get_text() for text in legend.get_texts()] == drawn
 
 
+@pytest.mark.usefixtures("words_alone")
 @pytest.mark.parametrize("has_font", [True, False])
 def test_figures_speak_the_page_s_language_or_the_page_says_why_not(
     has_font: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "can_show", lambda text: text.isascii() or has_font)
     titles: list[str] = []
-    # Drawing takes longer than all else.
-    monkeypatch.setattr(Document, "figure", lambda self, name, *_: self.figures.update({name: _}))
     overview = series_figures.overview
     monkeypatch.setattr(
         series_figures, "overview", lambda *words: titles.append(words[1]) or overview(*words)

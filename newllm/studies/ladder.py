@@ -44,7 +44,7 @@ DEFINITION = (
 
 @dataclass(frozen=True)
 class Rung:
-    """One change: losses and effects of adding it and of taking it away, None where not run."""
+    """One change: losses and effects of adding and of removing it; None where it was not run."""
 
     name: str
     added: Interval | None
@@ -72,18 +72,18 @@ def climb(runs: Sequence[Run]) -> list[Rung]:
 
 
 def changes() -> list[str]:
-    """What is changed, in the order of the sweep."""
+    """The names of the changes, in the order of the sweep."""
     return [name[7:] for name in variants_of(NAME) if name.startswith("remove_")]
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """Those that have their place in the ladder alone, as the modern recipe's own have not."""
+    """The runs of the ladder alone; those of the modern recipe belong to other parts, too."""
     names = [ORIGINAL, *(f"{what}_{name}" for what in ("add", "remove") for name in changes())]
     return [run for name in names for run in _runs_of(name, runs)]
 
 
 def ends(runs: Sequence[Run]) -> tuple[Interval | None, Interval | None]:
-    """The original and the modern recipe themselves."""
+    """Losses of the original and the modern recipe."""
     return _mean(_runs_of(ORIGINAL, runs)), _mean(_runs_of(MODERN, runs))
 
 
@@ -111,7 +111,7 @@ def _effect(with_change: Sequence[Run], without: Sequence[Run]) -> Interval | No
 
 
 def ladder_effects(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """What each change from the original to the modern recipe does."""
+    """Add the effect of each change from the original to the modern recipe."""
     original, modern = ends(runs)
     document.text(_(DEFINITION).format(original=with_count(original), modern=with_count(modern)))
     words = ("change", "original with it", "effect", "modern without it", "effect")

@@ -1,4 +1,4 @@
-"""The claims of the published summary and what runs say of them; see `claims.toml`."""
+"""Verdicts of runs on the claims of the published summary; see `claims.toml`."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def stated_claims() -> list[Claim]:
 
 
 def _bump(positions: Sequence[float], losses: Sequence[float]) -> float | None:
-    """How many times its level before a loss reaches at its largest rise and fall, however small.
+    """The largest ratio of a peak to the level before it, for rises of 2 % or more; 1 without any.
 
-    1 where it never rises by 2 %; no threshold as for a spike, at which it would jump.
+    A threshold as high as that of a spike would make the ratio jump.
     """
     if not losses:
         return None
@@ -71,12 +71,12 @@ def _bump(positions: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def _spike(run: Run) -> float | None:
-    """Of the validation loss by step."""
+    """The bump of the validation loss by step."""
     return _bump([row["step"] for row in run.looks], [row["val/loss"] for row in run.looks])
 
 
 def _known_spike(run: Run) -> float | None:
-    """The same of what targets other than `<UNK>` contribute."""
+    """The bump of the contribution of targets other than `<UNK>`."""
     losses = [row["eos"] + row["other"] for row in run.looks]
     return _bump([row["step"] for row in run.looks], losses)
 
@@ -86,7 +86,7 @@ def _context_norm(run: Run) -> float | None:
     return max((row["context/norm"] for row in run.epochs if "context/norm" in row), default=None)
 
 
-# What a run is measured by; None where it lacks what that takes.
+# Measures of a run; None where it lacks the data.
 METRICS: Mapping[str, Callable[[Run], float | None]] = {
     "loss": lambda run: run.result.get(criteria().metric),
     "spike": _spike,
@@ -106,17 +106,17 @@ def _ends_at_its_best(run: Run) -> bool:
 
 
 def _has_no_spike(run: Run) -> bool | None:
-    """None if nobody looked."""
+    """None without validation losses by step."""
     return run.largest_spike("val_by_step") is None if run.looks else None
 
 
 def _heals(run: Run) -> bool | None:
-    """Whether its largest spike does; None without one."""
+    """Whether the largest spike recovers; None without one."""
     spike = run.largest_spike("val_by_step")
     return None if spike is None else spike["recovery"] is not None
 
 
-# What holds for a run or does not; None where it cannot be told.
+# Properties of a run; None where they are not known.
 PROPERTIES: Mapping[str, Callable[[Run], bool | None]] = {
     "falls in every epoch": _falls,
     "ends at its best": _ends_at_its_best,
@@ -125,7 +125,7 @@ PROPERTIES: Mapping[str, Callable[[Run], bool | None]] = {
     "state is one context": lambda run: run.result.get("state_bytes") == 4 * 512,
 }
 
-# What a claim becomes by what the comparison of its runs says.
+# The verdict on a claim by the verdict of its comparison.
 BY_OUTCOME = {
     "lower": {"lower": "supported", "higher": "refuted", "no effect": "no effect"},
     "higher": {"higher": "supported", "lower": "refuted", "no effect": "no effect"},
@@ -196,7 +196,7 @@ def _runs_of(name: str, runs: Sequence[Run]) -> list[Run]:
 
 
 def _compared(claim: Claim, runs: Sequence[Run]) -> Comparison | None:
-    """What a comparison compares: seed by seed where both sides start alike, corpus by corpus."""
+    """Both sides in pairs of one corpus, or of one seed where they start alike."""
     first_runs, second_runs = (_found(claim, name, runs) for name in (claim.first, claim.second))
     first = _by_seed(first_runs, claim.metric, claim.over)
     second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
@@ -221,7 +221,7 @@ def _found(claim: Claim, name: str, runs: Sequence[Run]) -> list[Run]:
 
 
 def _redrawn(name: str, runs: Sequence[Run]) -> list[Run]:
-    """Its runs of seed 1 on redrawn corpora, nothing else chosen."""
+    """Runs of seed 1 on redrawn corpora, with no other change."""
     return [
         run
         for run in _made_from(name, runs)
@@ -232,7 +232,7 @@ def _redrawn(name: str, runs: Sequence[Run]) -> list[Run]:
 
 
 def _by_seed(runs: Sequence[Run], metric: str, over: str) -> dict[int, float]:
-    """Values by seed: that of the corpus, or the run's own."""
+    """Values by the seed of the corpus, or by that of the run."""
     values = {
         int(run.choices["data.seed"] if over == "corpora" else run.result["seed"]): METRICS[metric](
             run
@@ -253,5 +253,5 @@ def _judge_property(claim: Claim, runs: Sequence[Run]) -> Judgement:
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
-    """How many claims have each verdict."""
+    """The number of claims with each verdict."""
     return dict(Counter(judgement.verdict for judgement in judgements))

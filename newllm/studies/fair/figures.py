@@ -32,7 +32,7 @@ MARKERS = {"200k": "o", "700k": "s", "state": "^"}
 
 
 def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
-    """What a search of so many trials finds on average, by size; test gaps by size of the state.
+    """Expected best loss by number of trials, for each size; test gaps by size of the state.
 
     Args:
         found: all contestants.

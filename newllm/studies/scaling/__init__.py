@@ -53,7 +53,7 @@ PARAMETERS, WIDTH = 2_998_630, 659  # what the budget of the largest point comes
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The points."""
+    """The runs that are points of the law."""
     return [run for run in runs if point_of(run)]
 
 
@@ -65,7 +65,7 @@ def largest_point() -> Point:
 
 
 def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """Tables and a figure."""
+    """Add the tables and the figure."""
     everything = points(runs)
     measured = [point for point in everything if point.gap > 0]
     found = fit(measured)

@@ -29,14 +29,14 @@ DEFINITION_OF_CURVES = (
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """Those of its experiments as they stand."""
+    """The runs of its experiments without any change."""
     return [run for summary in summarize(runs) for run in summary.runs]
 
 
 def published_series(
     document: Document, runs: Sequence[Run], _: Translate, label: Translate
 ) -> None:
-    """A verdict, one figure, one table; the rest folded below."""
+    """Add a verdict, a figure and a table, and folded parts."""
     summaries = summarize(runs)
     document.text(*_verdict(summaries, _))
     overview = figures.overview(

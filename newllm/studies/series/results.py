@@ -1,4 +1,4 @@
-"""The published series beside its reproduction: what was reported, what came out, a verdict."""
+"""The published series beside its reproduction: reported and reproduced losses, and verdicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPREAD_OF_ONE_RUN = 0.11
 
 @cache
 def published() -> dict[str, Any]:
-    """What the series reports; see `published.toml`."""
+    """The content of `published.toml`."""
     return tomllib.loads(files("newllm.studies.series").joinpath("published.toml").read_text())
 
 
