@@ -1,4 +1,4 @@
-"""What a run's model has learned: `python -m newllm.evaluate RUN`; see `--help`."""
+"""Evaluate a run: `python -m newllm.evaluate RUN`; see `--help`."""
 
 from __future__ import annotations
 

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from newllm.board import address, link, runs_with_events, short_names
 from newllm.config.naming import run_folder
-from newllm.reporting.bands import FOLDER, write_bands
+from newllm.reporting.tensorboard import (
+    FOLDER,
+    address,
+    link,
+    runs_with_events,
+    short_names,
+    write_bands,
+)
 from newllm.runs.gathering import gather
 
 
@@ -49,7 +55,8 @@ def test_the_mean_over_seeds_is_called_like_its_runs(tmp_path: Path, others: int
     """Whatever lay beside when it was written, and lies there now."""
     top = tmp_path / "runs"
     sweep(top, ["data=tiny30", "model=gru"], ["data=tiny30", "model=lstm"])
-    assert write_bands(gather([top]), top) == 2
+    (line,) = write_bands(gather([top]), top)
+    assert "TensorBoard (2, tab" in line
     if others:
         sweep(top, ["data=tiny30", "model=gru", "optimizer.lr=0.1"], seeds=[3])
     names = short_names(runs_with_events([tmp_path]))

@@ -20,13 +20,10 @@ def few_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     own = drawing._letters_of("DejaVu Sans")
     letters = {"DejaVu Sans": own, "DejaVu Serif": frozenset(map(ord, "東"))}
     monkeypatch.setattr(drawing, "_letters_of", letters.__getitem__)
-    monkeypatch.setattr(drawing, "_fonts_of_this_machine", lambda: list(letters))
-    caches = drawing._fonts_with, drawing._say_that_letters_are_missing
-    for cached in caches:
-        cached.cache_clear()
+    monkeypatch.setattr(drawing, "font_families", lambda: list(letters))
+    drawing._warn_of_missing_letters.cache_clear()
     yield
-    for cached in caches:
-        cached.cache_clear()
+    drawing._warn_of_missing_letters.cache_clear()
 
 
 def drawn(figure: drawing.Figure) -> list[str]:
@@ -45,17 +42,22 @@ def test_words_are_drawn_as_they_are() -> None:
 
 
 @pytest.mark.usefixtures("few_fonts")
-def test_a_font_is_found_for_letters_and_their_lack_is_said_once(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert drawing.font_families("abc") == ["DejaVu Sans"]
+def test_letters_that_no_font_has_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert drawing.can_show("abc 東")
     assert not drawing.can_show("東京")
-    assert drawing.font_families("a東") == ["DejaVu Sans", "DejaVu Serif"]
+    drawn(figures.curves([{"epoch": 1, "val/loss": 2.0}], {}, "東"))
     assert capsys.readouterr().err == ""
     for _ in range(2):
         drawn(figures.curves([{"epoch": 1, "val/loss": 2.0}], {}, "東京 猫"))
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_fonts_with_more_letters_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = drawing.font_manager.fontManager
+    monkeypatch.setattr(manager, "get_font_names", lambda: ["VL Gothic", "Mine", "IPAGothic"])
+    drawing.font_families.cache_clear()
+    assert drawing.font_families() == ["DejaVu Sans", "IPAGothic", "VL Gothic"]
+    drawing.font_families.cache_clear()
 
 
 def test_labels_that_matplotlib_makes_hold_no_formulas() -> None:

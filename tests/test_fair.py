@@ -143,7 +143,7 @@ def test_every_contestant_and_every_setting_has_words() -> None:
 def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     pack(RUNS, tmp_path / "fair.json.gz")
     runs = gather([tmp_path / "fair.json.gz"])
-    page = Page(runs, found_studies(), lang=lang).write(tmp_path).read_text()
+    page = Page(runs, found_studies(), lang=lang).compose().write(tmp_path).read_text()
     _ = strict_translator(lang)
     assert _("A fair comparison") in page
     assert "0.2100 &plusmn;" in page.replace("±", "&plusmn;")

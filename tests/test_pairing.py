@@ -3,8 +3,8 @@
 import pytest
 
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import compare
-from newllm.statistics.pairing import compare_sides, start_alike
+from newllm.statistics.intervals import compare, compare_by_seed
+from newllm.statistics.variants import start_alike
 from newllm.studies.claims.verdicts import PROPERTIES
 
 FIRST = {1: 6.15, 2: 5.97, 3: 5.89}
@@ -12,11 +12,11 @@ SECOND = {**FIRST, 4: 7.0, 5: 6.5}
 
 
 def test_seeds_that_both_have_are_paired() -> None:
-    sides = compare_sides(FIRST, SECOND, 0.05, belong_together=True)
-    assert sides is not None
-    assert sides.is_paired
-    assert sides.first == sides.second == list(FIRST.values())
-    assert (sides.comparison.difference, sides.comparison.interval.half_width) == (0.0, 0.0)
+    found = compare_by_seed(FIRST, SECOND, 0.05, belong_together=True)
+    assert found is not None
+    assert found.is_paired
+    assert found.first == found.second == list(FIRST.values())
+    assert (found.interval.mean, found.interval.half_width) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -24,14 +24,14 @@ def test_seeds_that_both_have_are_paired() -> None:
     [(FIRST, False), ({1: 6.15, 8: 5.97, 9: 5.89}, True)],
 )
 def test_others_are_two_groups(first: dict[int, float], belong_together: bool) -> None:
-    sides = compare_sides(first, SECOND, 0.05, belong_together)
-    assert sides is not None
-    assert not sides.is_paired
-    assert sides.comparison == compare(list(first.values()), list(SECOND.values()), 0.05)
+    found = compare_by_seed(first, SECOND, 0.05, belong_together)
+    assert found is not None
+    assert not found.is_paired
+    assert found == compare(list(first.values()), list(SECOND.values()), 0.05)
 
 
 def test_one_run_is_no_side() -> None:
-    assert compare_sides({1: 6.0}, SECOND, 0.05, belong_together=True) is None
+    assert compare_by_seed({1: 6.0}, SECOND, 0.05, belong_together=True) is None
 
 
 def test_runs_of_one_size_and_corpus_start_alike() -> None:

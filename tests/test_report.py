@@ -21,19 +21,25 @@ from newllm.config.arguments import ends_with_its_reader
 from newllm.config.composing import conf_directory
 from newllm.config.naming import run_name
 from newllm.reporting import page as page_module
-from newllm.reporting.bands import write_bands
 from newllm.reporting.document import Document
-from newllm.reporting.formatting import as_known
 from newllm.reporting.page import Page, Study
+from newllm.reporting.tensorboard import write_bands
 from newllm.reporting.translation import LANGUAGES, translator, vocabulary
 from newllm.reporting.variant_figures import MOST_CURVES, curves, styles
 from newllm.runs.gathering import Run, gather, pack
 from newllm.statistics.comparisons import contests
-from newllm.statistics.intervals import mean_interval, next_run_interval
+from newllm.statistics.intervals import mean_interval
 from newllm.studies import found_studies
 from newllm.studies.claims.verdicts import NOT_RUN, judge
+from newllm.studies.scaling import as_known
 from newllm.studies.series import figures as series_figures
-from newllm.studies.series.results import derived, other_figures, published, summarize
+from newllm.studies.series.results import (
+    derived,
+    next_run_interval,
+    other_figures,
+    published,
+    summarize,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -152,7 +158,7 @@ def test_slips_of_the_summary_are_named() -> None:
 @pytest.mark.usefixtures("every_word")
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
-    page = page_of(runs, lang=lang).write(tmp_path / "report").read_text()
+    page = page_of(runs, lang=lang).compose().write(tmp_path / "report").read_text()
     assert page.count("data:image/svg+xml;base64,") == 3
     assert 'src="http' not in page
     assert "<table>" in page
@@ -171,7 +177,7 @@ def test_a_page_in_each_language(runs: Path, tmp_path: Path, lang: str) -> None:
 def test_packed_runs_make_the_same_page(runs: Path, tmp_path: Path) -> None:
     pack(gather([runs]), tmp_path / "series.json.gz")
     pages = [
-        page_of(source).write_markdown(tmp_path / name / "page.md").read_text()
+        page_of(source).compose().write_markdown(tmp_path / name / "page.md").read_text()
         for name, source in (("a", runs), ("b", tmp_path / "series.json.gz"))
     ]
     assert pages[0] == pages[1]
@@ -195,9 +201,9 @@ def test_the_command(command: Command, runs: Path, tmp_path: Path) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
 
 
-@pytest.mark.parametrize("entry", ["evaluate", "generate", "report"])
+@pytest.mark.parametrize("entry", ["board", "evaluate", "generate", "report"])
 def test_arguments_are_read_before_anything_large_is_imported(entry: str) -> None:
-    large = {"torch", "numpy", "scipy", "matplotlib", "lightning"}
+    large = {"torch", "numpy", "scipy", "matplotlib", "lightning", "tensorboard"}
     code = f"import sys, newllm.{entry}; print({large} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -257,7 +263,7 @@ def own_runs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_is_mine_better(own_runs: Path, tmp_path: Path, lang: str) -> None:
     folder = tmp_path / "page"
-    page = page_of(own_runs, lang=lang, baseline="lstm").write(folder).read_text()
+    page = page_of(own_runs, lang=lang, baseline="lstm").compose().write(folder).read_text()
     first_screen = page.partition("<details")[0].replace("&nbsp;", " ")
     assert ("better is lowest on average: 1.507" in first_screen) == (lang == "en")
     for words in ("-0.197", "512", "90.0 %", "&lt;b&gt;&amp;&#124;worse"):
@@ -274,10 +280,10 @@ def test_is_mine_better(own_runs: Path, tmp_path: Path, lang: str) -> None:
 
 
 def test_a_baseline_makes_a_page_of_any_runs(runs: Path, tmp_path: Path) -> None:
-    page = page_of(runs, baseline="phase1_baseline").write(tmp_path / "page").read_text()
+    page = page_of(runs, baseline="phase1_baseline").compose().write(tmp_path / "page").read_text()
     assert "Runs side by side" in page
     with pytest.raises(ValueError, match="--baseline nobody: no such group"):
-        page_of(runs, baseline="nobody").write(tmp_path / "none")
+        page_of(runs, baseline="nobody").compose().write(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -286,7 +292,6 @@ def test_the_terminal_says_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", "own", "--baseline", "lstm", "--figure", "a/b.png"])
-    monkeypatch.setattr(page_module, "contests", None)  # to judge takes long: it is done once
     report.main()
     out = capsys.readouterr().out
     assert (tmp_path / "a" / "b.png").stat().st_size > 0
@@ -319,22 +324,27 @@ def test_nobody_reads_on(own_runs: Path, tmp_path: Path, monkeypatch: Any) -> No
     assert (tmp_path / "outputs" / "report" / "index.html").is_file()
 
 
-def test_bands_are_those_of_now_and_nothing_else_goes(own_runs: Path) -> None:
-    assert write_bands(gather([own_runs]), own_runs) == 3
+def test_bands_leave_those_of_other_variants_and_runs(own_runs: Path) -> None:
+    (line,) = write_bands(gather([own_runs]), own_runs)
+    assert line == f"bands over seeds for TensorBoard (3, tab Custom Scalars): {own_runs}/_summary"
     bands = own_runs / "_summary"
     folders = {run.name for run in own_runs.iterdir()} - {bands.name}
-    assert {path.name for path in bands.iterdir()} == folders
-    (lstm,) = bands.glob("*lstm*")
-    (lstm / "mine.txt").write_text("not the report's")
     some = [run for run in gather([own_runs]) if "better" in run.place]
-    # A sweep writes those of its own runs, and leaves all others.
-    assert write_bands(some, own_runs, keep=True) == 1
+    write_bands(some, own_runs)
     assert {path.name for path in bands.iterdir()} == folders
     assert all(len(list(folder.glob("events.*"))) == 1 for folder in bands.iterdir())
-    assert write_bands(some, own_runs) == 1
-    (better,) = bands.glob("*better*")
-    assert {*bands.iterdir()} == {lstm, better}
-    assert [path.name for path in lstm.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("linked", ["_summary", "_summary/better"])
+def test_bands_are_not_written_through_a_link(own_runs: Path, tmp_path: Path, linked: str) -> None:
+    some = [run for run in gather([own_runs]) if "better" in run.place]
+    (tmp_path / "elsewhere").mkdir()
+    place = own_runs / linked.replace("better", Path(some[0].place).parent.name)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "elsewhere")
+    (line,) = write_bands(some, own_runs)
+    assert line.startswith("no bands over seeds for TensorBoard: ")
+    assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
 def test_no_two_curves_look_alike_and_each_is_in_the_legend(tmp_path: Path) -> None:
@@ -345,7 +355,7 @@ def test_no_two_curves_look_alike_and_each_is_in_the_legend(tmp_path: Path) -> N
     drawn = [standing.variant.label for standing in contest.foremost(MOST_CURVES)]
     assert drawn == ["width=11", *(f"width={number}" for number in range(7))]
     assert len(set(styles(contest.foremost(MOST_CURVES)).values())) == MOST_CURVES
-    page = page_of(tmp_path, baseline="width=11").write(tmp_path / "page").read_text()
+    page = page_of(tmp_path, baseline="width=11").compose().write(tmp_path / "page").read_text()
     assert "left out: width=7; width=8; width=9; width=10" in page
     axes = curves(found).axes[0]
     assert len(axes.lines) >= MOST_CURVES
@@ -354,19 +364,21 @@ def test_no_two_curves_look_alike_and_each_is_in_the_legend(tmp_path: Path) -> N
     assert [text.get_text() for text in legend.get_texts()] == drawn
 
 
+@pytest.mark.usefixtures("words_alone")
 @pytest.mark.parametrize("has_font", [True, False])
 def test_figures_speak_the_page_s_language_or_the_page_says_why_not(
     has_font: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_module, "can_show", lambda text: text.isascii() or has_font)
     titles: list[str] = []
-    # Drawing takes longer than all else.
-    monkeypatch.setattr(Document, "figure", lambda self, name, *_: self.figures.update({name: _}))
     overview = series_figures.overview
     monkeypatch.setattr(
         series_figures, "overview", lambda *words: titles.append(words[1]) or overview(*words)
     )
-    pages = [page_of(runs, lang=lang).write_markdown(tmp_path / f"{lang}.md") for lang in LANGUAGES]
+    pages = [
+        page_of(runs, lang=lang).compose().write_markdown(tmp_path / f"{lang}.md")
+        for lang in LANGUAGES
+    ]
     english, japanese = (page.read_text("utf-8") for page in pages)
     assert titles == ["reported best loss", "報告された最良損失" if has_font else titles[0]]
     assert ("英語のまま" in japanese) != has_font
@@ -394,7 +406,7 @@ def test_a_run_that_nobody_watched_is_not_free_of_spikes(runs: Path, tmp_path: P
         result = json.loads((runs / "phase1_baseline" / f"seed={seed}" / "result.json").read_text())
         result["spikes"]["val_by_step"] = []
         (runs / "phase1_baseline" / f"seed={seed}" / "result.json").write_text(json.dumps(result))
-    page = page_of(runs).write(tmp_path / "page").read_text()
+    page = page_of(runs).compose().write(tmp_path / "page").read_text()
     assert "1 of 1 runs have a spike" in page
     assert "1/1 (1.8x)" in page
     assert "1/3" not in page
@@ -411,7 +423,7 @@ def test_runs_of_a_study_stand_in_no_other_list(runs: Path, tmp_path: Path) -> N
     make_run(runs, "mine", 1)
     judged = {j.claim.first for j in judge(gather([runs])) if j.verdict != NOT_RUN}
     assert "isolated_layer" in judged
-    page = page_of(runs).write(tmp_path / "page").read_text()
+    page = page_of(runs).compose().write(tmp_path / "page").read_text()
     others = page.partition("Other runs (3)")[2].partition("</table>")[0]
     assert re.findall(r"<td>(modern|mine|isolated_\w+|add_\w+)</td>", others) == [
         "isolated_gating", "mine", "modern"
@@ -464,7 +476,7 @@ def test_every_word_of_a_study_is_in_each_language(
         return text
 
     assert study.own(committed_runs)
-    study.part(Document(tmp_path), committed_runs, listen, listen)
+    study.part(Document("", "en"), committed_runs, listen, listen)
     assert said - vocabulary(lang).keys() == set()
 
 
@@ -479,7 +491,7 @@ def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
     make_run(tmp_path / "runs", "modern", 1)
     changed = record("add_size", "trainer.max_epochs=1", study="ladder")["overrides"]
     make_run(tmp_path / "runs", "add_size", 1, "ladder", overrides=changed)
-    page = page_of(tmp_path / "runs").write(tmp_path / "page").read_text()
+    page = page_of(tmp_path / "runs").compose().write(tmp_path / "page").read_text()
     assert "best epoch" not in page.partition("<details")[0]
     assert "5.620" in page.partition("more dropout")[2].partition("</tr>")[0]
     assert "<h1>From the original to the modern recipe, one change at a time</h1>" in page
@@ -487,7 +499,7 @@ def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
     line = "1 run(s) of sweep=ladder are not in its part because of changes to their variant: "
     assert f"{line}trainer.max_epochs=1." in page
     make_run(tmp_path / "runs", "mine", 1)
-    page = page_of(tmp_path / "runs").write(tmp_path / "page").read_text()
+    page = page_of(tmp_path / "runs").compose().write(tmp_path / "page").read_text()
     assert "<h1>Runs side by side</h1>" in page
     assert "more dropout" not in page.partition("<summary>From the original")[0]
     assert line in page
@@ -496,7 +508,7 @@ def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
 def test_the_committed_page_is_what_the_committed_data_say(
     committed_runs: list[Run], tmp_path: Path
 ) -> None:
-    page = Page(committed_runs, found_studies()).write_markdown(tmp_path / "results.md")
+    page = Page(committed_runs, found_studies()).compose().write_markdown(tmp_path / "results.md")
     assert (tmp_path / "results" / "overview.png").stat().st_size > 0
     _assert_alike(page.read_text(), (DOCS / "results.md").read_text())
 

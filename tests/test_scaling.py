@@ -167,7 +167,7 @@ def test_the_report_shows_it(tmp_path: Path, lang: str, is_run: bool) -> None:
         for p in measured
     ]  # fmt: skip
     _ = translator(lang)
-    page = Page(runs, found_studies(), lang=lang).write(tmp_path).read_text()
+    page = Page(runs, found_studies(), lang=lang).compose().write(tmp_path).read_text()
     assert _("How loss scales") in page
     assert "kappa" in page
     assert _(NO_GAP).format(number=1) in page

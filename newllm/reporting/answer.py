@@ -1,23 +1,15 @@
-"""Is mine better? One corpus's answer, in sentences for the terminal and the page."""
+"""The answer to "Is mine better?" for one corpus, in sentences for the terminal and the page."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from newllm.config.naming import TRIAL
 from newllm.reporting.formatting import bounds, signed
 from newllm.reporting.translation import Translate
 from newllm.statistics.comparisons import ONE_SEED, UNDECIDED, Contest, Standing
-from newllm.statistics.intervals import criteria
 from newllm.statistics.power import MOST_SEEDS
 from newllm.statistics.variants import Variant
 
-SEEDS = 5  # to ask for where the criteria name none for a corpus
-ALIKE = 1.1  # sizes no further apart need no word
-MANY_SEEDS = 100  # more are asked of nobody
-LONE = "Run the same sweep with {seeds} to decide between groups of one seed; done runs are kept."
-OPEN = "To decide between {best} and {base}, run both with {seeds}; done runs are kept."
-DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
 TOLD_REFERENCES = {
     "bigram": "counting pairs of words gives {loss}",
     "oracle": "the grammar that made them {loss}",
@@ -25,11 +17,16 @@ TOLD_REFERENCES = {
 
 
 def answer(contest: Contest, _: Translate) -> str:
-    """The best against the baseline, the others, what failed, the references, what would decide."""
+    """The best group against the baseline, the runs without a result, and the references."""
     sentences = [_best(contest, _)]
-    sentences += _others(contest, _)
-    sentences += _missing(contest, _)
-    sentences += _sizes(contest, _)
+    not_done: Counter[str] = Counter()
+    for variant in contest.variants:
+        not_done.update(variant.not_done)
+    if not_done:
+        text = _("Not counted, of {total} runs: {found}; means are over the others.")
+        found = ", ".join(f"{number} {_(status)}" for status, number in not_done.items())
+        total = sum(len(variant.runs) for variant in contest.variants)
+        sentences.append(text.format(total=total, found=found))
     references = contest.references
     told = [
         _(text).format(loss=f"{references[name]:.3f}")
@@ -38,22 +35,7 @@ def answer(contest: Contest, _: Translate) -> str:
     ]
     if told:
         sentences.append(_("On the same sentences {what}.").format(what=", ".join(told)))
-    sentences += _more_seeds(contest, _)
     return " ".join(sentences)
-
-
-def _sizes(contest: Contest, _: Translate) -> list[str]:
-    """That the groups are not of one size, where they are not."""
-    sizes = {
-        int(run.result["parameters"])
-        for standing in contest.ranked
-        for run in standing.variant.runs
-        if "parameters" in run.result
-    }
-    if not sizes or max(sizes) <= ALIKE * min(sizes):
-        return []
-    text = _("They have between {least:,} and {most:,} parameters.")
-    return [text.format(least=min(sizes), most=max(sizes))]
 
 
 def _best(contest: Contest, _: Translate) -> str:
@@ -84,12 +66,12 @@ def _best(contest: Contest, _: Translate) -> str:
         base=base.label,
         base_loss=bounds(other),
         base_n=other.num_runs if other else 0,
-        difference=_told(told, base, _),
+        difference=_difference(told, base, _),
     )
 
 
-def _told(standing: Standing, base: Variant, _: Translate) -> str:
-    """A difference with its verdict, and how many seeds would decide what is undecided."""
+def _difference(standing: Standing, base: Variant, _: Translate) -> str:
+    """A difference with its verdict, and the seeds that would decide what is undecided."""
     own, other = standing.variant.loss, base.loss
     if standing.verdict == ONE_SEED and own and other:
         text = _("{difference}, which with one seed says nothing; take at least two")
@@ -103,7 +85,7 @@ def _told(standing: Standing, base: Variant, _: Translate) -> str:
 
 
 def seeds_needed(standing: Standing, _: Translate) -> str:
-    """How many would decide, such as `about 12 seeds`; nothing where there is a verdict."""
+    """The number of seeds that would decide, such as `about 12 seeds`; empty with a verdict."""
     if standing.verdict == ONE_SEED:
         return _("2 seeds or more")
     if standing.verdict != UNDECIDED:
@@ -114,49 +96,3 @@ def seeds_needed(standing: Standing, _: Translate) -> str:
     if fewest == most:
         return _("about {number} seeds").format(number=most)
     return _("{fewest} to {most} seeds").format(fewest=fewest, most=most)
-
-
-def _others(contest: Contest, _: Translate) -> list[str]:
-    """How many of all came out how, where there are several."""
-    words = Counter(s.verdict for s in contest.standings if s.verdict in DECISIVE)
-    if sum(words.values()) < 2:
-        return []
-    found = ", ".join(f"{words[word]} {_(word)}" for word in DECISIVE if words[word])
-    text = _("Of the {number} compared with {base}: {found}.")
-    return [text.format(number=sum(words.values()), base=contest.baseline.label, found=found)]
-
-
-def _missing(contest: Contest, _: Translate) -> list[str]:
-    """What has no loss."""
-    statuses: Counter[str] = Counter()
-    for variant in contest.variants:
-        statuses.update(variant.not_done)
-    if not statuses:
-        return []
-    total = sum(len(variant.runs) for variant in contest.variants)
-    found = ", ".join(f"{number} {_(status)}" for status, number in statuses.items())
-    text = _("Not counted, of {total} runs: {found}; means are over the others.")
-    return [text.format(total=total, found=found)]
-
-
-def _more_seeds(contest: Contest, _: Translate) -> list[str]:
-    """What to run: more seeds of all groups with one, else of the best that is undecided.
-
-    Nothing for the trials of a search, or where it takes too many.
-    """
-    if len(contest.ranked) < 2 or any(TRIAL in variant.choices for variant in contest.variants):
-        return []
-    if any(standing.verdict == ONE_SEED for standing in contest.ranked):
-        return [_(LONE).format(seeds=_seeds(criteria().seeds.get(contest.corpus, SEEDS)))]
-    best = next((s for s in contest.ranked if s.verdict == UNDECIDED), None)
-    if best is None or best.fewest is None or best.fewest > MANY_SEEDS:
-        return []
-    names = {"best": best.variant.label, "base": contest.baseline.label}
-    return [_(OPEN).format(seeds=_seeds(best.fewest), **names)]
-
-
-def _seeds(number: int) -> str:
-    """Seeds from 1 on, as they are typed."""
-    if number > 10:
-        return f"'seed=range(1,{number + 1})'"
-    return f"seed={','.join(map(str, range(1, number + 1)))}"

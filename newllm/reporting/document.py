@@ -1,4 +1,4 @@
-"""A document that grows part by part: Markdown with figures beside it, and one HTML file."""
+"""A document of text, tables and figures, written as Markdown or as one HTML file."""
 
 from __future__ import annotations
 
@@ -41,59 +41,66 @@ summary { cursor: pointer; font-weight: 600; }
 
 
 def quoted(text: object) -> str:
-    """Text from elsewhere as a cell or a line that holds no markup."""
+    """Foreign text as a cell or a line without markup."""
     words = html.escape(" ".join(str(text).split()))
-    # What makes a link or a picture is what comes after its brackets.
+    # Brackets make a link or a picture by what follows them.
     for markup in ("|", "`", "](", "]:", "][", "!["):
         words = words.replace(markup, f"&#{ord(markup[0])};{markup[1:]}")
     return words
 
 
 class Document:
-    """Markdown that grows, with its figures as files beside it."""
+    """Markdown and figures, added part by part."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.parts: list[str] = []
-        self.figures: dict[str, Figure] = {}  # by their files
+    def __init__(self, title: str, lang: str) -> None:
+        self.title, self.lang = title, lang
+        self.parts = [f"# {title}"]
+        self.figures: dict[str, Figure] = {}  # by the names of their files
 
     def text(self, *paragraphs: str) -> None:
         self.parts += paragraphs
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; cells are Markdown, with foreign text `quoted`."""
+        """Add a table; cells are Markdown, with foreign text `quoted`."""
         lines = [headings, ["---"] * len(headings), *rows]
         self.parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
-        figure.savefig(self.folder / f"{name}.png", dpi=110)
-        figure.set_layout_engine("none")  # the same places in the page, without finding them again
         self.figures[f"{name}.png"] = figure
         self.parts.append(f"![{caption}]({name}.png)")
 
     def fold(self, title: str) -> None:
-        """Start a part that is folded away until somebody wants it."""
+        """Start a part that the page shows on request."""
         self.parts.append(f'<details markdown="1"><summary>{title}</summary>')
 
     def unfold(self) -> None:
         self.parts.append("</details>")
 
-    def write_markdown(self, path: Path) -> Path:
-        """Write it as Markdown, wherever; returns its place."""
-        content = self._content.replace('<details markdown="1">', "<details>")
-        beside = os.path.relpath(self.folder, path.parent)
-        for file in self.figures:
-            content = content.replace(f"]({file})", f"]({Path(beside, file)})")
-        path.write_text(content, encoding="utf-8")
-        return path
-
-    def write_html(self, path: Path, title: str, lang: str) -> Path:
-        """Write it as one page that needs no other file; returns its place."""
+    def write(self, folder: Path) -> Path:
+        """Write `report.md`, figures and `index.html`, which needs neither; returns the last."""
+        self._write_markdown(folder / "report.md", folder)
         body = markdown.markdown(self._content, extensions=["tables", "md_in_html"])
         for file, figure in self.figures.items():
             body = body.replace(f'src="{file}"', f'src="{_embedded(figure)}"')
-        path.write_text(PAGE.render(title=title, body=body, lang=lang), encoding="utf-8")
+        page = folder / "index.html"
+        text = PAGE.render(title=self.title, body=body, lang=self.lang)
+        page.write_text(text, encoding="utf-8")
+        return page
+
+    def write_markdown(self, path: Path) -> Path:
+        """Write one file of Markdown, and its figures into a folder of its name."""
+        self._write_markdown(path, path.with_suffix(""))
         return path
+
+    def _write_markdown(self, path: Path, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = self._content.replace('<details markdown="1">', "<details>")
+        for file, figure in self.figures.items():
+            figure.savefig(folder / file, dpi=110)
+            figure.set_layout_engine("none")  # the layout is kept, and not computed again
+            place = Path(os.path.relpath(folder, path.parent), file)
+            content = content.replace(f"]({file})", f"]({place})")
+        path.write_text(content, encoding="utf-8")
 
     @property
     def _content(self) -> str:
@@ -101,9 +108,9 @@ class Document:
 
 
 def _embedded(figure: Figure) -> str:
-    """A figure as an address that holds the whole drawing."""
+    """A figure as an address that contains the drawing."""
     drawing = io.BytesIO()
-    # Without a date and random names in it, the same runs make the same page.
+    # Without a date and random names, the same runs make the same page.
     with matplotlib.rc_context({"svg.hashsalt": "newllm"}):
         figure.savefig(drawing, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(drawing.getvalue()).decode()}"

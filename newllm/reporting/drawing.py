@@ -1,7 +1,7 @@
-"""What all figures have in common: texts are literal, fonts have their letters, faults end nothing.
+"""Common parts of all figures: colours, axes, literal texts, fonts, and faults that end no run.
 
 Any word of a user's text can become a label: `$` starts no formula, and a letter that matplotlib's
-own font lacks is looked for in the fonts of the machine.
+own font lacks is taken from a font of the machine that has it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -20,17 +20,23 @@ from typing import Any
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.text import Text
-from matplotlib.ticker import LogFormatterMathtext, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
 
 from newllm.runs.directory import write_bytes
 
+# Of Okabe & Ito (2008), which the colour-blind can tell apart.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+PINK, YELLOW, SKY, BLACK = "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 OWN_FONT = "DejaVu Sans"  # comes with matplotlib
-# Of fonts that have the same letters, the one that goes best with it.
-PREFERRED = ("Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "TakaoGothic", "VL Gothic",
-             "Hiragino Sans", "Yu Gothic", "MS Gothic")  # fmt: skip
-# What matplotlib says of letters and scripts that it cannot draw; a box stands in their place.
+# Fonts with letters that it lacks, in the order in which they are tried.
+MORE_FONTS = ("Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "TakaoGothic", "VL Gothic",
+              "Hiragino Sans", "Yu Gothic", "MS Gothic", "WenQuanYi Zen Hei", "Microsoft YaHei",
+              "PingFang SC", "Malgun Gothic", "Apple SD Gothic Neo", "NanumGothic",
+              "Arial Unicode MS", "Noto Sans Devanagari", "Noto Sans Thai")  # fmt: skip
+# Matplotlib's warnings of letters and scripts that it cannot draw.
 UNDRAWABLE = r"Glyph .* missing from|Matplotlib currently does not support"
 LONGEST_LABEL = 24  # characters of a tick label
 
@@ -39,19 +45,19 @@ class Figure(MatplotlibFigure):
     """A matplotlib figure with literal texts, in fonts that have their letters."""
 
     def write_png(self, path: Path) -> None:
-        """Write it whole or not at all, and through no link, as all files of a run."""
+        """Write the whole file or nothing, and not through a link, like all files of a run."""
         picture = io.BytesIO()
         self.savefig(picture, format="png", dpi=120)
         write_bytes(path, picture.getvalue())
 
     def headline(self, title: str) -> None:
-        """A title over all axes, in as many lines as it needs, but no more than three."""
+        """A title over all axes, in at most three lines."""
         width = int(11 * self.get_figwidth())
         lines = textwrap.wrap(title, width, max_lines=3, placeholder=" …")
         self.suptitle("\n".join(lines), fontsize=11)
 
     def draw(self, renderer: Any) -> None:
-        """Draw everything, with the labels that matplotlib makes only now."""
+        """Draw everything, including the labels that matplotlib makes on drawing."""
         for axes in self.axes:
             for axis in (axes.xaxis, axes.yaxis):
                 if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
@@ -59,10 +65,12 @@ class Figure(MatplotlibFigure):
                     axis.set_minor_formatter(NullFormatter())
                 axis.get_ticklabels()  # fills in their texts
         texts: list[Text] = self.findobj(Text)
-        families = font_families(letter for text in texts for letter in text.get_text())
+        families = font_families()
         for text in texts:
             text.set_parse_math(False)
             text.set_fontfamily(families)
+        if not can_show("".join(text.get_text() for text in texts)):
+            _warn_of_missing_letters()
         style = matplotlib.rc_context({"text.parse_math": False, "font.family": families})
         with style, warnings.catch_warnings():
             warnings.filterwarnings("ignore", UNDRAWABLE, UserWarning)
@@ -71,7 +79,7 @@ class Figure(MatplotlibFigure):
 
 @contextmanager
 def never_fatal(picture: str) -> Iterator[None]:
-    """A picture ends no run: what goes wrong in drawing it is a line on stderr.
+    """Turn a fault in drawing into a line on stderr, so that it ends no run.
 
     With HYDRA_FULL_ERROR=1 it is raised.
     """
@@ -87,13 +95,26 @@ def never_fatal(picture: str) -> Iterator[None]:
         )
 
 
+def plain(axes: Axes) -> None:
+    """A faint grid, and a frame only where there is an axis."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def log_ticks(axis: Axis, subs: tuple[float, ...] = (1, 2, 5)) -> None:
+    """Plain numbers on a logarithmic axis, also between the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def shortened(label: str) -> str:
-    """A label that leaves room for the figure."""
+    """A tick label of at most `LONGEST_LABEL` characters."""
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
 
 
 def epoch_axis(axes: Axes, label: str = "epoch") -> None:
-    """Whole epochs on the horizontal axis, after all curves are drawn; one epoch has its middle."""
+    """Whole epochs on the horizontal axis, after all curves are drawn; a single epoch centred."""
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     first, last = axes.dataLim.intervalx
@@ -103,71 +124,35 @@ def epoch_axis(axes: Axes, label: str = "epoch") -> None:
 
 
 def can_show(text: str) -> bool:
-    """Whether the fonts of this machine have all letters of a text."""
-    lacking = _lacking(text, [OWN_FONT])
-    return not _lacking(lacking, _fonts_with(lacking))
-
-
-def font_families(letters: Iterable[str]) -> list[str]:
-    """Matplotlib's own font, and others of this machine for letters that it lacks.
-
-    Says so, once, where no font has a letter.
-    """
-    lacking = _lacking(letters, [OWN_FONT])
-    fonts = _fonts_with(lacking)
-    if _lacking(lacking, fonts):
-        _say_that_letters_are_missing()
-    return [OWN_FONT, *fonts]
-
-
-@cache  # once
-def _say_that_letters_are_missing() -> None:
-    print(
-        "pictures show boxes for letters that no font of this machine has; "
-        "a font such as Noto Sans CJK may have them",
-        file=sys.stderr,
-    )
-
-
-def _lacking(letters: Iterable[str], fonts: Iterable[str]) -> frozenset[str]:
-    missing = {letter for letter in letters if letter.isprintable()}
-    for font in fonts:
-        missing -= {letter for letter in missing if ord(letter) in _letters_of(font)}
-    return frozenset(missing)
+    """Whether the fonts in use have all letters of a text."""
+    letters = frozenset().union(*(_letters_of(family) for family in font_families()))
+    return all(ord(letter) in letters for letter in text if letter.isprintable())
 
 
 @cache
-def _fonts_with(letters: frozenset[str]) -> list[str]:
-    """Fonts that have as many of the letters as there are, the best first."""
-    fonts: list[str] = []
-    while letters:
-        best = max(
-            _fonts_of_this_machine(),
-            key=lambda font: (len(letters) - len(_lacking(letters, [font])), font in PREFERRED),
-        )
-        if (rest := _lacking(letters, [best])) == letters:
-            break
-        fonts.append(best)
-        letters = rest
-    return fonts
-
-
-@cache
-def _fonts_of_this_machine() -> list[str]:
-    # Matplotlib remembers what it found when it was first used.
+def font_families() -> list[str]:
+    """Matplotlib's own font, and those of `MORE_FONTS` that this machine has."""
     manager = font_manager.fontManager
+    # Matplotlib remembers the fonts that it found on its first use.
     known = {font.fname for font in manager.ttflist}
     for file in font_manager.findSystemFonts():
         if file not in known:
             with suppress(OSError, RuntimeError, NotImplementedError):  # such as coloured pictures
                 manager.addfont(file)
-    upright = {
-        font.name for font in manager.ttflist if (font.style, font.weight) == ("normal", 400)
-    }
-    return sorted(name for name in upright if not name.startswith("Last Resort"))  # only boxes
+    installed = set(manager.get_font_names())
+    return [OWN_FONT, *(name for name in MORE_FONTS if name in installed)]
 
 
 @cache
 def _letters_of(font: str) -> frozenset[int]:
     path = font_manager.findfont(font_manager.FontProperties(family=[font]))
     return frozenset(font_manager.get_font(path).get_charmap())
+
+
+@cache  # once
+def _warn_of_missing_letters() -> None:
+    print(
+        "pictures show boxes for letters that no known font of this machine has; "
+        "a font such as Noto Sans CJK may have them",
+        file=sys.stderr,
+    )

@@ -1,7 +1,4 @@
-"""Figures of one run. Each function returns a matplotlib Figure; nothing here writes a file.
-
-Colours are those of Okabe & Ito (2008), which the colour-blind can tell apart.
-"""
+"""Figures of one run."""
 
 from __future__ import annotations
 
@@ -12,22 +9,28 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from newllm.reporting.drawing import Figure, epoch_axis, shortened
+from newllm.reporting.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Figure,
+    epoch_axis,
+    log_ticks,
+    plain,
+    shortened,
+)
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
-PINK, YELLOW = "#CC79A7", "#E69F00"
-
-
-def plain(axes: Axes) -> None:
-    """A faint grid, and no frame where there is no axis."""
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+CLOSE = 0.045  # of the height of the axes: closer lines share a label
+MANY_POSITIONS = 48  # more are drawn as means over neighbours
+FEW_DECADES = 1e3  # range of a logarithmic axis with room for labels between the powers of ten
+MANY_WORDS = 40  # more do not fit side by side
 
 
 def run_title(name: str, data: Mapping[str, Any], seed: object) -> str:
-    """What a figure of one run says above it: its name, its corpus or file, its seed."""
+    """The title of a figure of one run: its name, corpus or file, and seed."""
     corpus = data.get("corpus") or str(data["_target_"]).rpartition(".")[2]
     if corpus == "text":
         corpus = Path(data["path"]).name
@@ -35,7 +38,7 @@ def run_title(name: str, data: Mapping[str, Any], seed: object) -> str:
 
 
 def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of the rows that have a value: not each has both, train and validation."""
+    """Epochs and values of the rows that have a value."""
     pairs = [(row["epoch"], row[key]) for row in rows if key in row]
     return np.array([epoch for epoch, _ in pairs]), np.array([value for _, value in pairs], float)
 
@@ -46,10 +49,10 @@ def curves(
     """Loss and perplexity by epoch, train and validation, references as horizontal lines.
 
     Args:
-        rows: of `metrics.csv`, with `epoch`, and `train/loss` and `val/loss` where there is one, in
-            nats per token.
-        references: name and loss on the validation split, in nats per token.
-        title: what the run is.
+        rows: of `metrics.csv`, with `epoch`, `train/loss` and `val/loss`, in nats per token; each
+            loss may be missing.
+        references: losses on the validation split by name, in nats per token.
+        title: of the run.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss_axes, perplexity_axes = figure.subplots(1, 2)
@@ -63,9 +66,7 @@ def curves(
     loss_axes.set_ylabel("loss (nats per token)")
     perplexity_axes.set_ylabel("perplexity")
     perplexity_axes.set_yscale("log")
-    perplexity_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    perplexity_axes.yaxis.set_major_formatter("{x:g}")
-    perplexity_axes.yaxis.set_minor_formatter(NullFormatter())
+    log_ticks(perplexity_axes.yaxis)
     for axes, transform in ((loss_axes, float), (perplexity_axes, math.exp)):
         reference_lines(axes, references, transform)
         epoch_axis(axes)
@@ -75,16 +76,12 @@ def curves(
     return figure
 
 
-CLOSE = 0.045  # of the axes' height: lines no farther apart share a label
-
-
 def reference_lines(
     axes: Axes, references: Mapping[str, float], transform: Callable[[float], float] = float
 ) -> None:
-    """Horizontal lines, with their names to the right of the axes, where no curve crosses them.
+    """Horizontal lines with their names to the right of the axes, after all curves are drawn.
 
-    Call it after all curves are drawn. Where the limits of the axes are set, lines outside of them
-    are left out.
+    Where the limits of the axes are set, lines outside of them have no name.
     """
     ordered = sorted(references.items(), key=lambda pair: -pair[1])
     for name, loss in ordered:
@@ -114,9 +111,6 @@ def reference_lines(
         )
 
 
-MANY_POSITIONS = 48  # more of them are drawn as means of neighbours
-
-
 def positions(
     losses: Sequence[float],
     divergences: Sequence[float] | None,
@@ -127,16 +121,16 @@ def positions(
 ) -> Figure:
     """Validation loss at each position of a sentence beside the references; KL from the grammar.
 
-    Few sentences reach the late positions of a long text: of many positions the means over
-    neighbours are drawn, the farther from the start the more of them.
+    Of many positions, means over neighbours are drawn, over more of them farther from the start,
+    since few sentences reach the late positions.
 
     Args:
         losses: of the run at the 1st, 2nd, ... position, in nats.
         divergences: from the grammar's exact distribution, in nats; None where there is none.
-        references: by name, losses like those of the run.
-        title: what the run is.
-        numbers: of targets at each position, which weigh the means; None for equally many.
-        unit: what stands at a position: `words` or `tokens`.
+        references: losses by position of each reference, by name.
+        title: of the run.
+        numbers: of targets at each position, the weights of the means; None for equal numbers.
+        unit: of a position: `words` or `tokens`.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 1 if divergences is None else 2, squeeze=False)[0]
@@ -164,16 +158,14 @@ def positions(
         epoch_axis(axes, f"position in the sentence ({what})")
         if binned:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            log_ticks(axes.xaxis)
         plain(axes)
     figure.headline(title)
     return figure
 
 
 def _bins(number: int) -> np.ndarray:
-    """Where bins of positions begin, counted from 0, and the end; all alone if they are few."""
+    """The first position of each bin, from 0, and the end; bins of one if there are few."""
     if number <= MANY_POSITIONS:
         return np.arange(number + 1)
     return np.unique(np.geomspace(1, number + 1, MANY_POSITIONS - 8).round().astype(int)) - 1
@@ -185,26 +177,23 @@ def _means(values: Any, weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return totals / np.add.reduceat(weights, edges[:-1])
 
 
-FEW_DECADES = 1e3  # of a logarithmic axis, which has room for labels between the powers of ten
-
-
 def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str) -> Figure:
-    """What taking the context away costs, and how far back gradients reach.
+    """Losses with the context replaced, and gradient norms by distance.
 
     Args:
         losses: an `Ablations` as a mapping.
         dynamics: a `Dynamics` as a mapping.
-        title: what the run is.
+        title: of the run.
     """
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     costs = {
         "always zero": losses["zeroed"] - losses["loss"],
         "of another sentence": (losses["shuffled"] or losses["loss"]) - losses["loss"],
-    } | {
-        f"frozen after {_tokens(frozen['after'])}": frozen["loss"] - frozen["loss_intact"]
-        for frozen in losses["frozen"]
     }
+    for frozen in losses["frozen"]:
+        tokens = "1 token" if frozen["after"] == 1 else f"{frozen['after']} tokens"
+        costs[f"frozen after {tokens}"] = frozen["loss"] - frozen["loss_intact"]
     bars = left.barh(list(costs), list(costs.values()), color=ORANGE)
     left.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
     left.invert_yaxis()
@@ -215,7 +204,7 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
     right.set_yscale("log")
     right.set_xlabel("tokens between a context and a loss")
     if min(norms, default=0) > max(norms, default=0) / FEW_DECADES:
-        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        log_ticks(right.yaxis)
     right.set_ylabel("norm of d loss / d context")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
@@ -224,22 +213,15 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
     return figure
 
 
-def _tokens(number: int) -> str:
-    return f"{number} token{'s' * (number != 1)}"
-
-
-MANY_WORDS = 40  # more of them would not stand side by side
-
-
 def context_over_time(contexts_TC: np.ndarray, words: Sequence[str], title: str = "") -> Figure:
     """The context after each word of a sentence: time to the right, elements downwards.
 
-    Elements are sorted by their value at the end, so that what was kept shows as bands.
+    Elements are sorted by their final value, so that what the context keeps shows as bands.
 
     Args:
         contexts_TC: after each word.
-        words: as many; numbered where they are too many to be read.
-        title: what the run is.
+        words: T words; the axis has numbers where they are too many to be read.
+        title: of the run.
     """
     order = np.argsort(contexts_TC[-1])
     limit = float(np.abs(contexts_TC).max()) or 1.0

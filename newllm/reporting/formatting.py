@@ -1,4 +1,4 @@
-"""How the report writes means, intervals and differences, all in nats."""
+"""The text of means, intervals and differences in the report."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from newllm.statistics.intervals import Interval
 
 
 def number(value: float | None) -> str:
-    """Four digits."""
+    """Such as `1.6588`."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def percent(share: float | None) -> str:
-    """A share, to a tenth of a percent."""
+    """Such as `64.7 %`."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def whole(value: float | None) -> str:
-    """A number without decimals, with commas."""
+    """Such as `4,052,968`."""
     return "-" if value is None else f"{value:,.0f}"
 
 
-def plus_minus(interval: Interval) -> str:
+def plus_minus(interval: Interval | None) -> str:
     """Mean and half width, such as `5.6100 &plusmn; 0.1100`; the mean alone of a single run."""
+    if interval is None:
+        return "-"
     if not math.isfinite(interval.half_width):
         return f"{interval.mean:.4f}"
     return f"{interval.mean:.4f} &plusmn; {interval.half_width:.4f}"
 
 
 def with_count(interval: Interval | None) -> str:
-    """The same and how many runs it is of."""
+    """The same, with the number of runs."""
     return "-" if interval is None else f"{plus_minus(interval)} (n={interval.num_runs})"
 
 
@@ -45,23 +47,7 @@ def bounds(interval: Interval | None) -> str:
 
 
 def signed(interval: Interval | None) -> str:
-    """A difference with the ends of its interval."""
+    """A difference, such as `-0.285 [-0.324, -0.245]`."""
     if interval is None:
         return "-"
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
-def as_known(value: float, low: float, high: float) -> tuple[str, str, str]:
-    """A value and the ends of its interval, to as many digits as the interval leaves certain.
-
-    The half width is shown to two digits, and where it exceeds the value each figure is: what comes
-    after them is another on another machine.
-    """
-    half_width = (high - low) / 2
-    figures = value, low, high
-    if 0 < half_width < abs(value):
-        digits = max(0, 1 - math.floor(math.log10(half_width)))
-        written = [f"{figure:.{digits}f}" for figure in figures]
-    else:
-        written = [f"{float(f'{figure:.2g}'):g}" for figure in figures]
-    return written[0], written[1], written[2]

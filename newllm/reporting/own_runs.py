@@ -1,4 +1,4 @@
-"""The page of one's own runs: is mine better, by how much, and what would decide it."""
+"""The page of groups of runs: whether one is better, by how much, and what would decide it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ from collections.abc import Sequence
 
 from newllm.reporting.answer import answer
 from newllm.reporting.document import Document, quoted
-from newllm.reporting.tables import (
-    Table,
-    chosen,
-    comparison,
-    costs,
-    references_table,
-    runs_table,
-)
+from newllm.reporting.tables import comparison, costs, references_table, runs_table
 from newllm.reporting.translation import Translate
-from newllm.reporting.variant_figures import (
-    MOST_CURVES,
-    MOST_ROWS,
-    curves,
-    forest,
-    has_curves,
-)
+from newllm.reporting.variant_figures import MOST_CURVES, MOST_ROWS, curves, forest, has_curves
 from newllm.runs.gathering import Run
 from newllm.statistics.comparisons import Contest
 from newllm.statistics.intervals import criteria
@@ -59,20 +46,31 @@ def own_runs(
     _: Translate,
     label: Translate,
 ) -> None:
-    """For each corpus an answer, a figure and a table; curves, choices and single runs below."""
+    """For each corpus an answer, a figure and two tables; then curves and single runs."""
     if len(found) > 1:
         document.text(_("Losses on different corpora cannot be compared: each has its own part."))
-    for number, contest in enumerate(found, 1):
+    for index, contest in enumerate(found, 1):
         if len(found) > 1:
             document.text(f"## {quoted(contest.corpus)}")
         document.text(f"**{quoted(answer(contest, _))}**")
-        name = "comparison" if len(found) == 1 else f"comparison{number}"
-        _forest(document, contest, name, _, label)
-        _table(document, comparison(contest, _), _)
-        _table(document, costs(contest), _)
+        if len(contest.foremost(MOST_ROWS)) > 1:
+            name = "comparison" if len(found) == 1 else f"comparison{index}"
+            document.figure(name, forest(contest, label), _(FOREST_CAPTION))
+            document.text(_(FOREST_CAPTION), *_left_out(contest, MOST_ROWS, _))
+        for headings, rows in (comparison(contest, _), costs(contest)):
+            # Only the cells of the first column may be broken into lines.
+            document.table(
+                [_(word) for word in headings],
+                [
+                    [quoted(first), *(quoted(cell).replace(" ", "&nbsp;") for cell in others)]
+                    for first, *others in rows
+                ],
+            )
     _rules(document, found, _)
-    _curves(document, found, _, label)
-    _choices(document, found, _)
+    if drawn := [contest for contest in found if has_curves(contest)]:
+        document.figure("curves", curves(drawn, label), _("Validation loss by epoch"))
+        left_out = [text for contest in drawn for text in _left_out(contest, MOST_CURVES, _)]
+        document.text(_(CURVES_CAPTION), *left_out)
     document.fold(f"{_('All runs')} ({len(runs)})")
     names = {id(run): v.label for contest in found for v in contest.variants for run in v.runs}
     runs_table(document, runs, _, names)
@@ -80,46 +78,23 @@ def own_runs(
     document.unfold()
 
 
-def _forest(
-    document: Document, contest: Contest, name: str, _: Translate, label: Translate
-) -> None:
-    shown = contest.foremost(MOST_ROWS)
-    if len(shown) < 2:
-        return
-    document.figure(name, forest(contest, label), _(FOREST_CAPTION))
-    document.text(_(FOREST_CAPTION), *_left_out(contest, MOST_ROWS, _))
-
-
-def _left_out(contest: Contest, number: int, _: Translate) -> list[str]:
-    """Who is not drawn."""
-    shown = {standing.variant.label for standing in contest.foremost(number)}
-    labels = [s.variant.label for s in contest.ordered if s.variant.loss]
-    missing = [label for label in labels if label not in shown]
+def _left_out(contest: Contest, most: int, _: Translate) -> list[str]:
+    """The groups that a figure of at most so many leaves out."""
+    missing = contest.foremost(len(contest.standings))[most:]
     if not missing:
         return []
     text = _("Drawn are the baseline and the {number} lowest means; left out: {names}.")
-    return [text.format(number=number - 1, names=quoted("; ".join(missing)))]
-
-
-def _table(document: Document, table: Table, _: Translate) -> None:
-    """Only the first column's cells may be broken into lines."""
-    headings, rows = table
-    document.table(
-        [_(word) for word in headings],
-        [
-            [quoted(row[0]), *(quoted(cell).replace(" ", "&nbsp;") for cell in row[1:])]
-            for row in rows
-        ],
-    )
+    names = quoted("; ".join(standing.variant.label for standing in missing))
+    return [text.format(number=most - 1, names=names)]
 
 
 def _rules(document: Document, found: Sequence[Contest], _: Translate) -> None:
-    """What was done to tell groups apart: in short, and folded the whole of it."""
-    compared = [s.sides for contest in found for s in contest.standings if s.sides]
+    """The rules of the comparison in short, and in full in a folded part."""
+    compared = [s.comparison for contest in found for s in contest.standings if s.comparison]
     if not compared:
         return
     effect = criteria().smallest_effects["loss"]
-    how = _(PAIRED if all(sides.is_paired for sides in compared) else MIXED)
+    how = _(PAIRED if all(comparison.is_paired for comparison in compared) else MIXED)
     document.text(_(RULES).format(how=how, number=len(compared), effect=effect))
     baselines = dict.fromkeys(contest.baseline.label for contest in found)
     document.fold(_("How the groups are compared"))
@@ -133,25 +108,3 @@ def _rules(document: Document, found: Sequence[Contest], _: Translate) -> None:
         )
     )
     document.unfold()
-
-
-def _curves(document: Document, found: Sequence[Contest], _: Translate, label: Translate) -> None:
-    drawn = [contest for contest in found if has_curves(contest)]
-    if not drawn:
-        return
-    document.figure("curves", curves(drawn, label), _("Validation loss by epoch"))
-    left_out = [text for contest in drawn for text in _left_out(contest, MOST_CURVES, _)]
-    document.text(_(CURVES_CAPTION), *left_out)
-
-
-def _choices(document: Document, found: Sequence[Contest], _: Translate) -> None:
-    """What labels leave out."""
-    rows = [
-        [quoted(name), quoted(text) or "-"]
-        for contest in found
-        for name, text in chosen(contest.variants).items()
-    ]
-    if rows:
-        document.fold(_("In what the groups differ"))
-        document.table([_("group"), _("chosen")], rows)
-        document.unfold()

@@ -1,4 +1,4 @@
-"""The page of a report: what each study says of its runs, and a comparison of all others."""
+"""The page of a report: the parts of studies, and a comparison of all other runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from newllm.config.naming import TRIAL
 from newllm.config.study_file import variants_of
@@ -34,12 +33,12 @@ class Study:
 
     Attributes:
         name: of its sweep.
-        title: of its part, and of the whole page where no other runs are on it.
+        title: of its part, and of the page where no other runs are on it.
         place: among the studies of a page; the lowest comes first.
-        own: which of some runs have their place in it, and need none in a list of others.
-        part: writes its part into a document, given all runs and the words of the page and of its
-            figures. It is called only where it has runs of its own.
-        opens: whether a page with any of its runs is of this study.
+        own: returns the given runs that belong to it, which no list of other runs repeats.
+        part: adds its part to a document, given all runs and the translations of the page and of
+            its figures; called only if it has runs of its own.
+        opens: whether any page with its runs has its title.
     """
 
     name: str
@@ -52,28 +51,30 @@ class Study:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page is made of.
+    """A page of runs.
 
     Attributes:
         runs: all of them.
         studies: those that may have a part in it.
-        baseline: what groups of runs are compared with, as in `contests`; a page with a baseline
-            is of groups alone.
+        baseline: as in `contests`; a page with a baseline has no parts of studies.
         lang: one of `LANGUAGES`.
-        judged: `contests(runs, baseline)`, where they are known already.
     """
 
     runs: Sequence[Run]
     studies: Sequence[Study] = ()
     baseline: str | None = None
     lang: str = "en"
-    judged: Sequence[Contest] | None = None
+
+    @cached_property
+    def contests(self) -> list[Contest]:
+        """Of all runs."""
+        return contests(self.runs, self.baseline)
 
     @cached_property
     def opening(self) -> Study | None:
-        """The study that the page is of."""
-        found = [study for study, _ in self._shown if study.opens or self._is_all_of(study)]
-        return next(iter(found), None)
+        """The study whose title the page has."""
+        found = (study for study, _ in self._shown if study.opens or self._is_all_of(study))
+        return next(found, None)
 
     @cached_property
     def _shown(self) -> list[tuple[Study, list[Run]]]:
@@ -85,52 +86,45 @@ class Page:
         return self.studies if self.baseline is None else ()
 
     def _is_all_of(self, study: Study) -> bool:
-        """Whether the sweep of a study made all runs that are done, or may have."""
+        """Whether all finished runs are of a study's sweep, or could be."""
         of_it = {(study.name, None), *((None, name) for name in variants_of(study.name))}
         done = [run for run in self.runs if run.is_done]
         return all((run.study, None if run.study else run.known_as) in of_it for run in done)
 
-    def changed(self, _: Translate) -> Iterator[str]:
-        """For each study how many runs are not in its part because they were changed, and how."""
+    @cached_property
+    def _others(self) -> list[Run]:
+        """The runs that no study shows."""
         of_study = {id(run) for _study, own in self._shown for run in own}
+        return [run for run in self.runs if id(run) not in of_study]
+
+    def changed(self, _: Translate) -> Iterator[str]:
+        """A line for each study with finished runs that it does not show, and their changes."""
         for study in self._candidates:
             changes = [
                 [f"{key}={value}" for key, value in run.choices.items() if key != TRIAL]
-                for run in self.runs
-                if run.study == study.name and run.is_done and id(run) not in of_study
+                for run in self._others
+                if run.study == study.name and run.is_done
             ]
             if number := sum(map(bool, changes)):
                 told = list(dict.fromkeys(itertools.chain(*changes)))
                 told[MOST_CHANGES:] = ["..."] * (len(told) > MOST_CHANGES)
-                yield _(CHANGED).format(number=number, study=study.name, changes=", ".join(told))
+                text = _(CHANGED)
+                yield text.format(number=number, study=study.name, changes=", ".join(told))
 
-    def write(self, folder: Path) -> Path:
-        """Write `report.md`, `index.html` and figures into a folder; returns the page's place.
+    def compose(self) -> Document:
+        """The content of the page.
+
+        Where no font has the letters of its language, figures have English labels.
 
         Raises:
-            ValueError: there is no such baseline; nothing was written.
+            ValueError: no run has the name of the baseline.
         """
-        document = self._compose(folder)
-        document.write_markdown(folder / "report.md")
-        title = self.opening.title if self.opening else OWN_TITLE
-        return document.write_html(folder / "index.html", translator(self.lang)(title), self.lang)
-
-    def write_markdown(self, path: Path) -> Path:
-        """Write one file of Markdown, its figures into a folder named like it."""
-        return self._compose(path.with_suffix("")).write_markdown(path)
-
-    def _compose(self, folder: Path) -> Document:
-        """The whole page; where no font has the letters, figures keep their English words."""
-        of_study = {id(run) for _study, own in self._shown for run in own}
-        others = [run for run in self.runs if id(run) not in of_study]
-        opening, found = self.opening, self.judged if not of_study else None
-        if found is None and not opening:
-            found = contests(others, self.baseline)
-        folder.mkdir(parents=True, exist_ok=True)
-        document, _ = Document(folder), translator(self.lang)
+        _ = translator(self.lang)
         label = _ if can_show(_(NO_FONT)) else translator("en")
-        document.text(f"# {_(opening.title if opening else OWN_TITLE)}")
-        if found and not opening:
+        opening, others = self.opening, self._others
+        document = Document(_(opening.title if opening else OWN_TITLE), self.lang)
+        if others and not opening:
+            found = contests(others) if self._shown else self.contests
             own_runs(document, found, others, _, label)
         for study, _own in self._shown:
             if study is opening:
@@ -140,38 +134,31 @@ class Page:
             study.part(document, self.runs, _, label)
             document.unfold()
         document.text(*map(quoted, self.changed(_)))
-        commands = "`python -m newllm.report`"
         if opening:
-            _other_runs(document, self.runs, others, _)
-            commands = f"`python -m newllm.train sweep={opening.name}`, {commands}"
-        _origin(document, self.runs, commands, _)
+            for title, chosen in (
+                (_("Failed and unfinished runs"), [run for run in self.runs if not run.is_done]),
+                (_("Other runs"), [run for run in others if run.is_done]),
+            ):
+                if chosen:
+                    document.fold(f"{title} ({len(chosen)})")
+                    runs_table(document, chosen, _)
+                    document.unfold()
+        _origin(document, self.runs, opening, _)
         if document.figures and label is not _:
             document.text(_(NO_FONT))
         return document
 
 
-def _other_runs(
-    document: Document, runs: Sequence[Run], others: Sequence[Run], _: Translate
-) -> None:
-    """Those that have no place of their own, and those that have no result."""
-    for title, chosen in (
-        (_("Failed and unfinished runs"), [run for run in runs if not run.is_done]),
-        (_("Other runs"), [run for run in others if run.is_done]),
-    ):
-        if chosen:
-            document.fold(f"{title} ({len(chosen)})")
-            runs_table(document, chosen, _)
-            document.unfold()
-
-
-def _origin(document: Document, runs: Sequence[Run], commands: str, _: Translate) -> None:
+def _origin(document: Document, runs: Sequence[Run], opening: Study | None, _: Translate) -> None:
+    """The commands, revisions and time that made the page."""
     document.fold(_("How this page was made"))
+    sweep = f"`python -m newllm.train sweep={opening.name}`, " if opening else ""
     revisions = Counter(quoted(run.result.get("git_revision") or "-")[:12] for run in runs)
     seconds = sum(run.result.get("seconds") or 0.0 for run in runs)
     threads = sorted({quoted(run.result["threads"]) for run in runs if run.is_known})
     by_revision = _("{num_runs} runs at revision {revision}")
     document.text(
-        commands,
+        f"{sweep}`python -m newllm.report`",
         _("{runs}; {minutes} minutes of processes with {threads} thread(s) each.").format(
             runs=", ".join(
                 by_revision.format(num_runs=number, revision=revision)

@@ -1,24 +1,26 @@
-"""Variants side by side in the terminal: `newllm.report`, and the end of a sweep."""
+"""Results in the terminal: variants side by side, and the evaluation of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from rich import table as rich_table
 from rich.console import Console
+from rich.table import Table
 
 from newllm.reporting.answer import answer
-from newllm.reporting.tables import Table, chosen, comparison, costs
+from newllm.reporting.formatting import number, percent
+from newllm.reporting.tables import comparison, costs
 from newllm.reporting.translation import translator
 from newllm.statistics.comparisons import Contest
 
-MOST_ROWS = 40  # groups; more of them are for the page
+MOST_ROWS = 40  # groups; more of them are on the page alone
 MOST_REASONS = 10
-LEFT = ("group", "verdict", "seeds", "seeds to decide")
+LEFT = ("group", "verdict", "seeds", "seeds to decide", "context", "nats per token", "split")
 
 
 def console() -> Console:
-    """A file or a pipe has no edge to break lines at."""
+    """The terminal; lines are not broken in a file or a pipe."""
     own = Console(highlight=False, markup=False)
     if not own.is_terminal:
         own.width = 250
@@ -26,37 +28,33 @@ def console() -> Console:
 
 
 def print_contests(contests: Sequence[Contest], out: Console) -> None:
-    """What was compared, what it costs, and the answer in words, for each corpus."""
+    """Both tables and the answer for each corpus."""
     _ = translator("en")
     for contest in contests:
         if len(contests) > 1:
             out.print(f"--- {contest.corpus}")
         if len(contest.standings) <= MOST_ROWS:
-            out.print(_table(comparison(contest, _)))
-            out.print(_table(costs(contest)))
-            for label, text in chosen(contest.variants).items():
-                out.print(f"{label}: {text}")
+            out.print(_table(*comparison(contest, _)))
+            out.print(_table(*costs(contest)))
         else:
             out.print(f"{len(contest.standings)} groups: the page has the table")
         out.print(answer(contest, _))
         out.print()
 
 
-def _table(table: Table) -> rich_table.Table:
-    headings, rows = table
-    shown = rich_table.Table(box=None)
+def _table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None)
     for heading in headings:
-        shown.add_column(heading, justify="left" if heading in LEFT else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in LEFT else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
-    return shown
+        table.add_row(*row)
+    return table
 
 
 def reasons(contests: Sequence[Contest]) -> Iterator[str]:
-    """A line for all runs of a group that ended badly for the same reason."""
+    """A line for all runs of a group that failed for the same reason."""
     found: dict[tuple[str, str], list[str]] = {}
-    variants = [variant for contest in contests for variant in contest.variants]
-    for variant in variants:
+    for variant in (variant for contest in contests for variant in contest.variants):
         for run in variant.runs:
             if not run.is_done:
                 error = str(run.result.get("error") or "no reason was written down")
@@ -66,3 +64,71 @@ def reasons(contests: Sequence[Contest]) -> Iterator[str]:
         yield f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: {why}"
     if len(found) > MOST_REASONS:
         yield f"and {len(found) - MOST_REASONS} more groups with runs that are not done"
+
+
+def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, out: Console) -> None:
+    """All results of `newllm.training.evaluation`."""
+    if sees_the_future:
+        void = "void: it saw the future; these are no language-model losses"
+        out.print(void, style="bold red")
+    if "metrics" in found:
+        names = dict.fromkeys(name for row in found["metrics"].values() for name in row)
+        rows = [
+            [split, *(number(row.get(name)) for name in names)]
+            for split, row in found["metrics"].items()
+        ]
+        out.print(_table(["split", *names], rows))
+        return
+    out.print(_losses_table(found["splits"]))
+    kl = found["splits"]["validation"]["kl"]
+    if kl is not None:
+        out.print(f"expected excess over the grammar (KL, validation): {kl:.4f} nats per token")
+    if "ablations" in found:
+        out.print()
+        out.print(_ablation_table(found["ablations"]))
+        out.print()
+        out.print("\n".join(_dynamics_lines(found["dynamics"])))
+
+
+def _losses_table(splits: Mapping[str, Any]) -> Table:
+    """The loss of each split beside its references."""
+    names = dict.fromkeys(name for row in splits.values() for name in row["references"])
+    references = [
+        [name.replace("_", " "), *(number(row["references"].get(name)) for row in splits.values())]
+        for name in names
+    ]
+    table = _table(["nats per token", *splits], references)
+    table.add_row("this model", *(number(row["loss"]) for row in splits.values()), style="bold")
+    table.add_row("gap closed", *(percent(row["gap_closed"]) for row in splits.values()))
+    return table
+
+
+def _ablation_table(ablations: Mapping[str, Any]) -> Table:
+    """Losses with the context replaced."""
+    intact = ablations["loss"]
+    losses = [
+        ("always zero", ablations["zeroed"], intact),
+        ("of another sentence", ablations["shuffled"], intact),
+        *(
+            (f"frozen after {f['after']} tokens (loss from there on)", f["loss"], f["loss_intact"])
+            for f in ablations["frozen"]
+        ),
+    ]
+    rows = [
+        [name, number(loss), number(loss - base)] for name, loss, base in losses if loss is not None
+    ]
+    return _table(["context", "loss", "worse by"], [["as it is", number(intact), ""], *rows])
+
+
+def _dynamics_lines(found: Mapping[str, Any]) -> list[str]:
+    low, high = found["singular_value_range"]
+    norms = found["gradient_norms"]
+    reach = f", {len(norms) - 1} tokens before: {norms[-1]:.5f}" if len(norms) > 1 else ""
+    return [
+        f"effective rank of the contexts: {found['effective_rank']:.1f} of {found['context_dim']}",
+        f"largest singular value of d context_t / d context_(t-1): {found['singular_value']:.3f} "
+        f"({low:.3f} to {high:.3f})",
+        f"largest Lyapunov exponent, over a sentence: {found['lyapunov_exponent']:+.3f} nats per "
+        "token",
+        f"gradient of a loss by the context just before it: {norms[0]:.4f}{reach}",
+    ]

@@ -1,42 +1,39 @@
-"""Figures of variants side by side. Each function returns a matplotlib Figure.
-
-A variant has one colour and line style in all of them; colours are those of Okabe & Ito (2008).
-"""
+"""Figures of variants side by side. A variant has one colour and line style in all of them."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from newllm.reporting.drawing import Figure, epoch_axis
-from newllm.reporting.figures import (
+from newllm.reporting.drawing import (
+    BLACK,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PINK,
+    SKY,
     YELLOW,
+    Figure,
+    epoch_axis,
     plain,
-    reference_lines,
 )
+from newllm.reporting.figures import reference_lines
+from newllm.reporting.translation import Translate
 from newllm.statistics.comparisons import Contest, Standing
 from newllm.statistics.intervals import criteria, mean_interval
 from newllm.statistics.variants import Variant
 
 MOST_CURVES = 8
 MOST_ROWS = 30
-SKY, BLACK = "#56B4E9", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK)
 DASHES = ("-", "--", ":")
-# Of a training that is not short: what comes before it may lie out of view, else all that matters
-# is one line.
+# The first quarter of a training of ten epochs or more may lie above the axes.
 START, SHORT = 0.25, 10
-
-Words = Callable[[str], str]
 
 
 def styles(standings: Sequence[Standing]) -> dict[str, tuple[str, str]]:
@@ -47,26 +44,39 @@ def styles(standings: Sequence[Standing]) -> dict[str, tuple[str, str]]:
     }
 
 
-def forest(contest: Contest, words: Words = str) -> Figure:
+def _in_lines(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, 34, max_lines=2, placeholder=" …"))
+
+
+def forest(contest: Contest, words: Translate) -> Figure:
     """Best losses of all seeds with their means, and differences from the baseline.
 
     Bars are 95 % intervals; the shaded zone is that of effects too small to matter.
 
     Args:
-        contest: one with a variant that has a result.
-        words: translates a label.
+        contest: with at least one variant that has a result.
+        words: translates labels.
     """
     rows = contest.foremost(MOST_ROWS)
     figure = Figure(figsize=(11, 1.25 + 0.34 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     colours = styles(contest.foremost(MOST_CURVES))
+    losses, differences = [], []
     for height, standing in enumerate(rows):
         colour = colours.get(standing.variant.label, (GREY, ""))[0]
-        _losses(left, standing.variant, height, colour)
-        _difference(right, standing, contest, height, colour, words)
-    left.set_yticks(
-        range(len(rows)), ["\n".join(textwrap.wrap(s.variant.label, 34)) for s in rows], fontsize=8
-    )
+        losses += _draw_losses(left, standing.variant, height, colour)
+        differences.append(_draw_difference(right, standing, contest, height, colour))
+        right.annotate(
+            words(standing.verdict),
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+    left.set_yticks(range(len(rows)), [_in_lines(s.variant.label) for s in rows], fontsize=8)
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlabel(words("best validation loss (nats per token)"), fontsize=9)
     left.set_title(contest.corpus, loc="left", fontsize=10)
@@ -75,69 +85,51 @@ def forest(contest: Contest, words: Words = str) -> Figure:
     right.axvline(0, color=GREY, linewidth=1)
     about = words("difference from the baseline (nats; shaded: within {effect}, no effect)")
     right.set_xlabel(about.format(effect=effect), fontsize=9)
-    _limit(left, [loss for s in rows for loss in s.variant.by_seed(criteria().metric).values()])
-    _limit(right, [-1.5 * effect, 1.5 * effect, *(_points(s, contest) for s in rows)])
-    for axes in (left, right):
-        plain(axes)
+    for axes, points in ((left, losses), (right, [-1.5 * effect, 1.5 * effect, *differences])):
+        # All points are shown, and of an interval that is far wider what fits.
+        low, high = axes.get_xlim()
+        span = max(points) - min(points) or abs(points[0]) * 0.01 or 1.0
+        axes.set_xlim(max(low, min(points) - 2 * span), min(high, max(points) + 2 * span))
         axes.tick_params(labelsize=8)
+        plain(axes)
     return figure
 
 
-def _losses(axes: Axes, variant: Variant, height: int, colour: str) -> None:
+def _draw_losses(axes: Axes, variant: Variant, height: int, colour: str) -> list[float]:
+    """Draw a variant's losses, mean and interval; returns the losses."""
     losses = list(variant.by_seed(criteria().metric).values())
     axes.plot(losses, [height] * len(losses), "|", color=colour, alpha=0.6, ms=9)
-    loss = variant.loss
-    if loss is not None:
+    if loss := variant.loss:
         if math.isfinite(loss.half_width):
             axes.plot([loss.low, loss.high], [height, height], color=colour, linewidth=2)
         axes.plot(loss.mean, height, "o", color=colour, ms=6)
+    return losses
 
 
-def _points(standing: Standing, contest: Contest) -> float:
-    """Where the difference of a variant is drawn: of the means, where nothing was compared."""
-    if standing.difference:
-        return standing.difference.mean
-    own, base = standing.variant.loss, contest.baseline.loss
-    return own.mean - base.mean if own and base else 0.0
-
-
-def _difference(
-    axes: Axes, standing: Standing, contest: Contest, height: int, colour: str, words: Words
-) -> None:
-    interval, verdict = standing.difference, words(standing.verdict)
-    if interval is not None:
+def _draw_difference(
+    axes: Axes, standing: Standing, contest: Contest, height: int, colour: str
+) -> float:
+    """Draw a difference, without an interval as a hollow point; returns the difference."""
+    if interval := standing.difference:
         axes.plot([interval.low, interval.high], [height, height], color=colour, linewidth=2)
         axes.plot(interval.mean, height, "o", color=colour, ms=6)
-    elif standing.variant.loss and standing.variant is not contest.baseline:
-        axes.plot(_points(standing, contest), height, "o", mfc="none", mec=colour, ms=6)
-    axes.annotate(
-        verdict,
-        (1, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(6, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=8,
-        annotation_clip=False,
-    )
+        return interval.mean
+    own, base = standing.variant.loss, contest.baseline.loss
+    if not (own and base) or standing.variant is contest.baseline:
+        return 0.0
+    axes.plot(own.mean - base.mean, height, "o", mfc="none", mec=colour, ms=6)
+    return own.mean - base.mean
 
 
-def _limit(axes: Axes, points: Sequence[float]) -> None:
-    """Show all points, and of an interval that is far wider than these what fits."""
-    low, high = axes.get_xlim()
-    span = max(points) - min(points) or abs(points[0]) * 0.01 or 1.0
-    axes.set_xlim(max(low, min(points) - 2 * span), min(high, max(points) + 2 * span))
-
-
-def curves(contests: Sequence[Contest], words: Words = str) -> Figure:
+def curves(contests: Sequence[Contest], words: Translate = str) -> Figure:
     """Validation loss by epoch: mean and 95 % band over seeds, a panel for each corpus.
 
-    Bands go as far as all seeds of a variant do. References are level lines where all variants of a
+    Bands end with the shortest run of a variant. References are level lines where all variants of a
     corpus share them.
 
     Args:
         contests: with at least one curve.
-        words: translates a label.
+        words: translates labels.
     """
     figure = Figure(figsize=(11, 4.6 * len(contests)), layout="constrained")
     panels = figure.subplots(len(contests), 1, squeeze=False)[:, 0]
@@ -148,20 +140,19 @@ def curves(contests: Sequence[Contest], words: Words = str) -> Figure:
             _band(axes, standing.variant, *style)
             for standing, style in zip(drawn, names.values(), strict=True)
         ]
-        _view(axes, [s.variant for s in drawn])
+        _set_view(axes, [s.variant for s in drawn])
         reference_lines(axes, contest.references)
         epoch_axis(axes, words("epoch"))
         axes.set_ylabel(words("validation loss (nats per token)"))
         axes.set_title(contest.corpus, loc="left", fontsize=10)
         plain(axes)
-        labels = [textwrap.fill(name, 34) for name in names]
         below = {"loc": "upper left", "bbox_to_anchor": (0, -0.12), "ncols": 3}
-        axes.legend(lines, labels, **below, fontsize=8, frameon=False)
+        axes.legend(lines, map(_in_lines, names), **below, fontsize=8, frameon=False)
     return figure
 
 
 def has_curves(contest: Contest) -> bool:
-    """Whether there is anything to draw."""
+    """Whether any variant has a curve."""
     return any(s.variant.curve("epoch") for s in contest.foremost(MOST_CURVES))
 
 
@@ -179,19 +170,18 @@ def _band(axes: Axes, variant: Variant, colour: str, dashes: str) -> Line2D:
     return line
 
 
-def _view(axes: Axes, drawn: Sequence[Variant]) -> None:
-    """From just below the lowest loss up to the highest after the start of the training."""
-    losses, late = [], []
+def _set_view(axes: Axes, drawn: Sequence[Variant]) -> None:
+    """From just below the lowest loss to the highest after the start of the training."""
+    losses: list[float] = []
+    late: list[float] = []
     for variant in drawn:
         rows = variant.curve("epoch")
         first = START * len(rows) if len(rows) >= SHORT else 0
         for number, (_, values) in enumerate(rows, 1):
-            losses += values
-            if number >= first:
-                late += values
-    known = [loss for loss in losses if math.isfinite(loss)]
-    if not known:
-        return
-    low, high = min(known), max((loss for loss in late if math.isfinite(loss)), default=max(known))
-    margin = 0.08 * (high - low) or 0.05
-    axes.set_ylim(low - 2 * margin, high + margin)
+            finite = [loss for loss in values if math.isfinite(loss)]
+            losses += finite
+            late += finite if number >= first else []
+    if losses:
+        low, high = min(losses), max(late or losses)
+        margin = 0.08 * (high - low) or 0.05
+        axes.set_ylim(low - 2 * margin, high + margin)

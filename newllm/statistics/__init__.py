@@ -1,1 +1,1 @@
-"""What runs show: variants, intervals, comparisons, spikes, and what all are compared with."""
+"""Variants, intervals, comparisons, spikes, ablations and reference losses of runs."""

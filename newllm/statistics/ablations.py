@@ -1,9 +1,9 @@
-"""What the context of a recurrent layer is good for, and how it behaves over time.
+"""The use of the context of a recurrent layer, and its dynamics over time.
 
-All of it looks at sentences through `LanguageModel.trace`, which lets a function replace the
-context at every step. Losses are means over targets, in nats.
+Losses are means over targets, in nats. `LanguageModel.trace` lets a function replace the context at
+every step.
 
-Shapes: B batch, T time (tokens), C context, N contexts.
+Shapes: B batch, T time (tokens), V classes, C context, N contexts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from newllm.data.tokenizer import PAD
 from newllm.models.language_model import LanguageModel, score_logits
 
 FROZEN_AFTER = (1, 2, 4, 8)
-NUM_SENTENCES = 16  # for what needs a Jacobian at every step
+NUM_SENTENCES = 16  # with a Jacobian at every step
 MAX_STEPS = 16
-TINY = 1e-30  # in the place of a zero whose logarithm is taken
+TINY = 1e-300  # replaces a zero whose logarithm is taken
 
 Intervention = Callable[[int, Tensor], Tensor]
 MakeIntervention = Callable[[LanguageModel, Batch], Intervention]
@@ -33,7 +33,7 @@ MakeIntervention = Callable[[LanguageModel, Batch], Intervention]
 
 @dataclass(frozen=True)
 class Frozen:
-    """Loss of the targets past the first `after` tokens, the context kept as it was there."""
+    """Loss of the targets after the first `after` tokens, with the context kept from there on."""
 
     after: int
     loss: float
@@ -42,12 +42,12 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Ablations:
-    """What the context is good for.
+    """Losses of a split with the context replaced.
 
     Attributes:
-        loss: of the model as it is.
-        zeroed: with the context always zero, as at the start of a sentence.
-        shuffled: with the context of another sentence at the same position; None for one alone.
+        loss: of the intact model.
+        zeroed: with a context of zeros, as at the start of a sentence.
+        shuffled: with the context of another sentence at the same position; None for one sentence.
         frozen: with a context that no longer changes.
     """
 
@@ -59,18 +59,18 @@ class Ablations:
 
 @dataclass(frozen=True)
 class Dynamics:
-    """How the context behaves over time.
+    """Dynamics of the context.
 
     Attributes:
-        effective_rank: of the contexts around their mean: e to the entropy of their normalized
-            singular values (Roy & Vetterli 2007); at most C.
-        gradient_norms: of a target's loss by the context so many tokens before it, from 0 on.
+        context_dim: C.
+        effective_rank: exponential of the entropy of the normalized singular values of the centred
+            contexts (Roy & Vetterli 2007); at most C.
+        gradient_norms: of a target's loss by the context 0, 1, ... tokens before it.
         singular_value: largest of d context_t / d context_{t-1}, median over steps.
         singular_value_range: its 5th and 95th percentile.
-        lyapunov_exponent: largest one over a finite time: by how many nats a token the small
-            change of the context grows that grows most from the start of a sentence to its end
-            (the logarithm of the largest singular value of all its Jacobians' product, by its
-            length); mean over sentences. Over few tokens it lies above the limit of long times.
+        lyapunov_exponent: largest finite-time exponent, in nats per token: logarithm of the largest
+            singular value of the product of a sentence's Jacobians, divided by its length; mean
+            over sentences. Over few tokens it exceeds the limit of long times.
     """
 
     context_dim: int
@@ -83,7 +83,7 @@ class Dynamics:
 
 @torch.no_grad()
 def ablate(model: LanguageModel, split: EncodedSplit) -> Ablations:
-    """Losses of a split with the context taken away in several ways."""
+    """Losses of a split with the context replaced in several ways."""
 
     def loss(make: MakeIntervention, after: int = 0) -> float:
         return _loss(model, split, make, after)
@@ -109,14 +109,14 @@ def _zero(model: LanguageModel, batch: Batch) -> Intervention:
 
 
 def _swap(model: LanguageModel, batch: Batch) -> Intervention:
-    """The context that another sentence of the batch, of another length if may be, has there."""
+    """The context of another sentence of the batch at the same position."""
     own_BTC = model.trace(batch.tokens_BT).contexts_BTC
     other_BTC = own_BTC.roll(max(1, len(own_BTC) // 2), 0)  # a batch is sorted by length
     return lambda t, context_BC: other_BTC[:, t]
 
 
 def _freeze(after: int) -> MakeIntervention:
-    """The context after `after` tokens, from there on."""
+    """From then on the context after `after` tokens."""
 
     def make(model: LanguageModel, batch: Batch) -> Intervention:
         kept: list[Tensor] = []
@@ -132,7 +132,7 @@ def _freeze(after: int) -> MakeIntervention:
 
 
 def _loss(model: LanguageModel, split: EncodedSplit, make: MakeIntervention, after: int) -> float:
-    """Mean loss of the targets past the first `after` ones of each sentence."""
+    """Mean loss of the targets after the first `after` ones of each sentence."""
     total, number = 0.0, 0
     for batch in on_device_of(model, EvaluationBatches(split)):
         trace = model.trace(batch.tokens_BT, intervene=make(model, batch))
@@ -160,7 +160,7 @@ def dynamics(model: LanguageModel, split: EncodedSplit) -> Dynamics:
 
 @torch.no_grad()
 def _contexts(model: LanguageModel, split: EncodedSplit) -> Tensor:
-    """The contexts after all tokens of a split [N, C]."""
+    """The contexts after all tokens of a split, [N, C]."""
     return torch.cat(
         [
             model.trace(batch.tokens_BT).contexts_BTC[batch.tokens_BT != PAD]
@@ -170,7 +170,7 @@ def _contexts(model: LanguageModel, split: EncodedSplit) -> Tensor:
 
 
 def effective_rank(contexts_NC: Tensor) -> float:
-    """How many directions the contexts spread over, a real number from 1 to C."""
+    """The number of directions in which contexts spread, a real number from 1 to C."""
     centred_NC = contexts_NC.double() - contexts_NC.double().mean(0)
     values_C = torch.linalg.svdvals(centred_NC)
     if not values_C.any():
@@ -182,7 +182,7 @@ def effective_rank(contexts_NC: Tensor) -> float:
 def gradient_norms(model: LanguageModel, batch: Batch) -> list[float]:
     """Mean norm of d loss_t / d context_{t-d} over sentences and targets, by d = 0, 1, ...
 
-    d = 0 is the context that the prediction itself reads.
+    d = 0 is the context that the prediction reads.
     """
     seen: list[Tensor] = []
 
@@ -198,7 +198,7 @@ def gradient_norms(model: LanguageModel, batch: Batch) -> list[float]:
         real_B = targets_BT[:, t] != IGNORE
         if not real_B.any():
             break
-        # The sentences do not touch one another, so one backward pass serves all of them.
+        # Sentences are independent, so one backward pass serves all of them.
         gradients = torch.autograd.grad(loss_BT[:, t].sum(), seen[:t], retain_graph=True)
         for step, gradient_BC in enumerate(gradients):
             norms[t - 1 - step] += gradient_BC[real_B].norm(dim=1).tolist()
@@ -211,37 +211,21 @@ def _expansion(
     """Largest singular value of every step's Jacobian; Lyapunov exponent of every sentence."""
     tokens_BT = batch.tokens_BT[:, :MAX_STEPS]
     largest: list[float] = []
-    device, num_steps_B = device_of(model), (tokens_BT[:, 1:] != PAD).sum(1)
-    product_BCC = torch.eye(context_dim, device=device).repeat(len(tokens_BT), 1, 1)
-    logs_B = torch.zeros(len(tokens_BT), device=device)
+    # The product of `MAX_STEPS` Jacobians stays within the range of double precision.
+    identity_CC = torch.eye(context_dim, device=device_of(model), dtype=torch.double)
+    product_BCC = identity_CC.repeat(len(tokens_BT), 1, 1)
     for t, jacobian_BCC in enumerate(jacobians(model, tokens_BT), start=1):
         real_B = tokens_BT[:, t] != PAD
-        largest += largest_singular_values(jacobian_BCC[real_B]).tolist()
-        product_BCC = torch.where(real_B[:, None, None], jacobian_BCC @ product_BCC, product_BCC)
-        # Kept near 1, so that long products neither vanish nor overflow.
-        scale_B = product_BCC.flatten(1).norm(dim=1).clamp(min=TINY)
-        logs_B += scale_B.log()
-        product_BCC = product_BCC / scale_B[:, None, None]
-    logs_B += largest_singular_values(product_BCC).clamp(min=TINY).log()
+        largest += torch.linalg.matrix_norm(jacobian_BCC[real_B], 2).tolist()
+        product_BCC[real_B] = jacobian_BCC[real_B].double() @ product_BCC[real_B]
+    num_steps_B = (tokens_BT[:, 1:] != PAD).sum(1)
+    logs_B = torch.linalg.matrix_norm(product_BCC, 2).clamp(min=TINY).log()
     has_steps_B = num_steps_B > 0
     return largest, (logs_B[has_steps_B] / num_steps_B[has_steps_B]).tolist()
 
 
-def largest_singular_values(matrices_BCC: Tensor, num_rounds: int = 50) -> Tensor:
-    """Of each matrix, by power iteration: many times faster than a whole decomposition [B]."""
-    size_B = matrices_BCC.flatten(1).norm(dim=1).clamp(min=TINY)  # near 0 squares vanish
-    matrices_BCC = matrices_BCC / size_B[:, None, None]
-    generator = torch.Generator().manual_seed(0)
-    direction_BC1 = torch.randn(matrices_BCC.shape[-1], 1, generator=generator).to(matrices_BCC)
-    direction_BC1 = direction_BC1.repeat(len(matrices_BCC), 1, 1)
-    for _ in range(num_rounds):
-        direction_BC1 = matrices_BCC.mT @ (matrices_BCC @ direction_BC1)
-        direction_BC1 = direction_BC1 / direction_BC1.norm(dim=1, keepdim=True).clamp(min=TINY)
-    return size_B * (matrices_BCC @ direction_BC1).norm(dim=(1, 2))
-
-
 def jacobians(model: LanguageModel, tokens_BT: Tensor) -> Iterator[Tensor]:
-    """d context_t / d context_{t-1} [B, C, C] at the second, third ... token of each sentence."""
+    """d context_t / d context_{t-1}, [B, C, C], at the second, third, ... token of sentences."""
     computed: list[Tensor] = []
     read: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Means with intervals for a few runs that differ in their seed, and verdicts on differences."""
+"""Means with intervals over a few runs that differ in their seed, and verdicts on differences."""
 
 from __future__ import annotations
 
@@ -33,36 +33,23 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean of some values and where the mean of many more would lie.
-
-    Raises:
-        ValueError: without a value.
-    """
+    """The mean of at least one value, with the interval for the true mean."""
     if not values:
         raise ValueError("an interval needs at least one value")
     n = len(values)
     mean = float(np.mean(values))
     if n == 1:
         return Interval(mean, math.inf, 1)
-    return Interval(mean, _quantile(n) * float(np.std(values, ddof=1)) / math.sqrt(n), n)
+    return Interval(mean, _quantile(n - 1) * float(stats.sem(values)), n)
 
 
-def next_run_interval(values: Sequence[float]) -> Interval:
-    """Where a single further run would lie, with the same confidence."""
-    n = len(values)
-    if n < 2:
-        return mean_interval(values)
-    spread = float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
-    return Interval(float(np.mean(values)), _quantile(n) * spread, n)
-
-
-def _quantile(n: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """How runs are judged, decided before they were made; see `criteria.toml`."""
+    """The rules by which runs are judged; see `criteria.toml`."""
 
     metric: str
     smallest_effects: Mapping[str, float]
@@ -73,87 +60,101 @@ class Criteria:
 
 @cache
 def criteria() -> Criteria:
-    """Those of this package."""
+    """The rules of this package."""
     stated = tomllib.loads(files("newllm.statistics").joinpath("criteria.toml").read_text())
     return Criteria(**{field.name: stated[field.name] for field in fields(Criteria)})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two groups of runs, or pairs of them; differences are first minus second.
+    """Two groups of runs, or pairs of runs. Differences are first minus second.
 
     Attributes:
+        first: a value for each run.
+        second: the same; in the order of `first` if paired.
+        is_paired: whether values were compared in pairs.
         interval: of the difference of the means.
-        p_difference: that means as far apart are drawn from equal ones.
-        p_equivalence: that means as near are drawn from ones a smallest effect apart, or more.
+        p_difference: two-sided p-value of the test of difference.
+        p_equivalence: p-value of the test that the difference is below the smallest effect.
     """
 
+    first: Sequence[float]
+    second: Sequence[float]
+    is_paired: bool
     interval: Interval
     p_difference: float
     p_equivalence: float
-
-    @property
-    def difference(self) -> float:
-        return self.interval.mean
 
 
 def compare(
     first: Sequence[float], second: Sequence[float], smallest_effect: float, paired: bool = False
 ) -> Comparison:
-    """Welch's tests of two groups, or Student's of the differences of pairs.
-
-    Args:
-        first: one value for each run.
-        second: the same; if paired, in the same order.
-        smallest_effect: what the equivalence test calls different.
-        paired: whether runs belong together, as those of one seed do.
+    """Welch's t-tests of two groups, or Student's of the differences of pairs.
 
     Raises:
-        ValueError: fewer than two values on a side, or pairs that do not match.
+        ValueError: there are fewer than two values on a side, or pairs that do not match.
     """
     if min(len(first), len(second)) < 2 or (paired and len(first) != len(second)):
         raise ValueError(f"cannot compare {len(first)} runs with {len(second)}")
+    mean, number = float(np.mean(first) - np.mean(second)), min(len(first), len(second))
     if paired:
-        differences = np.subtract(first, second)
-        mean, spread = float(differences.mean()), float(stats.sem(differences))
-        freedom, number = len(differences) - 1.0, len(differences)
+        spread, freedom = float(stats.sem(np.subtract(first, second))), number - 1.0
     else:
         a, b = stats.sem(first) ** 2, stats.sem(second) ** 2
-        mean, spread = float(np.mean(first) - np.mean(second)), math.sqrt(a + b)
-        number = min(len(first), len(second))
-        # Welch-Satterthwaite; without any scatter every t is infinite or none.
+        spread = math.sqrt(a + b)
+        # Welch-Satterthwaite; without scatter any value will do.
         freedom = (
             (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1)) if a + b else 1.0
         )
-    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * spread
     return Comparison(
-        Interval(mean, half_width, number),
+        first,
+        second,
+        paired,
+        Interval(mean, _quantile(freedom) * spread, number),
         p_difference=2 * _tail(abs(mean), spread, freedom),
         p_equivalence=_tail(smallest_effect - abs(mean), spread, freedom),
     )
 
 
 def _tail(distance: float, spread: float, freedom: float) -> float:
-    """Probability of a t statistic above distance / spread."""
+    """Probability of a t statistic above distance / spread; scipy gives nan without a spread."""
     if spread == 0:
         return 0.5 if distance == 0 else float(distance < 0)
     return float(stats.t.sf(distance / spread, freedom))
 
 
+def compare_by_seed(
+    first: Mapping[int, float],
+    second: Mapping[int, float],
+    smallest_effect: float,
+    belong_together: bool,
+) -> Comparison | None:
+    """Compare values by seed; None with fewer than two on a side.
+
+    If runs of one seed belong together and at least two seeds are on both sides, those are compared
+    in pairs.
+    """
+    shared = first.keys() & second.keys()
+    is_paired = belong_together and len(shared) >= 2
+    a, b = (
+        [side[seed] for seed in sorted(shared if is_paired else side)] for side in (first, second)
+    )
+    return compare(a, b, smallest_effect, is_paired) if min(len(a), len(b)) >= 2 else None
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values (1979): each may be compared with the alpha of the family."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.sort(p_values) * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return [float(p) for p in adjusted]
 
 
 def verdicts(comparisons: Sequence[Comparison], alpha: float) -> list[str]:
-    """`lower`, `higher`, `no effect` or `undecided` for each of a family of comparisons.
+    """`lower`, `higher`, `no effect` or `undecided` for each comparison of a family.
 
-    A difference that is certainly below the smallest effect is none, however certain it is.
+    A difference that is certainly below the smallest effect is `no effect`, however certain it is.
     """
     differences = holm([comparison.p_difference for comparison in comparisons])
     equivalences = holm([comparison.p_equivalence for comparison in comparisons])
@@ -164,7 +165,7 @@ def verdicts(comparisons: Sequence[Comparison], alpha: float) -> list[str]:
         if p_equivalence <= alpha:
             found.append("no effect")
         elif p_difference <= alpha:
-            found.append("lower" if comparison.difference < 0 else "higher")
+            found.append("lower" if comparison.interval.mean < 0 else "higher")
         else:
             found.append("undecided")
     return found

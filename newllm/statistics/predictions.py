@@ -1,4 +1,4 @@
-"""What a model predicts on a split, target by target."""
+"""Losses and divergences of a model on a split, target by target."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
     losses = np.empty(split.num_targets)
     for batch in on_device_of(model, EvaluationBatches(split)):
         loss_BT, _, _ = model.score(batch.tokens_BT, batch.targets_BT)
-        is_real_BT = batch.scored_BT
-        losses[split.target_indices(batch)] = loss_BT[is_real_BT].double().numpy(force=True)
+        losses[split.target_indices(batch)] = loss_BT[batch.scored_BT].double().numpy(force=True)
     return losses
 
 
@@ -29,9 +28,9 @@ def divergences(
 ) -> np.ndarray | None:
     """KL divergence from the grammar's exact next-token distribution to the model's, in nats.
 
-    One for each target, in the order of the split. Their mean is what the model's loss exceeds the
-    oracle's by in expectation, without the chance of which words the split happens to hold. None
-    where no exact distribution is known.
+    One for each target, in the order of the split; None where no exact distribution is known. Their
+    mean is the expected excess of the model's loss over the oracle's, free of the sampling noise of
+    the split.
     """
     exact = data.next_token_distributions(split)
     if exact is None:

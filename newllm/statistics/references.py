@@ -1,9 +1,9 @@
-"""What every run is compared with, target by target: counts, the grammar estimated, the grammar.
+"""Reference losses of an evaluation split, target by target.
 
-- uniform: all tokens alike;
+- uniform: all tokens are equally likely;
 - unigram, bigram, trigram: counts in the training sentences (`newllm.statistics.ngram`);
-- grammar_known: the grammar's rules, their probabilities estimated from the training sentences:
-  what a perfect learner of structure reaches;
+- grammar_known: the grammar with probabilities estimated from the training sentences, the loss of a
+  perfect learner of its structure;
 - oracle: the grammar itself.
 """
 
@@ -24,7 +24,7 @@ from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 from newllm.statistics.ngram import NGram
 
 NGRAMS = ("unigram", "bigram", "trigram")  # by order
-MAX_COUNTED = 2_000_000  # training targets that n-grams are counted in, from the first sentence on
+MAX_COUNTED = 2_000_000  # training targets for n-grams, from the first sentence on
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,6 @@ class References:
     means: Mapping[str, float]
     losses: Mapping[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray | None = None
-
-    @classmethod
-    def of_targets(cls, losses: Mapping[str, np.ndarray], positions: np.ndarray) -> References:
-        """From the losses of each target."""
-        means = {name: float(of_name.mean()) for name, of_name in losses.items()}
-        return cls(means, losses, positions)
 
     @property
     def by_position(self) -> dict[str, list[float]]:
@@ -67,23 +61,25 @@ def references_on(source: Source, split: str) -> References:
 
 
 class ReferenceModels:
-    """All reference models of a corpus, fitted to its training sentences when they are needed."""
+    """All reference models of a corpus, fitted to its training sentences on first use."""
 
     def __init__(self, data: SentenceSource) -> None:
         self._data = data
 
     def on(self, split: str) -> References:
-        """Their losses on a split; those of a grammar only where there is one."""
+        """Their losses on a split."""
         encoded, vocabulary_size = self._data.split(split), self._data.tokenizer.size
         counted = self._data.cache.get(
-            "n-grams",
-            {**self._data.settings, "split": split},
-            lambda: self._counted(encoded),
+            "n-grams", {**self._data.settings, "split": split}, lambda: self._counted(encoded)
         )
-        uniform = np.full(encoded.num_targets, math.log(vocabulary_size - NUM_NEVER_PREDICTED))
-        of_grammar = self._of_grammar(split)
-        losses = {"uniform": uniform, **counted, **of_grammar}
-        return References.of_targets(losses, positions(encoded))
+        uniform = math.log(vocabulary_size - NUM_NEVER_PREDICTED)
+        losses = {
+            "uniform": np.full(encoded.num_targets, uniform),
+            **counted,
+            **self._of_grammar(split),
+        }
+        means = {name: float(of_name.mean()) for name, of_name in losses.items()}
+        return References(means, losses, positions(encoded))
 
     def _counted(self, split: EncodedSplit) -> dict[str, np.ndarray]:
         self._data.announce("counting n-grams")
@@ -126,13 +122,13 @@ def positions(split: EncodedSplit) -> np.ndarray:
 
 
 def mean_by_position(values: np.ndarray, positions: np.ndarray) -> list[float]:
-    """Means over the targets at positions 1, 2, ... up to the last that has any."""
+    """Means over the targets at positions 1, 2, ... up to the last."""
     sums = np.bincount(positions, weights=values)[1:]
     return [float(mean) for mean in sums / np.bincount(positions)[1:]]
 
 
 def gap_closed(loss: float, references: Mapping[str, float]) -> float | None:
-    """Share of what can be learned beyond word frequencies: 0 at the unigram, 1 at the oracle."""
+    """Share of the loss that can be learned beyond word frequencies: 0 at unigram, 1 at oracle."""
     if not {"unigram", "oracle"} <= references.keys():
         return None
     return (references["unigram"] - loss) / (references["unigram"] - references["oracle"])

@@ -1,15 +1,10 @@
 """Spikes: a loss that jumps up and comes down again.
 
-A spike is a peak of the logarithm of the loss that stands out by at least `PROMINENCE` to both
-sides (the prominence of topographic maps): the loss has risen by a quarter over a lower value
-before, and falls by as much afterwards. A loss that only rises, as in overfitting or divergence,
-has none. Of 1,000 made curves without a spike, with 3 % of noise in each value none is given one,
-with 4 % two are, with 5 % 123.
-
-- onset: from here up to the peak all values are more than a tenth above the lowest one before;
-- level: median of those among the five values before the onset that are near that lowest one;
-- ratio: peak over level; steepest: largest ratio of a value to the one before, up to the peak;
-- recovery: the first value after the peak that is at most a tenth above the level, if any.
+A spike is a peak of the logarithm of the loss with a topographic prominence of at least
+`PROMINENCE`: the loss rises by a quarter over a lower value before, and falls by as much
+afterwards. A loss that only rises, as in overfitting or divergence, has no spike. Of 1,000
+simulated curves without a spike, none is given one with 3 % of noise in each value, 2 with 4 % and
+123 with 5 %.
 """
 
 from __future__ import annotations
@@ -23,20 +18,25 @@ import numpy as np
 from scipy.signal import find_peaks
 
 PROMINENCE = math.log(1.25)
-BUMP = math.log(1.02)  # smaller than a spike, larger than noise in the loss of 1,000 tokens
-NEAR = 1.1  # a value at most so many times another one is at its level
+BUMP = math.log(1.02)  # below a spike, above the noise in the loss of 1,000 tokens
+NEAR = 1.1  # largest ratio of two values at one level
 NUM_BEFORE = 5
 
 
 @dataclass(frozen=True)
 class Spike:
-    """One spike; positions are those of the series (steps or epochs), values its losses.
+    """One spike; positions are steps or epochs, values are losses.
 
     Attributes:
-        recovery: position, or None if the series ends before.
-        ratio: of peak to level.
-        steepest: largest ratio of a value to the one before it.
-        duration: from onset to recovery, in positions; None without a recovery.
+        onset: the first position from which all values up to the peak are more than a tenth above
+            the lowest one before.
+        peak: position of the largest value.
+        recovery: the first position after the peak with a value at most a tenth above the level;
+            None if the series ends before.
+        level: median of the values near the lowest one, among the five before the onset.
+        height: value at the peak.
+        ratio: of height to level.
+        steepest: largest ratio of a value to the one before it, up to the peak.
     """
 
     onset: float
@@ -47,24 +47,21 @@ class Spike:
     ratio: float
     steepest: float
 
-    @property
-    def duration(self) -> float | None:
-        return None if self.recovery is None else self.recovery - self.onset
-
     def as_row(self) -> dict[str, Any]:
-        """All figures by name."""
-        return asdict(self) | {"duration": self.duration}
+        """All fields, and the `duration` from onset to recovery in positions, None without one."""
+        duration = None if self.recovery is None else self.recovery - self.onset
+        return asdict(self) | {"duration": duration}
 
 
 def find_spikes(
     positions: Sequence[float], values: Sequence[float], prominence: float = PROMINENCE
 ) -> list[Spike]:
-    """All spikes of a series, in order. One value before the rise is enough.
+    """All spikes of a series, in order.
 
     Args:
-        positions: ascending, such as steps or epochs.
-        values: positive losses in nats; what is not finite ends the series.
-        prominence: by how much the logarithm has to rise and fall.
+        positions: ascending steps or epochs.
+        values: losses in nats; a value that is not finite and positive ends the series.
+        prominence: the rise and fall of the logarithm that makes a spike.
     """
     losses = np.asarray(values, float)
     finite = np.isfinite(losses) & (losses > 0)
@@ -97,11 +94,11 @@ KINDS = ("unk", "eos", "other")
 
 
 def shares_of_rise(spike: Spike, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Which targets a spike is made of: each kind's share of the rise from onset to peak.
+    """The share of each kind of target in the rise from onset to peak.
 
     Args:
         spike: found in the losses of these rows.
-        rows: with `step` and what each kind of target contributes to the loss, by `KINDS`.
+        rows: with `step` and the contribution of each of `KINDS` to the loss.
     """
     at = {row["step"]: row for row in rows}
     steps = sorted(at)
@@ -115,7 +112,7 @@ def spikes_of_run(
     steps: Sequence[Mapping[str, float]],
     validation_steps: Sequence[Mapping[str, float]],
 ) -> dict[str, list[dict[str, Any]]]:
-    """All spikes of a run's series, each as its figures by name.
+    """All spikes of a run, each as `Spike.as_row`.
 
     Args:
         epochs: rows with `epoch` and `val/loss`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from newllm.statistics.labels import choices_of, labels
 
 @dataclass(frozen=True)
 class Variant:
-    """What was chosen without the seed, and its runs.
+    """All runs with the same choices but for the seed.
 
     Attributes:
-        label: the choices that other variants beside it do not share.
-        runs: also those that failed.
+        label: the choices in which it differs from the variants beside it.
+        runs: includes those that failed.
     """
 
     label: str
@@ -30,19 +29,19 @@ class Variant:
 
     @property
     def done(self) -> list[Run]:
-        """The runs that have the loss that they are judged by."""
+        """The runs that have the loss by which they are judged."""
         metric = criteria().metric
         return [run for run in self.runs if run.is_done and _is_number(run.result.get(metric))]
 
     @property
     def not_done(self) -> dict[str, int]:
-        """How many runs have each other status: failed, diverged, interrupted, running."""
+        """The number of other runs by status: failed, diverged, interrupted, running."""
         done = self.done
         return dict(Counter(run.status for run in self.runs if run not in done))
 
     @property
     def is_void(self) -> bool:
-        """Whether it sees the future, so that its losses are none of a language model."""
+        """Whether it sees future tokens, so that its losses are not those of a language model."""
         return any(run.result.get("sees_the_future") for run in self.runs)
 
     @property
@@ -51,50 +50,39 @@ class Variant:
 
     @property
     def full_name(self) -> str:
-        """All its choices: unlike the label, it does not depend on other variants."""
+        """All choices: unlike the label, it does not depend on other variants."""
         return " ".join(f"{key}={value}".rstrip("=") for key, value in self.choices.items())
 
     @property
     def loss(self) -> Interval | None:
-        """Best validation loss, over seeds."""
+        """Best validation loss over seeds."""
         return self.interval(criteria().metric)
 
     def by_seed(self, name: str) -> dict[int, float]:
-        """A figure of the results of all runs that are done and have it."""
+        """A number of the results, by the seed of the finished runs that have it."""
         return {
-            run.result.get("seed", number): run.result[name]
-            for number, run in enumerate(self.done)
+            run.result.get("seed", index): run.result[name]
+            for index, run in enumerate(self.done)
             if _is_number(run.result.get(name))
         }
 
     def interval(self, name: str) -> Interval | None:
-        """Mean and interval of a figure over seeds; None where no run has it."""
+        """Mean and interval of a number of the results over seeds; None where no run has it."""
         values = list(self.by_seed(name).values())
         return mean_interval(values) if values else None
 
-    def mean(self, name: str) -> float | None:
-        values = list(self.by_seed(name).values())
-        return statistics.fmean(values) if values else None
-
     def curve(self, clock: str) -> list[tuple[float, list[float]]]:
-        """Points of time with the validation losses of all seeds there, as far as all go.
-
-        Args:
-            clock: `epoch` or `step`.
-        """
+        """Validation losses of all seeds by `epoch` or `step`, up to the end of the shortest."""
+        needed = {clock, "val/loss"}
         tables = [
-            [
-                (row[clock], row["val/loss"])
-                for row in run.epochs
-                if row.keys() >= {clock, "val/loss"}
-            ]
+            [(row[clock], row["val/loss"]) for row in run.epochs if row.keys() >= needed]
             for run in self.done
         ]
-        known = [table for table in tables if table]  # a table may be gone
-        return [(rows[0][0], [loss for _time, loss in rows]) for rows in zip(*known, strict=False)]
+        known = [table for table in tables if table]  # a file may be missing
+        return [(rows[0][0], [loss for _, loss in rows]) for rows in zip(*known, strict=False)]
 
     def first(self, name: str) -> Any:
-        """A field that all runs share, of the first that has it."""
+        """The value of a field that all runs share."""
         return next((run.result[name] for run in self.runs if run.result.get(name)), None)
 
 
@@ -103,36 +91,23 @@ def _is_number(value: object) -> bool:
 
 
 def variants(runs: Iterable[Run]) -> list[Variant]:
-    """All runs as variants, in the order of their first runs, each with a label of its own."""
+    """All runs as variants with different labels, in the order of their first runs."""
     return labelled(grouped(runs))
 
 
 def grouped(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs that differ in their seed alone together.
 
-    A run that failed before it said what it is belongs to those of the same choices.
+    A run that failed before its configuration was known joins those with the same choices.
     """
     runs = list(runs)
-    known = {_chosen(run): variant_of(run) for run in runs if "variant_hash" in run.result}
+    hashes = {_chosen(run): h for run in runs if (h := run.result.get("variant_hash"))}
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
-        name = variant_of(run)
-        if "variant_hash" not in run.result:
-            name = known.get(_chosen(run), name)
-        groups.setdefault(name, []).append(run)
+        chosen = _chosen(run)
+        key = run.result.get("variant_hash") or hashes.get(chosen, chosen)
+        groups.setdefault(key, []).append(run)
     return list(groups.values())
-
-
-def variant_of(run: Run) -> Hashable:
-    """What a run shares with those of other seeds, and with no other."""
-    return str(run.result.get("variant_hash") or "") or _chosen(run)
-
-
-def folder_of(run: Run) -> str:
-    """The name of the folder that a sweep gives to a run and its other seeds."""
-    if "overrides" in run.result:
-        return run_name(run.result["overrides"])
-    return folder_name(Path(run.place).absolute().name)
 
 
 def _chosen(run: Run) -> Hashable:
@@ -140,9 +115,24 @@ def _chosen(run: Run) -> Hashable:
 
 
 def labelled(groups: Sequence[Sequence[Run]]) -> list[Variant]:
-    """Groups with the labels that tell them apart from one another."""
-    others = [
-        [str(run.result.get("name") or ""), run.place] for run in (group[0] for group in groups)
-    ]
-    names = labels([choices_of(group[0]) for group in groups], others)
+    """Groups as variants, with the labels that tell them apart."""
+    first = [group[0] for group in groups]
+    others = [[str(run.result.get("name") or ""), run.place] for run in first]
+    names = labels([choices_of(run) for run in first], others)
     return [Variant(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
+
+
+def folder_of(run: Run) -> str:
+    """The name of the folder in which a sweep puts a run and those of its other seeds."""
+    if "overrides" in run.result:
+        return run_name(run.result["overrides"])
+    return folder_name(Path(run.place).absolute().name)
+
+
+def start_alike(runs: Sequence[Run]) -> bool:
+    """Whether runs of one seed read the same batches with models of one size.
+
+    Such runs have the same random draws, and so the same weights unless their scale was changed.
+    """
+    kinds = {(run.result.get("parameters"), run.result.get("data_sha256")) for run in runs}
+    return len(kinds) == 1

@@ -1,4 +1,4 @@
-"""The studies: which runs belong to each, what follows from them, its part of the report.
+"""The studies: their runs, the analysis of these, and a part of the report for each.
 
 A study is `conf/sweep/NAME.yaml` and the module or package `NAME` in here, which has a `STUDY` of
 that name. The Japanese for its words is in `newllm/reporting/labels_ja.toml`.

@@ -15,8 +15,8 @@ from newllm.reporting.formatting import signed, with_count
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run, is_of
-from newllm.statistics.intervals import Interval, criteria, mean_interval
-from newllm.statistics.pairing import compare_sides, start_alike
+from newllm.statistics.intervals import Interval, compare_by_seed, criteria, mean_interval
+from newllm.statistics.variants import start_alike
 
 NAME, ORIGINAL, MODERN = "ladder", "original", "modern"
 RUNGS = {
@@ -44,7 +44,7 @@ DEFINITION = (
 
 @dataclass(frozen=True)
 class Rung:
-    """One change: losses and effects of adding it and of taking it away, None where not run."""
+    """One change: losses and effects of adding and of removing it; None where it was not run."""
 
     name: str
     added: Interval | None
@@ -72,18 +72,18 @@ def climb(runs: Sequence[Run]) -> list[Rung]:
 
 
 def changes() -> list[str]:
-    """What is changed, in the order of the sweep."""
+    """The names of the changes, in the order of the sweep."""
     return [name[7:] for name in variants_of(NAME) if name.startswith("remove_")]
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """Those that have their place in the ladder alone, as the modern recipe's own have not."""
+    """The runs of the ladder alone; those of the modern recipe belong to other parts, too."""
     names = [ORIGINAL, *(f"{what}_{name}" for what in ("add", "remove") for name in changes())]
     return [run for name in names for run in _runs_of(name, runs)]
 
 
 def ends(runs: Sequence[Run]) -> tuple[Interval | None, Interval | None]:
-    """The original and the modern recipe themselves."""
+    """Losses of the original and the modern recipe."""
     return _mean(_runs_of(ORIGINAL, runs)), _mean(_runs_of(MODERN, runs))
 
 
@@ -101,17 +101,17 @@ def _mean(runs: Sequence[Run]) -> Interval | None:
 
 
 def _effect(with_change: Sequence[Run], without: Sequence[Run]) -> Interval | None:
-    sides = compare_sides(
+    comparison = compare_by_seed(
         _losses(with_change),
         _losses(without),
         criteria().smallest_effects["loss"],
         start_alike([*with_change, *without]),
     )
-    return sides.comparison.interval if sides else None
+    return comparison.interval if comparison else None
 
 
 def ladder_effects(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """What each change from the original to the modern recipe does."""
+    """Add the effect of each change from the original to the modern recipe."""
     original, modern = ends(runs)
     document.text(_(DEFINITION).format(original=with_count(original), modern=with_count(modern)))
     words = ("change", "original with it", "effect", "modern without it", "effect")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from newllm.config.arguments import program
-from newllm.reporting.bands import bands_told
+from newllm.reporting.tensorboard import write_bands
 from newllm.reporting.terminal import console, print_contests, reasons
 from newllm.runs.directory import RunConflict, has_ended, move_aside
 from newllm.runs.gathering import Run, gather
@@ -146,7 +146,7 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path, study: s
         print_contests(found, out)
     print(f"all of it lies in {top}")
     if runs and any(job.config.get("logger") for job in jobs):
-        for line in bands_told(runs, top, keep=True):
+        for line in write_bands(runs, top):
             print(line)
         print(f"its curves: {program('python')} -m newllm.board {shlex.quote(str(top))}")
     command = [program("python"), "-m", "newllm.report", str(top)]

@@ -13,8 +13,7 @@ from newllm.config.trust import Trust
 from newllm.data.source import VALIDATION, Source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.reporting import figures
-from newllm.reporting.evaluation import print_evaluation
-from newllm.reporting.terminal import console
+from newllm.reporting.terminal import console, print_evaluation
 from newllm.runs.directory import LoadedRun, load_run, telling, write_text
 from newllm.statistics.ablations import ablate, dynamics
 from newllm.statistics.predictions import divergences, target_losses

@@ -1,4 +1,4 @@
-"""What the runs say of the claims of the published summary."""
+"""Verdicts on the claims of the published summary."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DEFINITION_OF_CLAIMS = (
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """Those that verdicts rest on."""
+    """The runs that verdicts rest on."""
     return evidence(runs, judge(runs))
 
 
 def claims_table(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """The verdict on every claim, with its numbers."""
+    """Add the verdict on every claim, with its numbers."""
     judgements = judge(runs)
     found = ", ".join(f"{_(word)} {number}" for word, number in counts(judgements).items())
     seeds = ", ".join(f"{corpus} {number}" for corpus, number in criteria().seeds.items())

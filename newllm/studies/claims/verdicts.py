@@ -1,4 +1,4 @@
-"""The claims of the published summary and what runs say of them; see `claims.toml`."""
+"""Verdicts of runs on the claims of the published summary; see `claims.toml`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from importlib.resources import files
 from itertools import pairwise
 
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import criteria, mean_interval, verdicts
-from newllm.statistics.pairing import Sides, compare_sides, start_alike
+from newllm.statistics.intervals import (
+    Comparison,
+    compare_by_seed,
+    criteria,
+    mean_interval,
+    verdicts,
+)
 from newllm.statistics.spikes import BUMP, find_spikes
+from newllm.statistics.variants import start_alike
 
 NAME = "claims"  # of the study
 NOT_RUN = "not run"
@@ -54,9 +60,9 @@ def stated_claims() -> list[Claim]:
 
 
 def _bump(positions: Sequence[float], losses: Sequence[float]) -> float | None:
-    """How many times its level before a loss reaches at its largest rise and fall, however small.
+    """The largest ratio of a peak to the level before it, for rises of 2 % or more; 1 without any.
 
-    1 where it never rises by 2 %; no threshold as for a spike, at which it would jump.
+    A threshold as high as that of a spike would make the ratio jump.
     """
     if not losses:
         return None
@@ -65,12 +71,12 @@ def _bump(positions: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def _spike(run: Run) -> float | None:
-    """Of the validation loss by step."""
+    """The bump of the validation loss by step."""
     return _bump([row["step"] for row in run.looks], [row["val/loss"] for row in run.looks])
 
 
 def _known_spike(run: Run) -> float | None:
-    """The same of what targets other than `<UNK>` contribute."""
+    """The bump of the contribution of targets other than `<UNK>`."""
     losses = [row["eos"] + row["other"] for row in run.looks]
     return _bump([row["step"] for row in run.looks], losses)
 
@@ -80,7 +86,7 @@ def _context_norm(run: Run) -> float | None:
     return max((row["context/norm"] for row in run.epochs if "context/norm" in row), default=None)
 
 
-# What a run is measured by; None where it lacks what that takes.
+# Measures of a run; None where it lacks the data.
 METRICS: Mapping[str, Callable[[Run], float | None]] = {
     "loss": lambda run: run.result.get(criteria().metric),
     "spike": _spike,
@@ -100,17 +106,17 @@ def _ends_at_its_best(run: Run) -> bool:
 
 
 def _has_no_spike(run: Run) -> bool | None:
-    """None if nobody looked."""
+    """None without validation losses by step."""
     return run.largest_spike("val_by_step") is None if run.looks else None
 
 
 def _heals(run: Run) -> bool | None:
-    """Whether its largest spike does; None without one."""
+    """Whether the largest spike recovers; None without one."""
     spike = run.largest_spike("val_by_step")
     return None if spike is None else spike["recovery"] is not None
 
 
-# What holds for a run or does not; None where it cannot be told.
+# Properties of a run; None where they are not known.
 PROPERTIES: Mapping[str, Callable[[Run], bool | None]] = {
     "falls in every epoch": _falls,
     "ends at its best": _ends_at_its_best,
@@ -119,7 +125,7 @@ PROPERTIES: Mapping[str, Callable[[Run], bool | None]] = {
     "state is one context": lambda run: run.result.get("state_bytes") == 4 * 512,
 }
 
-# What a claim becomes by what the comparison of its runs says.
+# The verdict on a claim by the verdict of its comparison.
 BY_OUTCOME = {
     "lower": {"lower": "supported", "higher": "refuted", "no effect": "no effect"},
     "higher": {"higher": "supported", "lower": "refuted", "no effect": "no effect"},
@@ -136,25 +142,25 @@ def judge(runs: Sequence[Run]) -> list[Judgement]:
     kind of metric.
     """
     claims = stated_claims()
-    sides = {
-        claim: side
+    compared = {
+        claim: comparison
         for claim in claims
-        if claim.kind == "comparison" and (side := _sides(claim, runs))
+        if claim.kind == "comparison" and (comparison := _compared(claim, runs))
     }
     outcomes: dict[Claim, str] = {}
     for kind in criteria().smallest_effects:
-        family = {claim: side for claim, side in sides.items() if _kind(claim) == kind}
-        found = verdicts([side.comparison for side in family.values()], criteria().alpha)
-        outcomes |= dict(zip(family, found, strict=True))
+        family = {claim: found for claim, found in compared.items() if _kind(claim) == kind}
+        words = verdicts(list(family.values()), criteria().alpha)
+        outcomes |= dict(zip(family, words, strict=True))
     judgements = []
     for claim in claims:
         if claim.kind == "figures":
             judgements.append(Judgement(claim, claim.verdict, claim.why))
         elif claim.kind == "property":
             judgements.append(_judge_property(claim, runs))
-        elif claim in sides:
+        elif claim in compared:
             verdict = BY_OUTCOME[claim.claimed].get(outcomes[claim], "undecided")
-            judgements.append(Judgement(claim, verdict, _numbers(sides[claim])))
+            judgements.append(Judgement(claim, verdict, _numbers(compared[claim])))
         else:
             judgements.append(Judgement(claim, NOT_RUN, ""))
     return judgements
@@ -189,21 +195,22 @@ def _runs_of(name: str, runs: Sequence[Run]) -> list[Run]:
     return [run for run in _made_from(name, runs) if run.is_as_named]
 
 
-def _sides(claim: Claim, runs: Sequence[Run]) -> Sides | None:
-    """What a comparison compares: seed by seed where both sides start alike, corpus by corpus."""
+def _compared(claim: Claim, runs: Sequence[Run]) -> Comparison | None:
+    """Both sides in pairs of one corpus, or of one seed where they start alike."""
     first_runs, second_runs = (_found(claim, name, runs) for name in (claim.first, claim.second))
     first = _by_seed(first_runs, claim.metric, claim.over)
     second = _by_seed(second_runs, claim.second_metric or claim.metric, claim.over)
     belong_together = claim.over == "corpora" or start_alike(first_runs + second_runs)
-    return compare_sides(first, second, criteria().smallest_effects[_kind(claim)], belong_together)
+    effect = criteria().smallest_effects[_kind(claim)]
+    return compare_by_seed(first, second, effect, belong_together)
 
 
-def _numbers(sides: Sides) -> str:
-    interval = sides.comparison.interval
-    pairs = " pairs" if sides.is_paired else ""
+def _numbers(comparison: Comparison) -> str:
+    interval = comparison.interval
+    pairs = " pairs" if comparison.is_paired else ""
     return (
-        f"{mean_interval(sides.first).mean:.3f} (n={len(sides.first)}) against "
-        f"{mean_interval(sides.second).mean:.3f} (n={len(sides.second)}{pairs}): "
+        f"{mean_interval(comparison.first).mean:.3f} (n={len(comparison.first)}) against "
+        f"{mean_interval(comparison.second).mean:.3f} (n={len(comparison.second)}{pairs}): "
         f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
     )
 
@@ -214,7 +221,7 @@ def _found(claim: Claim, name: str, runs: Sequence[Run]) -> list[Run]:
 
 
 def _redrawn(name: str, runs: Sequence[Run]) -> list[Run]:
-    """Its runs of seed 1 on redrawn corpora, nothing else chosen."""
+    """Runs of seed 1 on redrawn corpora, with no other change."""
     return [
         run
         for run in _made_from(name, runs)
@@ -225,7 +232,7 @@ def _redrawn(name: str, runs: Sequence[Run]) -> list[Run]:
 
 
 def _by_seed(runs: Sequence[Run], metric: str, over: str) -> dict[int, float]:
-    """Values by seed: that of the corpus, or the run's own."""
+    """Values by the seed of the corpus, or by that of the run."""
     values = {
         int(run.choices["data.seed"] if over == "corpora" else run.result["seed"]): METRICS[metric](
             run
@@ -246,5 +253,5 @@ def _judge_property(claim: Claim, runs: Sequence[Run]) -> Judgement:
 
 
 def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
-    """How many claims have each verdict."""
+    """The number of claims with each verdict."""
     return dict(Counter(judgement.verdict for judgement in judgements))

@@ -45,7 +45,7 @@ CAPTION = (
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The trials, and what was run again of models that have trials."""
+    """The trials, and the final runs of models that have trials."""
     found = {f"{contestant.model}_{contestant.size}" for contestant in contestants(runs)}
     return [run for run in runs if run.known_as in found and purpose(run)]
 
@@ -53,7 +53,7 @@ def own_runs(runs: Sequence[Run]) -> list[Run]:
 def fair_comparison(
     document: Document, runs: Sequence[Run], _: Translate, label: Translate
 ) -> None:
-    """Tables and a figure."""
+    """Add the tables and the figure."""
     found = contestants(runs)
     numbers = sorted({len(contestant.trials) for contestant in found})
     trials = "-".join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))
@@ -75,7 +75,7 @@ def fair_comparison(
 
 
 def _contestants_table(document: Document, found: Sequence[Contestant], _: Translate) -> None:
-    """Those of one size, with the settings that they were run in."""
+    """The models of one size, with a gap for each setting."""
     settings = [name for name in SETTINGS if any(contestant.gap(name) for contestant in found)]
     headings = ("model", "chosen", "parameters", "state", "best trial", "validation loss",
                 "trials at their best in the last epoch")  # fmt: skip
@@ -100,7 +100,7 @@ def _row(contestant: Contestant, settings: Sequence[str], _: Translate) -> list[
 
 
 def _gap(contestant: Contestant, setting: str, _: Translate) -> str:
-    """The mean over the runs that did not diverge, and how many did."""
+    """The mean over the runs that did not diverge, and the number of those that did."""
     diverged = contestant.num_diverged(setting)
     return with_count(contestant.gap(setting)) + (f", {diverged} {_('diverged')}" * bool(diverged))
 

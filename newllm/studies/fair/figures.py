@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from newllm.reporting.drawing import Figure
-from newllm.reporting.figures import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, plain
+from newllm.reporting.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    YELLOW,
+    Figure,
+    log_ticks,
+    plain,
+)
 from newllm.studies.fair.results import MODELS, SIZES, Contestant
 
 COLOURS = {
@@ -23,7 +32,7 @@ MARKERS = {"200k": "o", "700k": "s", "state": "^"}
 
 
 def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
-    """What a search of so many trials finds on average, by size; test gaps by size of the state.
+    """Expected best loss by number of trials, for each size; test gaps by size of the state.
 
     Args:
         found: all contestants.
@@ -64,9 +73,7 @@ def _draw_search(axes: Axes, found: Sequence[Contestant]) -> None:
         axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=width)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.yaxis, subs=(1, 1.5, 2, 3, 5))
     plain(axes)
 
 

@@ -38,7 +38,7 @@ SIZES = {
     "700k": "0.7 million parameters",
     "state": "0.2 million parameters and a state of 512 bytes",
 }
-# What a best trial is run again for.
+# The settings of the final runs of a best trial.
 SETTINGS = {
     "seeds": "other seeds",
     "corpora": "redrawn corpora",
@@ -49,7 +49,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model at one size: its trials and what its best one came to.
+    """A model at one size: its trials, and the final runs of the best one.
 
     Attributes:
         model: a key of `MODELS`.
@@ -79,7 +79,7 @@ class Contestant:
 
     @property
     def num_unfinished(self) -> int:
-        """How many trials were still at their best in the last epoch."""
+        """The number of trials with their best loss in the last epoch."""
         results = [run.result for run in self.trials.values() if run.is_done]
         return sum(result["best_epoch"] == result["epochs"] for result in results)
 
@@ -102,11 +102,11 @@ class Contestant:
         }
 
     def num_diverged(self, setting: str) -> int:
-        """How many runs have no gap."""
+        """The number of runs without a gap."""
         return sum(not run.is_done for run in self.finals.get(setting, {}).values())
 
     def gap(self, setting: str) -> Interval | None:
-        """Their mean."""
+        """The mean gap."""
         values = list(self.gaps(setting).values())
         return mean_interval(values) if values else None
 
@@ -126,7 +126,7 @@ def contestants(runs: Sequence[Run]) -> list[Contestant]:
 
 
 def purpose(run: Run) -> str | None:
-    """What a run is for: `trial`, a key of `SETTINGS`, or something else than this comparison."""
+    """The purpose of a run: `trial`, a key of `SETTINGS`, or None for other runs."""
     chosen = run.choices
     if run.study != NAME or run.status not in ENDS or chosen.pop("trial", None) is None:
         return None
@@ -138,7 +138,7 @@ def purpose(run: Run) -> str | None:
 
 
 def _is_chosen(chosen: Mapping[str, str], values: Mapping[str, str]) -> bool:
-    """Whether these are the choices of a setting; of several values a run may have any."""
+    """Whether these are the choices of a setting, with any of its values."""
     wanted = choices([f"{key}={value}" for key, value in values.items()])
     return chosen.keys() == wanted.keys() and all(
         chosen[key] == value or "," in value for key, value in wanted.items()

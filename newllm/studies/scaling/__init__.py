@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from newllm.config.naming import split
 from newllm.config.study_file import variants_of
 from newllm.reporting.document import Document
-from newllm.reporting.formatting import as_known
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
@@ -54,7 +53,7 @@ PARAMETERS, WIDTH = 2_998_630, 659  # what the budget of the largest point comes
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The points."""
+    """The runs that are points of the law."""
     return [run for run in runs if point_of(run)]
 
 
@@ -66,7 +65,7 @@ def largest_point() -> Point:
 
 
 def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """Tables and a figure."""
+    """Add the tables and the figure."""
     everything = points(runs)
     measured = [point for point in everything if point.gap > 0]
     found = fit(measured)
@@ -100,6 +99,22 @@ def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Tr
             rows.append([name, value, f"[{low}, {high}]"])
         document.table([_("constant"), _("value"), _("interval")], rows)
     _contexts(document, measured, found, _)
+
+
+def as_known(value: float, low: float, high: float) -> tuple[str, str, str]:
+    """A value and the ends of its interval, with as many digits as the interval leaves certain.
+
+    The half width has two digits; where it exceeds the value, each number has two. Further digits
+    differ between machines.
+    """
+    half_width = (high - low) / 2
+    numbers = value, low, high
+    if 0 < half_width < abs(value):
+        digits = max(0, 1 - math.floor(math.log10(half_width)))
+        written = [f"{number:.{digits}f}" for number in numbers]
+    else:
+        written = [f"{float(f'{number:.2g}'):g}" for number in numbers]
+    return written[0], written[1], written[2]
 
 
 def _prediction(measured: Sequence[Point], found: Fit, _: Translate) -> str:

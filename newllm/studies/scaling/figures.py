@@ -8,10 +8,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
-from newllm.reporting.drawing import Figure
-from newllm.reporting.figures import plain
+from newllm.reporting.drawing import Figure, log_ticks, plain
 from newllm.studies.scaling.law import Fit, Point
 
 
@@ -82,10 +81,8 @@ def _panel(
     axes.set_yscale("log")
     ticks = sorted({_level(point, across) for point in shown})
     axes.set_xticks(ticks, [EngFormatter(sep="")(tick) for tick in ticks], fontsize=8)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.yaxis)
     axes.legend(title=words[colour], loc="upper right", ncols=2, frameon=False,
                 fontsize=7, title_fontsize=7)  # fmt: skip
     plain(axes)

@@ -61,7 +61,7 @@ class Point:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """What the law depends on, in its units."""
+        """The variables of the law, in its units."""
         sizes = (self.sentences, self.width, self.context)
         return tuple(size / unit for size, unit in zip(sizes, UNITS, strict=True))
 
@@ -73,7 +73,7 @@ def points(runs: Sequence[Run]) -> list[Point]:
 
 
 def point_of(run: Run) -> Point | None:
-    """What a run says of scaling; None if it is no run of this sweep, or was not tested."""
+    """The point of a run; None if it is not of this sweep, or was not tested."""
     test_loss, oracle = (run.result.get(key) for key in ("test_loss", "test_oracle_loss"))
     is_largest = run.known_as == LARGEST
     is_one = run.study == NAME and [*run.choices] == ["model.context_dim"] * (not is_largest)
@@ -97,13 +97,13 @@ class Law:
     constants: tuple[float, ...]
 
     def gap(self, point: Point) -> float:
-        """What the law says of a point."""
+        """The gap by the law."""
         return float(np.exp(_log_gap(_to_fitted(self.constants), _log_scales([point])))[0])
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A law with what a bootstrap says of it.
+    """A law with its bootstrap.
 
     Attributes:
         law: fitted to all points.

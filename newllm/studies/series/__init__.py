@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from newllm.reporting.document import Document
+from newllm.reporting.formatting import plus_minus
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
@@ -16,7 +17,6 @@ from newllm.studies.series.tables import (
     all_experiments,
     derived_table,
     figures_table,
-    interval,
     perspective_table,
     ratio_table,
     timeline,
@@ -29,14 +29,14 @@ DEFINITION_OF_CURVES = (
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """Those of its experiments as they stand."""
+    """The runs of its experiments without any change."""
     return [run for summary in summarize(runs) for run in summary.runs]
 
 
 def published_series(
     document: Document, runs: Sequence[Run], _: Translate, label: Translate
 ) -> None:
-    """A verdict, one figure, one table; the rest folded below."""
+    """Add a verdict, a figure and a table, and folded parts."""
     summaries = summarize(runs)
     document.text(*_verdict(summaries, _))
     overview = figures.overview(
@@ -106,7 +106,7 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
         sentences.append(
             _(relation).format(
                 reported=final.reported,
-                mean=interval(final),
+                mean=plus_minus(final.loss),
                 bigram=f"{references['bigram']:.3f}",
                 oracle=f"{references['oracle']:.3f}",
             )

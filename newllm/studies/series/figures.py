@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from newllm.reporting.drawing import Figure
-from newllm.reporting.figures import BLUE, GREEN, GREY, ORANGE, plain, series
+from newllm.reporting.drawing import BLUE, GREEN, GREY, ORANGE, Figure, plain
+from newllm.reporting.figures import series
 from newllm.runs.gathering import Run
 from newllm.studies.series.results import Summary, published
 

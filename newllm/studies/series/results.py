@@ -1,4 +1,4 @@
-"""The published series beside its reproduction: what was reported, what came out, a verdict."""
+"""The published series beside its reproduction: reported and reproduced losses, and verdicts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from newllm.runs.gathering import Run, is_of
-from newllm.statistics.intervals import Interval, mean_interval, next_run_interval
+from newllm.statistics.intervals import Interval, mean_interval
 
 # Runs of the series that differ only in what cannot matter lie this far apart.
 SPREAD_OF_ONE_RUN = 0.11
@@ -19,7 +19,7 @@ SPREAD_OF_ONE_RUN = 0.11
 
 @cache
 def published() -> dict[str, Any]:
-    """What the series reports; see `published.toml`."""
+    """The content of `published.toml`."""
     return tomllib.loads(files("newllm.studies.series").joinpath("published.toml").read_text())
 
 
@@ -89,6 +89,12 @@ class Summary:
             if abs(self.reported - further.mean) <= max(width, SPREAD_OF_ONE_RUN)
             else "differs"
         )
+
+
+def next_run_interval(values: Sequence[float]) -> Interval:
+    """The interval in which one further run lies with the same confidence."""
+    mean = mean_interval(values)
+    return Interval(mean.mean, mean.half_width * math.sqrt(mean.num_runs + 1), mean.num_runs)
 
 
 def summarize(runs: Sequence[Run]) -> list[Summary]:

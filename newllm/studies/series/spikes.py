@@ -1,4 +1,4 @@
-"""What the report says of spikes: the four traits that the series gives them, and each model's."""
+"""Spikes in the report: the four traits of the series, and the spikes of each experiment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HIDDEN_RISE = (
 def spike_study(
     document: Document, summaries: Sequence[Summary], _: Translate, label: Translate
 ) -> None:
-    """The traits, a row for each experiment, and the published spikes beside ours."""
+    """Add the traits, a row for each experiment, and the published spikes beside ours."""
     document.fold(_("Spikes: the four traits"))
     document.text(_(DEFINITION))
     document.table(
@@ -49,7 +49,7 @@ def spike_study(
 
 
 def _by_experiment(document: Document, summaries: Sequence[Summary], _: Translate) -> None:
-    """Of each experiment the largest spike of its runs, in figures."""
+    """The largest spikes of the runs of each experiment."""
     words = ("experiment", "runs with a spike", "onset (step)", "peak over level",
              "steps to recovery", "share of <UNK> in the rise", "onset (epoch)")  # fmt: skip
     rows = []
@@ -123,7 +123,7 @@ def _peaks(summary: Summary) -> str:
 
 
 def _traits(summaries: Sequence[Summary], _: Translate) -> list[tuple[str, str]]:
-    """What the runs on 30 sentences say of the four traits that the summary gives its spikes."""
+    """The four traits of the summary, by the runs on 30 sentences."""
     runs = [run for s in summaries for run in _watched(s.done) if run.result["corpus"] == "tiny30"]
     steps = _largest(runs, "val_by_step")
     epochs = _largest(runs, "val_by_epoch")
@@ -155,7 +155,7 @@ def _traits(summaries: Sequence[Summary], _: Translate) -> list[tuple[str, str]]
 
 
 def _watched(runs: Sequence[Run]) -> list[Run]:
-    """Those with looks at the validation loss by step: without any there is no telling."""
+    """Runs with validation losses by step; spikes of others are not known."""
     return [run for run in runs if run.was_watched("val_by_step")]
 
 

@@ -47,11 +47,6 @@ DEFINITION_OF_PERSPECTIVE = (
 )
 
 
-def interval(summary: Summary) -> str:
-    """Mean and half width of the interval over seeds, such as `5.61 &plusmn; 0.11`."""
-    return "-" if summary.loss is None else plus_minus(summary.loss)
-
-
 def _reported(summary: Summary) -> str:
     if summary.reported is None:
         return "-"
@@ -116,7 +111,7 @@ def _row(summary: Summary, _: Translate) -> list[str]:
         "-" if parameters is None else f"{parameters:,}",
         _equal(parameters, summary.reported_parameters, _),
         _reported(summary),
-        interval(summary),
+        plus_minus(summary.loss),
         f"{len(summary.done)}" + (f", {not_done} {_('not done')}" if not_done else ""),
         middle,
         str(summary.reported_epoch or "-"),
@@ -147,7 +142,10 @@ def timeline(document: Document, summaries: Sequence[Summary], _: Translate) -> 
     words = ("phase", "experiment", "what was changed", "reported", "reproduced")
     document.table(
         [_(word) for word in words],
-        [[str(s.phase or "-"), s.name, _(s.change), _reported(s), interval(s)] for s in summaries],
+        [
+            [str(s.phase or "-"), s.name, _(s.change), _reported(s), plus_minus(s.loss)]
+            for s in summaries
+        ],
     )
     document.unfold()
 
