@@ -1,6 +1,6 @@
 """What a run needs to know of its data: named splits of batches, whatever they are made from.
 
-A source of one's own is a subclass of `Source` and one of `Split`; see the README, "Add data".
+A source of one's own is a subclass of `Source` and one of `Split`; see docs/extending.md.
 """
 
 from __future__ import annotations
