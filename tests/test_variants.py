@@ -202,7 +202,7 @@ def test_the_answer(lang: str) -> None:
         text = answer(contest, strict_translator(lang))
         if lang == "en":
             assert text.startswith(beginning)
-            told = "counting pairs of words gives 2.350, the grammar that made them 1.510" in text
+            told = "bigram counts give 2.350, the generating grammar 1.510" in text
             assert told == bool(contest.ranked)
     (contest,) = contests(side("model=a", list(base)))
     assert ("nothing to compare" in answer(contest, strict_translator(lang))) == (lang == "en")

@@ -15,12 +15,15 @@ from newllm.statistics.variants import Variant
 SEEDS = 5  # to ask for where the criteria name none for a corpus
 ALIKE = 1.1  # sizes no further apart need no word
 MANY_SEEDS = 100  # more are asked of nobody
-LONE = "Run the same sweep with {seeds} to decide between groups of one seed; done runs are kept."
-OPEN = "To decide between {best} and {base}, run both with {seeds}; done runs are kept."
+LONE = (
+    "Run the same sweep with {seeds} to decide between groups with one seed; completed runs "
+    "are kept."
+)
+OPEN = "To decide between {best} and {base}, run both with {seeds}; completed runs are kept."
 DECISIVE = ("lower", "higher", "no effect", UNDECIDED)
 TOLD_REFERENCES = {
-    "bigram": "counting pairs of words gives {loss}",
-    "oracle": "the grammar that made them {loss}",
+    "bigram": "bigram counts give {loss}",
+    "oracle": "the generating grammar {loss}",
 }
 
 
@@ -37,7 +40,7 @@ def answer(contest: Contest, _: Translate) -> str:
         if name in references
     ]
     if told:
-        sentences.append(_("On the same sentences {what}.").format(what=", ".join(told)))
+        sentences.append(_("On the same sentences, {what}.").format(what=", ".join(told)))
     sentences += _more_seeds(contest, _)
     return " ".join(sentences)
 
@@ -68,12 +71,12 @@ def _best(contest: Contest, _: Translate) -> str:
     elif told.variant is base:
         told = ranked[1]
         text = _(
-            "No other is lower on average than {base}, {base_loss} (n={base_n}); next is {best}, "
-            "{loss} (n={n}): {difference}."
+            "No group has a lower mean than {base}, {base_loss} (n={base_n}); the next is "
+            "{best}, {loss} (n={n}): {difference}."
         )
     else:
         text = _(
-            "{best} is lowest on average: {loss} (n={n}) against {base}, {base_loss} "
+            "{best} has the lowest mean: {loss} (n={n}), compared with {base}, {base_loss} "
             "(n={base_n}): {difference}."
         )
     own, other = told.variant.loss, base.loss
@@ -92,7 +95,7 @@ def _told(standing: Standing, base: Variant, _: Translate) -> str:
     """A difference with its verdict, and how many seeds would decide what is undecided."""
     own, other = standing.variant.loss, base.loss
     if standing.verdict == ONE_SEED and own and other:
-        text = _("{difference}, which with one seed says nothing; take at least two")
+        text = _("{difference}, which is inconclusive with one seed; use at least two")
         return text.format(difference=f"{own.mean - other.mean:+.3f}")
     word = _(standing.verdict)
     if standing.difference is None:
@@ -122,7 +125,7 @@ def _others(contest: Contest, _: Translate) -> list[str]:
     if sum(words.values()) < 2:
         return []
     found = ", ".join(f"{words[word]} {_(word)}" for word in DECISIVE if words[word])
-    text = _("Of the {number} compared with {base}: {found}.")
+    text = _("Of {number} groups compared with {base}: {found}.")
     return [text.format(number=sum(words.values()), base=contest.baseline.label, found=found)]
 
 
@@ -135,7 +138,7 @@ def _missing(contest: Contest, _: Translate) -> list[str]:
         return []
     total = sum(len(variant.runs) for variant in contest.variants)
     found = ", ".join(f"{number} {_(status)}" for status, number in statuses.items())
-    text = _("Not counted, of {total} runs: {found}; means are over the others.")
+    text = _("Excluded from {total} runs: {found}; means are over the others.")
     return [text.format(total=total, found=found)]
 
 
