@@ -78,9 +78,9 @@ def format_timing(timing: Timing) -> str:
 def main() -> None:
     """The command line."""
     parser = Arguments(prog="python -m newllm.benchmark", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute, a small model")
+    parser.add_argument("--quick", action="store_true", help="a small model only, about a minute")
     parser.add_argument("--threads", default=None, help="such as 1,2 (default: 1 and all)")
-    parser.add_argument("--compare", type=Path, help="an older benchmark.json to set beside")
+    parser.add_argument("--compare", type=Path, help="an older benchmark.json to compare with")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder")
     options = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
@@ -128,7 +128,7 @@ def markdown(rows: dict[str, Timing]) -> str:
 
 def change_table(old: dict[str, Timing], new: dict[str, Timing]) -> Table:
     """What changed since an older benchmark."""
-    table = Table("row", "times faster", title="since the older benchmark", box=None)
+    table = Table("row", "times faster", title="compared with the older benchmark", box=None)
     for name, ratio in changes(old, new):
         table.add_row(name, f"{ratio:.2f}")
     return table

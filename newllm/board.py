@@ -38,7 +38,9 @@ def runs_with_events(paths: Iterable[Path]) -> list[Path]:
     folders: list[Path] = []
     for path in paths:
         if not (found := sorted({file.parent for file in path.rglob("events.out.tfevents.*")})):
-            raise ValueError(f"{path}: holds no TensorBoard events; logger=tensorboard writes them")
+            raise ValueError(
+                f"{path}: has no TensorBoard events; use logger=tensorboard to write them"
+            )
         folders += found
     return list(dict.fromkeys(folders))
 
@@ -113,10 +115,10 @@ def main() -> None:
     """The command line."""
     parser = Arguments(
         prog="python -m newllm.board",
-        description="Look at runs in TensorBoard, under names that say what they differ in.",
+        description="Show runs in TensorBoard under names that state their differences.",
     )
-    parser.add_runs("outputs", "run directories or folders of them")
-    parser.add_argument("--port", type=int, default=6006, help="port of the page (6006)")
+    parser.add_runs("outputs", "run directories, or folders that contain some")
+    parser.add_argument("--port", type=int, default=6006, help="port of the server (6006)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without tidying up
     with tempfile.TemporaryDirectory(prefix="newllm-board-") as top:

@@ -17,48 +17,49 @@ MODEL_KEYS = (
 )
 REMOVED = "experiment=modern recipe.fnn=plain"
 FAULTY = {
-    "model=transformer gating=lstm": ["gating=lstm: the chosen model does not read it; drop it"],
+    "model=transformer gating=lstm": ["gating=lstm: is not used by the chosen model; remove it"],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
     "model=gatd": [
-        "model=gatd: no such option; there are "
-        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky"
+        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
+        "transformer, transformer_leaky"
     ],
     "trainer.max_epochs=abc seed=abc": [
         "trainer.max_epochs=abc: must be a whole number, like the default 50",
         "seed=abc: must be a whole number, like the default 1",
     ],
     "model=gatd model.hiden_dim=3 seed=1.5": [
-        "model=gatd: no such option; there are "
-        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky",
+        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
+        "transformer, transformer_leaky",
         "model.hiden_dim: unknown key; did you mean model.hidden_dim?",
         "seed=1.5: must be a whole number, like the default 1",
     ],
     "countermeasure=null": [
-        "countermeasure=null: no such option; there are context_clipping, cosine_annealing, "
+        "countermeasure=null: no such option; options: context_clipping, cosine_annealing, "
         "data_augmentation, early_stopping, none, quality_data, weight_decay"
     ],
     "countermeasure=data_augmentation data=tiny30": [
         "countermeasure=data_augmentation wants data=augmented124, but data=tiny30 was chosen; "
-        "drop one of the two"
+        "remove one of the two"
     ],
     "countermeasure=[data_augmentation,quality_data]": [
         "countermeasure=[data_augmentation,quality_data]: data_augmentation wants "
         "data=augmented124 and quality_data wants data=quality500; keep one of them"
     ],
     "countermeasure=[none,weight_decay]": [
-        "countermeasure=[none,weight_decay]: none stands alone; drop it or the others"
+        "countermeasure=[none,weight_decay]: none cannot be combined with others; remove it or "
+        "the others"
     ],
     "countermeasure=[weight_decay,weight_decay]": [
-        "countermeasure=[weight_decay,weight_decay]: names one twice"
+        "countermeasure=[weight_decay,weight_decay]: lists an option twice"
     ],
     "model=[gated,lstm]": ["model=[gated,lstm]: takes one option, not a list"],
     "model=transformer countermeasure=context_clipping": [
         "model.context_clip (from countermeasure=context_clipping): Attention takes no context_clip"
     ],
     "model=lstm recipe.fnn=residual": [
-        "recipe.fnn=residual: the chosen model does not read it; drop it"
+        "recipe.fnn=residual: is not used by the chosen model; remove it"
     ],
-    "+foo=1": ["+foo: nothing reads it; drop it"],
+    "+foo=1": ["+foo: unknown key; drop it"],
     "foo": ["foo: not an override; write KEY=VALUE, quoting special characters"],
     "trainer.max_epochs=true": [
         "trainer.max_epochs=true: must be a whole number, like the default 50"
@@ -95,23 +96,23 @@ FAULTY = {
         "callbacks.steps.small=3: callbacks has no steps that would read it; drop it"
     ],
     "+callbacks.mine=${nope}": ["callbacks.mine=${nope}: Interpolation key 'nope' not found"],
-    "only=a*": ["only=a*: only sweeps read it; add -m or drop it"],
+    "only=a*": ["only=a*: is used by sweeps only; add -m or remove it"],
     "hydra.run.dir=null": ["hydra.run.dir=null: must be a folder"],
     "--nope seed=1 -p sead=3": [
-        f"{word}: unknown flag; there are -m, --config-dir, --config-name, --help and --cfg"
+        f"{word}: unknown flag; known flags: -m, --config-dir, --config-name, --help and --cfg"
         for word in ("--nope", "-p")
     ]
     + ["sead: unknown key; did you mean seed?"],
-    "callbacks={}": ["callbacks={}: no such option; there are default, none"],
-    "~budget": ["~budget: cannot be left out; set it instead"],
-    "~recipe": ["~recipe: cannot be left out; choose one of its options"],
+    "callbacks={}": ["callbacks={}: no such option; options: default, none"],
+    "~budget": ["~budget: cannot be removed; set it instead"],
+    "~recipe": ["~recipe: cannot be removed; choose one of its options"],
     "data.seed=abc model.context_clip=true": [
         "model.context_clip=True: must be a number",
         "data.seed=abc: must be a whole number",
     ],
     "-m model=gatd,lstm seed=1,x": [
-        "model=gatd: no such option; there are "
-        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky",
+        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
+        "transformer, transformer_leaky",
         "seed=x: must be a whole number, like the default 1",
     ],
     "--config-dir nowhere": ["--config-dir nowhere: no such folder"],
@@ -122,12 +123,12 @@ FAULTY = {
     "trainer=smoke epochs=3": ["epochs: unknown key; did you mean trainer.max_epochs?"],
     "modle=lstm": ["modle: unknown key; did you mean model?"],
     "modl.hiden_dim=3": ["modl.hiden_dim: unknown key; did you mean model.hidden_dim?"],
-    "+seed=3": ["+seed=3: stands there already; drop the +"],
+    "+seed=3": ["+seed=3: already exists; remove the +"],
     # Leaving out what is needed, or what would let a default in.
-    "~data.too_long": ["~data.too_long: cannot be left out; set it instead"],
-    "~model._target_": ["~model._target_: cannot be left out; set it instead"],
-    "~model.vocabulary_size": ["~model.vocabulary_size: cannot be left out; set it instead"],
-    "~optimizer.lr": ["~optimizer.lr: cannot be left out; set it instead"],
+    "~data.too_long": ["~data.too_long: cannot be removed; set it instead"],
+    "~model._target_": ["~model._target_: cannot be removed; set it instead"],
+    "~model.vocabulary_size": ["~model.vocabulary_size: cannot be removed; set it instead"],
+    "~optimizer.lr": ["~optimizer.lr: cannot be removed; set it instead"],
     "~callbacks.curves=foo": [
         "~callbacks.curves=foo: {_target_} stands there; write ~callbacks.curves to leave it out"
     ],
@@ -155,7 +156,7 @@ FAULTY = {
         "data.train_sentences=9223372036854775808: must be at most 9223372036854775807"
     ],
     # Values that cannot be told.
-    "callbacks.context._target_=???": ["callbacks.context._target_=???: has no value yet; set it"],
+    "callbacks.context._target_=???": ["callbacks.context._target_=???: has no value; set it"],
     "seed=${seed}": ["seed=${seed}: Recursive interpolation detected"],
     **{
         f"{key}=${{oc.env:NOSUCH}}": [
@@ -171,7 +172,7 @@ FAULTY = {
     },
     # Sweeps over nothing.
     "-m optimizer.lr=interval(0,1)": [
-        "optimizer.lr=interval(0,1): has no values to go through; list them, or use range(...)"
+        "optimizer.lr=interval(0,1): has no values to sweep over; list them, or use range(...)"
     ],
     "-m seed=range(3,1)": ["seed=range(3,1): has no value"],
     "-m seed=range(0,1000000000)": ["seed=range(0,1000000000): makes more than 10000 jobs"],
@@ -257,7 +258,7 @@ def test_targets_that_could_execute_anything_are_refused(target: str) -> None:
 
 def test_positional_arguments_do_not_pass_unseen() -> None:
     (fault,) = faults_of(["+callbacks.curves._args_=[1]"])
-    assert fault == "callbacks.curves._args_: not read here; drop it"
+    assert fault == "callbacks.curves._args_: is not used here; remove it"
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
     given = ["--config-dir", str(tmp_path)]
     assert faults_of([*given, "gating=mine"]) == []
     assert faults_of([*given, "gating=yours"]) == [
-        "gating=yours: no such option; there are lstm, mine, none"
+        "gating=yours: no such option; options: lstm, mine, none"
     ]
 
 
@@ -334,11 +335,11 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
     ("line", "message"),
     [
         ("trainer.max_epochs=abc seed=abc", "trainer.max_epochs=abc"),
-        ("seed=1,2", "seed=1,2: several values make a sweep; add -m"),
-        ("jobs=2", "jobs=2: only sweeps read it; add -m or drop it"),
+        ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
+        ("jobs=2", "jobs=2: is used by sweeps only; add -m or remove it"),
         (
             "recipe.max_epochs=3 trainer.max_epochs=2",
-            "recipe.max_epochs=3: another choice stands in its place; drop one of the two",
+            "recipe.max_epochs=3: is replaced by another choice; remove one of the two",
         ),
         ("trainer=smoke recipe.max_epochs=3", "recipe.max_epochs=3: another choice"),
         (
@@ -370,7 +371,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("trainer.devices=2", "trainer.devices=2"),
         ("trainer.strategy=ddp", "trainer.strategy"),
         ("optimizer.betas=[0.9]", "optimizer: list index out of range"),
-        ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: a file is in the way"),
+        ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: is a file, not a folder"),
         ("data.too_long=foo data.batching=zz", "data.batching=zz"),
         ("trainer.max_epochs=-3", "max_epochs"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),

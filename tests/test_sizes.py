@@ -102,7 +102,7 @@ def test_a_budget_for_sizes_that_a_model_lacks(compose_config: Compose, tmp_path
 
 def test_what_a_budget_decides_cannot_be_chosen(compose_config: Compose) -> None:
     overrides = [*FAIR["lstm_200k"], "model.hidden_dim=8", "model.num_layers=2"]
-    fault = "model.hidden_dim=8: follows from budget.parameters=200000; drop one of the two"
+    fault = "model.hidden_dim=8: follows from budget.parameters=200000; remove one of the two"
     assert composed_faults(compose_config(*overrides), overrides) == [fault]
     # What a variant sets for its budget may stand there without one.
     made = ("study=fair", *FAIR["lstm_200k"], "variant=lstm_200k")

@@ -270,7 +270,7 @@ def test_faults_of_any_job_are_told_before_the_first_starts(
 ) -> None:
     done = command("newllm.train", "-m", "experiment=lstm,phase1_baseline", "gating=lstm", "seed=1")
     assert done.returncode == 1
-    assert done.stderr == "gating=lstm: the chosen model does not read it; drop it\n"
+    assert done.stderr == "gating=lstm: is not used by the chosen model; remove it\n"
     assert not (tmp_path / "outputs" / "runs").exists() or not results(tmp_path / "outputs")
 
 

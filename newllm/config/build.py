@@ -80,7 +80,7 @@ def checked(node: DictConfig, name: str, trust: Trust) -> Part:
     check = _Check(trust)
     part = check.read(_plain(node), name)
     if not check.faults and not isinstance(part, Part):
-        check.faults.append(f"{name or 'the node'}: names no _target_")
+        check.faults.append(f"{name or 'the node'}: has no _target_")
     if check.faults:
         raise ConfigFault(check.faults)
     return part
@@ -116,7 +116,7 @@ class _Check:
             items = enumerate(content)
             return [self.read(item, f"{name}[{index}]", is_part) for index, item in items]
         if content == "???":
-            self.faults.append(f"{name}=???: lacks a value; set it")
+            self.faults.append(f"{name}=???: has no value; set it")
         if not isinstance(content, dict):
             return content
         target = self._target(content, name) if "_target_" in content else None
@@ -138,11 +138,11 @@ class _Check:
             return None
         for key, value in content.items():
             if not isinstance(key, str):
-                self.faults.append(f"{_joined(name, key)}: not the name of an argument")
+                self.faults.append(f"{_joined(name, key)}: is not a valid argument name")
             elif key == "_partial_" and not isinstance(value, bool):
                 self.faults.append(f"{_joined(name, key)}={value}: must be true or false")
             elif key.startswith("_") and key not in SPECIAL:
-                self.faults.append(f"{_joined(name, key)}: not read here; drop it")
+                self.faults.append(f"{_joined(name, key)}: is not used here; remove it")
         self.faults += _argument_faults(content, name, target, self._trust)
         return target
 
@@ -161,7 +161,7 @@ def _missing(content: dict[str, Any], name: str, target: Any) -> Iterator[str]:
         and key not in content
     ]
     if lacking:
-        remedy = "set it, or write _partial_: true if another part is to give it"
+        remedy = "set it, or add _partial_: true if it is passed later"
         yield f"{name}: {_taker(content)} lacks {', '.join(lacking)}; {remedy}"
 
 

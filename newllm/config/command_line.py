@@ -81,7 +81,7 @@ def _parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
         raise ConfigFault([str(error)]) from error
     known = "-m, --config-dir, --config-name, --help and --cfg"
     wrong = [word for word in unknown if word.startswith("-")]
-    faults = [f"{word}: unknown flag; there are {known}" for word in wrong]
+    faults = [f"{word}: unknown flag; known flags: {known}" for word in wrong]
     flags.overrides += [word for word in unknown if word not in wrong]
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise ConfigFault([*faults, f"--config-dir {flags.config_dir}: no such folder"])
@@ -108,7 +108,7 @@ def _shadowed(folder: Path) -> Iterator[str]:
     for file in sorted(folder.rglob("*.yaml")):
         name = file.relative_to(folder)
         if (conf_directory() / name).is_file():
-            yield f"--config-dir {folder}: newllm has {name} already; give yours another name"
+            yield f"--config-dir {folder}: newllm already has {name}; rename yours"
 
 
 def _place_faults(config: DictConfig, key: str) -> Iterator[str]:
@@ -122,9 +122,9 @@ def _place_faults(config: DictConfig, key: str) -> Iterator[str]:
 def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
     for item in overrides:
         if item.is_sweep_override():
-            yield f"{item.input_line}: several values make a sweep; add -m"
+            yield f"{item.input_line}: several values need a sweep; add -m"
         elif item.key_or_group in ("jobs", "only", "overwrite"):
-            yield f"{item.input_line}: only sweeps read it; add -m or drop it"
+            yield f"{item.input_line}: is used by sweeps only; add -m or remove it"
 
 
 def _selected(config: DictConfig, key: str) -> Any:

@@ -16,10 +16,10 @@ def folder_faults(key: str, folder: str) -> Iterator[str]:
     shown = folder if len(folder) <= 60 else f"{folder[:57]}..."
     try:
         if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-            yield f"{key}={shown}: a name of more than {LONGEST_NAME} bytes; choose a shorter one"
+            yield f"{key}={shown}: name longer than {LONGEST_NAME} bytes; choose a shorter one"
             return
         if any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
-            yield f"{key}={shown}: a file is in the way"
+            yield f"{key}={shown}: is a file, not a folder"
             return
         nearest = next(part for part in (path, *path.parents) if part.is_dir())
         with tempfile.TemporaryDirectory(dir=nearest):

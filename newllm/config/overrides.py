@@ -136,21 +136,21 @@ class Composer:
     def _option_faults(self, item: Override) -> Iterator[str]:
         group, options = item.key_or_group, self._options(item)
         if item.is_delete():
-            yield f"{item.input_line}: cannot be left out; choose one of its options"
+            yield f"{item.input_line}: cannot be removed; choose one of its options"
             return
         if not _values(item):
-            yield f"{item.input_line}: matches no option; there are {', '.join(options)}"
+            yield f"{item.input_line}: matches no option; options: {', '.join(options)}"
         for choice in _values(item):
             names = [shown(name) for name in (choice if isinstance(choice, list) else [choice])]
             if isinstance(choice, list) and group not in ("countermeasure", "logger"):
                 yield f"{group}={shown(choice)}: takes one option, not a list"
             elif "none" in names and len(names) > 1:
-                yield f"{group}={shown(choice)}: none stands alone; drop it or the others"
+                yield f"{group}={shown(choice)}: none excludes all others; remove it or the others"
             elif len(set(names)) < len(names):
-                yield f"{group}={shown(choice)}: names one twice"
+                yield f"{group}={shown(choice)}: lists an option twice"
             for name in names:
                 if name not in options:
-                    yield f"{group}={name}: no such option; there are {', '.join(options)}"
+                    yield f"{group}={name}: no such option; options: {', '.join(options)}"
 
     def _sweep_faults(self, item: Override, overrides: Sequence[Override]) -> Iterator[str]:
         """What is wrong with the values of a sweep, or with where they stand."""
@@ -158,11 +158,11 @@ class Composer:
         if not item.is_sweep_override():
             return
         if is_hydras(item):
-            yield f"{line}: takes one value; sweeps go over the experiment's own keys"
+            yield f"{line}: takes one value; sweeps are over keys of the experiment"
         elif not item.is_discrete_sweep():
             sweepers = [it.value() for it in overrides if it.key_or_group == "hydra/sweeper"]
             if not sweepers or sweepers[-1] in OWN_SWEEPERS:
-                yield f"{line}: has no values to go through; list them, or use range(...)"
+                yield f"{line}: has no values to sweep over; list them, or use range(...)"
         elif len(list(itertools.islice(_sweep_values(item), MOST_VALUES + 1))) > MOST_VALUES:
             yield f"{line}: makes more than {MOST_VALUES} jobs"
         elif not _values(item) and not self._options(item):  # a group says what options there are

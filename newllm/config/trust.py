@@ -105,12 +105,12 @@ class Trust:
             ValueError: it is not trusted, or does not exist.
         """
         if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
-            raise ValueError("not the dotted name of a class or function")
+            raise ValueError("is not the dotted name of a class or function")
         module, _, name = path.rpartition(".")
         is_foreign = _is_below(module, self.packages)
         if not is_foreign and not _is_below(path, PACKAGES):
             known = ", ".join((*PACKAGES, *self.packages))
-            raise ValueError(f"not from {known}; if it is safe: {self.remedy}")
+            raise ValueError(f"does not come from {known}; if you trust it: {self.remedy}")
         for kind in self.kinds:
             kind.base()  # targets are taken from what is loaded
         # Nothing is looked for inside of classes, whose methods do all kinds of things.
@@ -119,7 +119,7 @@ class Trust:
         if not callable(target):
             raise ValueError("no such class or function")
         if not (self._is_defined_there(target) if is_foreign else self._may_be_built(target)):
-            raise ValueError(f"not among what may be built ({self.told})")
+            raise ValueError(f"is not allowed ({self.told})")
         return target
 
     def _is_defined_there(self, target: Any) -> bool:

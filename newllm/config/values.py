@@ -37,17 +37,17 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
         if not exists and not _borrowed_from(config, key):
             yield _unknown(config, key)
         elif item.value() not in (None, there := _default(config, key)):
-            yield f"{item.input_line}: {shown(there)} stands there; write ~{key} to leave it out"
+            yield f"{item.input_line}: the value is {shown(there)}; write ~{key} to remove it"
         else:
             yield from _deletion_faults(config, item)
     elif item.is_add() and exists and _default(config, key) is not None:
-        yield f"{item.input_line}: stands there already; drop the +"
+        yield f"{item.input_line}: already exists; remove the +"
     elif (item.is_add() or item.is_force_add()) and not exists:
         if key.partition(".")[0] not in content:
             meant = suggest(config, key)
-            yield f"+{key}: nothing reads it; " + (f"did you mean {meant}?" if meant else "drop it")
+            yield f"+{key}: unknown key; " + (f"did you mean {meant}?" if meant else "drop it")
     elif source := _borrowed_from(config, key):
-        yield f"{key}: stands at {source}; set it there"
+        yield f"{key}: is an alias of {source}; set that instead"
     elif not exists:
         yield _unknown(config, key)
     else:
@@ -85,7 +85,7 @@ def _deletion_faults(config: DictConfig, item: Override) -> Iterator[str]:
     parent, _, leaf = key.rpartition(".")
     known = arguments_of(OmegaConf.select(config, parent)) if parent else None
     if known is None or leaf in known or leaf.startswith("_"):
-        yield f"{item.input_line}: cannot be left out; set it instead"
+        yield f"{item.input_line}: cannot be removed; set it instead"
 
 
 def _may_be_null(config: DictConfig, key: str) -> bool:

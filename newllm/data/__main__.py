@@ -12,7 +12,7 @@ from newllm.data.sources.sentences import SentenceSource
 def main() -> None:
     """Writes the corpora of this package into a directory and prints what they are like."""
     parser = Arguments(prog="python -m newllm.data", description=main.__doc__)
-    parser.add_argument("--directory", default="data", help="where to write (default: data)")
+    parser.add_argument("--directory", default="data", help="output folder (default: data)")
     directory = parser.parse_args().directory
     console = Console()
     for name in NAMES:

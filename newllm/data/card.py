@@ -87,7 +87,7 @@ class Card:
             "sentences": self._sentences(),
             "words": f"{counts.num_words:,}",
             "unique words": f"{counts.num_unique_words:,}",
-            "vocabulary": f"{self.vocabulary:,} (train, with 4 specials)",
+            "vocabulary": f"{self.vocabulary:,} (train, with 4 special tokens)",
             "<UNK> in validation": f"{self.num_unknown:,} of {self.num_validation_targets:,}"
             f" targets ({self.unknown_share:.1%})",
             "words a sentence": f"{counts.shortest} to {counts.longest}, mean {mean:.2f}",
@@ -96,15 +96,15 @@ class Card:
             "validation also in train": f"{counts.overlap:,} sentences ({self.overlap_share:.1%})",
         }
         if self.entropy is not None:
-            rows["entropy"] = f"{self.entropy:.3f} nats a sentence"
+            rows["entropy"] = f"{self.entropy:.3f} nats per sentence"
             if self.entropy_floor is not None:
-                rows["entropy"] += f", {self.entropy_floor:.4f} a token"
+                rows["entropy"] += f", {self.entropy_floor:.4f} per token"
         if self.oracle_loss is not None:
-            rows["oracle, validation"] = f"{self.oracle_loss:.4f} nats a token"
+            rows["oracle, validation"] = f"{self.oracle_loss:.4f} nats per token"
         if self.test_oracle_loss is not None:
-            rows["oracle, test"] = f"{self.test_oracle_loss:.4f} nats a token"
+            rows["oracle, test"] = f"{self.test_oracle_loss:.4f} nats per token"
             rows["test shift"] = (
-                f"{-self.test_shift:.1e} nats a token, for knowing what test leaves out"
+                f"{-self.test_shift:.1e} nats per token, for knowing what test leaves out"
             )
         return rows | {"sha256": self.sha256}
 

@@ -47,7 +47,7 @@ class TrainingLoader:
         self._epoch, self._num_to_skip = state["epoch"], state["num_used"]
 
     def __len__(self) -> int:
-        assert self._length is not None, "a split without an end needs an epoch_length"
+        assert self._length is not None, "an endless split needs an epoch_length"
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:

@@ -148,7 +148,7 @@ class Tokenizer:
         except BaseException as error:  # a panic of the library, in Rust, is no Exception
             if isinstance(error, KeyboardInterrupt):
                 raise
-            raise ValueError(f"it is no tokenizer; {error}") from error
+            raise ValueError(f"it is not a tokenizer; {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -191,14 +191,14 @@ def _check_saved(content: Any) -> None:
     So do numbers of tokens without tokens between them: a model would have to be as large.
     """
     if not isinstance(content, dict):
-        raise ValueError("it holds no tokenizer")
+        raise ValueError("it contains no tokenizer")
     for name, kinds in SAVED.items():
         part = content.get(name)
         kind = part.get("type", "unknown") if isinstance(part, dict) else part
         if kind not in kinds:
-            raise ValueError(f"its {name} is none of newllm's")
+            raise ValueError(f"its {name} is not one of newllm's")
         if kind == "Sequence" and part != json.loads(_byte_level(NUM_SPECIALS)[0].to_str())[name]:
-            raise ValueError(f"its {name} is none of newllm's")  # a pattern may take any time
+            raise ValueError(f"its {name} is not one of newllm's")  # a pattern may take any time
     added = content.get("added_tokens")
     if not isinstance(added, list) or [
         (token.get("id"), token.get("content")) for token in added if isinstance(token, dict)
@@ -206,7 +206,7 @@ def _check_saved(content: Any) -> None:
         raise ValueError("its special tokens are not newllm's")
     vocabulary = content["model"].get("vocab")
     if not isinstance(vocabulary, dict) or set(vocabulary.values()) != {*range(len(vocabulary))}:
-        raise ValueError("its tokens are not numbered from 0 on")
+        raise ValueError("its tokens are not numbered from 0")
     if [vocabulary.get(name) for name in _SPECIALS] != [*range(NUM_SPECIALS)]:
         raise ValueError("its special tokens are not newllm's")
 

@@ -68,7 +68,7 @@ class Budget:
         if not widths:
             key = "widths" if what == "parameters" else "state_widths"
             example = f"budget.{key}.hidden_dim=1"
-            raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
+            raise ValueError(f"budget.{what}: set the sizes to choose, as in {example}")
 
         def sizes(width: int) -> dict[str, int]:
             return {name: multiple * width for name, multiple in widths.items()}
@@ -84,9 +84,9 @@ class Budget:
         for what, _ in PAIRS:
             target, cost = getattr(self, what), MEASURES[what](model)
             if target is not None and abs(cost - target) > NOTABLE_MISS * target:
-                finer = f"; a step below budget.step={self.step} comes nearer"
+                finer = f"; a smaller budget.step than {self.step} gets closer"
                 yield (
-                    f"budget.{what}={target}: the nearest model takes {cost:,} "
+                    f"budget.{what}={target}: the closest model has {cost:,} "
                     f"({cost / target - 1:+.1%}){finer if self.step > 1 else ''}"
                 )
 
@@ -119,5 +119,5 @@ def nearest_width(cost: Callable[[int], int], target: int, step: int, name: str)
         low, high = (middle, high) if cost(middle) < target else (low, middle)
     nearest = min((low, high), key=lambda width: abs(cost(width) - target))
     if cost(nearest) > 2 * target:
-        raise ValueError(f"{name}={target}: even the narrowest model takes {cost(nearest):,}")
+        raise ValueError(f"{name}={target}: even the narrowest model has {cost(nearest):,}")
     return nearest

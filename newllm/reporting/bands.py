@@ -70,7 +70,7 @@ def bands_told(runs: Sequence[Run], top: Path, keep: bool = False) -> list[str]:
     try:
         number = write_bands(runs, top, keep)
     except OSError as error:
-        return [f"no bands over seeds for TensorBoard: {error}"]
+        return [f"bands over seeds were not written for TensorBoard: {error}"]
     if not number:
         return []
     return [f"bands over seeds for TensorBoard ({number}, tab Custom Scalars): {top / FOLDER}"]

@@ -82,7 +82,7 @@ def never_fatal(picture: str) -> Iterator[None]:
             raise
         reason = (str(error).strip() or "no message").splitlines()[0]
         print(
-            f"warning: {picture} is not drawn ({type(error).__name__}: {reason}); the run goes on",
+            f"warning: {picture} not drawn ({type(error).__name__}: {reason}); the run continues",
             file=sys.stderr,
         )
 
@@ -123,8 +123,8 @@ def font_families(letters: Iterable[str]) -> list[str]:
 @cache  # once
 def _say_that_letters_are_missing() -> None:
     print(
-        "pictures show boxes for letters that no font of this machine has; "
-        "a font such as Noto Sans CJK may have them",
+        "figures show boxes for characters that no installed font has; install a font such as "
+        "Noto Sans CJK",
         file=sys.stderr,
     )
 

@@ -14,7 +14,7 @@ from newllm.reporting.formatting import number, percent
 def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, console: Console) -> None:
     """All of it, as `newllm.training.evaluation` returns it."""
     if sees_the_future:
-        void = "void: it saw the future; these are no language-model losses"
+        void = "void: the model saw the future; these are not language-model losses"
         console.print(void, style="bold red")
     if "metrics" in found:
         console.print(_metrics_table(found["metrics"]))
@@ -22,7 +22,7 @@ def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, console: C
     console.print(_split_table(found["splits"]))
     kl = found["splits"]["validation"]["kl"]
     if kl is not None:
-        console.print(f"expected excess over the grammar (KL, validation): {kl:.4f} nats per token")
+        console.print(f"KL divergence from the grammar (validation): {kl:.4f} nats per token")
     if "ablations" in found:
         console.print()
         console.print(_ablation_table(found["ablations"]))
@@ -67,7 +67,7 @@ def _ablation_table(ablations: Mapping[str, Any]) -> Table:
             continue
         table.add_row(name, number(ablations[key]), number(ablations[key] - intact))
     for frozen in ablations["frozen"]:
-        name = f"frozen after {frozen['after']} tokens (loss from there on)"
+        name = f"frozen after {frozen['after']} tokens (loss of later tokens)"
         worse = frozen["loss"] - frozen["loss_intact"]
         table.add_row(name, number(frozen["loss"]), number(worse))
     return table
@@ -84,5 +84,5 @@ def _dynamics_lines(found: Mapping[str, Any]) -> list[str]:
         f"({low:.3f} to {high:.3f})",
         f"largest Lyapunov exponent, over a sentence: {found['lyapunov_exponent']:+.3f} nats per "
         "token",
-        f"gradient of a loss by the context just before it: {norms[0]:.4f}{reach}",
+        f"norm of d loss / d context, one step before: {norms[0]:.4f}{reach}",
     ]

@@ -60,5 +60,7 @@ def _write(page: Page, found: Sequence[Contest], options: Namespace) -> list[str
     )
     lines += [*page.changed(translator("en")), f"page: {written}"]
     if opening := page.opening:
-        lines.append(f"it is a page of sweep={opening.name}; --baseline NAME makes one of groups")
+        lines.append(
+            f"this page shows sweep={opening.name}; use --baseline NAME for a page of groups"
+        )
     return lines

@@ -37,7 +37,7 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
             for label, text in chosen(contest.variants).items():
                 out.print(f"{label}: {text}")
         else:
-            out.print(f"{len(contest.standings)} groups: the page has the table")
+            out.print(f"{len(contest.standings)} groups: see the page for the table")
         out.print(answer(contest, _))
         out.print()
 
@@ -59,7 +59,7 @@ def reasons(contests: Sequence[Contest]) -> Iterator[str]:
     for variant in variants:
         for run in variant.runs:
             if not run.is_done:
-                error = str(run.result.get("error") or "no reason was written down")
+                error = str(run.result.get("error") or "no reason was recorded")
                 why = f"{run.status}; {error.partition(chr(10))[0]}"
                 found.setdefault((variant.label, why), []).append(str(run.result.get("seed", "-")))
     for (label, why), seeds in list(found.items())[:MOST_REASONS]:

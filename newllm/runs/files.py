@@ -112,7 +112,7 @@ def check_result(result: Any) -> dict[str, Any]:
     """The same of what was read already; its strings become printable."""
     result = cleaned(result)
     if not isinstance(result, dict) or "status" not in result:
-        raise ValueError("it holds no status")
+        raise ValueError("it has no status")
     for name, value in result.items():
         if name in FIELDS and not FIELDS[name].fits(value):
             raise ValueError(f"{name}={value!r} must be {FIELDS[name].words}")
@@ -142,7 +142,7 @@ def read_config(file: Path) -> DictConfig:
     except Exception as error:  # YAML, OmegaConf and Python's numbers have a dozen kinds
         raise ValueError(str(error)) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise ValueError("it describes no model")
+        raise ValueError("it has no model")
     for name in (*HASHED, "budget", "callbacks"):
         if name != "seed" and not isinstance(content.get(name), dict | None):
             raise ValueError(f"{name} must be a mapping")
@@ -156,13 +156,15 @@ def _check_yaml(text: str) -> None:
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ValueError(
-                "it holds an anchor or an alias, which a run's configuration never does"
+                "it contains an anchor or an alias, which the configuration of a run never has"
             )
         if getattr(event, "tag", None):
-            raise ValueError(f"it holds a tag, {event.tag}, as no run's does")
+            raise ValueError(
+                f"it contains a tag, {event.tag}, which the configuration of a run never has"
+            )
         if "${" in getattr(event, "value", ""):
             raise ValueError(
-                "it holds an interpolation, ${...}, which a run's configuration never does"
+                "it contains an interpolation, ${...}, which the configuration of a run never has"
             )
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
@@ -182,10 +184,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError("it is damaged") from error
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        raise ValueError("it holds no model")
+        raise ValueError("it contains no model")
     for name, weight in weights.items():
         if not _is_plain(weight):
-            raise ValueError(f"{name} is no plain tensor")
+            raise ValueError(f"{name} is not a plain tensor")
     return weights
 
 
@@ -221,9 +223,9 @@ def misfit(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str |
     """How a checkpoint does not fit a model, in words; None if it does."""
     for name in (*wanted, *weights):
         if name not in weights:
-            return f"the checkpoint lacks {name}"
+            return f"the checkpoint has no {name}"
         if name not in wanted:
-            return f"the checkpoint holds {name}, the model does not"
+            return f"the checkpoint contains {name}, the model does not"
         if wanted[name].shape != weights[name].shape:
             shapes = [*weights[name].shape], [*wanted[name].shape]
             return f"{name} has the shape {shapes[0]} in the checkpoint, {shapes[1]} in the model"

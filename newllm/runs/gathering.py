@@ -144,7 +144,7 @@ def _complete(rows: Rows, needed: Sequence[str]) -> Rows:
     for number, row in enumerate(rows, start=1):
         for name in needed:
             if name not in row:
-                raise ValueError(f"its row {number} lacks {name}")
+                raise ValueError(f"{name} is missing in row {number}")
     return rows
 
 
@@ -164,7 +164,7 @@ def gather(paths: Iterable[Path]) -> list[Run]:
             raise ValueError(f"{path}: does not exist")
         found = _unpack(path) if path.is_file() else [*_below(path)]
         if not found:
-            raise ValueError(f"{path}: holds no run; lacks result.json")
+            raise ValueError(f"{path}: contains no run; result.json is missing")
         runs += found
     unique: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: not run.is_done):
@@ -219,7 +219,7 @@ def _unpack(path: Path) -> list[Run]:
             raise ValueError("it is too large when unpacked")
         return [_unpacked(entry) for entry in parse_json(raw)]
     except (OSError, ValueError, LookupError, TypeError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: no packed runs ({one_line(error)})") from error
+        raise ValueError(f"{path}: is not a file of packed runs ({one_line(error)})") from error
 
 
 def _unpacked(entry: dict[str, Any]) -> Run:

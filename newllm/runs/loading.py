@@ -59,12 +59,12 @@ def load_model(
 
 def _check(model: Any, weights: Mapping[str, Tensor]) -> None:
     if not isinstance(model, LanguageModel):
-        raise ValueError("it names no language model")
+        raise ValueError("it does not describe a language model")
     if fault := misfit(model.state_dict(), weights):
         raise ValueError(f"it does not fit checkpoints/best.ckpt: {fault}")
     for name, _ in model.named_parameters():
         if not bool(weights[name].isfinite().all()):
-            raise ValueError(f"{name} of checkpoints/best.ckpt holds numbers that are not finite")
+            raise ValueError(f"{name} of checkpoints/best.ckpt contains values that are not finite")
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def _try(model: LanguageModel) -> None:
     """Let it read one token: parts that can be built need not fit each other."""
     logits_BTV, _ = model(torch.tensor([[BOS]]))
     if logits_BTV.shape != (1, 1, model.vocabulary_size) or not bool(logits_BTV.isfinite().all()):
-        raise ValueError("it describes a model without proper logits")
+        raise ValueError("it describes a model whose output is not logits")
 
 
 class TooLarge(ValueError):

@@ -39,7 +39,7 @@ def resume(arguments: Sequence[str], attempt: Attempt) -> int:
         print(error, file=sys.stderr)
         return 1
     if not (folder / "checkpoints" / "last.ckpt").is_file():
-        print(f"{folder}: has no checkpoint yet; it starts from the beginning", file=sys.stderr)
+        print(f"{folder}: has no checkpoint yet; starting from the beginning", file=sys.stderr)
     config.trusted_packages = trusted  # a run of somebody else's may not name its own
     # Other sums would give other weights.
     torch.set_num_threads(min(max(result.get("threads", 1), 1), os.cpu_count() or 1))
@@ -51,8 +51,8 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     chosen = dict(word.partition("=")[::2] for word in arguments)
     if others := [word for word in arguments if word.partition("=")[0] not in (RUN, TRUSTED)]:
         raise ValueError(
-            f"{others[0]}: run=FOLDER goes on with the configuration of that run; drop it, or "
-            "train another run with it"
+            f"{others[0]}: run=FOLDER uses the configuration of that run; remove "
+            "this override, or start a new run with it"
         )
     packages = re.fullmatch(r"\[([\w.,]*)\]", chosen.get(TRUSTED, "[]"))
     if not packages:
@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 def _tell_end(folder: Path, result: dict[str, Any]) -> int:
     """What came of a run that has ended."""
     if result["status"] == "diverged":
-        raise RunConflict(f"{folder}: diverged, as it would again: {result.get('error')}")
+        raise RunConflict(f"{folder}: diverged and would diverge again: {result.get('error')}")
     best, epoch = result.get("best_val_loss"), result.get("best_epoch")
     print(f"{folder}: is done; best validation loss {best} in epoch {epoch}")
     return 0

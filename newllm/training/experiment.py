@@ -182,7 +182,7 @@ class _Faults:
 
 def _build(config: DictConfig, node: Any, **arguments: Any) -> Any:
     if decided := [name for name in arguments if node and name in node]:
-        raise ValueError("\n".join(f"{name}: the run decides on it; drop it" for name in decided))
+        raise ValueError("\n".join(f"{name}: is set by the run; remove it" for name in decided))
     return node and instantiate(node, config.trusted_packages, **arguments)
 
 
@@ -196,7 +196,7 @@ def _build_source(config: DictConfig) -> Source:
     source = _build(config, config.data)
     target = f"data._target_={config.data._target_}"
     if not isinstance(source, Source):
-        raise ValueError(f"{target}: is no newllm.data.source.Source")
+        raise ValueError(f"{target}: is not a newllm.data.source.Source")
     source.setup()
     if found := [f"{target}: {fault}" for fault in source_faults(source)]:
         raise ValueError("\n".join(found))
@@ -234,9 +234,7 @@ def _fill_sizes(config: DictConfig) -> None:
     except ValueError as error:
         if str(error).startswith("budget."):
             raise
-        multiples = (
-            f"the sizes that follow from a budget are multiples of budget.step={budget.step}"
-        )
+        multiples = f"the sizes chosen by a budget are multiples of budget.step={budget.step}"
         raise ValueError(
             "\n".join(f"{line}; {multiples}" for line in str(error).splitlines())
         ) from error
@@ -259,8 +257,8 @@ def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
         )
     if model.positions is not None and source.train.batch(0, 0).reset_BT is not None:
         yield (
-            f"model.positions=learned: the rows of {source.name} go on from batch to batch, so "
-            "their positions have no end; set model.positions=none, or rotary where it is taken"
+            f"model.positions=learned: the rows of {source.name} continue across "
+            "batches, so positions are unbounded; set model.positions to none or rotary"
         )
 
 

@@ -72,7 +72,7 @@ def _faults(place: str, node: DictConfig, trusted_packages: Sequence[str]) -> It
     yield from target_faults(node, place, trusted_packages)
     package = PACKAGES.get(str(node["_target_"]).rpartition(".")[2])
     if package and importlib.util.find_spec(package) is None:
-        yield f"{place}: needs a package that is not installed: pip install {package}"
+        yield f"{place}: requires a package that is not installed: pip install {package}"
 
 
 def _build(node: DictConfig, folder: Path, trusted_packages: Sequence[str]) -> Logger:

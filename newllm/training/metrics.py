@@ -102,7 +102,7 @@ class Scores:
             self._sums_SK = rows.sums_BK.new_zeros(shape)
         self._sums_SK = self._sums_SK.to(rows.sums_BK.device)  # one of a checkpoint lay elsewhere
         if self._slices:
-            assert rows.slice_B is not None, "a split with slices says which each row belongs to"
+            assert rows.slice_B is not None, "a split with slices must name the slice of each row"
             self._sums_SK.index_add_(0, rows.slice_B, rows.sums_BK)
         else:
             self._sums_SK += rows.sums_BK.sum(0)

@@ -67,19 +67,19 @@ class Preflight:
         """A line for each finding that a reader of the losses should know of."""
         if not self.causal:
             yield (
-                "sees the future: it has no causal mask (the published baseline's fault); "
-                "its losses are no language-model losses"
+                "sees the future: it has no causal mask (a fault of the published baseline); "
+                "its losses are not language-model losses"
             )
         if self.unknown_share > MANY_UNKNOWN:
             yield (
                 f"{self.unknown_share:.0%} of the validation targets are <UNK>"
-                + (", which training never shows" if not self.unknown_in_train else "")
+                + (", which never occur in training" if not self.unknown_in_train else "")
                 + ": see val/loss_known"
             )
         if self.overlap_share > MUCH_OVERLAP:
-            yield f"{self.overlap_share:.0%} of the validation sentences are in train as well"
+            yield f"{self.overlap_share:.0%} of the validation sentences are also in train"
         if self.num_too_long:
-            yield f"{self.num_too_long:,} sentences were too long, and cut or dropped"
+            yield f"{self.num_too_long:,} sentences were too long and were truncated or dropped"
         if self.num_unused_classes > MANY_UNUSED * self.num_classes:
             yield (
                 f"{self.num_unused_classes:,} of {self.num_classes:,} output classes are never a "
@@ -101,7 +101,10 @@ def check(
     leak = find_leak(model, _some_tokens(source))
     if leak and not model.sees_the_future:
         raise ConfigFault(
-            [f"{model.description} sees the future: {leak}; mend it, it would learn to copy"]
+            [
+                f"{model.description} sees the future: {leak}; fix the model, "
+                "which would learn to copy its targets"
+            ]
         )
     return Preflight(
         causal=leak is None,

@@ -67,8 +67,8 @@ def train(
     if config.plan:
         expected = estimate(experiment)
         print(
-            f"only planned; the run would take about {expected.total:.0f} s here, "
-            f"{expected.validation:.0f} s of it for validation"
+            f"not trained (plan=true); estimated time {expected.total:.0f} s, "
+            f"{expected.validation:.0f} s of which are validation"
         )
         return {"estimated_seconds": expected.total}
     write_data(experiment.source)
@@ -97,7 +97,7 @@ def train(
         if config.trusted_packages:
             command.append(f"{TRUSTED}=[{','.join(config.trusted_packages)}]")
         raise Interrupted(
-            f"interrupted; what was done lies in {folder}; it goes on with: {shlex.join(command)}"
+            f"interrupted; {folder} contains the run so far; continue with: {shlex.join(command)}"
         ) from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
@@ -149,7 +149,7 @@ def attempt(
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        reason = f"{in_a_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
+        reason = f"{in_a_line(error)} (set HYDRA_FULL_ERROR=1 for a traceback)"
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -41,14 +41,14 @@ def print_banner(experiment: Experiment) -> None:
 
 def _left_out(choices: Sequence[str]) -> str:
     """What an experiment's file says, and the model that was chosen beside it does not take."""
-    return f"{', '.join(choices)} (set by the experiment; the chosen model does not take it)"
+    return f"{', '.join(choices)} (set by the experiment, but not accepted by the chosen model)"
 
 
 def _state(experiment: Experiment) -> str:
     """How much one sequence makes the model remember."""
     model, num_tokens = experiment.model, experiment.source.max_length
     one, full = model.state_bytes(1), model.state_bytes(num_tokens)
-    growing = "" if one == full else f" after {num_tokens} tokens, and growing"
+    growing = "" if one == full else f" after {num_tokens} tokens, growing with the length"
     return f"{full:,} bytes of state{growing}"
 
 
@@ -73,7 +73,7 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
     console = _console()
     console.print(table)
     if (batch_mean := result["best_val_loss_batch_mean"]) is not None:
-        console.print(f"as the series counted it (val/loss_batch_mean): {batch_mean:.4f}")
+        console.print(f"by the definition of the series (val/loss_batch_mean): {batch_mean:.4f}")
     for name, metrics in (result["evaluation"] or {}).items():
         if name != TEST:
             figures = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
@@ -83,19 +83,16 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         beside = "" if oracle is None else f" (oracle {oracle:.4f})"
         console.print(f"test, at the best epoch: {result['test_loss']:.4f}{beside}")
     if result["val_kl"] is not None:
-        console.print(
-            f"expected excess over the grammar, whatever words were drawn (KL): "
-            f"{result['val_kl']:.4f} nats per token"
-        )
+        console.print(f"KL divergence from the grammar: {result['val_kl']:.4f} nats per token")
     if result["sees_the_future"]:
-        console.print("[bold red]void:[/] it saw the future; these are no language-model losses")
-    elif best > references.get("bigram", math.inf):
         console.print(
-            "[yellow]worse than counting pairs of words (bigram)[/]; " + _next(experiment)
+            "[bold red]void:[/] the model saw the future; these are not language-model losses"
         )
-    console.print(f"took {result['seconds']:.0f} s; all of it lies in {folder}")
+    elif best > references.get("bigram", math.inf):
+        console.print("[yellow]worse than bigram counts[/]; " + _next(experiment))
+    console.print(f"took {result['seconds']:.0f} s; results: {folder}")
     if experiment.trainer.loggers:
-        console.print(f"look at its curves: {program('python')} -m newllm.board {folder}")
+        console.print(f"to see the curves: {program('python')} -m newllm.board {folder}")
 
 
 def _next(experiment: Experiment) -> str:

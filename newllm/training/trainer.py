@@ -21,7 +21,7 @@ from newllm.training.clock import AUTO, Clock, batches_of_epoch
 
 # Arguments of Lightning's trainer that the run decides on, and what to set instead.
 DECIDED = {
-    "barebones": "a run always keeps its tables; use callbacks=none logger=none",
+    "barebones": "a run always writes its tables; use callbacks=none logger=none",
     "callbacks": "use '+callbacks.NAME={_target_: ...}'",
     "default_root_dir": "use hydra.run.dir=FOLDER",
     "enable_autolog_hparams": "hyper-parameters are always logged; use logger=none",
@@ -31,19 +31,19 @@ DECIDED = {
     "fast_dev_run": "use trainer=smoke",
     "gradient_clip_algorithm": "gradients are clipped by their norm; use recipe.gradient_clip",
     "gradient_clip_val": "use recipe.gradient_clip=[[0,NORM]]",
-    "inference_mode": "validation keeps no gradients either way",
-    "limit_predict_batches": "a run predicts nothing",
+    "inference_mode": "validation never computes gradients",
+    "limit_predict_batches": "a run makes no predictions",
     "limit_test_batches": "use data.test_sentences=N",
     "limit_val_batches": "use data.validation_sentences=N, which limits the references as well",
     "log_every_n_steps": "every step is logged",
     "logger": "use logger=NAME, or '+logger.NAME={_target_: ...}'",
-    "max_time": "a run by the clock could not be repeated; use trainer.max_epochs",
-    "model_registry": "best.ckpt lies in the run's folder",
+    "max_time": "a time limit is not reproducible; use trainer.max_epochs",
+    "model_registry": "best.ckpt is written to the run directory",
     "num_nodes": "a run is one process on one device",
     "num_sanity_val_steps": "everything is built and checked before the first step",
     "overfit_batches": "use data.train_sentences=N",
     "plugins": "use trainer.precision",
-    "reload_dataloaders_every_n_epochs": "each epoch has an order of its own",
+    "reload_dataloaders_every_n_epochs": "each epoch has its own order",
     "sync_batchnorm": "a run is one process on one device",
     "use_distributed_sampler": "a run is one process on one device",
 }
@@ -57,9 +57,9 @@ PRECISIONS = {
 UNFIT_PRECISIONS = {
     **dict.fromkeys(
         ("16", "16-mixed"),
-        "float16 needs scaled gradients, which clipping and grad/norm do not undo",
+        "float16 needs gradient scaling, which clipping and grad/norm do not support",
     ),
-    **dict.fromkeys(("16-true", "bf16-true"), "weights of 16 bits lose small updates"),
+    **dict.fromkeys(("16-true", "bf16-true"), "16-bit weights lose small updates"),
 }
 PROFILERS: dict[str, type[Profiler]] = {
     "simple": SimpleProfiler,
@@ -125,7 +125,7 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
     if not isinstance(interval, int | float | None) and interval != AUTO:
         yield (
             f"trainer.val_check_interval={interval}: must be a number of batches, a share of an "
-            "epoch or auto; a validation by the clock could not be repeated"
+            "epoch or auto; a validation interval in seconds is not reproducible"
         )
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         if (value := chosen.get(name)) is not None and value < 1:
@@ -139,7 +139,7 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
         )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         yield (
-            "callbacks: GradientAccumulationScheduler changes how many steps a run has; use "
+            "callbacks: GradientAccumulationScheduler changes the number of steps; use "
             "+trainer.accumulate_grad_batches=N"
         )
 
@@ -180,8 +180,8 @@ def precision_warning(setting: Any, device: torch.device) -> str | None:
     """What a user should know before waiting for a run; None if nothing."""
     if precision_name(setting) == "bf16-mixed" and device.type == "cpu":
         return (
-            "trainer.precision=bf16-mixed is up to ten times slower than 32-true on a CPU, where "
-            "the recurrence's machine code is for float32 and float64"
+            "trainer.precision=bf16-mixed is up to ten times slower than 32-true on a CPU, "
+            "since the native code supports only float32 and float64"
         )
     return None
 
@@ -206,7 +206,7 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
     num_batches = batches_of_epoch(num_batches, trainer.limit_train_batches)
     if num_batches < 1:
         limit = trainer.limit_train_batches
-        raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
+        raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; increase it")
     _check_validation(trainer, num_batches)
     planned = -(-num_batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
     return planned if trainer.max_steps < 0 else min(planned, trainer.max_steps)

@@ -142,7 +142,7 @@ class ContextInspector(Callback):
         if tokenizer is not None:
             words = ["<BOS>", *(tokenizer.decode([token]) for token in tokens[1:])]
         contexts_TC = trace.contexts_BTC[row, :length].float().numpy(force=True)
-        what = f"context over a validation sentence, epoch {trainer.current_epoch + 1}"
+        what = f"context during a validation sentence, epoch {trainer.current_epoch + 1}"
         title = f"{what}: {self.title}" if self.title else what
         figure = figures.context_over_time(contexts_TC, words, title)
         log_figure(trainer.loggers, "context_over_time", figure, trainer.global_step)

@@ -251,4 +251,4 @@ def _check(step: Step, source: Callable[..., list[Tensor]], flat: list[Tensor]) 
     for one, other in pairs:
         largest = float(other.detach().abs().amax()) if other.numel() else 0.0
         if not torch.allclose(one.to(other), other, rtol=0, atol=TOLERANCE * largest):
-            raise ValueError("the compiler gives other numbers than the cell")
+            raise ValueError("the compiled step gives other values than the cell")
