@@ -38,7 +38,7 @@ FAULTY = {
         "data_augmentation, early_stopping, none, quality_data, weight_decay"
     ],
     "countermeasure=data_augmentation data=tiny30": [
-        "countermeasure=data_augmentation wants data=augmented124, but data=tiny30 was chosen; "
+        "countermeasure=data_augmentation requires data=augmented124, but data=tiny30 is set; "
         "remove one of the two"
     ],
     "countermeasure=[data_augmentation,quality_data]": [
@@ -69,12 +69,12 @@ FAULTY = {
         "recipe.gradient_clip=1.0: must be a list, like the default [[0,0.5],[10,1.0],[30,2.0]]"
     ],
     "+callbacks.x._target_=os.system": [
-        "callbacks.x._target_=os.system: not from newllm, torch, torchmetrics, lightning; "
-        "if it is safe: trusted_packages=[PACKAGE]"
+        "callbacks.x._target_=os.system: does not come from newllm, torch, torchmetrics, lightning; "
+        "if you trust it: trusted_packages=[PACKAGE]"
     ],
     "callbacks.early_stopping.patience=3": [
-        "callbacks.early_stopping.patience: stands at countermeasures.early_stopping.patience; "
-        "set it there"
+        "callbacks.early_stopping.patience: is an alias of countermeasures.early_stopping.patience; "
+        "set that instead"
     ],
     "model.hidden_dim=null seed=null": [
         "model.hidden_dim=null: must be a whole number, like the default 512",
@@ -85,15 +85,15 @@ FAULTY = {
         "{_target_,_partial_,embedding_std,output_gain}"
     ],
     "budget.step=8": [
-        "budget.step=8: nothing follows from it without budget.parameters or budget.state_bytes; "
-        "set one or drop it"
+        "budget.step=8: has no effect without budget.parameters or budget.state_bytes; "
+        "set one or remove it"
     ],
     "budget.parameters=100000 +budget.state_widths.context_dim=1": [
-        "budget.state_widths.context_dim=1: nothing follows from it without budget.state_bytes; "
-        "set one or drop it"
+        "budget.state_widths.context_dim=1: has no effect without budget.state_bytes; "
+        "set one or remove it"
     ],
     "callbacks=none +callbacks.steps.small=3": [
-        "callbacks.steps.small=3: callbacks has no steps that would read it; drop it"
+        "callbacks.steps.small=3: has no effect, since callbacks has no steps; remove it"
     ],
     "+callbacks.mine=${nope}": ["callbacks.mine=${nope}: Interpolation key 'nope' not found"],
     "only=a*": ["only=a*: is used by sweeps only; add -m or remove it"],
@@ -130,11 +130,11 @@ FAULTY = {
     "~model.vocabulary_size": ["~model.vocabulary_size: cannot be removed; set it instead"],
     "~optimizer.lr": ["~optimizer.lr: cannot be removed; set it instead"],
     "~callbacks.curves=foo": [
-        "~callbacks.curves=foo: {_target_} stands there; write ~callbacks.curves to leave it out"
+        "~callbacks.curves=foo: the value is {_target_}; write ~callbacks.curves to remove it"
     ],
     "~model.nope": ["model.nope: unknown key; model has " + MODEL_KEYS],
     "optimizer._target_=torch.optim.SGD": [
-        "optimizer.betas: SGD takes no betas; leave it out: '~optimizer.betas'"
+        "optimizer.betas: SGD takes no betas; remove it: '~optimizer.betas'"
     ],
     "schedule._target_=newllm.training.module.Schedule": [
         "schedule._target_: unknown key; schedule holds no keys"
@@ -205,10 +205,10 @@ FAULTY = {
     ],
     # A run that would pass for a variant of a study and is made otherwise.
     f"study=ladder {REMOVED} model.hidden_dim=8 variant=remove_residual": [
-        f"variant=remove_residual: sweep=ladder makes it of {REMOVED}; drop study= and variant="
+        f"variant=remove_residual: sweep=ladder defines it as {REMOVED}; remove study= and variant="
     ],
     "study=ladder model=gru variant=modern": [
-        "variant=modern: is an experiment; choose experiment=modern instead"
+        "variant=modern: is an experiment; use experiment=modern instead"
     ],
     "study=ladder model=gru variant=mine": ["variant=mine: sweep=ladder has no such variant"],
     **{
@@ -341,10 +341,10 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
             "recipe.max_epochs=3 trainer.max_epochs=2",
             "recipe.max_epochs=3: is replaced by another choice; remove one of the two",
         ),
-        ("trainer=smoke recipe.max_epochs=3", "recipe.max_epochs=3: another choice"),
+        ("trainer=smoke recipe.max_epochs=3", "recipe.max_epochs=3: is replaced"),
         (
             "model=lstm recipe.fnn=residual",
-            "recipe.fnn=residual: the chosen model does not read it",
+            "recipe.fnn=residual: is not used by the chosen model",
         ),
         ("-m experiment=glob(phase7_*)", "experiment=glob(phase7_*): matches no option"),
         ("model=transformer model.num_heads=3", "model.num_heads=3"),
@@ -379,7 +379,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("+trainer.overfit_batches=1", "use data.train_sentences=N"),
         ("trainer.max_steps=1", "before its first validation after 25"),
         ("recipe=modern schedule.scheduler.pct_start=2", "pct_start"),
-        ("hydra.run.dir=taken", "taken: holds a run already"),
+        ("hydra.run.dir=taken", "taken: already contains a run"),
         ("model.vocabulary_size=100", "data.vocabulary_size=100"),
     ],
 )

@@ -146,7 +146,7 @@ class Each(Sweeper):
         patterns = [line.partition("=")[2].strip("'\"") for line in lines]
         for pattern in ",".join(patterns).split(",") if patterns else ():
             if not matching(names, pattern):
-                there = ", ".join(names) or "none: it is a sweep of values alone"
+                there = ", ".join(names) or "none (a sweep of values only)"
                 print(f"only={pattern}: matches no variant; variants: {there}", file=sys.stderr)
                 sys.exit(1)
         return matching(names, ",".join(patterns)) if patterns else names or [""]
