@@ -46,8 +46,7 @@ FAULTY = {
         "data=augmented124 and quality_data wants data=quality500; keep one of them"
     ],
     "countermeasure=[none,weight_decay]": [
-        "countermeasure=[none,weight_decay]: none cannot be combined with others; remove it or "
-        "the others"
+        "countermeasure=[none,weight_decay]: none excludes all others; remove it or the others"
     ],
     "countermeasure=[weight_decay,weight_decay]": [
         "countermeasure=[weight_decay,weight_decay]: lists an option twice"
@@ -69,12 +68,12 @@ FAULTY = {
         "recipe.gradient_clip=1.0: must be a list, like the default [[0,0.5],[10,1.0],[30,2.0]]"
     ],
     "+callbacks.x._target_=os.system": [
-        "callbacks.x._target_=os.system: does not come from newllm, torch, torchmetrics, lightning; "
-        "if you trust it: trusted_packages=[PACKAGE]"
+        "callbacks.x._target_=os.system: does not come from newllm, torch, torchmetrics, "
+        "lightning; if you trust it: trusted_packages=[PACKAGE]"
     ],
     "callbacks.early_stopping.patience=3": [
-        "callbacks.early_stopping.patience: is an alias of countermeasures.early_stopping.patience; "
-        "set that instead"
+        "callbacks.early_stopping.patience: is an alias of "
+        "countermeasures.early_stopping.patience; set that instead"
     ],
     "model.hidden_dim=null seed=null": [
         "model.hidden_dim=null: must be a whole number, like the default 512",
@@ -224,7 +223,7 @@ FAULTY = {
         "choose another folder"
     ],
     f"hydra.run.dir={'x' * 256}": [
-        f"hydra.run.dir={'x' * 57}...: a name of more than 255 bytes; choose a shorter one"
+        f"hydra.run.dir={'x' * 57}...: name longer than 255 bytes; choose a shorter one"
     ],
     # What was chosen by name stays a fault, what an experiment says for its own model does not.
     "experiment=modern model=lstm model.context_dim=3": [
@@ -253,7 +252,9 @@ def test_faults_are_one_line_each(line: str) -> None:
 )
 def test_targets_that_could_execute_anything_are_refused(target: str) -> None:
     (fault,) = faults_of([f"+callbacks.x._target_={target}"])
-    assert fault.startswith(f"callbacks.x._target_={target}: n")
+    assert fault.startswith(
+        (f"callbacks.x._target_={target}: no", f"callbacks.x._target_={target}: is not")
+    )
 
 
 def test_positional_arguments_do_not_pass_unseen() -> None:

@@ -344,7 +344,7 @@ def test_description(model: LanguageModel, description: str) -> None:
             "'hidden_dim' and 'num_layers'",
         ),
         (partial(LanguageModel, V, 6, []), "model.layers=[]: a model needs at least one layer"),
-        (partial(LanguageModel, V, 6, [nn.Identity]), "model.layers[0]: Identity is no Layer"),
+        (partial(LanguageModel, V, 6, [nn.Identity]), "model.layers[0]: Identity is not a Layer"),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_named(make: Callable[[], LanguageModel], message: str) -> None:
