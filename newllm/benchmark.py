@@ -18,7 +18,7 @@ from newllm.config.arguments import Arguments, ends_with_its_reader
 def main() -> None:
     """The command line."""
     parser = Arguments(prog="python -m newllm.benchmark", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute, a small model")
+    parser.add_argument("--quick", action="store_true", help="a small model only, about a minute")
     parser.add_argument("--threads", help="such as 1,2 (default: 1 and all)")
     parser.add_argument("--compare", type=Path, help="an older benchmark.json to compare with")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder")

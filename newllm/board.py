@@ -19,10 +19,10 @@ def main() -> None:
     """The command line."""
     parser = Arguments(
         prog="python -m newllm.board",
-        description="Look at runs in TensorBoard, under names that say what they differ in.",
+        description="Show runs in TensorBoard under names that state their differences.",
     )
-    parser.add_runs("outputs", "run directories or folders of them")
-    parser.add_argument("--port", type=int, default=6006, help="port of the page (6006)")
+    parser.add_runs("outputs", "run directories, or folders that contain some")
+    parser.add_argument("--port", type=int, default=6006, help="port of the server (6006)")
     options = parser.parse_args()
     with loading():
         from newllm.reporting.tensorboard import serve

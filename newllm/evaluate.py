@@ -14,12 +14,14 @@ def main() -> None:
     """The command line."""
     parser = Arguments(
         prog="python -m newllm.evaluate",
-        description="Look at what a run's model has learned: its losses beside the references of "
-        "each split, what its context is worth, and how that behaves over time.",
+        description=(
+            "Evaluate a trained run: its losses and the reference losses of each split, "
+            "ablations of its context, and the dynamics of the context over time."
+        ),
     )
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("--trust", metavar="PACKAGE", action="append", default=[],
-                        help="a package of yours that parts of the run come from")  # fmt: skip
+                        help="a package that the run may load classes from")  # fmt: skip
     options = parser.parse_args()
     with loading():
         from newllm.data.reading import one_line
@@ -28,7 +30,7 @@ def main() -> None:
         folder = evaluate(options.run, options.trust)
     except (ValueError, RuntimeError, IndexError) as error:  # of parts that do not fit each other
         sys.exit(one_line(error))
-    print(f"all of it lies in {folder}")
+    print(f"results: {folder}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,20 @@ def main() -> None:
         prog="python -m newllm.generate", description="Sample sentences from a trained run."
     )
     parser.add_argument("run", help="a run directory")
-    parser.add_argument("--prompt", default="", help="words to start from")
-    parser.add_argument("--num", type=int, default=5, help="how many sentences (5)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: safer words (1)")
-    parser.add_argument("--max-tokens", type=int, default=32, help="of a sentence (32)")
+    parser.add_argument("--prompt", default="", help="words to start with")
+    parser.add_argument("--num", type=int, default=5, help="number of sentences (5)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="sampling temperature; below 1, likelier words (1)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=32, help="maximum length of a sentence (32)"
+    )
     parser.add_argument("--trust", metavar="PACKAGE", action="append", default=[],
-                        help="a package of yours that the model's parts come from")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+                        help="a package that the model may load classes from")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
     options = parser.parse_args()
     with loading():
         from newllm.data.reading import printable
@@ -30,7 +37,7 @@ def main() -> None:
     try:
         run = load_run(options.run, options.trust)
         if run.tokenizer is None:
-            raise ValueError(f"{options.run}: was not trained on text; it has no tokenizer")
+            raise ValueError(f"{options.run}: was not trained on text and has no tokenizer")
         sentences = sample_sentences(
             run.model,
             run.tokenizer,

@@ -19,17 +19,20 @@ def main() -> None:
     """The command line."""
     parser = Arguments(
         prog="python -m newllm.report",
-        description="Set runs side by side, and the published series beside its reproduction.",
+        description="Compare runs with each other, and the published series with its reproduction.",
     )
-    parser.add_runs("outputs/runs", "run directories, folders of them, or packed runs")
+    parser.add_runs("outputs/runs", "run directories, folders that contain some, or packed runs")
     parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="folder")
-    help = "write the page as this file of Markdown instead, figures in a folder named like it"
+    help = (
+        "write the page as this Markdown file instead, with its figures in a folder of the "
+        "same name"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help=help)
     parser.add_argument("--lang", choices=LANGUAGES, default="en", help="language of the page")
-    help = "the group of runs that others are compared with, by its label, experiment or name"
+    help = "the group to compare the others with, by label, experiment or name"
     parser.add_argument("--baseline", metavar="NAME", help=help)
-    parser.add_argument("--figure", type=Path, help="draw the curves of these runs in one picture")
-    parser.add_argument("--pack", type=Path, help="write what the page needs into FILE.json.gz")
+    parser.add_argument("--figure", type=Path, help="draw the curves of these runs in one figure")
+    parser.add_argument("--pack", type=Path, help="write the data of the page to FILE.json.gz")
     options = parser.parse_args()
     endings = {"figure": (".png", ".svg", ".pdf"), "markdown": (".md",), "pack": (".json.gz",)}
     faults = [

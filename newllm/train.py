@@ -53,7 +53,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted before the training started", file=sys.stderr)
+        print(str(error) or "interrupted before training started", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

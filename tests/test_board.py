@@ -88,7 +88,7 @@ def test_links_lead_to_the_runs_and_lie_in_their_folder(tmp_path: Path, name: st
 
 
 def test_a_folder_without_events_is_a_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no TensorBoard events"):
+    with pytest.raises(ValueError, match="has no TensorBoard events"):
         runs_with_events([tmp_path])
 
 

@@ -82,7 +82,7 @@ def test_general_claims_are_compared_corpus_by_corpus() -> None:
             for run in make_runs(name, [loss], f"data.seed={number}", **fields, seed=seed)
         ]
 
-    statement = "It does as well as that causal Transformer, whatever"
+    statement = "It does as well as that causal Transformer on newly"
     scattered = [2.0, 3.0, 4.0, 2.5]
     runs = redrawn("phase5_final_exp1", [loss + 1 for loss in scattered])
     assert verdict(statement, runs) == NOT_RUN
@@ -138,11 +138,11 @@ def test_runs_that_start_alike_are_compared_seed_by_seed() -> None:
     scattered = [5.0, 6.0, 5.5, 7.0]
     runs = make_runs("phase5_context_clipping_exp1", scattered)
     runs += make_runs("phase5_baseline_exp1", scattered)
-    assert verdict("With LayerNorm clamping", runs) == "supported"
+    assert verdict("With LayerNorm, clamping", runs) == "supported"
     # Of other sizes, they have nothing in common but the number.
     runs = make_runs("phase5_context_clipping_exp1", scattered)
     runs += make_runs("phase5_baseline_exp1", scattered, parameters=2)
-    assert verdict("With LayerNorm clamping", runs) == "undecided"
+    assert verdict("With LayerNorm, clamping", runs) == "undecided"
 
 
 def test_a_property_of_all_some_and_no_runs() -> None:
@@ -155,7 +155,7 @@ def test_a_property_of_all_some_and_no_runs() -> None:
     assert verdict("The final run's validation loss falls", rising) == "refuted"
     assert verdict("The final run's validation loss falls", [falling[0], rising[1]]) == "undecided"
     # A run without spikes does not tell whether spikes heal.
-    assert verdict("Spikes heal", make_runs("phase1_baseline", [5.0, 5.1])) == NOT_RUN
+    assert verdict("Spikes recover", make_runs("phase1_baseline", [5.0, 5.1])) == NOT_RUN
 
 
 def test_runs_that_lack_a_metric_are_left_out() -> None:

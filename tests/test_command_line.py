@@ -23,36 +23,36 @@ FAULTY = {
     ],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
     "model=gatd": [
-        "model=gatd: no such option; there are "
-        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky"
+        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
+        "transformer, transformer_leaky"
     ],
     "trainer.max_epochs=abc seed=abc": [
         "trainer.max_epochs=abc: must be a whole number, like the default 50",
         "seed=abc: must be a whole number, like the default 1",
     ],
     "model=gatd model.hiden_dim=3 seed=1.5": [
-        "model=gatd: no such option; there are "
-        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky",
+        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
+        "transformer, transformer_leaky",
         "model.hiden_dim: unknown key; did you mean model.hidden_dim?",
         "seed=1.5: must be a whole number, like the default 1",
     ],
     "countermeasure=null": [
-        "countermeasure=null: no such option; there are context_clipping, cosine_annealing, "
+        "countermeasure=null: no such option; options: context_clipping, cosine_annealing, "
         "data_augmentation, early_stopping, none, quality_data, weight_decay"
     ],
     "countermeasure=data_augmentation data=tiny30": [
-        "countermeasure=data_augmentation wants data=augmented124, but data=tiny30 was chosen; "
-        "drop one of the two"
+        "countermeasure=data_augmentation requires data=augmented124, but data=tiny30 is set; "
+        "remove one of the two"
     ],
     "countermeasure=[data_augmentation,quality_data]": [
         "countermeasure=[data_augmentation,quality_data]: data_augmentation wants "
         "data=augmented124 and quality_data wants data=quality500; keep one of them"
     ],
     "countermeasure=[none,weight_decay]": [
-        "countermeasure=[none,weight_decay]: none stands alone; drop it or the others"
+        "countermeasure=[none,weight_decay]: none excludes all others; remove it or the others"
     ],
     "countermeasure=[weight_decay,weight_decay]": [
-        "countermeasure=[weight_decay,weight_decay]: names one twice"
+        "countermeasure=[weight_decay,weight_decay]: lists an option twice"
     ],
     "model=[gated,lstm]": ["model=[gated,lstm]: takes one option, not a list"],
     "model=transformer countermeasure=context_clipping": [
@@ -61,7 +61,7 @@ FAULTY = {
     "model=lstm recipe.fnn=residual": [
         "recipe.fnn=residual: nothing reads it beside the other choices; drop it"
     ],
-    "+foo=1": ["+foo: nothing reads it; drop it"],
+    "+foo=1": ["+foo: unknown key; drop it"],
     "foo": ["foo: not an override; write KEY=VALUE, quoting special characters"],
     "trainer.max_epochs=true": [
         "trainer.max_epochs=true: must be a whole number, like the default 50"
@@ -71,12 +71,12 @@ FAULTY = {
         "recipe.gradient_clip=1.0: must be a list, like the default [[0,0.5],[10,1.0],[30,2.0]]"
     ],
     "+callbacks.x._target_=os.system": [
-        "callbacks.x._target_=os.system: not from newllm, torch, torchmetrics, lightning; "
-        "if it is safe: trusted_packages=[PACKAGE]"
+        "callbacks.x._target_=os.system: does not come from newllm, torch, torchmetrics, "
+        "lightning; if you trust it: trusted_packages=[PACKAGE]"
     ],
     "callbacks.early_stopping.patience=3": [
         "callbacks.early_stopping.patience: is set by countermeasures.early_stopping.patience; "
-        "set it there"
+        "countermeasures.early_stopping.patience; set that instead"
     ],
     "model.hidden_dim=null seed=null": [
         "seed=null: must be a whole number, like the default 1",
@@ -87,36 +87,36 @@ FAULTY = {
         "{_target_,_partial_,embedding_std,output_gain}"
     ],
     "budget.step=8": [
-        "budget.step=8: nothing follows from it without budget.parameters or budget.state_bytes; "
-        "set one or drop it"
+        "budget.step=8: has no effect without budget.parameters or budget.state_bytes; "
+        "set one or remove it"
     ],
     "budget.parameters=100000 +budget.state_widths.context_dim=1": [
-        "budget.state_widths.context_dim=1: nothing follows from it without budget.state_bytes; "
+        "budget.state_widths.context_dim=1: has no effect without budget.state_bytes; "
         "set one or drop it",
     ],
     "callbacks=none +callbacks.steps.small=3": [
-        "callbacks.steps.small=3: callbacks has no steps that would read it; drop it"
+        "callbacks.steps.small=3: has no effect, since callbacks has no steps; remove it"
     ],
     "+callbacks.mine=${nope}": ["callbacks.mine=${nope}: Interpolation key 'nope' not found"],
-    "only=a*": ["only=a*: only sweeps read it; add -m or drop it"],
+    "only=a*": ["only=a*: is used by sweeps only; add -m or remove it"],
     "hydra.run.dir=null": [
         "Error merging override hydra.run.dir=null: field 'hydra.run.dir' is not Optional"
     ],
     "--nope seed=1 -p sead=3": [
-        f"{word}: unknown flag; there are -m, --config-dir, --config-name, --help and --cfg"
+        f"{word}: unknown flag; known flags: -m, --config-dir, --config-name, --help and --cfg"
         for word in ("--nope", "-p")
     ]
     + ["sead: unknown key; did you mean seed?"],
-    "callbacks={}": ["callbacks={}: no such option; there are default, none"],
-    "~budget": ["~budget: cannot be left out; set it instead"],
-    "~recipe": ["~recipe: cannot be left out; choose one of its options"],
+    "callbacks={}": ["callbacks={}: no such option; options: default, none"],
+    "~budget": ["~budget: cannot be removed; set it instead"],
+    "~recipe": ["~recipe: cannot be removed; choose one of its options"],
     "data.seed=abc model.context_clip=true": [
         "model.context_clip=True: must be a number",
         "data.seed=abc: must be a whole number",
     ],
     "-m model=gatd,lstm seed=1,x": [
-        "model=gatd: no such option; there are "
-        "context, elman, gated, gru, lstm, mingru, transformer, transformer_leaky",
+        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
+        "transformer, transformer_leaky",
         "seed=x: must be a whole number, like the default 1",
     ],
     "--config-dir nowhere": ["--config-dir nowhere: no such folder"],
@@ -129,14 +129,14 @@ FAULTY = {
     "modl.hiden_dim=3": ["modl.hiden_dim: unknown key; did you mean model.hidden_dim?"],
     "+seed=3": ["+seed=3: is set already; drop the +"],
     # Leaving out what is needed, or what would let a default in.
-    "~data.too_long": ["~data.too_long: cannot be left out; set it instead"],
-    "~model._target_": ["~model._target_: cannot be left out; set it instead"],
-    "~model.vocabulary_size": ["~model.vocabulary_size: cannot be left out; set it instead"],
+    "~data.too_long": ["~data.too_long: cannot be removed; set it instead"],
+    "~model._target_": ["~model._target_: cannot be removed; set it instead"],
+    "~model.vocabulary_size": ["~model.vocabulary_size: cannot be removed; set it instead"],
     "~optimizer._target_": ["~optimizer._target_: cannot be left out; set it instead"],
     "~callbacks.curves=foo": ["~callbacks.curves=foo: write ~callbacks.curves to leave it out"],
     "~model.nope": ["model.nope: unknown key; model has " + MODEL_KEYS],
     "optimizer._target_=torch.optim.SGD": [
-        "optimizer.betas: SGD takes no betas; leave it out: '~optimizer.betas'"
+        "optimizer.betas: SGD takes no betas; remove it: '~optimizer.betas'"
     ],
     "schedule._target_=newllm.training.module.Schedule": [
         "schedule._target_: unknown key; schedule holds no keys"
@@ -158,7 +158,7 @@ FAULTY = {
         "data.train_sentences=9223372036854775808: must be at most 9223372036854775807"
     ],
     # Values that cannot be told.
-    "callbacks.context._target_=???": ["callbacks.context._target_=???: has no value yet; set it"],
+    "callbacks.context._target_=???": ["callbacks.context._target_=???: has no value; set it"],
     "seed=${seed}": ["seed=${seed}: Recursive interpolation detected"],
     **{
         f"{key}=${{oc.env:NOSUCH}}": [
@@ -207,10 +207,10 @@ FAULTY = {
     ],
     # A run that would pass for a variant of a study and is made otherwise.
     f"study=ladder {REMOVED} model.hidden_dim=8 variant=remove_residual": [
-        f"variant=remove_residual: sweep=ladder makes it of {REMOVED}; drop study= and variant="
+        f"variant=remove_residual: sweep=ladder defines it as {REMOVED}; remove study= and variant="
     ],
     "study=ladder model=gru variant=modern": [
-        "variant=modern: is an experiment; choose experiment=modern instead"
+        "variant=modern: is an experiment; use experiment=modern instead"
     ],
     "study=ladder model=gru variant=mine": ["variant=mine: sweep=ladder has no such variant"],
     **{
@@ -226,7 +226,7 @@ FAULTY = {
         "choose another folder"
     ],
     f"hydra.run.dir={'x' * 256}": [
-        f"hydra.run.dir={'x' * 57}...: a name of more than 255 bytes; choose a shorter one"
+        f"hydra.run.dir={'x' * 57}...: name longer than 255 bytes; choose a shorter one"
     ],
     # What was chosen by name stays a fault, what an experiment says for its own model does not.
     "experiment=modern model=lstm model.context_dim=3": [
@@ -255,12 +255,14 @@ def test_faults_are_one_line_each(line: str) -> None:
 )
 def test_targets_that_could_execute_anything_are_refused(target: str) -> None:
     (fault,) = faults_of([f"+callbacks.x._target_={target}"])
-    assert fault.startswith(f"callbacks.x._target_={target}: n")
+    assert fault.startswith(
+        (f"callbacks.x._target_={target}: no", f"callbacks.x._target_={target}: is not")
+    )
 
 
 def test_positional_arguments_do_not_pass_unseen() -> None:
     (fault,) = faults_of(["+callbacks.curves._args_=[1]"])
-    assert fault == "callbacks.curves._args_: not read here; drop it"
+    assert fault == "callbacks.curves._args_: is not used here; remove it"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
     given = ["--config-dir", str(tmp_path)]
     assert faults_of([*given, "gating=mine"]) == []
     assert faults_of([*given, "gating=yours"]) == [
-        "gating=yours: no such option; there are lstm, mine, none"
+        "gating=yours: no such option; options: lstm, mine, none"
     ]
 
 
@@ -360,8 +362,8 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
     ("line", "message"),
     [
         ("trainer.max_epochs=abc seed=abc", "trainer.max_epochs=abc"),
-        ("seed=1,2", "seed=1,2: several values make a sweep; add -m"),
-        ("jobs=2", "jobs=2: only sweeps read it; add -m or drop it"),
+        ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
+        ("jobs=2", "jobs=2: is used by sweeps only; add -m or remove it"),
         (
             "recipe.max_epochs=3 trainer.max_epochs=2",
             "recipe.max_epochs=3: nothing reads it beside the other choices; drop it",
@@ -396,7 +398,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("trainer.devices=2", "trainer.devices=2: must be 1"),
         ("trainer.strategy=ddp", "trainer.strategy"),
         ("optimizer.betas=[0.9]", "optimizer: list index out of range"),
-        ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: a file is in the way"),
+        ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: is a file, not a folder"),
         ("data.too_long=foo data.batching=zz", "data.batching=zz"),
         ("trainer.max_epochs=-3", "max_epochs"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
@@ -405,7 +407,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("+trainer.accumulate_grad_batches=99", "an epoch has 25 batches; lower it"),
         ("trainer.max_steps=1", "before its first validation after 25"),
         ("recipe=modern schedule.scheduler.pct_start=2", "pct_start"),
-        ("hydra.run.dir=taken", "taken: holds a run already"),
+        ("hydra.run.dir=taken", "taken: already contains a run"),
         ("model.vocabulary_size=100", "data.vocabulary_size=100"),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_cell_that_draws_numbers_takes_the_plain_loop(
     cell = NoisyCell(E).double()
     for _ in range(2):
         torch.testing.assert_close(results(compiled, cell, 2), results(Reference(), cell, 2))
-    told = "NoisyCell: not compiled, so slower; its step draws random numbers"
+    told = "NoisyCell: not compiled, and therefore slower; its step draws random numbers"
     assert capfd.readouterr().err.count(told) == 1
 
 
@@ -150,4 +150,7 @@ def test_a_failing_compiler_leaves_the_plain_loop(
     monkeypatch.setattr("newllm.models.recurrence.step._kernels", fail)
     cell = DeltaMemory(E).double()
     torch.testing.assert_close(results(Compiled(), cell, 2), results(Reference(), cell, 2))
-    assert "DeltaMemory: not compiled, so slower; no C++ compiler\n" in capfd.readouterr().err
+    assert (
+        "DeltaMemory: not compiled, and therefore slower; no C++ compiler\n"
+        in capfd.readouterr().err
+    )

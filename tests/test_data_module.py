@@ -174,7 +174,7 @@ def test_the_command_prints_a_card_a_corpus(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "newllm.data", "--directory", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
-    for shown in ("tiny30", "augmented124", "quality12500", "4,986", "1.5084 a token"):
+    for shown in ("tiny30", "augmented124", "quality12500", "4,986", "1.5084 per token"):
         assert shown in run.stdout
     assert (tmp_path / "quality12500.test.txt").exists()
 
@@ -192,7 +192,7 @@ def test_the_command_prints_a_card_a_corpus(tmp_path: Path) -> None:
         ({"tokenizer": "bpe"}, "data.tokenizer=bpe needs data.vocabulary_size"),
         ({"tokenizer": "chars"}, "data.tokenizer=chars is unknown"),
         ({"corpus": "text"}, "data=text needs data.path=FILE"),
-        ({"path": "file.txt"}, "data.path=file.txt is read by data=text only"),
+        ({"path": "file.txt"}, "data.path=file.txt is used by data=text only"),
     ],
 )
 def test_faulty_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:

@@ -149,7 +149,7 @@ def test_a_fault_in_drawing_is_a_line(
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with drawing.never_fatal("curves.png"):
         raise RuntimeError("no ink\nat all")
-    expected = "warning: curves.png is not drawn (RuntimeError: no ink); the run goes on\n"
+    expected = "warning: curves.png not drawn (RuntimeError: no ink); the run continues\n"
     assert capsys.readouterr().err == expected
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(RuntimeError), drawing.never_fatal("curves.png"):

@@ -713,7 +713,7 @@ def test_a_hostile_pack(tmp_path: Path, case: str) -> None:
     }
     path = tmp_path / "runs.json.gz"
     path.write_bytes(contents[case])
-    assert "no packed runs" in refused(lambda: gather([path]), tmp_path)
+    assert "is not a file of packed runs" in refused(lambda: gather([path]), tmp_path)
 
 
 def test_what_training_left_is_taken() -> None:

@@ -119,4 +119,4 @@ def test_a_launcher_that_fails_itself_is_told_in_a_line(
     with pytest.raises(SystemExit):
         sweeper.sweep([])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "RuntimeError: a worker was killed (HYDRA_FULL_ERROR=1 shows where)"
+    assert line == "RuntimeError: a worker was killed (set HYDRA_FULL_ERROR=1 for a traceback)"

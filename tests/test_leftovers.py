@@ -62,6 +62,6 @@ def test_a_job_of_a_sweep_is_what_is_really_built(
         config = Composer(GlobalHydra.instance().config_loader()).job([*overrides, *sizes])
     assert "context_dim" not in config.model
     print_banner(build_experiment(config, tmp_path))
-    assert "model.context_dim=128 (set by the experiment; the chosen model does not take it)" in (
-        capsys.readouterr().out
-    )
+    assert (
+        "model.context_dim=128 (set by the experiment, but not accepted by the chosen model)"
+    ) in (capsys.readouterr().out)

@@ -153,7 +153,9 @@ def test_a_done_run_without_its_weights_is_not_skipped(
     (folder / "result.json").write_text(json.dumps(result | {"config_hash": config_hash(config)}))
     assert has_ended(folder, config)
     (folder / "checkpoints" / "best.ckpt").unlink()
-    with pytest.raises(RunConflict, match=r"best\.ckpt is gone; .*overwrite=true moves the old"):
+    with pytest.raises(
+        RunConflict, match=r"best\.ckpt is missing; .*overwrite=true to move the old"
+    ):
         has_ended(folder, config)
 
 

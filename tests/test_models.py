@@ -331,19 +331,20 @@ def test_description(model: LanguageModel, description: str) -> None:
         ),
         (
             partial(context, contxt_dim=3),
-            "model.contxt_dim: no layer of this model takes it; did you mean context_dim?",
+            "model.contxt_dim: no layer of this model accepts it; did you mean context_dim?",
         ),
         (
             partial(rnn_model, V, xyz=3),
-            "model.xyz: no layer of this model takes it; there are dropout, hidden_dim, num_layers",
+            "model.xyz: no layer of this model accepts it; there are dropout, hidden_dim, "
+            "num_layers",
         ),
         (
             partial(LanguageModel, V, 6, [LSTM]),
             "model.layers[0]: TorchRNN.__init__() missing 2 required positional arguments: "
             "'hidden_dim' and 'num_layers'",
         ),
-        (partial(LanguageModel, V, 6, []), "model.layers=[]: a model needs a layer"),
-        (partial(LanguageModel, V, 6, [nn.Identity]), "model.layers[0]: Identity is no Layer"),
+        (partial(LanguageModel, V, 6, []), "model.layers=[]: a model needs at least one layer"),
+        (partial(LanguageModel, V, 6, [nn.Identity]), "model.layers[0]: Identity is not a Layer"),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_named(make: Callable[[], LanguageModel], message: str) -> None:

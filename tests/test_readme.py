@@ -1,4 +1,4 @@
-"""The commands of the README, run as they stand but at a tiny size."""
+"""The commands of the README and of docs/extending.md, run as they stand but at a tiny size."""
 
 import re
 import shlex
@@ -13,7 +13,8 @@ from torch import nn
 
 from newllm.models.contract import check_cell, check_layer
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text() + (ROOT / "docs" / "extending.md").read_text()
 COMMANDS = [
     line.partition(" # ")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -37,7 +38,7 @@ def test_the_readme_has_commands_of_every_kind() -> None:
 
 
 def test_make_knows_every_target_of_the_readme() -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     for target in {match for line in COMMANDS for match in re.findall(r"^make (\w+)", line)}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
@@ -125,7 +126,6 @@ def test_help_names_every_group(command: Command) -> None:
 
 
 def test_make_help_lists_targets() -> None:
-    root = Path(__file__).parents[1]
-    done = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("setup", "train", "test", "lint", "data", "compare", "tensorboard", "clean"):
         assert target in done.stdout

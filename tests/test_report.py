@@ -124,7 +124,7 @@ def test_runs_are_gathered_once(runs: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         gather([runs / "nowhere"])
     (runs / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"lacks result\.json"):
+    with pytest.raises(ValueError, match=r"result\.json is missing"):
         gather([runs / "empty"])
 
 
@@ -182,7 +182,7 @@ def test_packed_runs_make_the_same_page(runs: Path, tmp_path: Path) -> None:
     ]
     assert pages[0] == pages[1]
     (tmp_path / "bad.json.gz").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="no packed runs"):
+    with pytest.raises(ValueError, match="not a file of packed runs"):
         gather([tmp_path / "bad.json.gz"])
 
 
@@ -265,7 +265,7 @@ def test_is_mine_better(own_runs: Path, tmp_path: Path, lang: str) -> None:
     folder = tmp_path / "page"
     page = page_of(own_runs, lang=lang, baseline="lstm").compose().write(folder).read_text()
     first_screen = page.partition("<details")[0].replace("&nbsp;", " ")
-    assert ("better is lowest on average: 1.507" in first_screen) == (lang == "en")
+    assert ("better has the lowest mean: 1.507" in first_screen) == (lang == "en")
     for words in ("-0.197", "512", "90.0 %", "&lt;b&gt;&amp;&#124;worse"):
         assert words in first_screen, words
     assert first_screen.count("<table>") == 2
@@ -296,7 +296,7 @@ def test_the_terminal_says_what_the_page_says(
     out = capsys.readouterr().out
     assert (tmp_path / "a" / "b.png").stat().st_size > 0
     page = (tmp_path / "outputs" / "report" / "index.html").read_text()
-    answer = next(line for line in out.splitlines() if "lowest on average" in line)
+    answer = next(line for line in out.splitlines() if "the lowest mean" in line)
     assert answer.partition(" On the same")[0].strip()[:150] in page
     assert "<b>&|worse, seed 3: diverged; val/loss is nan" in out
     assert "bands over seeds for TensorBoard (3, tab Custom Scalars): own/_summary" in out
@@ -356,7 +356,7 @@ def test_no_two_curves_look_alike_and_each_is_in_the_legend(tmp_path: Path) -> N
     assert drawn == ["width=11", *(f"width={number}" for number in range(7))]
     assert len(set(styles(contest.foremost(MOST_CURVES)).values())) == MOST_CURVES
     page = page_of(tmp_path, baseline="width=11").compose().write(tmp_path / "page").read_text()
-    assert "left out: width=7; width=8; width=9; width=10" in page
+    assert "Not shown: width=7; width=8; width=9; width=10" in page
     axes = curves(found).axes[0]
     assert len(axes.lines) >= MOST_CURVES
     legend = axes.get_legend()
@@ -496,7 +496,7 @@ def test_rungs_alone_make_a_page(tmp_path: Path) -> None:
     assert "5.620" in page.partition("more dropout")[2].partition("</tr>")[0]
     assert "<h1>From the original to the modern recipe, one change at a time</h1>" in page
     assert "more dropout" in page.partition("<details")[0]
-    line = "1 run(s) of sweep=ladder are not in its part because of changes to their variant: "
+    line = "1 run(s) of sweep=ladder are not in its section because their variant was changed: "
     assert f"{line}trainer.max_epochs=1." in page
     make_run(tmp_path / "runs", "mine", 1)
     page = page_of(tmp_path / "runs").compose().write(tmp_path / "page").read_text()

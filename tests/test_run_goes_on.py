@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_told_and_can_be_removed(
     capsys.readouterr()
     assert resume(interrupted, [], attempt) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"{last}: is damaged; remove it, and the run starts from the beginning"
+        f"{last}: is damaged; remove it to start the run from the beginning"
     ]
     assert (interrupted / "result.json").read_text() == before
     last.unlink()
@@ -126,7 +126,7 @@ def test_a_changed_run_does_not_go_on(
     written = interrupted / "config.yaml"
     written.write_text(written.read_text().replace("lr: 0.002", "lr: 0.003"))
     assert resume(interrupted, [], attempt) == 1
-    assert "holds a run made otherwise" in capsys.readouterr().err
+    assert "contains a run with another configuration" in capsys.readouterr().err
 
 
 def test_a_run_names_no_packages_to_trust(

@@ -53,10 +53,10 @@ def test_a_run_loads(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("result.json", None, "lacks result.json"),
+        ("result.json", None, "result.json is missing"),
         ("result.json", "{", "result.json is broken"),
-        ("result.json", "[]", "holds no status"),
-        ("checkpoints/best.ckpt", None, "lacks checkpoints/best.ckpt"),
+        ("result.json", "[]", "has no status"),
+        ("checkpoints/best.ckpt", None, "checkpoints/best.ckpt is missing"),
         (
             "checkpoints/best.ckpt",
             "garbage",
@@ -68,7 +68,11 @@ def test_a_run_loads(folder: Path) -> None:
         ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: 5"), "cannot be loaded"),
         ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: x"), "hidden_dim=x"),
         ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: null"), "cannot be loaded"),
-        ("config.yaml", "model: {_target_: torch.nn.Identity}", "no language model"),
+        (
+            "config.yaml",
+            "model: {_target_: torch.nn.Identity}",
+            "does not describe a language model",
+        ),
     ],
 )
 def test_a_broken_run_is_one_line(
@@ -102,7 +106,7 @@ def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.record(status="running")
     run.release()
-    with pytest.raises(RunConflict, match="holds a run already"):
+    with pytest.raises(RunConflict, match="already contains a run"):
         RunDirectory(tmp_path)
 
 

@@ -190,7 +190,7 @@ def test_a_plan_of_a_search_says_that_more_follows(search: Search) -> None:
     done = search(ONE, "plan=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps planned") == 2
-    assert "then the best trial of each variant again" in done.stderr
+    assert "then the best trial of each variant is run again" in done.stderr
 
 
 @pytest.mark.parametrize(

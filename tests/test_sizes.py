@@ -58,14 +58,16 @@ def test_the_state_is_decided_first() -> None:
 
 
 def test_a_budget_that_no_size_follows_from() -> None:
-    with pytest.raises(ValueError, match=r"parameters: say which .* budget\.widths\.hidden_dim=1"):
+    with pytest.raises(
+        ValueError, match=r"parameters: set the sizes .* budget\.widths\.hidden_dim=1"
+    ):
         Budget(200_000).sizes(partial(rnn_model, 256))
     with pytest.raises(
         ValueError, match=r"budget\.state_bytes: .* budget\.state_widths\.hidden_dim=1"
     ):
         Budget(200_000, {"hidden_dim": 1}, state_bytes=64).sizes(partial(rnn_model, 256))
     both = {"hidden_dim": 1}  # the state decides on it, and leaves nothing to the parameters
-    with pytest.raises(ValueError, match=r"budget\.parameters: say which"):
+    with pytest.raises(ValueError, match=r"budget\.parameters: set the sizes"):
         Budget(200_000, both, 512, both).sizes(partial(rnn_model, 256))
 
 
@@ -102,7 +104,7 @@ def test_a_budget_for_sizes_that_a_model_lacks(compose_config: Compose, tmp_path
 
 def test_what_a_budget_decides_cannot_be_chosen(compose_config: Compose) -> None:
     overrides = [*FAIR["lstm_200k"], "model.hidden_dim=8", "model.num_layers=2"]
-    fault = "model.hidden_dim=8: follows from budget.parameters=200000; drop one of the two"
+    fault = "model.hidden_dim=8: is determined by budget.parameters=200000; remove one of the two"
     assert composed_faults(compose_config(*overrides), overrides) == [fault]
     # What a variant sets for its budget may stand there without one.
     made = ("study=fair", *FAIR["lstm_200k"], "variant=lstm_200k")

@@ -172,15 +172,15 @@ def test_validation_takes_a_tenth_where_nothing_was_chosen(
 @pytest.mark.parametrize(
     ("chosen", "fault"),
     [
-        ((), "trainer.max_steps=-1: the training data of copy has no end; set it"),
+        ((), "trainer.max_steps=-1: the training data of copy is endless; set it"),
         (("trainer.max_steps=5", "trainer.max_epochs=3"), "trainer.max_epochs=3: .*max_steps"),
         (("trainer.max_steps=5", "recipe.max_epochs=7"), "recipe.max_epochs=7: .*leave it at 40"),
-        (("trainer.max_steps=5", "+trainer.val_check_interval=0.5"), "give batches"),
+        (("trainer.max_steps=5", "+trainer.val_check_interval=0.5"), "set a number of batches"),
         (
             (*ENDLESS, "+trainer.accumulate_grad_batches=3"),
             "val_check_interval=20: must be a multiple of trainer.accumulate_grad_batches=3",
         ),
-        (("trainer.max_steps=5", "recipe=original"), "recipe.gradient_clip: .* no end"),
+        (("trainer.max_steps=5", "recipe=original"), "recipe.gradient_clip: .* is endless"),
         (("trainer.max_steps=5", "countermeasure=cosine_annealing"), "a schedule by steps"),
     ],
 )
@@ -259,18 +259,18 @@ class Empty(Source):
 @pytest.mark.parametrize(
     ("target", "faults"),
     [
-        ("Faulty", ["no evaluation split validation", "train: its tokens", "other has no end"]),
-        ("Empty", ["sets no name, vocabulary_size, max_length, train, evaluation"]),
-        ("Reading", ["train: a target is scored at <PAD>"]),
+        ("Faulty", ["no evaluation split validation", "train: its tokens", "other is endless"]),
+        ("Empty", ["does not set name, vocabulary_size, max_length, train, evaluation"]),
+        ("Reading", ["train: it has a target at <PAD>"]),
         (
             "Named",
             [
-                "its split '2x long' cannot be called so",
-                "its split 'a/b' cannot",
+                "its split '2x long' is not a valid name",
+                "its split 'a/b' is not",
                 "its evaluation split val would",
             ],
         ),
-        ("Misnamed", ["its reference '[red]' cannot be called so", "none is nan, but must be"]),
+        ("Misnamed", ["its reference '[red]' is not a valid name", "none is nan, but must be"]),
         ("pytest", ["no such class or function"]),
     ],
 )
@@ -304,7 +304,7 @@ def test_learned_positions_that_would_end_are_a_fault(
     compose_config: Compose, tmp_path: Path
 ) -> None:
     learned = configured(compose_config, "Stream", "model.positions=learned")
-    with pytest.raises(ConfigFault, match=r"model\.positions=learned: the rows of stream go on"):
+    with pytest.raises(ConfigFault, match=r"model\.positions=learned: the rows of stream continue"):
         build_experiment(learned, tmp_path)
     build_experiment(
         configured(compose_config, "Copy", "model.positions=learned", *ENDLESS), tmp_path

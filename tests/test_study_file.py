@@ -40,11 +40,11 @@ def test_a_part_of_a_study_is_planned_and_nothing_runs(command: Command, tmp_pat
 def test_a_pattern_that_matches_no_variant_is_told(command: Command, tmp_path: Path) -> None:
     done = command("newllm.train", "sweep=ladder", "only=add_*,nothing")
     assert done.returncode == 1
-    assert done.stderr.startswith("only=nothing: matches no variant; there are original, modern, ")
+    assert done.stderr.startswith("only=nothing: matches no variant; variants: original, modern, ")
     done = command("newllm.train", "-m", "seed=1,2", "only=nothing")
     assert done.returncode == 1
     assert done.stderr == (
-        "only=nothing: matches no variant; there are none: it is a sweep of values alone\n"
+        "only=nothing: matches no variant; variants: none (a sweep of values only)\n"
     )
     assert not list(tmp_path.rglob("result.json"))
 
@@ -63,8 +63,8 @@ hydra:
     ("there", "instead", "fault"),
     [
         ("# @package _global_", "# mine", "its first line must be `# @package _global_`"),
-        ("mode: MULTIRUN", "verbose: false", "lacks `mode: MULTIRUN` under `hydra`"),
-        ("variants:", "varients:", "hydra.sweeper.varients: unknown; there are params, variants, "
+        ("mode: MULTIRUN", "verbose: false", "`mode: MULTIRUN` is missing under `hydra`"),
+        ("variants:", "varients:", "hydra.sweeper.varients: unknown; known keys: params, variants, "
          "trials, then"),
         ('"1,2"', "[1, 2]", "hydra.sweeper.params.seed: must be a text, such as "
          "'1,2' for two values"),

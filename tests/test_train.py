@@ -160,7 +160,7 @@ def test_a_folder_that_holds_a_run_is_refused(command: Command, tmp_path: Path) 
     (tmp_path / "run" / "result.json").write_text("{}")
     done = command("newllm.train", "trainer=smoke", "hydra.run.dir=run", *TINY_CONTEXT)
     assert done.returncode == 1
-    assert "holds a run already" in done.stderr
+    assert "already contains a run" in done.stderr
     assert (tmp_path / "run" / "result.json").read_text() == "{}"
 
 

@@ -57,7 +57,7 @@ def test_a_profiler_leaves_its_table(
         ("trainer.max_steps=1", "before its first validation after 2"),
         ("+trainer.check_val_every_n_epoch=3", "before its first validation after 6"),
         ("+trainer.val_check_interval=5", "an epoch has 2 batches"),
-        ("+trainer.val_check_interval='00:00:00:10'", "could not be repeated"),
+        ("+trainer.val_check_interval='00:00:00:10'", "is not reproducible"),
         ("trainer.limit_train_batches=0", "leaves no batch"),
         ("+trainer.val_check_interval=0", "val_check_interval=0: must be a number of batches"),
         ("+trainer.val_check_interval=1.5", "must be a number of batches"),

@@ -82,7 +82,7 @@ def test_a_job_that_never_started_is_counted_where_it_belongs() -> None:
                                  "overrides": ["model=lstm", "seed=3"]})  # fmt: skip
     (contest,) = contests([*side("model=gru", [1.7, 1.8]), *side("model=lstm", [1.6, 1.7]), dead])
     assert contest.variants[1].not_done == {"failed": 1}
-    assert "Not counted, of 5 runs: 1 failed" in answer(contest, ENGLISH)
+    assert "Excluded from 5 runs: 1 failed" in answer(contest, ENGLISH)
 
 
 def test_differences_are_paired_by_seed_with_the_verdicts_of_the_criteria() -> None:
@@ -181,10 +181,10 @@ def test_the_answer(lang: str) -> None:
     base = [1.70, 1.71, 1.69]
     better = [1.50, 1.52, 1.49]
     cases = {
-        "b is lowest on average: 1.503 [1.465, 1.541] (n=3) against a": (base, better),
-        "No other is lower on average than a, 1.503 [1.465, 1.541] (n=3); next": (better, base),
-        "b is lowest on average: 1.500 (n=1) against a, 1.700 (n=1): -0.200, which with one "
-        "seed says nothing": (base[:1], better[:1]),
+        "b has the lowest mean: 1.503 [1.465, 1.541] (n=3), compared with a": (base, better),
+        "No group has a lower mean than a, 1.503 [1.465, 1.541] (n=3); the next": (better, base),
+        "b has the lowest mean: 1.500 (n=1), compared with a, 1.700 (n=1): -0.200, which is "
+        "inconclusive with one seed": (base[:1], better[:1]),
         "None of these runs": ([None], [None]),
     }  # fmt: skip
     for beginning, (first, second) in cases.items():
@@ -192,7 +192,7 @@ def test_the_answer(lang: str) -> None:
         text = answer(contest, strict_translator(lang))
         if lang == "en":
             assert text.startswith(beginning)
-            told = "counting pairs of words gives 2.350, the grammar that made them 1.510" in text
+            told = "bigram counts give 2.350, the generating grammar 1.510" in text
             assert told == bool(contest.ranked)
     (contest,) = contests(side("model=a", list(base)))
     assert ("nothing to compare" in answer(contest, strict_translator(lang))) == (lang == "en")

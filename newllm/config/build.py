@@ -79,7 +79,7 @@ def checked(node: DictConfig, name: str, trust: Trust) -> Part:
     check = _Check(trust)
     part = check.read(_plain(node), name)
     if not check.faults and not isinstance(part, Part):
-        check.faults.append(f"{name or 'the node'}: names no _target_")
+        check.faults.append(f"{name or 'the node'}: has no _target_")
     if check.faults:
         raise ConfigFault(check.faults)
     return part
@@ -113,7 +113,7 @@ class _Check:
             items = enumerate(content)
             return [self.read(item, f"{name}[{index}]", is_inner) for index, item in items]
         if content == "???":
-            self.faults.append(f"{name}=???: lacks a value; set it")
+            self.faults.append(f"{name}=???: has no value; set it")
         if not isinstance(content, dict):
             return content
         is_part = "_target_" in content
@@ -134,11 +134,11 @@ class _Check:
             return None
         for key, value in content.items():
             if not isinstance(key, str):
-                self.faults.append(f"{_joined(name, key)}: not the name of an argument")
+                self.faults.append(f"{_joined(name, key)}: is not a valid argument name")
             elif key == "_partial_" and not isinstance(value, bool):
                 self.faults.append(f"{_joined(name, key)}={value}: must be true or false")
             elif key.startswith("_") and key not in SPECIAL:
-                self.faults.append(f"{_joined(name, key)}: not read here; drop it")
+                self.faults.append(f"{_joined(name, key)}: is not used here; remove it")
         self.faults += _argument_faults(content, name, target, self._trust)
         if is_inner and not content.get("_partial_"):
             self.faults += _missing(content, name, target)
@@ -158,7 +158,7 @@ def _missing(content: dict[str, Any], name: str, target: Any) -> Iterator[str]:
         and key not in content
     ]
     if lacking:
-        remedy = "set it, or write _partial_: true if another part is to give it"
+        remedy = "set it, or add _partial_: true if it is passed later"
         yield f"{name}: {_taker(content)} lacks {', '.join(lacking)}; {remedy}"
 
 

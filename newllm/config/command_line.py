@@ -133,7 +133,7 @@ def _parse_flags(
         raise ConfigFault([str(error)]) from error
     known = "-m, --config-dir, --config-name, --help and --cfg"
     wrong = [word for word in unknown if word.startswith("-")]
-    faults = [f"{word}: unknown flag; there are {known}" for word in wrong]
+    faults = [f"{word}: unknown flag; known flags: {known}" for word in wrong]
     flags.overrides += [word for word in unknown if word not in wrong]
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise ConfigFault([*faults, f"--config-dir {flags.config_dir}: no such folder"])
@@ -173,9 +173,9 @@ def _selected(config: DictConfig, key: str) -> Any:
 def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
     for item in overrides:
         if item.is_sweep_override() and item.key_or_group != "sweep":
-            yield f"{item.input_line}: several values make a sweep; add -m"
+            yield f"{item.input_line}: several values need a sweep; add -m"
         elif item.key_or_group in ("jobs", "only", "overwrite"):
-            yield f"{item.input_line}: only sweeps read it; add -m or drop it"
+            yield f"{item.input_line}: is used by sweeps only; add -m or remove it"
 
 
 def _folder_faults(key: str, folder: Any) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _unresolved(config: DictConfig) -> Iterator[str]:
             continue
         told.add(key)
         if value == "???":
-            yield f"{key}=???: has no value yet; set it"
+            yield f"{key}=???: has no value; set it"
         elif "${" in str(value):
             try:
                 node = OmegaConf.select(config, key)
@@ -143,10 +143,10 @@ def _variant_faults(overrides: Sequence[str]) -> Iterator[str]:
     if variant not in variants:
         yield f"variant={variant}: sweep={study} has no such variant"
     elif not variants[variant]:
-        yield f"variant={variant}: is an experiment; choose experiment={variant} instead"
+        yield f"variant={variant}: is an experiment; use experiment={variant} instead"
     elif lines[1 : lines.index(ends[1])] != variants[variant]:
         wanted = " ".join(variants[variant])
-        yield f"variant={variant}: sweep={study} makes it of {wanted}; drop study= and variant="
+        yield f"variant={variant}: sweep={study} defines it as {wanted}; remove study= and variant="
 
 
 def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
@@ -161,8 +161,8 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
         return
     for name, corpus in wanted.items():
         if corpus != (there := config.data.get("corpus")):
-            contradiction = f"wants data={corpus}, but data={there} was chosen"
-            yield f"countermeasure={name} {contradiction}; drop one of the two"
+            contradiction = f"requires data={corpus}, but data={there} is set"
+            yield f"countermeasure={name} {contradiction}; remove one of the two"
 
 
 def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
@@ -172,17 +172,17 @@ def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]
         part, _, name = key.partition(".")
         first = name.partition(".")[0]
         if part == "model" and name in decided:
-            yield f"{key}={value}: follows from {decided[name]}; drop one of the two"
+            yield f"{key}={value}: is determined by {decided[name]}; remove one of the two"
         elif part == "budget":
             needed = [what for what, names in PAIRS if first in (names, "step")]
             if needed and all(config.budget[what] is None for what in needed):
                 wishes = " or ".join(f"budget.{what}" for what in needed)
-                told = f"nothing follows from it without {wishes}; set one or drop it"
+                told = f"has no effect without {wishes}; set one or remove it"
                 yield f"{key}={value}: {told}"
         elif part in ("logger", "callbacks") and name:
             node = descend(raw(config), f"{part}.{first}")
             if isinstance(node, dict) and "_target_" not in node:
-                yield f"{key}={value}: {part} has no {first} that would read it; drop it"
+                yield f"{key}={value}: has no effect, since {part} has no {first}; remove it"
 
 
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:

@@ -134,7 +134,7 @@ class Composer:
         """Faults that show without composing anything."""
         line, group, options = item.input_line, item.key_or_group, self._options(item)
         if item.is_sweep_override() and (is_hydras(item) or group == "sweep"):
-            yield f"{line}: takes one value; sweeps go over the experiment's own keys"
+            yield f"{line}: takes one value; sweeps are over keys of the experiment"
         elif options and item.is_delete():
             yield f"{line}: cannot be left out; choose one of its options"
         elif item.is_discrete_sweep() and not _values(item):
@@ -150,12 +150,12 @@ def _option_faults(group: str, choice: Any, options: Sequence[str]) -> Iterator[
     if isinstance(choice, list) and group not in ("countermeasure", "logger"):
         yield f"{group}={shown(choice)}: takes one option, not a list"
     elif "none" in names and len(names) > 1:
-        yield f"{group}={shown(choice)}: none stands alone; drop it or the others"
+        yield f"{group}={shown(choice)}: none excludes all others; remove it or the others"
     elif len(set(names)) < len(names):
-        yield f"{group}={shown(choice)}: names one twice"
+        yield f"{group}={shown(choice)}: lists an option twice"
     for name in names:
         if name not in options:
-            yield f"{group}={name}: no such option; there are {', '.join(options)}"
+            yield f"{group}={name}: no such option; options: {', '.join(options)}"
 
 
 def own_part(config: DictConfig) -> DictConfig:

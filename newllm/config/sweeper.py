@@ -39,7 +39,7 @@ def sweeper_faults(config: DictConfig, composer: Composer) -> Iterator[str]:
     if "sweep" in config:
         yield f"{file}its first line must be `# @package _global_`"
     elif file and config.hydra.mode != RunMode.MULTIRUN:
-        yield f"{file}lacks `mode: MULTIRUN` under `hydra`"
+        yield f"{file}`mode: MULTIRUN` is missing under `hydra`"
     if any("hydra.sweeper" in line for line in config.hydra.overrides.hydra):
         file = ""  # written by hand
     try:
@@ -52,7 +52,7 @@ def sweeper_faults(config: DictConfig, composer: Composer) -> Iterator[str]:
         parts = ("params",)  # another sweeper's parts are its own
     elif unknown := sorted(map(str, sweeper.keys() - SWEEPER.keys())):
         there = ", ".join(SWEEPER)
-        yield from (f"{file}hydra.sweeper.{key}: unknown; there are {there}" for key in unknown)
+        yield from (f"{file}hydra.sweeper.{key}: unknown; known keys: {there}" for key in unknown)
     for part in parts:
         content = sweeper.get(part)
         if content is not None and not _has_form(part, content):

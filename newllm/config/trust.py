@@ -96,12 +96,12 @@ class Trust:
             ValueError: it is not trusted, or does not exist.
         """
         if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
-            raise ValueError("not the dotted name of a class or function")
+            raise ValueError("is not the dotted name of a class or function")
         module, _, name = path.rpartition(".")
         is_foreign = _is_below(module, self.packages)
         if not is_foreign and not _is_below(path, PACKAGES):
             known = ", ".join((*PACKAGES, *self.packages))
-            raise ValueError(f"not from {known}; if it is safe: {self.remedy}")
+            raise ValueError(f"does not come from {known}; if you trust it: {self.remedy}")
         for kind in self.kinds:
             kind.base()  # loads the modules that targets are taken from
         # Classes are not searched, since their methods may do anything.
@@ -113,7 +113,7 @@ class Trust:
         # A package also holds what it imports: `my_package.subprocess` is not its own.
         may = _is_below(home, self.packages) if is_foreign else self._may_be_built(target, home)
         if not may:
-            raise ValueError(f"not among what may be built ({self.told})")
+            raise ValueError(f"is not allowed ({self.told})")
         return target
 
     def _may_be_built(self, target: Any, home: str) -> bool:

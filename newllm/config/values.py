@@ -46,7 +46,7 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
     elif (item.is_add() or item.is_force_add()) and not exists:
         if key.partition(".")[0] not in content:
             meant = suggest(config, key)
-            yield f"+{key}: nothing reads it; " + (f"did you mean {meant}?" if meant else "drop it")
+            yield f"+{key}: unknown key; " + (f"did you mean {meant}?" if meant else "drop it")
     elif source != parent:
         yield f"{key}: is set by {source}.{leaf}; set it there"
     elif not exists:

@@ -13,7 +13,7 @@ from newllm.data.sources.sentences import SentenceSource
 def main() -> None:
     """Write the corpora of this package into a directory and print a card for each."""
     parser = Arguments(prog="python -m newllm.data", description=main.__doc__)
-    parser.add_argument("--directory", default="data", help="where to write (default: data)")
+    parser.add_argument("--directory", default="data", help="output folder (default: data)")
     directory = parser.parse_args().directory
     console = Console()
     for name in NAMES:

@@ -69,7 +69,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}, which is no JSON")
+    raise ValueError(f"it contains {constant}, which is not JSON")
 
 
 def cleaned(content: Any) -> Any:
@@ -81,7 +81,7 @@ def cleaned(content: Any) -> Any:
     if isinstance(content, str):
         return printable(content)
     if isinstance(content, float) and abs(content) == float("inf"):  # 1e999
-        raise ValueError("it holds a number that is not finite")
+        raise ValueError("it contains a number that is not finite")
     if isinstance(content, list):
         return [cleaned(item) for item in content]
     if isinstance(content, dict):

@@ -40,7 +40,7 @@ class Split(ABC):
         """The batch of a number, from 0, in an epoch, from 0."""
 
     def __len__(self) -> int:
-        assert self.num_batches is not None, "a split without an end has no length"
+        assert self.num_batches is not None, "an endless split has no length"
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -100,7 +100,7 @@ def source_faults(source: Source) -> Iterator[str]:
     """The faults of a source and of its first batches."""
     needed = ("name", "vocabulary_size", "max_length", "train", "evaluation")
     if missing := [name for name in needed if not hasattr(source, name)]:
-        yield f"sets no {', '.join(missing)}"
+        yield f"does not set {', '.join(missing)}"
         return
     if VALIDATION not in source.evaluation:
         yield f"has no evaluation split {VALIDATION}"
@@ -108,7 +108,7 @@ def source_faults(source: Source) -> Iterator[str]:
         yield f"its evaluation split {name} would share {name}/loss with another; rename it"
     for name, split in {"train": source.train, **source.evaluation}.items():
         if split.num_batches is None and split is not source.train:
-            yield f"its evaluation split {name} has no end; set num_batches"
+            yield f"its evaluation split {name} is endless; set num_batches"
         elif split.num_batches != 0 and (fault := _batch_fault(source, split.batch(0, 0))):
             yield f"{name}: {fault}"
         yield from _name_faults("split", [name])
@@ -127,19 +127,19 @@ def _name_faults(kind: str, names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if not NAME.fullmatch(name):
             yield (
-                f"its {kind} {name!r} cannot be called so; take letters, digits and _ . + -, "
-                "beginning with a letter, a digit or _"
+                f"its {kind} {name!r} is not a valid name; use letters, digits and _ . + -, "
+                "starting with a letter, a digit or _"
             )
 
 
 def _batch_fault(source: Source, batch: Batch) -> str | None:
     tokens_BT, targets_BT = batch.tokens_BT, batch.targets_BT
     if tokens_BT.shape != targets_BT.shape or len(batch.sentence_B) != len(tokens_BT):
-        return "tokens, targets and sentences of a batch do not belong together by their shapes"
+        return "the shapes of tokens, targets and sentences of a batch do not match"
     if not batch.scored_BT.any():
-        return "nothing in its first batch is scored"
+        return "its first batch has no target to score"
     if (batch.scored_BT & (tokens_BT == PAD)).any():
-        return f"a target is scored at <PAD> (token {PAD}), which is not read; make it IGNORE"
+        return f"it has a target at <PAD> (token {PAD}), which is not scored; use IGNORE"
     for kind, ids in (("tokens", tokens_BT), ("targets", targets_BT[targets_BT != IGNORE])):
         if int(ids.min()) < 0 or int(ids.max()) >= source.vocabulary_size:
             return f"its {kind} are not all from 0 to vocabulary_size - 1"

@@ -153,7 +153,7 @@ class Tokenizer:
         except BaseException as error:  # a panic of the library, in Rust, is no Exception
             if isinstance(error, KeyboardInterrupt):
                 raise
-            raise ValueError(f"it is no tokenizer; {error}") from error
+            raise ValueError(f"it is not a tokenizer; {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -191,17 +191,17 @@ def _check_saved(content: Any) -> None:
     need a model as large as the largest number.
     """
     if not isinstance(content, dict):
-        raise ValueError("it holds no tokenizer")
+        raise ValueError("it contains no tokenizer")
     for name, kinds in SAVED.items():
         part = content.get(name)
         kind = part.get("type", "unknown") if isinstance(part, dict) else part
         # A pattern may take any time.
         is_changed = kind == "Sequence" and part != json.loads(_byte_level().to_str())[name]
         if kind not in kinds or is_changed:
-            raise ValueError(f"its {name} is none of newllm's")
+            raise ValueError(f"its {name} is not one of newllm's")
     vocabulary, added = content["model"].get("vocab"), content.get("added_tokens")
     if not isinstance(vocabulary, dict) or set(vocabulary.values()) != {*range(len(vocabulary))}:
-        raise ValueError("its tokens are not numbered from 0 on")
+        raise ValueError("its tokens are not numbered from 0")
     tokens = added if isinstance(added, list) else []
     found = [(token.get("id"), token.get("content")) for token in tokens if isinstance(token, dict)]
     known = list(enumerate(_SPECIALS))

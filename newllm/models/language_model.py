@@ -264,9 +264,9 @@ def _layer_faults(
 ) -> list[str]:
     """One line for each setting that no layer takes."""
     if not layers:
-        return ["model.layers=[]: a model needs a layer"]
+        return ["model.layers=[]: a model needs at least one layer"]
     if wrong := [layer for layer in layers if not callable(layer)]:
-        return [f"model.layers: {wrong[0]} makes no layer; write _partial_: true"]
+        return [f"model.layers: {wrong[0]} is not a layer factory; add _partial_: true"]
     taken = set().union(*map(settings_of, layers))
     options = ["none", "learned", *(["rotary"] if "positions" in taken else [])]
     return [
@@ -290,7 +290,7 @@ def _built(
         except TypeError as error:
             raise ValueError(f"model.layers[{number}]: {error}") from error
         if not isinstance(layer, Layer):
-            raise ValueError(f"model.layers[{number}]: {type(layer).__name__} is no Layer")
+            raise ValueError(f"model.layers[{number}]: {type(layer).__name__} is not a Layer")
         yield layer
         width = layer.output_dim
 

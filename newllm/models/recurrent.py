@@ -45,7 +45,7 @@ class Recurrent(Layer):
     ) -> None:
         made = cell(input_dim, **settings)
         if not isinstance(made, Cell):
-            raise ValueError(f"{type(made).__name__}: is no Cell, which a recurrent layer needs")
+            raise ValueError(f"{type(made).__name__}: is not a Cell, which a recurrent layer needs")
         super().__init__(input_dim, made.output_dim)
         self.cell = made
         self.recurrence = recurrence or Fused()

@@ -34,7 +34,9 @@ def sample_sentences(
             than `max_tokens` or holds unknown words.
     """
     if model.sees_the_future:
-        raise ValueError("the model was trained to see the future, so it cannot write it")
+        raise ValueError(
+            "the model was trained with access to future tokens and cannot generate text"
+        )
     for name, number in {"num": num_sentences, "max_tokens": max_tokens}.items():
         if number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
@@ -45,9 +47,9 @@ def sample_sentences(
     prompt_tokens = tokenizer.encode_prompt(prompt)
     if UNK in prompt_tokens:
         unknown = [word for word in prompt.split() if UNK in tokenizer.encode_prompt(word)]
-        raise ValueError(f"the prompt holds words that the model does not know: {unknown}")
+        raise ValueError(f"the prompt contains unknown words: {unknown}")
     if len(prompt_tokens) > max_tokens:
-        raise ValueError(f"the prompt has {len(prompt_tokens)} tokens, of at most {max_tokens}")
+        raise ValueError(f"the prompt has {len(prompt_tokens)} tokens; the maximum is {max_tokens}")
     never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
     never_V[: tokenizer.size] = False
     never_V[[PAD, UNK, BOS]] = True

@@ -30,7 +30,7 @@ def unknown_faults(settings: Iterable[str], known: Collection[str]) -> list[str]
         if name not in known:
             close = get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
-            faults.append(f"model.{name}: no layer of this model takes it; {hint}")
+            faults.append(f"model.{name}: no layer of this model accepts it; {hint}")
     return faults
 
 

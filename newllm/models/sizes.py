@@ -111,5 +111,5 @@ def nearest_width(cost: Callable[[int], int], target: int, step: int, name: str)
         low, high = (middle, high) if cost(middle) < target else (low, middle)
     nearest = min((low, high), key=lambda width: abs(cost(width) - target))
     if cost(nearest) > 2 * target:
-        raise ValueError(f"{name}={target}: even the narrowest model takes {cost(nearest):,}")
+        raise ValueError(f"{name}={target}: even the narrowest model has {cost(nearest):,}")
     return nearest

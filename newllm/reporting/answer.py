@@ -11,8 +11,8 @@ from newllm.statistics.power import MOST_SEEDS
 from newllm.statistics.variants import Variant
 
 TOLD_REFERENCES = {
-    "bigram": "counting pairs of words gives {loss}",
-    "oracle": "the grammar that made them {loss}",
+    "bigram": "bigram counts give {loss}",
+    "oracle": "the generating grammar {loss}",
 }
 
 
@@ -34,7 +34,7 @@ def answer(contest: Contest, _: Translate) -> str:
         if name in references
     ]
     if told:
-        sentences.append(_("On the same sentences {what}.").format(what=", ".join(told)))
+        sentences.append(_("On the same sentences, {what}.").format(what=", ".join(told)))
     return " ".join(sentences)
 
 
@@ -50,12 +50,12 @@ def _best(contest: Contest, _: Translate) -> str:
     elif told.variant is base:
         told = ranked[1]
         text = _(
-            "No other is lower on average than {base}, {base_loss} (n={base_n}); next is {best}, "
-            "{loss} (n={n}): {difference}."
+            "No group has a lower mean than {base}, {base_loss} (n={base_n}); the next is "
+            "{best}, {loss} (n={n}): {difference}."
         )
     else:
         text = _(
-            "{best} is lowest on average: {loss} (n={n}) against {base}, {base_loss} "
+            "{best} has the lowest mean: {loss} (n={n}), compared with {base}, {base_loss} "
             "(n={base_n}): {difference}."
         )
     own, other = told.variant.loss, base.loss
@@ -74,7 +74,7 @@ def _difference(standing: Standing, base: Variant, _: Translate) -> str:
     """A difference with its verdict, and the seeds that would decide what is undecided."""
     own, other = standing.variant.loss, base.loss
     if standing.verdict == ONE_SEED and own and other:
-        text = _("{difference}, which with one seed says nothing; take at least two")
+        text = _("{difference}, which is inconclusive with one seed; use at least two")
         return text.format(difference=f"{own.mean - other.mean:+.3f}")
     word = _(standing.verdict)
     if standing.difference is None:

@@ -90,7 +90,7 @@ def never_fatal(picture: str) -> Iterator[None]:
             raise
         reason = (str(error).strip() or "no message").splitlines()[0]
         print(
-            f"warning: {picture} is not drawn ({type(error).__name__}: {reason}); the run goes on",
+            f"warning: {picture} not drawn ({type(error).__name__}: {reason}); the run continues",
             file=sys.stderr,
         )
 

@@ -14,28 +14,32 @@ from newllm.statistics.comparisons import Contest
 from newllm.statistics.intervals import criteria
 
 RULES = (
-    "Below zero a group is better than the baseline. Differences are taken {how}; verdicts are "
-    "corrected for making {number} comparisons, and certainly less than {effect} nats is no effect."
+    "Below zero, a group is better than the baseline. Differences are taken {how}. Verdicts "
+    'are corrected for {number} comparisons; "no effect" means that the difference is '
+    "certainly smaller than {effect} nats."
 )
-PAIRED, MIXED = "between runs of one seed", "between runs of one seed where both groups have them"
+PAIRED = "between runs with the same seed"
+MIXED = "between runs with the same seed where both groups have them"
 DEFINITION = (
-    "A group is what was chosen without the seed. Losses are best validation losses, means over "
-    "tokens in nats: mean and 95 % interval over seeds. A difference is a group's loss minus that "
-    "of the baseline ({baseline}), with its 95 % interval: in pairs of one seed, which read the "
-    "same batches (Student's t), or of two groups where they share fewer than two seeds or were "
-    "trained on other sentences (Welch's). Verdicts are those of a test of difference and one of "
-    "equivalence, both at {alpha:g} after Holm's correction over all {number} comparisons of this "
-    "page, so that an interval without zero can be undecided. The seeds that would decide have a "
-    "power of {power:g}, if runs go on to scatter as these do: the first number sees a difference "
-    "as large as this one looks, the last one of {effect}, or shows that there is none as large."
+    "A group holds the runs that differ only in their seed. Losses are best validation losses, "
+    "averaged over tokens, in nats: mean and 95 % interval over seeds. A difference is a "
+    "group's loss minus that of the baseline ({baseline}), with its 95 % interval: paired by "
+    "seed, so that both runs read the same batches (Student's t-test), or unpaired where the "
+    "groups share fewer than two seeds or were trained on different sentences (Welch's "
+    "t-test). Verdicts come from a test of difference and a test of equivalence, both at level "
+    "{alpha:g} after Holm's correction over all {number} comparisons of this page. A "
+    "comparison can therefore be undecided although its interval excludes zero. The seeds that "
+    "would decide are computed for a power of {power:g} and the scatter of these runs: the "
+    "first number detects a difference as large as the observed one, the last number detects a "
+    "difference of {effect} or shows that it is smaller."
 )
 FOREST_CAPTION = (
     "Left: each seed (ticks), mean and 95 % interval. Right: differences from the baseline; hollow "
     "points are differences of means without an interval."
 )
 CURVES_CAPTION = (
-    "Validation loss by epoch: mean and 95 % band over seeds, as far as all seeds of a group go. "
-    "The first part of a training may lie above the axes."
+    "Validation loss by epoch: mean and 95 % band over seeds, up to the last epoch that all "
+    "seeds of a group have reached. The start of training may lie above the axes."
 )
 
 
@@ -48,7 +52,9 @@ def own_runs(
 ) -> None:
     """For each corpus an answer, a figure and two tables; then curves and single runs."""
     if len(found) > 1:
-        document.text(_("Losses on different corpora cannot be compared: each has its own part."))
+        document.text(
+            _("Losses on different corpora cannot be compared, so each corpus has its own section.")
+        )
     for index, contest in enumerate(found, 1):
         if len(found) > 1:
             document.text(f"## {quoted(contest.corpus)}")
@@ -83,7 +89,7 @@ def _left_out(contest: Contest, most: int, _: Translate) -> list[str]:
     missing = contest.foremost(len(contest.standings))[most:]
     if not missing:
         return []
-    text = _("Drawn are the baseline and the {number} lowest means; left out: {names}.")
+    text = _("The figure shows the baseline and the {number} lowest means. Not shown: {names}.")
     names = quoted("; ".join(standing.variant.label for standing in missing))
     return [text.format(number=most - 1, names=names)]
 

@@ -20,11 +20,11 @@ from newllm.statistics.comparisons import Contest, contests
 
 OWN_TITLE = "Runs side by side"
 CHANGED = (
-    "{number} run(s) of sweep={study} are not in its part because of changes to their variant: "
-    "{changes}."
+    "{number} run(s) of sweep={study} are not in its section because their variant was "
+    "changed: {changes}."
 )
 MOST_CHANGES = 5  # that are told
-NO_FONT = "Figures are in English: no font of this machine has the letters of this page."
+NO_FONT = "Figures are in English because no installed font has the letters of this page."
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _origin(document: Document, runs: Sequence[Run], opening: Study | None, _: T
     by_revision = _("{num_runs} runs at revision {revision}")
     document.text(
         f"{sweep}`python -m newllm.report`",
-        _("{runs}; {minutes} minutes of processes with {threads} thread(s) each.").format(
+        _("{runs}. Total run time: {minutes} minutes, with {threads} thread(s) per run.").format(
             runs=", ".join(
                 by_revision.format(num_runs=number, revision=revision)
                 for revision, number in revisions.most_common()

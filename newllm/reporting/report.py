@@ -48,6 +48,8 @@ def report(options: Namespace, studies: Sequence[Study]) -> None:
         raise ValueError(f"cannot be written: {error}") from error
     lines += [*page.changed(translator("en")), f"page: {written}"]
     if opening := page.opening:
-        lines.append(f"it is a page of sweep={opening.name}; --baseline NAME makes one of groups")
+        lines.append(
+            f"this page shows sweep={opening.name}; use --baseline NAME for a page of groups"
+        )
     print_contests(page.contests, console())
     print("\n".join([*reasons(page.contests), *lines]))

@@ -18,13 +18,14 @@ Table = tuple[list[str], list[list[str]]]  # headings and rows
 COMPARISON = ("group", "seeds", "best val loss", "difference", "verdict", "seeds to decide")
 COSTS = ("group", "test loss", "gap closed", "parameters", "state (bytes)", "seconds")
 DEFINITION_OF_REFERENCES = (
-    "On the validation sentences of each corpus, in nats per token: all tokens alike, counts of "
-    "single words, pairs and triples, the grammar with probabilities estimated from the training "
+    "Losses on the validation sentences of each corpus, in nats per token: uniform, unigram, "
+    "bigram and trigram counts, the grammar with probabilities estimated from the training "
     "sentences, and the grammar itself."
 )
 DEFINITION_OF_RUNS = (
-    "Losses are means over tokens, in nats. Gap closed: how much of the way from word frequencies "
-    "(unigram) to the grammar itself (oracle) the best validation loss has gone."
+    "Losses are means over tokens, in nats. Gap closed: the fraction of the gap between word "
+    "frequencies (unigram) and the grammar itself (oracle) that the best validation loss "
+    "closes."
 )
 
 

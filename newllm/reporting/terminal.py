@@ -37,7 +37,7 @@ def print_contests(contests: Sequence[Contest], out: Console) -> None:
             out.print(_table(*comparison(contest, _)))
             out.print(_table(*costs(contest)))
         else:
-            out.print(f"{len(contest.standings)} groups: the page has the table")
+            out.print(f"{len(contest.standings)} groups: see the page for the table")
         out.print(answer(contest, _))
         out.print()
 
@@ -57,7 +57,7 @@ def reasons(contests: Sequence[Contest]) -> Iterator[str]:
     for variant in (variant for contest in contests for variant in contest.variants):
         for run in variant.runs:
             if not run.is_done:
-                error = str(run.result.get("error") or "no reason was written down")
+                error = str(run.result.get("error") or "no reason was recorded")
                 why = f"{run.status}; {error.partition(chr(10))[0]}"
                 found.setdefault((variant.label, why), []).append(str(run.result.get("seed", "-")))
     for (label, why), seeds in list(found.items())[:MOST_REASONS]:

@@ -106,7 +106,7 @@ class RunDirectory:
                 torch.load(path, weights_only=True, mmap=True)
             except Exception as error:  # torch raises a dozen kinds for a broken file
                 raise RunConflict(
-                    f"{path}: is damaged; remove it, and the run starts from the beginning"
+                    f"{path}: is damaged; remove it to start the run from the beginning"
                 ) from error
 
     def remove_last_checkpoint(self) -> None:
@@ -150,8 +150,10 @@ class RunDirectory:
 
 ENDS = ("done", "diverged")  # a run with one of these would end the same way again
 
-INVISIBLE = "its text (data.path) was changed or is gone, or another version of newllm made it"
-WAYS_OUT = "name=NEW keeps both, overwrite=true moves the old one aside"
+INVISIBLE = (
+    "its text (data.path) has changed or is missing, or it was made by another version of newllm"
+)
+WAYS_OUT = "use name=NEW to keep both, or overwrite=true to move the old run aside"
 
 
 def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
@@ -177,9 +179,11 @@ def has_ended(path: Path, config: DictConfig, ways_out: str = WAYS_OUT) -> bool:
         raise RunConflict(f"{error}; {ways_out}") from error
     if is_other:
         shown = "; ".join(map(one_line, found[:3])) + (" ..." if len(found) > 3 else "")
-        raise RunConflict(f"{path}: holds a run made otherwise ({shown}); {ways_out}")
+        raise RunConflict(
+            f"{path}: contains a run with another configuration ({shown}); {ways_out}"
+        )
     if result["status"] == "done" and not (path / BEST).is_file():
-        raise RunConflict(f"{path}: is done, but {BEST} is gone; {ways_out}")
+        raise RunConflict(f"{path}: is done, but {BEST} is missing; {ways_out}")
     return result["status"] in ENDS
 
 
@@ -245,7 +249,7 @@ def load_run(path: str | Path, trusted_packages: Sequence[str] = ()) -> LoadedRu
 def _check_files(path: Path, *names: str) -> None:
     for name in names:
         if not os.path.lexists(path / name):
-            raise ValueError(f"{path}: not a run directory with a checkpoint; lacks {name}")
+            raise ValueError(f"{path}: is not a run directory with a checkpoint; {name} is missing")
 
 
 @contextlib.contextmanager
@@ -265,7 +269,7 @@ def read_result(path: Path) -> dict[str, Any]:
         ValueError: the folder holds no run, or its result is broken.
     """
     if not os.path.lexists(path / "result.json"):
-        raise ValueError(f"{path}: not a run directory; lacks result.json")
+        raise ValueError(f"{path}: is not a run directory; result.json is missing")
     with telling(path, "result.json is broken"):
         result = run_files.read_result(path / "result.json")
     if result["status"] == "running" and not _is_owned(path):

@@ -60,7 +60,7 @@ def check_result(result: Any) -> dict[str, Any]:
     """The same for a result that was parsed already. Its strings become printable."""
     result = cleaned(result)
     if not isinstance(result, dict) or "status" not in result:
-        raise ValueError("it holds no status")
+        raise ValueError("it has no status")
     for name, kind in FIELDS.items():
         if name in result and not _is_of(result[name], kind):
             raise ValueError(f"{name}={result[name]!r} must be {inspect.formatannotation(kind)}")
@@ -111,7 +111,7 @@ def read_config(file: Path) -> DictConfig:
     except Exception as error:  # YAML, OmegaConf and Python's numbers have a dozen kinds
         raise ValueError(str(error)) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise ValueError("it describes no model")
+        raise ValueError("it has no model")
     for name in (*HASHED, "budget", "callbacks"):
         if name != "seed" and not isinstance(content.get(name), dict | None):
             raise ValueError(f"{name} must be a mapping")
@@ -144,10 +144,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError("it is damaged") from error
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        raise ValueError("it holds no model")
+        raise ValueError("it contains no model")
     for name, weight in weights.items():
         if not _is_plain(weight):
-            raise ValueError(f"{name} is no plain tensor")
+            raise ValueError(f"{name} is not a plain tensor")
     return weights
 
 

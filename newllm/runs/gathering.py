@@ -129,7 +129,7 @@ def _read_table(path: Path, needed: Sequence[str]) -> Rows:
         for number, row in enumerate(rows, start=1):
             for name in needed:
                 if name not in row:
-                    raise ValueError(f"its row {number} lacks {name}")
+                    raise ValueError(f"{name} is missing in row {number}")
     return rows
 
 
@@ -149,7 +149,7 @@ def gather(paths: Iterable[Path]) -> list[Run]:
             raise ValueError(f"{path}: does not exist")
         found = _unpack(path) if path.is_file() else [*_below(path)]
         if not found:
-            raise ValueError(f"{path}: holds no run; lacks result.json")
+            raise ValueError(f"{path}: contains no run; result.json is missing")
         runs += found
     unique: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: not run.is_done):

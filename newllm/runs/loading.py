@@ -55,7 +55,7 @@ def load_model(
 
 def _load_weights(model: Any, weights: Mapping[str, Tensor]) -> LanguageModel:
     if not isinstance(model, LanguageModel):
-        raise ValueError("it names no language model")
+        raise ValueError("it does not describe a language model")
     is_sketch = any(parameter.is_meta for parameter in model.parameters())
     try:
         model.load_state_dict(weights, assign=is_sketch)
@@ -63,7 +63,7 @@ def _load_weights(model: Any, weights: Mapping[str, Tensor]) -> LanguageModel:
         raise ValueError(f"it does not fit checkpoints/best.ckpt: {error}") from error
     for name, _ in model.named_parameters():
         if not weights[name].isfinite().all():
-            raise ValueError(f"{name} of checkpoints/best.ckpt holds numbers that are not finite")
+            raise ValueError(f"{name} of checkpoints/best.ckpt contains values that are not finite")
     return model
 
 

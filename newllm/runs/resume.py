@@ -39,7 +39,7 @@ def resume(folder: Path, trusted_packages: Sequence[str], attempt: Attempt) -> i
         print(error, file=sys.stderr)
         return 1
     if not (folder / "checkpoints" / "last.ckpt").is_file():
-        print(f"{folder}: has no checkpoint yet; it starts from the beginning", file=sys.stderr)
+        print(f"{folder}: has no checkpoint yet; starting from the beginning", file=sys.stderr)
     config.trusted_packages = list(trusted_packages)  # a stranger's run may not name its own
     # With another number of threads, sums differ in their last digits.
     torch.set_num_threads(min(max(result.get("threads", 1), 1), os.cpu_count() or 1))

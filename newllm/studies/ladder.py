@@ -20,13 +20,13 @@ from newllm.statistics.variants import start_alike
 
 NAME, ORIGINAL, MODERN = "ladder", "original", "modern"
 RUNGS = {
-    "initialization": "initialisation that keeps the variance",
-    "learning_rate": "learning rate 20 times as high, warm-up, decay",
+    "initialization": "variance-preserving initialisation",
+    "learning_rate": "20 times the learning rate, warm-up, decay",
     "residual": "residual, pre-normalized FNN",
     "adamw": "AdamW, weight decay, shorter memory",
     "dropout": "more dropout",
-    "batching": "shuffled batches instead of sentences of like length",
-    "output": "output as large as the vocabulary",
+    "batching": "shuffled instead of length-bucketed batches",
+    "output": "one output class per vocabulary entry",
     "size": "C = H = E = 128, 3 layers",
     "clipping": "constant gradient clipping",
     "epochs": "40 epochs instead of 50",
@@ -34,11 +34,11 @@ RUNGS = {
 
 
 DEFINITION = (
-    "On 500 sentences, best validation loss, mean over tokens in nats. The original (without early "
-    "stopping): {original}; the modern recipe: {modern}. An effect is the loss with the change "
-    "minus that without it, with its 95 % interval, in pairs of one seed where model and sentences "
-    "have the same size (else Welch's); below zero the change helps. n is the number of seeds. The "
-    "original shuffles its batches as it is."
+    "Best validation losses on 500 sentences, averaged over tokens, in nats. Original recipe "
+    "(without early stopping): {original}; modern recipe: {modern}. An effect is the loss with "
+    "the change minus the loss without it, with its 95 % interval: paired by seed where model "
+    "and corpus have the same size, unpaired (Welch's t-test) otherwise. Below zero, the "
+    "change helps. n is the number of seeds. The original recipe already uses shuffled batches."
 )
 
 

@@ -117,7 +117,7 @@ class Each(Sweeper):
         self._check_second_stage(first)
         trials = self._launch(first, 0)
         if self.config.plan:
-            print("then the best trial of each variant again", file=sys.stderr)
+            print("then the best trial of each variant is run again", file=sys.stderr)
             return [trials]
         best = [*self._again(_best(first, trials))]
         return [trials, self._launch(best, len(trials))] if best else [trials]
@@ -132,7 +132,7 @@ class Each(Sweeper):
             elif item.is_discrete_sweep():
                 found[key] = [f"{key}={value}" for value in item.sweep_string_iterator()]
             else:
-                raise HydraException(f"{item.input_line}: has no values to go through; list them")
+                raise HydraException(f"{item.input_line}: has no values to sweep over; list them")
         return found
 
     def _chosen(self, only: Sequence[str] | None) -> list[str]:
@@ -146,8 +146,8 @@ class Each(Sweeper):
         patterns = [line.partition("=")[2].strip("'\"") for line in lines]
         for pattern in ",".join(patterns).split(",") if patterns else ():
             if not matching(names, pattern):
-                there = ", ".join(names) or "none: it is a sweep of values alone"
-                print(f"only={pattern}: matches no variant; there are {there}", file=sys.stderr)
+                there = ", ".join(names) or "none (a sweep of values only)"
+                print(f"only={pattern}: matches no variant; variants: {there}", file=sys.stderr)
                 sys.exit(1)
         return matching(names, ",".join(patterns)) if patterns else names or [""]
 
@@ -214,8 +214,8 @@ def _best(entries: Sequence[_Entry], trials: Sequence[JobReturn]) -> list[_Entry
     for variant, number in (+failed).items():
         best.pop(variant, None)
         print(
-            f"{variant}: {number} of its trials failed, so there is no best one yet; mend that "
-            "and give the same command again",
+            f"{variant}: {number} of its trials failed, so there is no best trial yet; fix the "
+            "cause and run the same command again",
             file=sys.stderr,
         )
     return [entry for _loss, entry in best.values()]

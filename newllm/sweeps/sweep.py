@@ -62,7 +62,7 @@ def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:
     outcomes |= workers.outcomes
     _tell(jobs, outcomes, top, study)
     if interrupted:
-        raise KeyboardInterrupt("interrupted; the same command goes on")
+        raise KeyboardInterrupt("interrupted; run the same command again to continue")
     return [_loss(outcomes[job]) for job in jobs]
 
 
@@ -98,7 +98,7 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     folders: dict[Path, Job] = {}
     for job in jobs:
         if folders.setdefault(job.folder, job) is not job:
-            faults.setdefault(f"{job.folder}: two jobs have this place", job.label)
+            faults.setdefault(f"{job.folder}: two jobs have this folder", job.label)
     waiting = []
     for job in jobs if not faults else ():
         try:
@@ -144,17 +144,17 @@ def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path, study: s
     if len(runs) > 1:
         out.print()
         print_contests(found, out)
-    print(f"all of it lies in {top}")
+    print(f"results: {top}")
     if runs and any(job.config.get("logger") for job in jobs):
         for line in write_bands(runs, top):
             print(line)
-        print(f"its curves: {program('python')} -m newllm.board {shlex.quote(str(top))}")
+        print(f"to see the curves: {program('python')} -m newllm.board {shlex.quote(str(top))}")
     command = [program("python"), "-m", "newllm.report", str(top)]
     # With a baseline, the page compares groups alone and leaves out the parts of studies.
     has_part = study != "none" and any(known.own(runs) for known in found_studies())
     if not has_part and any(len(contest.ranked) > 1 for contest in found):
         command += _baseline_option(found[0].baseline, there)
-    print(f"a page of it: {shlex.join(command)}")
+    print(f"to write a report: {shlex.join(command)}")
 
 
 def _baseline_option(baseline: Variant, groups: Sequence[Sequence[Run]]) -> list[str]:

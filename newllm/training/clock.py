@@ -51,8 +51,8 @@ class Clock:
         if (every := trainer.get("check_val_every_n_epoch", 1)) != 1:
             raise ConfigFault(
                 [
-                    f"trainer.check_val_every_n_epoch={every}: trainer.val_check_interval=auto "
-                    "decides on it; drop one of the two"
+                    f"trainer.check_val_every_n_epoch={every}: is set by "
+                    "trainer.val_check_interval=auto; remove one of the two"
                 ]
             )
         epoch = batches_of_epoch(num_batches, trainer.get("limit_train_batches", 1.0))
@@ -84,9 +84,9 @@ class Clock:
 
 def _epoch_faults(config: DictConfig, source: Source, batches_per_step: int) -> Iterator[str]:
     """Settings in epochs, which an endless source does not have."""
-    trainer, reason = config.trainer, f"the training data of {source.name} has no end"
+    trainer, reason = config.trainer, f"the training data of {source.name} is endless"
     if trainer.max_steps < 1:
-        yield f"trainer.max_steps={trainer.max_steps}: {reason}; set it to the steps to train"
+        yield f"trainer.max_steps={trainer.max_steps}: {reason}; set it to a number of steps"
     file = conf_directory() / "recipe" / f"{config.recipe.name}.yaml"
     recipe = OmegaConf.load(file).recipe if file.is_file() else config.recipe
     if trainer.max_epochs != recipe.max_epochs:
@@ -96,18 +96,18 @@ def _epoch_faults(config: DictConfig, source: Source, batches_per_step: int) -> 
         )
     interval = trainer.get("val_check_interval")
     if not isinstance(interval, int | None) and interval != AUTO:
-        yield f"trainer.val_check_interval={interval}: {reason}; give batches"
+        yield f"trainer.val_check_interval={interval}: {reason}; set a number of batches"
     elif isinstance(interval, int) and interval % batches_per_step:
         yield (
             f"trainer.val_check_interval={interval}: must be a multiple of "
             f"trainer.accumulate_grad_batches={batches_per_step}"
         )
     if trainer.get("limit_train_batches", 1.0) != 1.0:
-        yield f"trainer.limit_train_batches={trainer.limit_train_batches}: {reason}; drop it"
+        yield f"trainer.limit_train_batches={trainer.limit_train_batches}: {reason}; remove it"
     if config.schedule and config.schedule.get("interval") == "epoch":
         yield f"schedule.interval=epoch: {reason}; use a schedule by steps"
     if len(config.recipe.gradient_clip) > 1:
-        yield f"recipe.gradient_clip: {reason} to count epochs of; use [[0,NORM]]"
+        yield f"recipe.gradient_clip: {reason} and has no epochs; use [[0,NORM]]"
 
 
 def batches_of_epoch(num_batches: int, limit: float) -> int:

@@ -85,15 +85,17 @@ def load_source(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> Source:
     Raises:
         ValueError: it cannot be loaded, or is not the data that the run was trained on.
     """
-    with telling(run.path, "config.yaml describes no data"):
+    with telling(run.path, "config.yaml has no data"):
         node = run.config.get("data")
         part = checked(node, "data", Trust.in_stranger(trusted_packages))
         source = part.build(**({"directory": None} if part.target is SentenceSource else {}))
         if not isinstance(source, Source):
-            raise ValueError("it is no source")
+            raise ValueError("it is not a source")
         source.setup()
     if source.digest != run.result.get("data_sha256"):
-        raise ValueError(f"{run.path}: its data has changed since; evaluate a run on data as it is")
+        raise ValueError(
+            f"{run.path}: its data has changed; a run can only be evaluated on the same data"
+        )
     if source.vocabulary_size > run.model.vocabulary_size:
         raise ValueError(f"{run.path}: its data has more tokens than the model has classes")
     return source
@@ -103,7 +105,7 @@ def evaluation_folder(run: Path) -> Path:
     """The folder `evaluation` of a run, created if missing; a link is refused."""
     folder = run / "evaluation"
     if folder.is_symlink():
-        raise ValueError(f"{folder}: is a link; remove it, since nothing is written elsewhere")
+        raise ValueError(f"{folder}: is a link; remove it; results are written inside the run only")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

@@ -176,7 +176,7 @@ def _build_source(config: DictConfig) -> Source:
     source = _build(config, config.data)
     target = f"data._target_={config.data._target_}"
     if not isinstance(source, Source):
-        raise ValueError(f"{target}: is no newllm.data.source.Source")
+        raise ValueError(f"{target}: is not a newllm.data.source.Source")
     source.setup()
     if found := [f"{target}: {fault}" for fault in source_faults(source)]:
         raise ValueError("\n".join(found))
@@ -224,8 +224,8 @@ def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
         )
     if model.positions is not None and source.train.batch(0, 0).reset_BT is not None:
         yield (
-            f"model.positions=learned: the rows of {source.name} go on from batch to batch, so "
-            "their positions have no end; set model.positions=none, or rotary where it is taken"
+            f"model.positions=learned: the rows of {source.name} continue across "
+            "batches, so positions are unbounded; set model.positions to none or rotary"
         )
 
 

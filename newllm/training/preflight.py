@@ -67,7 +67,7 @@ class Preflight:
         """A line for each finding that matters for the losses."""
         if not self.causal:
             yield (
-                "sees the future: it has no causal mask (the published baseline's fault); "
+                "sees the future: it has no causal mask (a fault of the published baseline); "
                 "its losses are not language-model losses"
             )
         if self.unknown_share > MANY_UNKNOWN:
@@ -77,9 +77,9 @@ class Preflight:
                 "see val/loss_known"
             )
         if self.overlap_share > MUCH_OVERLAP:
-            yield f"{self.overlap_share:.0%} of the validation sentences are in train as well"
+            yield f"{self.overlap_share:.0%} of the validation sentences are also in train"
         if self.num_too_long:
-            yield f"{self.num_too_long:,} sentences were too long, and cut or dropped"
+            yield f"{self.num_too_long:,} sentences were too long and were truncated or dropped"
         if self.num_unused_classes > MANY_UNUSED * self.num_classes:
             yield (
                 f"{self.num_unused_classes:,} of {self.num_classes:,} output classes are never a "

@@ -153,7 +153,7 @@ def attempt(
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        reason = f"{in_a_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
+        reason = f"{in_a_line(error)} (set HYDRA_FULL_ERROR=1 for a traceback)"
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

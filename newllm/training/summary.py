@@ -69,7 +69,7 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     if (batch_mean := result["best_val_loss_batch_mean"]) is not None:
-        console.print(f"as the series counted it (val/loss_batch_mean): {batch_mean:.4f}")
+        console.print(f"by the definition of the series (val/loss_batch_mean): {batch_mean:.4f}")
     for name, metrics in (result["evaluation"] or {}).items():
         if name != TEST:
             figures = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())

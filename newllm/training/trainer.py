@@ -41,7 +41,7 @@ DECIDED = {
     "limit_test_batches": "use data.test_sentences=N",
     "limit_val_batches": "use data.validation_sentences=N, which limits the references as well",
     "logger": "use logger=NAME, or '+logger.NAME={_target_: ...}'",
-    "max_time": "a run by the clock could not be repeated; use trainer.max_epochs",
+    "max_time": "a time limit is not reproducible; use trainer.max_epochs",
     "overfit_batches": "use data.train_sentences=N",
     "plugins": "use trainer.precision",
 }
@@ -117,7 +117,7 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
         )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         yield (
-            "callbacks: GradientAccumulationScheduler changes how many steps a run has; use "
+            "callbacks: GradientAccumulationScheduler changes the number of steps; use "
             "+trainer.accumulate_grad_batches=N"
         )
 
@@ -135,7 +135,7 @@ def planned_steps(trainer: Trainer, num_batches: int) -> int:
     num_batches = batches_of_epoch(num_batches, trainer.limit_train_batches)
     if num_batches < 1:
         limit = trainer.limit_train_batches
-        raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; raise it")
+        raise ValueError(f"trainer.limit_train_batches={limit}: leaves no batch; increase it")
     num_epochs, batches_per_step = trainer.max_epochs or 0, trainer.accumulate_grad_batches
     if batches_per_step > num_batches:
         raise ValueError(

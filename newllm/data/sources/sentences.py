@@ -114,7 +114,7 @@ class SentenceSource(Source):
         if corpus == "text" and not path:
             faults.append("data=text needs data.path=FILE")
         if corpus != "text" and path:
-            faults.append(f"data.path={path} is read by data=text only, not by data={corpus}")
+            faults.append(f"data.path={path} is used by data=text only, not by data={corpus}")
         if faults:
             raise ValueError("\n".join(faults))
 

@@ -93,8 +93,10 @@ def _compiled_or_none(cell: Cell, chunk: Chunk) -> Step | None:
     except Exception as error:  # a compiler raises many kinds, and the plain loop is always right
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "FakeTensor" in reason:
-            reason = "a tensor that it reads is no parameter or buffer, or a Linear is not called"
-        print(f"{name}: not compiled, so slower; {reason}", file=sys.stderr)
+            reason = (
+                "it uses a tensor that is not a parameter or buffer, or a Linear that is not called"
+            )
+        print(f"{name}: not compiled, and therefore slower; {reason}", file=sys.stderr)
         return None
 
 

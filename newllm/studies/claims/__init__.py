@@ -12,11 +12,12 @@ from newllm.statistics.intervals import criteria
 from newllm.studies.claims.verdicts import NAME, counts, evidence, judge
 
 DEFINITION_OF_CLAIMS = (
-    "Line: of the published summary. Differences are first minus second, with 95 % intervals, each "
-    "on its own; verdicts by t-tests of difference and of equivalence (less than {loss} nats, or "
-    "{spike} of a spike's ratio, is no effect), with Holm's correction over all comparisons of a "
-    "kind. n is the number of seeds, or of corpora, pairs where runs of one seed start alike or "
-    "read the same corpus. Planned seeds: {seeds}."
+    "Line numbers refer to the published summary. Differences are first minus second, with 95 "
+    "% intervals that are not corrected for multiple comparisons. Verdicts come from t-tests "
+    "of difference and of equivalence, with Holm's correction over all comparisons of a kind; "
+    "less than {loss} nats, or {spike} in the ratio of a spike, counts as no effect. n is the "
+    "number of seeds or corpora. Runs are paired where runs with the same seed start from the "
+    "same weights or read the same corpus. Planned seeds: {seeds}."
 )
 
 

@@ -110,7 +110,7 @@ def _has_no_spike(run: Run) -> bool | None:
     return run.largest_spike("val_by_step") is None if run.looks else None
 
 
-def _heals(run: Run) -> bool | None:
+def _recovers(run: Run) -> bool | None:
     """Whether the largest spike recovers; None without one."""
     spike = run.largest_spike("val_by_step")
     return None if spike is None else spike["recovery"] is not None
@@ -121,7 +121,7 @@ PROPERTIES: Mapping[str, Callable[[Run], bool | None]] = {
     "falls in every epoch": _falls,
     "ends at its best": _ends_at_its_best,
     "has no spike": _has_no_spike,
-    "spikes heal": _heals,
+    "spikes recover": _recovers,
     "state is one context": lambda run: run.result.get("state_bytes") == 4 * 512,
 }
 

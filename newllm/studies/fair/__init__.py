@@ -22,25 +22,27 @@ from newllm.studies.fair.results import (
 )
 
 DEFINITION = (
-    "At equal parameters every model gets the same {trials} trials, drawn at random and committed "
-    "before any was run: layers, learning rate, weight decay and three dropouts; epochs (40), "
-    "batches and schedule are those of the modern recipe, which was made for the context model; so "
-    "is the initialisation, but for the recurrent layers of LSTM, GRU and Elman. The best trial by "
-    "validation loss is trained anew and tested: with five other seeds; at 0.2 million parameters "
-    "on five redrawn corpora, and for 120 epochs, since some models are still at their best in the "
-    "last one; at 0.7 million on 10,000 sentences instead of 400, for 8 epochs. A gap is a test "
-    "loss above that of the grammar on the same sentences, in nats per token: mean and 95 % "
-    "interval, given that trial. State: what a sequence's memory takes after 32 tokens (float32)."
+    "All models have the same number of parameters and get the same {trials} trials of layers, "
+    "learning rate, weight decay and three dropout rates, drawn at random and fixed before any "
+    "run. Epochs (40), batches, schedule and initialisation are those of the modern recipe, "
+    "which was made for the context model; only the recurrent layers of LSTM, GRU and Elman "
+    "keep their own initialisation. The trial with the lowest validation loss is trained again "
+    "and tested: with five other seeds; at 0.2 million parameters also on five newly drawn "
+    "corpora, and for 120 epochs, since the last epoch is still the best one for some models; "
+    "at 0.7 million parameters also on 10,000 sentences instead of 400, for 8 epochs. A gap is "
+    "the test loss minus that of the grammar on the same sentences, in nats per token: mean "
+    "and 95 % interval, given that trial. State: memory of one sequence after 32 tokens, in "
+    "bytes (float32)."
 )
 DEFINITION_OF_DIFFERENCES = (
-    "The context model's gap minus the other model's, in pairs of the same seed (which see the "
-    "same batches) or the same corpus, with 95 % intervals; below zero the context model is "
-    "better. Student's test of the pairs and the equivalence test of the claims, Holm's correction "
-    "over the whole table; certainly less than 0.05 nats is no effect."
+    "The gap of the context model minus that of the other model, paired by seed (with the same "
+    "batches) or by corpus, with 95 % intervals. Below zero, the context model is better. "
+    "Verdicts come from Student's paired t-test and the equivalence test of the claims, with "
+    'Holm\'s correction over the whole table. "No effect" means certainly less than 0.05 nats.'
 )
 CAPTION = (
-    "Left: what a search of so many of the trials finds on average. Right: gap of the best trial "
-    "on the test sentences, by the size of the state."
+    "Left: mean best validation loss found with a given number of trials. Right: test gap of "
+    "the best trial by size of the state."
 )
 
 
@@ -60,9 +62,9 @@ def fair_comparison(
     document.text(_(DEFINITION).format(trials=trials))
     words = {
         "trials": label("trials"),
-        "best": label("validation loss above the grammar's (nats)"),
+        "best": label("validation loss above oracle (nats)"),
         "bytes": label("state (bytes)"),
-        "gap": label("test loss above the grammar's (nats)"),
+        "gap": label("test loss above oracle (nats)"),
         "interval": label("95 % interval of the mean"),
         **{key: label(text) for key, text in (SIZES | MODELS).items()},
     }
@@ -78,7 +80,7 @@ def _contestants_table(document: Document, found: Sequence[Contestant], _: Trans
     """The models of one size, with a gap for each setting."""
     settings = [name for name in SETTINGS if any(contestant.gap(name) for contestant in found)]
     headings = ("model", "chosen", "parameters", "state", "best trial", "validation loss",
-                "trials at their best in the last epoch")  # fmt: skip
+                "trials with the last epoch as the best")  # fmt: skip
     document.table(
         [_(word) for word in (*headings, *(f"gap, {SETTINGS[name]}" for name in settings))],
         [_row(contestant, settings, _) for contestant in found],

@@ -40,7 +40,7 @@ def fair(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
             `interval`, and the models.
     """
     sizes = [size for size in SIZES if any(one.size == size for one in found)]
-    figure = Figure(figsize=(3.6 * (len(sizes) + 1), 3.5), layout="constrained")
+    figure = Figure(figsize=(3.9 * (len(sizes) + 1), 3.9), layout="constrained")
     *panels, last = figure.subplots(1, len(sizes) + 1)
     for axes, size in zip(panels, sizes, strict=True):
         if axes is not panels[0]:  # before anything is drawn, so that all fits

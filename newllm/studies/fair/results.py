@@ -36,7 +36,7 @@ MODELS = {
 SIZES = {
     "200k": "0.2 million parameters",
     "700k": "0.7 million parameters",
-    "state": "0.2 million parameters and a state of 512 bytes",
+    "state": "0.2 million parameters, state of 512 bytes",
 }
 # The settings of the final runs of a best trial.
 SETTINGS = {

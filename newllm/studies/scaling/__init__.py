@@ -25,29 +25,30 @@ from newllm.studies.scaling.law import (
 )
 
 DEFINITION = (
-    "Test loss above that of the grammar, in nats per token, of the context model trained on N "
-    "sentences with P parameters and a context of C numbers, which leave layers H wide; one run a "
-    "point. Epochs, batches, dropout and weight decay go with N, from those of the modern recipe "
-    "at 400 sentences to those of modern_12500 at 10,000; the learning rate goes with P. The law, "
-    "a (H/16)^delta (C/16)^gamma 400/(N + N0) + b (N/400)^-kappa (H/16)^-beta, is fitted to the "
-    "logarithms of {number} gaps; runs scatter and the law misses them by a factor of {spread}, at "
-    "most {worst}. The first term is what is badly estimated, the second what too narrow a model "
-    "has not learned. Its form was found on these points. Intervals are 95 %, by a bootstrap over "
-    "models (P and C), given the recipe and the sentences of each N; b, kappa and beta rest on the "
-    "few narrow ones."
+    "A gap is the test loss minus that of the grammar, in nats per token. The context model "
+    "has P parameters and a context of size C, which determine the layer width H, and is "
+    "trained on N sentences; there is one run per point. Epochs, batches, dropout and weight "
+    "decay depend on N, from the values of the modern recipe at 400 sentences to those of "
+    "modern_12500 at 10,000. The learning rate depends on P. The law, a (H/16)^delta "
+    "(C/16)^gamma 400/(N + N0) + b (N/400)^-kappa (H/16)^-beta, is fitted to the logarithms of "
+    "{number} gaps. The typical deviation of a run from the law is a factor of {spread}, the "
+    "largest {worst}. The first term describes the estimation error, the second the error of a "
+    "model that is too narrow. The form of the law was found on the same points. Intervals are "
+    "95 %, from a bootstrap over models (P and C), given the recipe and the sentences of each "
+    "N; b, kappa and beta depend on the few narrow models."
 )
-NO_GAP = "Left out, since they came out below the grammar by chance: {number}."
+NO_GAP = "Excluded because their test loss is below that of the grammar by chance: {number}."
 PREDICTION = (
-    "For the largest point (N = {sentences}, P = {parameters}, C = {context}), which is not among "
-    "them (H = {width}, where the widest of them has {widest}), the law says {gap} [{low}, {high}] "
-    "for a run; "
+    "For the largest point (N = {sentences}, P = {parameters}, C = {context}), which was not "
+    "used for the fit (H = {width}; the widest model in the fit has {widest}), the law "
+    "predicts {gap} [{low}, {high}] for one run; "
 )
 MEASURED = "measured afterwards: {gaps}."
 NOT_MEASURED = "it has not been run."
-CONTEXTS = "The contexts with a gap of at most {factor} times the least, and the least:"
+CONTEXTS = "Context sizes with a gap of at most {factor} times the smallest, and the smallest gap:"
 CAPTION = (
-    "Measured gaps and the law. Left and middle: the largest context of the grid; right: the most "
-    "parameters of the grid. Rings: beyond the grid."
+    "Measured gaps and the law. Left and middle: the largest context size of the grid. Right: "
+    "the largest number of parameters of the grid. Rings: beyond the grid."
 )
 PARAMETERS, WIDTH = 2_998_630, 659  # what the budget of the largest point comes to
 
@@ -82,7 +83,7 @@ def scaling_law(document: Document, runs: Sequence[Run], _: Translate, label: Tr
     if left_out := len(everything) - len(measured):
         document.text(_(NO_GAP).format(number=left_out))
     words = {
-        "gap": label("test loss above the grammar's (nats)"),
+        "gap": label("test loss above oracle (nats)"),
         "sentences": label("training sentences"),
         "parameters": label("parameters"),
         "context": label("context size"),

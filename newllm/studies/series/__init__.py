@@ -23,8 +23,8 @@ from newllm.studies.series.tables import (
 )
 
 DEFINITION_OF_CURVES = (
-    "Validation losses are means over batches of 16 sentences, as the series counted them; "
-    "horizontal lines are the reported best, unigram and bigram counts, and the oracle."
+    "Validation losses are means over batches of 16 sentences, as in the series. Horizontal "
+    "lines show the best reported loss, unigram and bigram counts, and the oracle."
 )
 
 
@@ -86,9 +86,10 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
     agree, differ = verdicts.count("agrees"), verdicts.count("differs")
     sentences = [
         _(
-            "{agree} of the {compared} results that can be compared come out as reported (a "
-            "further run of ours could have had the reported loss), {differ} do not; the published "
-            "Transformer baseline sees the future, so every comparison with it is void."
+            "{agree} of the {compared} comparable results agree with the reported ones (the "
+            "reported loss is within the prediction interval of a further run), {differ} do "
+            "not. The published Transformer baseline sees the future, so every comparison with "
+            "it is void."
         ).format(agree=agree, compared=agree + differ, differ=differ)
     ]
     final = next(summary for summary in summaries if summary.name == "phase5_final_exp1")
@@ -96,12 +97,15 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
         references = final.done[0].result["references"]
         mean = statistics.fmean(run.result["best_val_loss"] for run in final.done)
         relation = (
-            "The final result (reported {reported}, reproduced {mean}) is worse than counting "
-            "pairs of words on the same sentences ({bigram}); the grammar that made them scores "
-            "{oracle}."
+            "The final result (reported {reported}, reproduced {mean}) is worse than bigram "
+            "counts on the same sentences ({bigram}). The loss of the grammar that generated "
+            "them is {oracle}."
             if mean > references["bigram"]
-            else "The final result (reported {reported}, reproduced {mean}) beats counting pairs "
-            "of words on the same sentences ({bigram}); the grammar that made them scores {oracle}."
+            else (
+                "The final result (reported {reported}, reproduced {mean}) is better than "
+                "bigram counts on the same sentences ({bigram}). The loss of the grammar that "
+                "generated them is {oracle}."
+            )
         )
         sentences.append(
             _(relation).format(
@@ -123,14 +127,15 @@ def _verdict(summaries: Sequence[Summary], _: Translate) -> list[str]:
     if small and onsets:
         sentences.append(
             _(
-                "On 30 sentences {num_spiked} of {num_runs} runs have a spike in their validation "
-                "loss by step; the largest of each begins at step {onset} in the median."
+                "On 30 sentences, {num_spiked} of {num_runs} runs have a spike in their "
+                "validation loss by step. The median onset of the largest spike of each run is "
+                "step {onset}."
             ).format(
                 num_spiked=len(onsets), num_runs=len(small), onset=f"{statistics.median(onsets):g}"
             )
         )
     else:
-        sentences.append(_("No run on 30 sentences was found to look for spikes in."))
+        sentences.append(_("No run on 30 sentences was found, so spikes were not analysed."))
     return [" ".join(sentences)]
 
 

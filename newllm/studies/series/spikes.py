@@ -14,14 +14,14 @@ from newllm.studies.series import figures as series_figures
 from newllm.studies.series.results import Summary, published
 
 DEFINITION = (
-    "By step and by epoch the validation loss is a mean over tokens. A spike rises and falls by "
-    "at least a quarter; of each run the largest counts. Figures are medians, with the range over "
-    "runs."
+    "Validation losses by step and by epoch are means over tokens. A spike rises and falls by "
+    "at least a quarter. Only the largest spike of each run is counted. Values are medians, "
+    "with the range over runs."
 )
 HIDDEN_RISE = (
-    "The final experiment shows no spike by epoch. By step its loss rises all the same while it "
-    "first learns: {ratio} times its value five steps before, at step {step}. It is looked at "
-    "every five steps, which may miss the peak itself."
+    "The final experiment shows no spike by epoch. By step, its loss still rises early in "
+    "training: at step {step} it is {ratio} times its value five steps before. Its validation "
+    "loss is measured every five steps, which may miss the peak itself."
 )
 
 
@@ -77,7 +77,7 @@ def _published_beside_ours(
     document: Document, by_name: Mapping[str, Summary], _: Translate, label: Translate
 ) -> None:
     """The peaks that are told without a curve, and the curves that are."""
-    document.text(f"**{_('The published spikes beside ours')}**")
+    document.text(f"**{_('Published and reproduced spikes')}**")
     document.table(
         [_(word) for word in ("experiment", "reported", "reproduced")],
         [
@@ -102,7 +102,7 @@ def _published_beside_ours(
         "each": label("reproduced, each seed"),
     }
     figure = series_figures.spikes(list(by_name.values()), words, kinds)
-    document.figure("spikes", figure, _("The published spikes beside ours"))
+    document.figure("spikes", figure, _("Published and reproduced spikes"))
 
 
 def _bumps(runs: Sequence[Run]) -> list[Spike]:
@@ -141,11 +141,11 @@ def _traits(summaries: Sequence[Summary], _: Translate) -> list[tuple[str, str]]
             f"{_('step')} {_median_and_range([spike['onset'] for spike in steps])}",
         ),
         (
-            "two to nine times in one epoch",
+            "factor of two to nine in one epoch",
             f"{_('epoch')}: x{_median_and_range([spike['steepest'] for spike in epochs])}; "
             f"{_('step')}: x{_median_and_range([spike['steepest'] for spike in steps])}",
         ),
-        ("heals by itself", f"{healed}/{len(steps)}"),
+        ("recovers by itself", f"{healed}/{len(steps)}"),
         (
             "worse for larger models",
             f"&lt;10M: {len(rises(narrow))}/{len(narrow)}, x{_median_and_range(rises(narrow))}; "

@@ -19,31 +19,31 @@ from newllm.studies.series.results import (
 )
 
 DEFINITION = (
-    "Losses are best validation losses by the series' own definition (mean over batches of 16 "
-    "sentences), in nats per token: mean and 95 % interval over seeds."
+    "Losses are best validation losses by the definition of the series (mean over batches of "
+    "16 sentences), in nats per token: mean and 95 % interval over seeds."
 )
 RULE_OF_AGREEMENT = (
-    "A reported loss is of one run. It agrees with ours if a further run of ours could have had "
-    "it: if it lies in the 95 % interval of the next run, from three runs on (for n runs that is "
-    "sqrt(n + 1) times as wide as the interval of their mean that is printed here: 4.6 times for "
-    "20), or within {spread} nats of their mean, since runs of the series that differ in nothing "
-    "that matters lie as far apart. Else it differs."
+    "A reported loss comes from one run. With three or more runs of ours, it agrees if it lies "
+    "in the 95 % prediction interval of a further run, which for n runs is sqrt(n + 1) times "
+    "as wide as the printed interval of the mean (4.6 times for 20 runs). It also agrees if it "
+    "lies within {spread} nats of our mean, since equivalent runs of the series differ by as "
+    "much. Otherwise it differs."
 )
 # What stands beside the final experiment, and the references that do.
 SIDE = {
     (None, "phase5_final_exp1"): "final experiment, reproduced",
-    ("claims", "isolated_transformer"): "causal Transformer of the original's size and recipe",
-    (None, "modern"): "the same architecture, modern recipe, a twentieth of the size",
+    ("claims", "isolated_transformer"): "causal Transformer with the original size and recipe",
+    (None, "modern"): "same architecture with the modern recipe, at a twentieth of the size",
 }
 REFERENCES = {
-    "bigram": "counts of pairs of words",
-    "trigram": "counts of three words in a row",
-    "grammar_known": "grammar known, its probabilities estimated",
+    "bigram": "bigram counts",
+    "trigram": "trigram counts",
+    "grammar_known": "grammar known, probabilities estimated",
     "oracle": "the grammar itself",
 }
 DEFINITION_OF_PERSPECTIVE = (
-    "Best validation losses, means over tokens in nats, with 95 % intervals over seeds; the "
-    "published one is a mean over batches of 16 sentences, on sentences of the original's grammar."
+    "Best validation losses, averaged over tokens, in nats, with 95 % intervals over seeds. "
+    "The published loss is a mean over batches of 16 sentences from the original grammar."
 )
 
 
