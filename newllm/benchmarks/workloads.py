@@ -157,7 +157,7 @@ def measure_epochs(extent: Extent) -> Iterator[tuple[str, dict[str, Timing]]]:
         "+ machine code (shuffled)": partial(native.epoch, shuffled),
         "+ bucketed batches": partial(native.epoch, bucketed),
     }
-    num_rounds = max(3, extent.num_rounds // 3)
+    num_rounds = extent.num_rounds // 3
     yield f"epoch {size.name}", side_by_side(ladder, num_rounds, num_warmup=1)
 
 
