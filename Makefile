@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# One process more than cores, since some tests wait for others or for a program to end.
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count() + 1))")
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check-all lint data compare reproduce tensorboard clean
+.PHONY: help setup train test check-all lint style types suite data compare reproduce tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,17 +24,24 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)  ## train the default experiment; ARGS="key=value ..." changes it
 	$(BIN)/python -m newllm.train $(ARGS)
 
-test: $(READY) lint  ## lint, types and the whole test suite
-	$(PYTEST)
+test: $(READY) style  ## lint, types and the whole test suite
+	$(MAKE) --jobs=2 types suite
 
-check-all: $(READY) lint  ## the test suite and the checks that take minutes each
-	$(PYTEST) -m "long or not long"
+check-all: $(READY) style  ## the test suite and the checks that take minutes each
+	$(MAKE) --jobs=2 types suite MARKED='-m "long or not long"'
 
-lint: $(READY)  ## style, types and the order of imports
+lint: style types  ## style, types and the order of imports
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+suite: $(READY)
+	$(PYTEST) $(MARKED)
 
 data: $(READY)  ## print a card for each corpus
 	$(BIN)/python -m newllm.data

@@ -18,9 +18,7 @@ MODEL_KEYS = (
 )
 REMOVED = "experiment=modern recipe.fnn=plain"
 FAULTY = {
-    "model=transformer gating=lstm": [
-        "gating=lstm: nothing reads it beside the other choices; drop it"
-    ],
+    "model=transformer gating=lstm": ["gating=lstm: is not used with the other choices; remove it"],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
     "model=gatd": [
         "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
@@ -59,9 +57,9 @@ FAULTY = {
         "model.context_clip (from countermeasure=context_clipping): Attention takes no context_clip"
     ],
     "model=lstm recipe.fnn=residual": [
-        "recipe.fnn=residual: nothing reads it beside the other choices; drop it"
+        "recipe.fnn=residual: is not used with the other choices; remove it"
     ],
-    "+foo=1": ["+foo: unknown key; drop it"],
+    "+foo=1": ["+foo: unknown key; remove it"],
     "foo": ["foo: not an override; write KEY=VALUE, quoting special characters"],
     "trainer.max_epochs=true": [
         "trainer.max_epochs=true: must be a whole number, like the default 50"
@@ -92,7 +90,7 @@ FAULTY = {
     ],
     "budget.parameters=100000 +budget.state_widths.context_dim=1": [
         "budget.state_widths.context_dim=1: has no effect without budget.state_bytes; "
-        "set one or drop it",
+        "set one or remove it",
     ],
     "callbacks=none +callbacks.steps.small=3": [
         "callbacks.steps.small=3: has no effect, since callbacks has no steps; remove it"
@@ -127,13 +125,13 @@ FAULTY = {
     "trainer=smoke epochs=3": ["epochs: unknown key; did you mean trainer.max_epochs?"],
     "modle=lstm": ["modle: unknown key; did you mean model?"],
     "modl.hiden_dim=3": ["modl.hiden_dim: unknown key; did you mean model.hidden_dim?"],
-    "+seed=3": ["+seed=3: is set already; drop the +"],
+    "+seed=3": ["+seed=3: already exists; remove the +"],
     # Leaving out what is needed, or what would let a default in.
     "~data.too_long": ["~data.too_long: cannot be removed; set it instead"],
     "~model._target_": ["~model._target_: cannot be removed; set it instead"],
     "~model.vocabulary_size": ["~model.vocabulary_size: cannot be removed; set it instead"],
-    "~optimizer._target_": ["~optimizer._target_: cannot be left out; set it instead"],
-    "~callbacks.curves=foo": ["~callbacks.curves=foo: write ~callbacks.curves to leave it out"],
+    "~optimizer._target_": ["~optimizer._target_: cannot be removed; set it instead"],
+    "~callbacks.curves=foo": ["~callbacks.curves=foo: write ~callbacks.curves to remove it"],
     "~model.nope": ["model.nope: unknown key; model has " + MODEL_KEYS],
     "optimizer._target_=torch.optim.SGD": [
         "optimizer.betas: SGD takes no betas; remove it: '~optimizer.betas'"
@@ -366,12 +364,12 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("jobs=2", "jobs=2: is used by sweeps only; add -m or remove it"),
         (
             "recipe.max_epochs=3 trainer.max_epochs=2",
-            "recipe.max_epochs=3: nothing reads it beside the other choices; drop it",
+            "recipe.max_epochs=3: is not used with the other choices; remove it",
         ),
-        ("trainer=smoke recipe.max_epochs=3", "recipe.max_epochs=3: nothing reads it"),
+        ("trainer=smoke recipe.max_epochs=3", "recipe.max_epochs=3: is not used"),
         (
             "model=lstm recipe.fnn=residual",
-            "recipe.fnn=residual: nothing reads it",
+            "recipe.fnn=residual: is not used",
         ),
         ("-m experiment=glob(phase7_*)", "experiment=glob(phase7_*): matches no option"),
         ("model=transformer model.num_heads=3", "model.num_heads=3"),

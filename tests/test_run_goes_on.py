@@ -79,7 +79,7 @@ def test_it_says_why_it_does_not_go_on(
     assert "is running" in reason()
     owner.record(status="diverged", error="val/loss is nan")
     owner.release()
-    assert "diverged, as it would again: val/loss is nan" in reason()
+    assert "diverged and would diverge again: val/loss is nan" in reason()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_it_says_why_it_does_not_go_on(
     [
         ("run=nowhere", "nowhere: not a run directory; lacks result.json"),
         ("run=", "run=: must be the folder of a run"),
-        ("run=there seed=2", "seed=2: run=FOLDER goes on with"),
+        ("run=there seed=2", "seed=2: run=FOLDER uses the configuration"),
         ("run=there trusted_packages=mine", "trusted_packages=mine: must be a list"),
     ],
 )

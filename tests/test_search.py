@@ -195,7 +195,7 @@ def test_a_plan_of_a_search_says_that_more_follows(search: Search) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "fault"),
-    [("model.heads: '2'", "heads"), ("gating: lstm", "nothing reads it")],
+    [("model.heads: '2'", "heads"), ("gating: lstm", "is not used")],
 )
 def test_faults_of_the_second_stage_are_told_before_the_first(
     search: Search, tmp_path: Path, entry: str, fault: str

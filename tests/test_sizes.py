@@ -129,7 +129,7 @@ def test_a_budget_that_is_missed_is_told(compose_config: Compose, tmp_path: Path
     }
     assert gates[200_000].missed_budget == ()
     (line,) = gates[100_000].missed_budget
-    assert line.startswith("budget.parameters=100000: the nearest model takes 96,856 (-3.1%)")
+    assert line.startswith("budget.parameters=100000: the closest model has 96,856 (-3.1%)")
     assert line in list(gates[100_000].warnings())
 
 

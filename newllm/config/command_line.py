@@ -66,8 +66,8 @@ def resumed_run(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
         return None
     others = [word for word in arguments if word.partition("=")[0] not in (RUN, TRUSTED)]
     if others:
-        reason = "run=FOLDER goes on with the configuration of that run"
-        raise ConfigFault([f"{others[0]}: {reason}; drop it, or train another run with it"])
+        reason = "run=FOLDER uses the configuration of that run"
+        raise ConfigFault([f"{others[0]}: {reason}; remove it, or start a new run with it"])
     if not chosen[RUN]:
         raise ConfigFault([f"{RUN}=: must be the folder of a run that was interrupted"])
     if not (Path(chosen[RUN]) / "result.json").is_file():

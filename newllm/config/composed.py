@@ -76,7 +76,7 @@ def class_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
                 if source == "countermeasures":
                     fault = f"{key} (from countermeasure={name.partition('.')[0]}): {rest}"
                 elif f"{key.rpartition('.')[0]}._target_" in chosen and can_be_left_out(key):
-                    fault += f"; leave it out: '~{key}'"  # an argument of another class
+                    fault += f"; remove it: '~{key}'"  # an argument of another class
                 faults.append(fault)
     return faults
 
@@ -207,7 +207,7 @@ def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[st
         is_unread = not any(overlap(key, name) for name in read)
         if is_unread and key.split(".")[0] not in SETTINGS and key not in BUNDLES:
             told = line if line.startswith(key) else f"{key} (from {line})"
-            yield f"{told}: nothing reads it beside the other choices; drop it"
+            yield f"{told}: is not used with the other choices; remove it"
 
 
 def check_settings(config: DictConfig) -> None:

@@ -136,7 +136,7 @@ class Composer:
         if item.is_sweep_override() and (is_hydras(item) or group == "sweep"):
             yield f"{line}: takes one value; sweeps are over keys of the experiment"
         elif options and item.is_delete():
-            yield f"{line}: cannot be left out; choose one of its options"
+            yield f"{line}: cannot be removed; choose one of its options"
         elif item.is_discrete_sweep() and not _values(item):
             there = f"matches no option; there are {', '.join(options)}"
             yield f"{line}: {there if options else 'has no value'}"

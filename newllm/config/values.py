@@ -38,15 +38,15 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
         if not exists and source == parent:
             yield _unknown(config, key)
         elif item.value() is not None:
-            yield f"{line}: write ~{key} to leave it out"
+            yield f"{line}: write ~{key} to remove it"
         elif not can_be_left_out(key):
-            yield f"{line}: cannot be left out; set it instead"
+            yield f"{line}: cannot be removed; set it instead"
     elif item.is_add() and exists and default is not None:
-        yield f"{line}: is set already; drop the +"
+        yield f"{line}: already exists; remove the +"
     elif (item.is_add() or item.is_force_add()) and not exists:
         if key.partition(".")[0] not in content:
             meant = suggest(config, key)
-            yield f"+{key}: unknown key; " + (f"did you mean {meant}?" if meant else "drop it")
+            yield f"+{key}: unknown key; " + (f"did you mean {meant}?" if meant else "remove it")
     elif source != parent:
         yield f"{key}: is set by {source}.{leaf}; set it there"
     elif not exists:

@@ -25,13 +25,13 @@ def card(data: SentenceSource) -> dict[str, str]:
     }
     if data.grammar:
         floor = data.entropy_floor
-        rows["entropy"] = f"{data.grammar.entropy():.3f} nats a sentence" + (
-            f", {floor:.4f} a token" if floor else ""
+        rows["entropy"] = f"{data.grammar.entropy():.3f} nats per sentence" + (
+            f", {floor:.4f} per token" if floor else ""
         )
         for split in ("validation", "test"):
             if loss := data.oracle_loss(split):
-                rows[f"oracle, {split}"] = f"{loss:.4f} nats a token"
+                rows[f"oracle, {split}"] = f"{loss:.4f} nats per token"
         if num_targets := data.split("test").num_targets:
             shift = -data.corpus.test_shift * len(data.corpus.test) / num_targets
-            rows["test shift"] = f"{shift:.1e} nats a token, for knowing what test leaves out"
+            rows["test shift"] = f"{shift:.1e} nats per token, for knowing what test leaves out"
     return rows | {"sha256": str(data.digest)}

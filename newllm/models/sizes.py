@@ -81,7 +81,7 @@ class Budget:
                     f"; a step below budget.step={self.step} comes nearer" if self.step > 1 else ""
                 )
                 miss = f"{cost / target - 1:+.1%}"
-                yield f"budget.{what}={target}: the nearest model takes {cost:,} ({miss}){hint}"
+                yield f"budget.{what}={target}: the closest model has {cost:,} ({miss}){hint}"
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -63,7 +63,9 @@ class RunDirectory:
             self._take_lock(PATIENCE if goes_on else 0.0)
             if os.path.lexists(path / "result.json"):
                 if not goes_on:
-                    raise RunConflict(f"{path}: holds a run already; choose another or remove it")
+                    raise RunConflict(
+                        f"{path}: already contains a run; choose another folder or remove it"
+                    )
                 self.result = read_result(path)
         except ValueError as error:
             self._lock.close()
@@ -76,7 +78,7 @@ class RunDirectory:
                 return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    message = f"{self.path}: another run is writing here; choose another"
+                    message = f"{self.path}: another run is writing here; choose another folder"
                     raise RunConflict(message) from error
                 time.sleep(0.1)
 

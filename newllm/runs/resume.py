@@ -31,7 +31,9 @@ def resume(folder: Path, trusted_packages: Sequence[str], attempt: Attempt) -> i
         config = read_config(folder)
         if has_ended(folder, config, ways_out="train it anew"):
             if result["status"] == "diverged":
-                raise RunConflict(f"{folder}: diverged, as it would again: {result.get('error')}")
+                raise RunConflict(
+                    f"{folder}: diverged and would diverge again: {result.get('error')}"
+                )
             best, epoch = result.get("best_val_loss"), result.get("best_epoch")
             print(f"{folder}: is done; best validation loss {best} in epoch {epoch}")
             return 0

@@ -68,7 +68,7 @@ def train(
     if config.plan:
         training, validation = estimate(experiment)
         print(
-            f"only planned; the run would take about {training + validation:.0f} s here, "
+            f"not trained (plan=true); estimated time {training + validation:.0f} s here, "
             f"{validation:.0f} s of it for validation"
         )
         return {"estimated_seconds": training + validation}

@@ -29,7 +29,7 @@ DECIDED = {
             *("num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "sync_batchnorm"),
             "use_distributed_sampler",
         ),
-        "the run decides on it; drop it",
+        "is set by the run; remove it",
     ),
     "callbacks": "use '+callbacks.NAME={_target_: ...}'",
     "default_root_dir": "use hydra.run.dir=FOLDER",

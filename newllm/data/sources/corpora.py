@@ -118,7 +118,7 @@ class Corpus:
 
     @cached_property
     def test_shift(self) -> float:
-        """How much likelier a test sentence is than under the grammar, in nats a sentence.
+        """How much likelier a test sentence is than under the grammar, in nats per sentence.
 
         Test sentences are drawn on condition that they are in no other split. With S the set of the
         sentences of the other splits, this makes every other one likelier by 1 / (1 - P(S)). 0.0

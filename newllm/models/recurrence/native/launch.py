@@ -56,15 +56,15 @@ def _entries(sources: str) -> dict[tuple[str, torch.dtype], Callable[[Any], None
 
 
 def prepare(directions: Collection[str], dtype: torch.dtype) -> None:
-    """Compile what will be needed of the native code, or load what was compiled before.
+    """Compile the native code for a type, or load it from numba's cache.
 
-    One process compiles and the others wait; then they load what it kept. It lies where numba
-    keeps such things: in `NUMBA_CACHE_DIR` if that is set, else in `__pycache__` beside the code,
-    else, where that is read-only, in the user's own cache.
+    One process compiles a type while the others wait and then load the result. The cache is
+    `NUMBA_CACHE_DIR` if set, else `__pycache__` beside the code, else, where that is read-only, a
+    folder of the user.
     """
     if all((direction, dtype) in _ready for direction in directions):
         return
-    with _one_at_a_time(), tell_of_compiling(WHAT, SECONDS):
+    with _one_at_a_time(dtype), tell_of_compiling(WHAT, SECONDS):
         for direction in directions:
             if (direction, dtype) not in _ready:
                 _ready[direction, dtype] = _compiled(direction, dtype)
@@ -85,9 +85,9 @@ def _compiled(direction: str, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Let one process of a user compile; without a place for the lock, each does."""
-    path = Path(tempfile.gettempdir()) / f"newllm-compiles-{os.getuid()}.lock"
+def _one_at_a_time(dtype: torch.dtype) -> Iterator[None]:
+    """Let one process of a user compile a type; without a place for the lock, each does."""
+    path = Path(tempfile.gettempdir()) / f"newllm-compiles-{dtype}-{os.getuid()}.lock"
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
