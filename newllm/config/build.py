@@ -17,7 +17,7 @@ from newllm.config.trust import Trust
 
 SPECIAL = ("_target_", "_partial_")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-FILLED_IN = "vocabulary_size"  # of a model, null until its data is built
+FILLED_IN = ("vocabulary_size", "max_length")  # of a model, null until its data is built
 
 
 class ConfigFault(ValueError):
@@ -177,7 +177,7 @@ def _argument_faults(
             close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             yield f"{place}: {_taker(content)} takes no {key!s}{hint}"
-        elif not _fits(value, hints.get(key)) and not (key == FILLED_IN and value is None):
+        elif not _fits(value, hints.get(key)) and not (key in FILLED_IN and value is None):
             kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
             yield f"{place}={'null' if value is None else value}: must be {kinds}"
 

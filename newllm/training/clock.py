@@ -117,7 +117,9 @@ def batches_of_epoch(num_batches: int, limit: float) -> int:
 
 def _affordable_interval(source: Source, num_batches: int) -> int:
     """Training batches between two validations, in a run of `num_batches`."""
-    splits = [split for name, split in source.evaluation.items() if name != TEST]
+    splits = [
+        split for name, split in source.evaluation.items() if split.while_training and name != TEST
+    ]
     positions = sum(_mean_positions(split) * len(split) for split in splits)
     affordable = math.ceil(steps_that_pay(positions, _mean_positions(source.train)))
     return max(1, affordable, math.ceil(num_batches / MAX_VALIDATIONS))
