@@ -25,6 +25,8 @@ from newllm.config.composed import choice_faults, class_faults
 from newllm.config.leftovers import without_leftovers
 from newllm.config.values import select, shown, value_faults
 
+MOST_VALUES = 10_000  # of a sweep over one key
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -135,6 +137,8 @@ class Composer:
         line, group, options = item.input_line, item.key_or_group, self._options(item)
         if item.is_sweep_override() and (is_hydras(item) or group == "sweep"):
             yield f"{line}: takes one value; sweeps are over keys of the experiment"
+        elif len(_values(item)) > MOST_VALUES:
+            yield f"{line}: makes more than {MOST_VALUES} jobs"
         elif options and item.is_delete():
             yield f"{line}: cannot be removed; choose one of its options"
         elif item.is_discrete_sweep() and not _values(item):
@@ -213,10 +217,15 @@ def _is_typed(config: DictConfig, item: Override) -> bool:
 
 
 def _values(item: Override) -> list[Any]:
-    """The value of an override, or all values of a sweep over a list or range."""
+    """The value of an override, or the values of a sweep over a list or range.
+
+    No more of them than it takes to see that they are too many.
+    """
     if not item.is_sweep_override():
         return [item.value()]
-    return list(item.sweep_iterator()) if item.is_discrete_sweep() else []
+    if not item.is_discrete_sweep():
+        return []
+    return list(itertools.islice(item.sweep_iterator(), MOST_VALUES + 1))
 
 
 def _first_of(item: Override) -> str:

@@ -88,7 +88,7 @@ def _epoch_faults(config: DictConfig, source: Source, batches_per_step: int) -> 
     if trainer.max_steps < 1:
         yield f"trainer.max_steps={trainer.max_steps}: {reason}; set it to a number of steps"
     file = conf_directory() / "recipe" / f"{config.recipe.name}.yaml"
-    recipe = OmegaConf.load(file).recipe if file.is_file() else config.recipe
+    recipe = OmegaConf.merge(config.recipe, OmegaConf.load(file).recipe if file.is_file() else {})
     if trainer.max_epochs != recipe.max_epochs:
         yield (
             f"trainer.max_epochs={trainer.max_epochs}: {reason}; leave it at {recipe.max_epochs} "
