@@ -17,40 +17,31 @@ from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 SCORED = ("every", "last")
 
 
-class Regular(Task):
+class Automaton(Task):
     """A finite automaton reads symbols drawn uniformly; the answer is its state.
 
     Args:
-        transitions: `transitions[state][symbol]` is the next state. Given as numbers, they are
-            used as they are; None draws them from `automaton_seed`, uniformly, again and again
-            until every state can be reached from every other.
-        num_states: S of drawn transitions.
-        num_symbols: K of drawn transitions.
-        automaton_seed: of drawn transitions.
+        name: of the task.
+        transitions: `transitions[state][symbol]` is the next state.
         start: the state before the first symbol.
         scored: `every` scores the state after every symbol, as in "The Illusion of State in
             State-Space Models" (Merrill et al. 2024, arXiv 2404.08819); `last` only the last one,
             as in "Neural Networks and the Chomsky Hierarchy" (Delétang et al. 2023, arXiv
             2207.02098), whose networks read an empty symbol before they answer.
-        name: of the task.
         settings: of `Task`.
     """
 
     def __init__(
         self,
-        transitions: Sequence[Sequence[int]] | None = None,
-        num_states: int = 8,
-        num_symbols: int = 3,
-        automaton_seed: int = 1,
+        name: str,
+        transitions: Sequence[Sequence[int]],
+        /,
         start: int = 0,
         scored: str = "every",
-        name: str = "regular",
         **settings: Any,
     ) -> None:
         if scored not in SCORED:
             raise ValueError(f"data.scored={scored}: choose {' or '.join(SCORED)}")
-        if transitions is None:
-            transitions = drawn_automaton(num_states, num_symbols, automaton_seed).tolist()
         if fault := _table_fault(transitions, start):
             raise ValueError(fault)
         self.transitions_SK = np.array(transitions, dtype=np.int64)
@@ -76,81 +67,132 @@ class Regular(Task):
         return states_BT
 
     def information(self, length: int) -> float:
-        """log2 S: which of the states it is."""
-        return math.log2(len(self.transitions_SK))
+        """The state before the last symbol; states with the same next states count once.
+
+        With all states in reach, that is log2 S for a group.
+        """
+        _, class_S = np.unique(self.transitions_SK, axis=0, return_inverse=True)
+        reached_N, most = np.array([self.start]), 1
+        for _ in range(length - 1):
+            reached_N = np.unique(self.transitions_SK[reached_N])
+            most = max(most, len(np.unique(class_S[reached_N])))
+        return math.log2(most)
 
 
 def _table_fault(transitions: Any, start: int) -> str | None:
-    rows = [row for row in transitions if isinstance(row, Sequence)]
-    if not rows or len(rows) != len(transitions) or len({len(row) for row in rows}) != 1:
-        return "data.transitions: must be a list of a row of next states for each state"
+    rows = transitions if isinstance(transitions, Sequence) else []
+    if not rows or any(not isinstance(row, Sequence) or len(row) != len(rows[0]) for row in rows):
+        return "data.transitions: must be a list with a list of next states for each state"
     states = range(len(rows))
-    if start not in states or not rows[0] or any(to not in states for row in rows for to in row):
-        return f"data.transitions: its states, and data.start={start}, must be from 0 to {len(rows) - 1}"
-    return None
+    if not rows[0] or any(state not in states for row in rows for state in row):
+        return f"data.transitions: next states must be from 0 to {states[-1]}"
+    return None if start in states else f"data.start={start}: must be from 0 to {states[-1]}"
+
+
+class Regular(Automaton):
+    """An automaton of one's own, or drawn at random.
+
+    Args:
+        transitions: as in `Automaton`. None draws them uniformly, again and again until every state
+            can be reached from every other.
+        num_states: S of drawn transitions.
+        num_symbols: K of drawn transitions.
+        automaton_seed: of drawn transitions.
+        settings: of `Automaton`.
+    """
+
+    def __init__(
+        self,
+        transitions: Sequence[Sequence[int]] | None = None,
+        num_states: int = 8,
+        num_symbols: int = 3,
+        automaton_seed: int = 1,
+        **settings: Any,
+    ) -> None:
+        if transitions is None:
+            transitions = drawn_automaton(num_states, num_symbols, automaton_seed).tolist()
+        super().__init__("regular", transitions, **settings)
+
+
+MAX_DRAWS = 10_000
 
 
 def drawn_automaton(num_states: int, num_symbols: int, seed: int) -> np.ndarray:
-    """Random transitions [S, K] in which every state is reached from every other.
+    """Random transitions [S, K] in which every state can be reached from every other.
 
     Raises:
-        ValueError: fewer than two states or no symbol.
+        ValueError: a number is too small, or none of many drawn automata is connected.
     """
-    if num_states < 2 or num_symbols < 1:
-        raise ValueError("data.num_states must be at least 2 and data.num_symbols at least 1")
+    if faults := [
+        f"data.{key}={value}: must be at least {least}"
+        for key, value, least in (
+            ("num_states", num_states, 2),
+            ("num_symbols", num_symbols, 1),
+            ("automaton_seed", seed, 0),
+        )
+        if value < least
+    ]:
+        raise ValueError("\n".join(faults))
     rng = np.random.default_rng((num_states, num_symbols, seed))
     if num_symbols == 1:  # connected only as a cycle, which is rarely drawn
         order_S = rng.permutation(num_states)
         cycle_SK = np.empty((num_states, 1), np.int64)
         cycle_SK[order_S, 0] = np.roll(order_S, -1)
         return cycle_SK
-    while True:
+    for _ in range(MAX_DRAWS):
         transitions_SK = rng.integers(num_states, size=(num_states, num_symbols))
         if _is_connected(transitions_SK):
             return transitions_SK
+    raise ValueError(
+        f"data.num_states={num_states}: too many for data.num_symbols={num_symbols}; of "
+        f"{MAX_DRAWS:,} drawn automata, none is connected"
+    )
 
 
 def _is_connected(transitions_SK: np.ndarray) -> bool:
-    """Whether every state is reached from every other."""
+    """Whether every state can be reached from every other."""
     num_states = len(transitions_SK)
-    edges_SS = np.eye(num_states, dtype=bool)
-    edges_SS[np.arange(num_states)[:, None], transitions_SK] = True
-    return bool(np.linalg.matrix_power(edges_SS.astype(object), num_states).all())
+    if len(np.unique(transitions_SK)) < num_states:  # the most frequent reason, and fast
+        return False
+    reached_SS = np.eye(num_states, dtype=bool)
+    for _ in range(num_states):
+        reached_SS |= reached_SS[transitions_SK].any(axis=1)
+    return bool(reached_SS.all())
 
 
-class Parity(Regular):
+class Parity(Automaton):
     """Whether the number of ones is odd (Delétang et al. 2023: "Parity Check")."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__([[0, 1], [1, 0]], name="parity", **settings)
+        super().__init__("parity", [[0, 1], [1, 0]], **settings)
 
 
-class CycleNavigation(Regular):
+class CycleNavigation(Automaton):
     """The place on a cycle of five after steps of 0, +1 and -1 (Delétang et al. 2023)."""
 
     def __init__(self, **settings: Any) -> None:
         steps = (0, 1, -1)
         table = [[(place + step) % 5 for step in steps] for place in range(5)]
-        super().__init__(table, name="cycle_navigation", **settings)
+        super().__init__("cycle_navigation", table, **settings)
 
 
 GROUPS = ("z60", "s3", "a5", "s5")
 
 
-class Group(Regular):
+class Group(Automaton):
     """The product of the elements so far: the word problem of a group.
 
     As in Merrill et al. 2024 (arXiv 2404.08819), every element of the group is a symbol.
 
     Args:
         group: `z60` (cyclic), `s3`, `a5` (the smallest that is not solvable) or `s5`.
-        settings: of `Regular`.
+        settings: of `Automaton`.
     """
 
     def __init__(self, group: str = "s3", **settings: Any) -> None:
         if group not in GROUPS:
             raise ValueError(f"data.group={group}: choose {', '.join(GROUPS)}")
-        super().__init__(multiplication(group), name=f"group_{group}", **settings)
+        super().__init__(f"group_{group}", multiplication(group), **settings)
 
 
 def multiplication(group: str) -> list[list[int]]:

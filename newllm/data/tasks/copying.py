@@ -16,9 +16,9 @@ from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 class Copy(Task):
     """A length of uniform items, then a blank for each, which the items answer in order.
 
-    As "Duplicate String" of Delétang et al. 2023 (arXiv 2207.02098), whose networks give only the
-    second half. Blanks are read where the answers are due, not the answers before, so that nothing
-    but the state holds the items.
+    After "Duplicate String" of Delétang et al. 2023 (arXiv 2207.02098). There, items are of two
+    kinds and are given back twice; here, the second copy alone is asked for. Blanks are read where
+    the answers are due, not the answers before, so that nothing but the state holds the items.
 
     Args:
         kinds: kinds of items.
@@ -61,9 +61,10 @@ class Reverse(Copy):
 class SelectiveCopy(Task):
     """Some items among noise, then a blank for each item, which the items answer in order.
 
-    Of "Mamba" (Gu and Dao 2023, arXiv 2312.00752), which has 16 items in 4,096 positions. A length
-    counts items and noise; places of the items are uniform. Shorter rows than `num_items` hold an
-    item in every position.
+    Of "Mamba" (Gu and Dao 2023, arXiv 2312.00752), which has 16 items in 4,096 positions and a
+    vocabulary of 16: as in the code of S4, on which it builds, 14 kinds of items, the noise and the
+    blank. A length counts items and noise; places of the items are uniform. Rows that are shorter
+    than `num_items` hold an item in every position.
 
     Args:
         kinds: kinds of items.

@@ -28,6 +28,8 @@ class Dyck(Task):
         settings: of `Task`.
     """
 
+    least_length = 2
+
     def __init__(self, kinds: int = 2, depth: int = 8, **settings: Any) -> None:
         faults = [
             f"data.{name}={value}: must be at least 1"
@@ -57,6 +59,5 @@ class Dyck(Task):
         return Rows(symbols_BT, answers_BT)
 
     def information(self, length: int) -> float:
-        """The kinds of all open brackets, and their number."""
-        depth = min(self.depth, length)
-        return math.log2(sum(self.kinds**number for number in range(depth + 1)))
+        """The kinds of all brackets that can be open and still close."""
+        return min(self.depth, length // 2) * math.log2(self.kinds)

@@ -16,19 +16,21 @@ from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 class Induction(Task):
     """The symbol that followed a special symbol, asked for when that comes again at the end.
 
-    The induction heads of "Mamba" (Gu and Dao 2023, arXiv 2312.00752): 16 kinds of symbols, trained
-    at 256 positions. A length counts positions, from 3.
+    The induction heads of "Mamba" (Gu and Dao 2023, arXiv 2312.00752), with a vocabulary of 16,
+    trained at 256 positions and tested at up to 2**20. A length counts positions, from 3.
+
+    Difference: the special symbol is not one of the 16.
 
     Args:
         kinds: kinds of symbols beside the special one.
         settings: of `Task`.
     """
 
+    least_length = 3
+
     def __init__(self, kinds: int = 16, **settings: Any) -> None:
         if kinds < 2:
             raise ValueError(f"data.kinds={kinds}: must be at least 2")
-        if settings["lengths"][0] < 3:
-            raise ValueError(f"data.lengths={[*settings['lengths']]}: must be from 3")
         self.kinds = kinds
         super().__init__("induction", kinds + 1, kinds, **settings)
 
@@ -42,8 +44,8 @@ class Induction(Task):
         return Rows(symbols_BT, answers_BT)
 
     def information(self, length: int) -> float:
-        """One symbol."""
-        return math.log2(self.kinds)
+        """The symbol, or that it comes next."""
+        return math.log2(self.kinds + (length > self.least_length))
 
 
 class Passkey(Task):
@@ -69,11 +71,9 @@ class Passkey(Task):
             for name, value in (("kinds", kinds), ("digits", digits))
             if value < 1
         ]
-        if settings["lengths"][0] <= digits:
-            faults.append(f"data.lengths={[*settings['lengths']]}: must be from {digits + 1}")
         if faults:
             raise ValueError("\n".join(faults))
-        self.kinds, self.digits = kinds, digits
+        self.kinds, self.digits, self.least_length = kinds, digits, digits + 1
         super().__init__("passkey", 12 + kinds, 10, **settings)
 
     def num_positions(self, length: int) -> int:

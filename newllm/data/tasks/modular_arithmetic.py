@@ -61,7 +61,10 @@ class ModularArithmetic(Task):
         return Rows(symbols_BT, answers_BT)
 
     def information(self, length: int) -> float:
-        """Two residues: the sum of the finished terms and the product at hand."""
+        """Two residues: the sum of the finished terms and the product at hand.
+
+        Rows of fewer than five positions need less.
+        """
         return 2 * math.log2(self.modulus)
 
 
@@ -71,6 +74,7 @@ class BracketedArithmetic(Task):
     Of Delétang et al. 2023 ("Modular Arithmetic", a context-free task): `x`, `-x`, `(x)` and
     `(-x)` for a number x, and `(A + B)`, `(A - B)`, `(A * B)` for expressions A and B, whose share
     of the length is uniform. `=` follows, and is answered. A length counts the symbols before it.
+    The published code leaves products out unless it is asked for them; the paper has them.
 
     Args:
         modulus: the numbers are 0 ... modulus - 1.
@@ -117,5 +121,9 @@ class BracketedArithmetic(Task):
         return [sign[OPEN], *left, sign[operation], *right, sign[CLOSE]], value
 
     def information(self, length: int) -> float:
-        """A number and an operation for each bracket that can be open at once."""
+        """A number and an operation for each bracket that can be open at once.
+
+        That is an upper bound: brackets that close together are one affine map, which has no more
+        than `modulus**2` forms.
+        """
         return max(1, (length - 1) // 4) * math.log2(3 * self.modulus)

@@ -12,7 +12,7 @@ import numpy as np
 
 from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
-GAP_POWER = 0.01  # queries are the likelier, the nearer: the paper's alpha
+GAP_POWER = 0.01  # the paper's alpha: the nearer a place, the likelier a query
 
 
 class Recall(Task):
@@ -20,12 +20,18 @@ class Recall(Task):
 
     Of "Zoology" (Arora et al. 2023, arXiv 2312.04927): half of the vocabulary are keys, half are
     values, and keys are asked at even places, drawn from a power law. A length counts pairs. Rows
-    have the published numbers of positions: 64 for 4 pairs, 128 for 8, 256 for 16, 32 and 64, 512
-    for 128 and 1,024 for 256.
+    have the published numbers of positions for training, 64 for 4 pairs, 128 for 8, and 256 for 16,
+    32 and 64, and for tests of more pairs, 512 for 128 and 1,024 for 256.
 
-    Differences: values are drawn with replacement, so that they hold exactly log2 bits of their
-    number each; between queries stands one filler symbol, not any symbol, which by chance would
-    ask for a key again.
+    Differences:
+        - Values are drawn with replacement, so that each holds exactly log2 K bits.
+        - Between queries stands a filler symbol of its own, not any symbol, which by chance would
+          ask for a key again.
+        - Any key may be asked first. In the published code, the keys of the first pairs tend to be
+          asked first, since it draws their places first.
+        - Training takes all numbers of pairs from the first of `lengths` to the last. The published
+          rows have 4, 8, 16, 32 or 64 pairs, more than half of them 4.
+        - The published tests of 8, 16 and 32 pairs have shorter rows: 64, 64 and 128 positions.
 
     Args:
         vocabulary: keys and values together.
@@ -36,12 +42,12 @@ class Recall(Task):
         if vocabulary < 4 or vocabulary % 2:
             raise ValueError(f"data.vocabulary={vocabulary}: must be even, from 4")
         self.num_keys = vocabulary // 2
-        lengths = (*settings["lengths"], *settings.get("evaluation_lengths", ()))
-        if max(lengths) > self.num_keys:
-            raise ValueError(
-                f"data.vocabulary={vocabulary}: has {self.num_keys} keys for {max(lengths)} pairs"
-            )
         super().__init__("recall", vocabulary + 1, self.num_keys, **settings)
+        most_pairs = max(*settings["lengths"], *settings.get("evaluation_lengths", ()))
+        if most_pairs > self.num_keys:
+            raise ValueError(
+                f"data.vocabulary={vocabulary}: has {self.num_keys} keys for {most_pairs} pairs"
+            )
 
     def num_positions(self, length: int) -> int:
         """As published; between those numbers of pairs likewise."""
@@ -66,7 +72,11 @@ class Recall(Task):
         return Rows(symbols_BT, answers_BT)
 
     def information(self, length: int) -> float:
-        """The value of each key."""
+        """The value of each key.
+
+        So few bits are enough if K is a power of a prime: those of the polynomial of degree P - 1
+        over the field of K elements that takes each key to its value.
+        """
         return length * math.log2(self.num_keys)
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from newllm.data.batch import IGNORE, Batch
 from newllm.data.source import TEST, VALIDATION, Source, Split
+from newllm.data.tokenizer import NUM_SPECIALS
 
-FIRST_TOKEN = 4  # after the special tokens
+FIRST_TOKEN = NUM_SPECIALS
 NOT_SCORED = -1  # in `Rows.answers_BT`
 
 
@@ -43,6 +44,11 @@ class Task(Source):
 
     Symbols and answers share one vocabulary after the special tokens.
 
+    Attributes:
+        slices: names of the slices that `Rows.slice_B` refers to.
+        least_length: the shortest length with an answer in some row. A subclass for which it
+            depends on a setting sets it before it calls this constructor.
+
     Args:
         name: of the task.
         num_symbols: kinds of symbols and answers together.
@@ -64,12 +70,14 @@ class Task(Source):
     """
 
     slices: tuple[str, ...] = ()
+    least_length = 1
 
     def __init__(
         self,
         name: str,
         num_symbols: int,
         num_answers: int,
+        /,
         lengths: Sequence[int],
         evaluation_lengths: Sequence[int] = (),
         batch_tokens: int = 2048,
@@ -86,28 +94,35 @@ class Task(Source):
                 ("max_rows", max_rows, 1),
                 ("evaluation_rows", evaluation_rows, 1),
                 ("curriculum", curriculum, 0),
+                ("seed", seed, 0),
             )
             if value < least
         ]
-        if len(lengths) != 2 or not 1 <= lengths[0] <= lengths[1]:
-            faults.append(f"data.lengths={[*lengths]}: must be [SHORTEST,LONGEST], from 1")
-        if any(length < 1 for length in evaluation_lengths):
-            faults.append(f"data.evaluation_lengths={[*evaluation_lengths]}: must be from 1")
-        longest = max(*lengths, *evaluation_lengths)
-        if not faults and max_length is not None and max_length < self.num_positions(longest):
+        if len(lengths) != 2 or not self._are_lengths(lengths) or lengths[0] > lengths[1]:
             faults.append(
-                f"data.max_length={max_length}: a row of length {longest} has "
-                f"{self.num_positions(longest)} positions"
+                f"data.lengths={[*lengths]}: must be [SHORTEST,LONGEST], from {self.least_length}"
+            )
+        if not self._are_lengths(evaluation_lengths):
+            faults.append(
+                f"data.evaluation_lengths={[*evaluation_lengths]}: must be whole numbers "
+                f"from {self.least_length}"
             )
         if faults:
             raise ValueError("\n".join(faults))
+        longest = max(*lengths, *evaluation_lengths)
+        num_positions = self.num_positions(longest)
+        if max_length is not None and max_length < num_positions:
+            raise ValueError(
+                f"data.max_length={max_length}: a row of length {longest} has "
+                f"{num_positions} positions"
+            )
         self.name = name
         self.vocabulary_size = FIRST_TOKEN + num_symbols
         self.num_answers = num_answers
         self.seed = seed
         self.curriculum = curriculum
         self.shortest, self.longest = lengths
-        self.max_length = max_length or self.num_positions(longest)
+        self.max_length = max_length or num_positions
         self.train = TrainingRows(self, batch_tokens, max_rows)
         self.evaluation = {
             VALIDATION: EvaluationRows(self, self.longest, evaluation_rows, 1, while_training=True),
@@ -123,11 +138,18 @@ class Task(Source):
 
     @abstractmethod
     def information(self, length: int) -> float:
-        """Bits of the past that the answers of a row need, at the position that needs most."""
+        """Bits of state that exact answers need, at the position that needs most.
+
+        That is the log2 of the number of pasts to tell apart: those of one length that can go on
+        in the same way and then have different answers.
+        """
 
     def num_positions(self, length: int) -> int:
         """Positions of a row of a length."""
         return length
+
+    def _are_lengths(self, values: Sequence[Any]) -> bool:
+        return all(isinstance(value, int) and value >= self.least_length for value in values)
 
     def reference_losses(self, split: str) -> dict[str, float]:
         """The loss of guessing among the answers."""
