@@ -59,5 +59,9 @@ class Dyck(Task):
         return Rows(symbols_BT, answers_BT)
 
     def information(self, length: int) -> float:
-        """The kinds of all brackets that can be open and still close."""
-        return min(self.depth, length // 2) * math.log2(self.kinds)
+        """The kinds of the open brackets, as far as a row can close them.
+
+        At full depth the last one must close next, and is answered already. Rows of fewer than five
+        positions need less.
+        """
+        return min(self.depth - 1, length // 2) * math.log2(self.kinds)

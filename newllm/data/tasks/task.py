@@ -138,10 +138,10 @@ class Task(Source):
 
     @abstractmethod
     def information(self, length: int) -> float:
-        """Bits of state that exact answers need, at the position that needs most.
+        """Bits to carry from one position to the next, where exact answers need most.
 
-        That is the log2 of the number of pasts to tell apart: those of one length that can go on
-        in the same way and then have different answers.
+        That is log2 of the number of pasts to tell apart. Two pasts of one length are told apart
+        if the same symbols can follow both and then have different answers.
         """
 
     def num_positions(self, length: int) -> int:
