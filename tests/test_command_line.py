@@ -74,7 +74,7 @@ FAULTY = {
     ],
     "callbacks.early_stopping.patience=3": [
         "callbacks.early_stopping.patience: is set by countermeasures.early_stopping.patience; "
-        "countermeasures.early_stopping.patience; set that instead"
+        "set that instead"
     ],
     "model.hidden_dim=null seed=null": [
         "seed=null: must be a whole number, like the default 1",
@@ -173,7 +173,7 @@ FAULTY = {
     # Sweeps over nothing.
     "-m seed=range(3,1)": ["seed=range(3,1): has no value"],
     "sweep=series,claims": [
-        "sweep=series,claims: takes one value; sweeps go over the experiment's own keys"
+        "sweep=series,claims: takes one value; sweeps are over keys of the experiment"
     ],
     "name=[a]": ["name=[a]: must be a word"],
     "-m data.seed=glob(*)": ["data.seed=glob(*): has no value"],
@@ -224,7 +224,7 @@ FAULTY = {
         "choose another folder"
     ],
     f"hydra.run.dir={'x' * 256}": [
-        f"hydra.run.dir={'x' * 57}...: name longer than 255 bytes; choose a shorter one"
+        f"hydra.run.dir={'x' * 57}...: a name of more than 255 bytes; choose a shorter one"
     ],
     # What was chosen by name stays a fault, what an experiment says for its own model does not.
     "experiment=modern model=lstm model.context_dim=3": [

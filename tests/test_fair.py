@@ -88,7 +88,7 @@ def test_the_best_trial_is_told_by_validation_and_tested_alone() -> None:
 def test_differences_are_paired_by_seed() -> None:
     (difference,) = differences(contestants(RUNS))
     assert (difference.size, difference.setting, difference.other) == ("200k", "seeds", "lstm")
-    assert difference.comparison.difference == pytest.approx((-0.10 - 0.10 - 0.12) / 3)
+    assert difference.comparison.interval.mean == pytest.approx((-0.10 - 0.10 - 0.12) / 3)
     assert difference.comparison.interval.num_runs == 3
     assert difference.verdict == "lower"
 

@@ -61,7 +61,7 @@ def test_faults(model: LanguageModel, tokenizer: Tokenizer) -> None:
         sample_sentences(model, tokenizer, 1, max_tokens=-1)
     with pytest.raises(ValueError, match="temperature=0"):
         sample_sentences(model, tokenizer, 1, temperature=0)
-    with pytest.raises(ValueError, match=r"does not know: \['zebra'\]"):
+    with pytest.raises(ValueError, match=r"contains unknown words: \['zebra'\]"):
         sample_sentences(model, tokenizer, 1, prompt="the zebra")
     with pytest.raises(ValueError, match="num=0"):
         sample_sentences(model, tokenizer, 0)

@@ -113,7 +113,7 @@ def test_parts_of_the_user_load_if_he_says_so(
     folder = store_with(good, tmp_path / "run", "gating", node)
     run = load_run(folder, ["my_parts"])
     assert run.model.description.startswith("mine")
-    with pytest.raises(ValueError, match=r"my_parts\.Mine: not from newllm.*--trust PACKAGE$"):
+    with pytest.raises(ValueError, match=r"my_parts\.Mine: does not come from.*--trust PACKAGE$"):
         load_run(folder)
     # What a package imports is not its own.
     config = json.loads((good / "config.yaml").read_text())

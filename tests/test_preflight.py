@@ -83,7 +83,7 @@ def test_overlap_is_told(tmp_path: Path) -> None:
     module.setup()
     model = context_model(module.tokenizer.size)
     warnings = "\n".join(check(model, module, 1000).warnings())
-    assert "100% of the validation sentences are in train" in warnings
+    assert "100% of the validation sentences are also in train" in warnings
     assert "20 sentences were too long" in warnings
 
 

@@ -64,7 +64,7 @@ def test_a_run_loads(folder: Path) -> None:
         ),
         ("tokenizer.json", "garbage", "cannot be loaded"),
         ("config.yaml", "a: [", "cannot be read"),
-        ("config.yaml", "a: 1", "describes no model"),
+        ("config.yaml", "a: 1", "has no model"),
         ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: 5"), "cannot be loaded"),
         ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: x"), "hidden_dim=x"),
         ("config.yaml", MODEL.replace("hidden_dim: 4", "hidden_dim: null"), "cannot be loaded"),

@@ -325,7 +325,7 @@ def test_advice_for_data_of_ones_own(
     print_result(
         result | {"best_val_loss": 1.0, "best_epoch": 1, "seconds": 1.0}, experiment, tmp_path
     )
-    assert "(bigram); try recipe=modern" in capsys.readouterr().out
+    assert "worse than bigram counts; try recipe=modern" in capsys.readouterr().out
 
 
 def test_splits_are_evaluated_when_they_should() -> None:

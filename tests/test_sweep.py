@@ -50,7 +50,7 @@ def test_what_is_done_is_not_done_again(command: Command, tmp_path: Path) -> Non
     assert first.stdout.count(" done ") == 4
     # What came out over seeds, by what differs, and where to look.
     assert "hidden_dim=8 seed=1" in first.stdout
-    assert "average" in first.stdout
+    assert "lowest mean" in first.stdout
     (page,) = (line for line in first.stdout.splitlines() if "newllm.report" in line)
     *_, place, option, baseline = shlex.split(page)
     assert (place, option) == ("outputs/runs", "--baseline")

@@ -152,7 +152,7 @@ def measure_epochs(extent: Extent) -> Rows:
         "+ machine code (shuffled)": partial(native.train, shuffled),
         "+ bucketed batches": partial(native.train, bucketed),
     }
-    num_rounds = extent.num_rounds // 3
+    num_rounds = max(2, extent.num_rounds // 3)  # a spread takes two
     yield f"epoch {extent.main_size}", side_by_side(ladder, num_rounds, num_warmup=1)
 
 

@@ -189,7 +189,7 @@ def _folder_faults(key: str, folder: Any) -> Iterator[str]:
         if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
             yield f"{key}={told}: a name of more than {LONGEST_NAME} bytes; choose a shorter one"
         elif any(part.exists() and not part.is_dir() for part in (path, *path.parents)):
-            yield f"{key}={told}: a file is in the way"
+            yield f"{key}={told}: is a file, not a folder"
         else:
             nearest = next(part for part in (path, *path.parents) if part.is_dir())
             with tempfile.TemporaryDirectory(dir=nearest):

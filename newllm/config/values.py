@@ -48,7 +48,7 @@ def value_faults(config: DictConfig, item: Override, values: Sequence[Any]) -> I
             meant = suggest(config, key)
             yield f"+{key}: unknown key; " + (f"did you mean {meant}?" if meant else "remove it")
     elif source != parent:
-        yield f"{key}: is set by {source}.{leaf}; set it there"
+        yield f"{key}: is set by {source}.{leaf}; set that instead"
     elif not exists:
         yield _unknown(config, key)
     else:

@@ -184,17 +184,21 @@ class LanguageModel(nn.Module):
         pad_BT = tokens == PAD
         pad_or_none = None if surely(~pad_BT.any()) else pad_BT
         after: list[Tensor] = []
-        first = 0
-        for part in self.parts:
-            last = first + len(part.initial_state(1))
-            own = None if state is None else tuple(state[first:last])
-            first = last
+        for part, own in zip(self.parts, self._by_part(state), strict=True):
             hidden_BTD, own_after = call(part, hidden_BTD, own, pad_or_none, reset)
             name = f"{type(part).__name__} ({part.description})"
             check_shapes(name, hidden_BTD, (*tokens.shape, part.output_dim), own_after)
             after += own_after
         logits_BTV: Tensor = self.output(self.output_dropout(hidden_BTD))
         return logits_BTV, tuple(after)
+
+    def _by_part(self, state: State | None) -> Iterator[State | None]:
+        """The state of each part."""
+        first = 0
+        for part in self.parts:
+            last = first + (0 if state is None else len(part.initial_state(1)))
+            yield None if state is None else tuple(state[first:last])
+            first = last
 
     def _score_in_blocks(
         self, tokens: Tensor, targets: Tensor, state: State | None, reset: Tensor | None

@@ -62,7 +62,7 @@ class Recurrent(Layer):
         return self.recurrence(self.cell, self._chunk(x_BTD, state, pad_BT, reset_BT, found))
 
     def _chunk(self, x_BTD: Tensor, state: State | None, *rest: Any) -> Chunk:
-        state = self.initial_state(len(x_BTD)) if state is None else state
+        state = self.initial_state(x_BTD.shape[0]) if state is None else state
         return Chunk(x_BTD, state, DropoutMasks.draw(self.cell, x_BTD), *rest)
 
     def initial_state(self, batch_size: int) -> State:

@@ -69,7 +69,7 @@ class Budget:
 
         if not following(widths):
             example = f"budget.{dict(PAIRS)[what]}.hidden_dim=1"
-            raise ValueError(f"budget.{what}: say which sizes follow from it, as in {example}")
+            raise ValueError(f"budget.{what}: set the sizes to choose, as in {example}")
         return sizes(nearest_width(cost, getattr(self, what), self.step, f"budget.{what}"))
 
     def misses(self, model: LanguageModel) -> Iterator[str]:

@@ -23,7 +23,7 @@ def answer(contest: Contest, _: Translate) -> str:
     for variant in contest.variants:
         not_done.update(variant.not_done)
     if not_done:
-        text = _("Not counted, of {total} runs: {found}; means are over the others.")
+        text = _("Excluded from {total} runs: {found}; means are over the others.")
         found = ", ".join(f"{number} {_(status)}" for status, number in not_done.items())
         total = sum(len(variant.runs) for variant in contest.variants)
         sentences.append(text.format(total=total, found=found))

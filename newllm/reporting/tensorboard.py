@@ -72,7 +72,9 @@ def runs_with_events(paths: Iterable[Path]) -> list[Path]:
     folders: list[Path] = []
     for path in paths:
         if not (found := sorted({file.parent for file in path.rglob("events.out.tfevents.*")})):
-            raise ValueError(f"{path}: holds no TensorBoard events; logger=tensorboard writes them")
+            raise ValueError(
+                f"{path}: has no TensorBoard events; use logger=tensorboard to write them"
+            )
         folders += found
     return list(dict.fromkeys(folders))
 

@@ -197,7 +197,7 @@ def _columns(rows: Rows, names: Sequence[str]) -> dict[str, list[float | None]]:
 
 
 def _unpack(path: Path) -> list[Run]:
-    with telling(path, "no packed runs"):
+    with telling(path, "is not a file of packed runs"):
         with gzip.open(io.BytesIO(read_bytes(path, LARGEST_PACKED))) as file:
             raw = file.read(LARGEST_UNPACKED + 1)
         if len(raw) > LARGEST_UNPACKED:

@@ -100,7 +100,7 @@ class Each(Sweeper):
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             first_line = (str(error).strip() or "no message").splitlines()[0]
-            shows = "HYDRA_FULL_ERROR=1 shows where"
+            shows = "set HYDRA_FULL_ERROR=1 for a traceback"
             print(f"{type(error).__name__}: {first_line} ({shows})", file=sys.stderr)
             sys.exit(1)
         if not all(value is None or math.isfinite(value) for value in values):

@@ -204,7 +204,7 @@ def _fill_sizes(config: DictConfig) -> None:
     except ValueError as error:
         if str(error).startswith("budget."):
             raise
-        hint = f"the sizes that follow from a budget are multiples of budget.step={budget.step}"
+        hint = f"the sizes chosen by a budget are multiples of budget.step={budget.step}"
         lines = [f"{line}; {hint}" for line in str(error).splitlines()]
         raise ValueError("\n".join(lines)) from error
     config.model.update(sizes)

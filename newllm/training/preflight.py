@@ -71,7 +71,7 @@ class Preflight:
                 "its losses are not language-model losses"
             )
         if self.unknown_share > MANY_UNKNOWN:
-            never = "" if self.unknown_in_train else ", which training never shows"
+            never = "" if self.unknown_in_train else ", which never occur in training"
             yield (
                 f"{self.unknown_share:.0%} of the validation targets are <UNK>{never}: "
                 "see val/loss_known"

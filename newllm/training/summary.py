@@ -33,7 +33,7 @@ def print_banner(experiment: Experiment) -> None:
         "data": source.summary(),
     }
     if left_out := config.get("left_out"):
-        reason = "set by the experiment; the chosen model does not take it"
+        reason = "set by the experiment, but not accepted by the chosen model"
         lines["left out"] = f"{', '.join(left_out)} ({reason})"
     console = Console(highlight=False, soft_wrap=True)
     for label, text in lines.items():

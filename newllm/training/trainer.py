@@ -113,7 +113,7 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
     if not (interval in (None, AUTO) or is_number or is_share):
         yield (
             f"trainer.val_check_interval={interval}: must be a number of batches, a share of an "
-            "epoch above 0 and up to 1.0, or auto; a validation by the clock could not be repeated"
+            "epoch above 0 and up to 1.0, or auto; an interval in seconds is not reproducible"
         )
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         yield (

@@ -163,7 +163,7 @@ def _check_step(cell: Cell, batch_size: int, results: Any, before: State) -> Non
             f"{name}: a step must keep the shapes and types of its state, {wanted}, not {found}"
         )
     for gate, values in gates.items():
-        if not isinstance(values, Tensor) or values.shape[:1] != (batch_size,):
+        if not isinstance(values, Tensor) or values.dim() < 1 or values.shape[0] != batch_size:
             raise ValueError(
                 f"{name}: gate {gate} must be a tensor whose first dimension is the batch"
             )
