@@ -69,6 +69,9 @@ class Clock:
 
     @classmethod
     def _endless(cls, config: DictConfig, source: Source, batches_per_step: int) -> Clock:
+        limit = config.trainer.get("limit_train_batches", 1.0)
+        if isinstance(limit, int) and config.trainer.max_steps < 1:
+            return cls(limit)  # the number of batches in an epoch
         if faults := list(_epoch_faults(config, source, batches_per_step)):
             raise ConfigFault(faults)
         num_batches = config.trainer.max_steps * batches_per_step
