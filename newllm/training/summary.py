@@ -89,7 +89,7 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         advice = "experiment=modern" if "corpus" in experiment.config.data else "recipe=modern"
         if experiment.config.recipe.name == "modern":
             advice = "a larger model or more epochs"
-        console.print(f"[yellow]worse than counting pairs of words (bigram)[/]; try {advice}")
+        console.print(f"[yellow]worse than bigram counts[/]; try {advice}")
     console.print(f"took {result['seconds']:.0f} s; the run is in {folder}")
     if experiment.trainer.loggers:
         console.print(f"to view its curves: {program('python')} -m newllm.board {folder}")
