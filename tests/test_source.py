@@ -35,7 +35,14 @@ def test_a_task_from_outside_the_package_trains(command: Command, tmp_path: Path
     (tmp_path / "my_conf" / "data").mkdir(parents=True)
     description = "_target_: my_task.Copy\nmax_length: 12\nseed: ${seed}\n"
     (tmp_path / "my_conf" / "data" / "my_copy.yaml").write_text(description)
-    chosen = ("--config-dir", "my_conf", "data=my_copy", "trusted_packages=[my_task]", *RUN, *ENDLESS)
+    chosen = (
+        "--config-dir",
+        "my_conf",
+        "data=my_copy",
+        "trusted_packages=[my_task]",
+        *RUN,
+        *ENDLESS,
+    )
     done = command("newllm.train", *chosen, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
