@@ -14,6 +14,11 @@ GROUPS = sorted(path.name for path in conf_directory().iterdir() if path.is_dir(
 OPTIONS = [
     (group, path.stem) for group in GROUPS for path in sorted((conf_directory() / group).iterdir())
 ]
+TASKS = {  # whose training data are endless
+    path.stem
+    for path in (conf_directory() / "data").iterdir()
+    if "newllm.data.tasks" in path.read_text()
+}
 CHOOSE_DATA = ("data", "countermeasure", "experiment", "sweep")
 
 
@@ -30,6 +35,8 @@ def test_option_builds_and_takes_a_step(
     overrides = [f"{group}={option}"]
     if option == "text":
         overrides.append("data.path=some.txt")
+    if group == "data" and option in TASKS:
+        overrides += ["recipe=task", "countermeasure=none", "trainer=smoke"]
     if group not in CHOOSE_DATA:
         overrides.append("data=tiny30")  # the quickest
     if option in ("wandb", "mlflow"):

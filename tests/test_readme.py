@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/extending.md, run as they stand but at a tiny size."""
+"""The commands of the README, docs/extending.md and docs/tasks.md, run at a tiny size."""
 
 import re
 import shlex
@@ -14,7 +14,9 @@ from torch import nn
 from newllm.models.contract import check_cell, check_layer
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text() + (ROOT / "docs" / "extending.md").read_text()
+README = "".join(
+    (ROOT / name).read_text() for name in ("README.md", "docs/extending.md", "docs/tasks.md")
+)
 COMMANDS = [
     line.partition(" # ")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -51,6 +53,9 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
         small = [*SMALL, "model.embedding_dim=8"]  # the only size that all models have
     elif "budget" in line:
         small = SMALL
+    elif "recipe=task" in line:
+        line = re.sub(r"max_steps=\d+", "max_steps=2", line)
+        small = ["data.evaluation_rows=2", "logger=none", "callbacks=none", "threads=1"]
     else:
         small = [*SMALL, *(f"model.{size}" for size in TINY)]
     if "sweep=" in line:

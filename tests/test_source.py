@@ -34,8 +34,15 @@ def test_a_task_from_outside_the_package_trains(command: Command, tmp_path: Path
     shutil.copy(copy_task.__file__, tmp_path / "my_task.py")
     (tmp_path / "my_conf" / "data").mkdir(parents=True)
     description = "_target_: my_task.Copy\nmax_length: 12\nseed: ${seed}\n"
-    (tmp_path / "my_conf" / "data" / "copy.yaml").write_text(description)
-    chosen = ("--config-dir", "my_conf", "data=copy", "trusted_packages=[my_task]", *RUN, *ENDLESS)
+    (tmp_path / "my_conf" / "data" / "my_copy.yaml").write_text(description)
+    chosen = (
+        "--config-dir",
+        "my_conf",
+        "data=my_copy",
+        "trusted_packages=[my_task]",
+        *RUN,
+        *ENDLESS,
+    )
     done = command("newllm.train", *chosen, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
@@ -64,7 +71,7 @@ def test_a_sweep_over_data_of_ones_own_ends_in_a_report(command: Command, tmp_pa
     """Such data need not have all the metrics that sentences have."""
     shutil.copy(copy_task.__file__, tmp_path / "my_task.py")
     (tmp_path / "my_conf" / "data").mkdir(parents=True)
-    (tmp_path / "my_conf" / "data" / "copy.yaml").write_text(
+    (tmp_path / "my_conf" / "data" / "my_copy.yaml").write_text(
         "_target_: my_task.Copy\nmax_length: 12\n"
     )
     (tmp_path / "my_conf" / "model").mkdir()
@@ -78,7 +85,7 @@ def test_a_sweep_over_data_of_ones_own_ends_in_a_report(command: Command, tmp_pa
         "vocabulary_size: null\n"
         "embedding_dim: 8\n"
     )
-    chosen = ("data=copy", "model=lone", "trusted_packages=[my_task]", "recipe=modern")
+    chosen = ("data=my_copy", "model=lone", "trusted_packages=[my_task]", "recipe=modern")
     short = ("countermeasure=none", "trainer.max_steps=4", "+trainer.val_check_interval=2")
     swept = command("newllm.train", "-m", "--config-dir", "my_conf", *chosen, *short, "seed=1,2")
     assert swept.returncode == 0, swept.stderr

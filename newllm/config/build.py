@@ -17,7 +17,7 @@ from newllm.config.trust import Trust
 
 SPECIAL = ("_target_", "_partial_")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-FILLED_IN = "vocabulary_size"  # of a model, null until its data is built
+FILLED_IN = ("vocabulary_size", "max_length")  # of a model, null until its data is built
 
 
 class ConfigFault(ValueError):
@@ -177,7 +177,7 @@ def _argument_faults(
             close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             yield f"{place}: {_taker(content)} takes no {key!s}{hint}"
-        elif not _fits(value, hints.get(key)) and not (key == FILLED_IN and value is None):
+        elif not _fits(value, hints.get(key)) and not (key in FILLED_IN and value is None):
             kinds = " or ".join(TYPE_NAMES[kind] for kind in _kinds(hints[key]))
             yield f"{place}={'null' if value is None else value}: must be {kinds}"
 
@@ -186,7 +186,8 @@ def _arguments(content: dict[str, Any], target: Any, trust: Trust) -> dict[str, 
     """The arguments that a target takes and their annotations; None if it takes any.
 
     A target with `**arguments` passes them on to the `_partial_` nodes of its own, as
-    `LanguageModel` passes settings to its layers, and so takes what these take.
+    `LanguageModel` passes settings to its layers, or without such nodes to the class that it is
+    derived from, as tasks do, and so takes what these take.
     """
     parameters = inspect.signature(target).parameters
     own = _hints(target) if str(target.__module__).startswith("newllm.") else {}
@@ -194,11 +195,14 @@ def _arguments(content: dict[str, Any], target: Any, trust: Trust) -> dict[str, 
     known = {
         key: own.get(key)
         for key, parameter in parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     if not takes_any:
         return known
     factories = [node for node in _inner_nodes(content) if node.get("_partial_") is True]
+    if own and not factories and (base := _base(target)):
+        more = _arguments(content, base, trust)
+        return None if more is None else more | known
     for factory in factories:
         more = _arguments(factory, trust.target(factory["_target_"]), trust)
         if more is None:
@@ -206,6 +210,12 @@ def _arguments(content: dict[str, Any], target: Any, trust: Trust) -> dict[str, 
         given = {*factory, "input_dim"}  # the width follows from the layer before
         known = {key: hint for key, hint in more.items() if key not in given} | known
     return known if factories else None
+
+
+def _base(target: Any) -> type | None:
+    """The class of newllm that a class is derived from."""
+    bases = target.__bases__[:1] if inspect.isclass(target) else ()
+    return next((base for base in bases if str(base.__module__).startswith("newllm.")), None)
 
 
 def _inner_nodes(content: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -84,7 +84,11 @@ class DataModule(LightningDataModule):
     @property
     def validation_names(self) -> list[str]:
         """The splits that are evaluated during training, `validation` first."""
-        others = [name for name in self.source.evaluation if name not in (VALIDATION, TEST)]
+        others = [
+            name
+            for name, split in self.source.evaluation.items()
+            if split.while_training and name not in (VALIDATION, TEST)
+        ]
         return [VALIDATION, *others]
 
     @property

@@ -1,6 +1,6 @@
 """The data of a run: a source with named splits of batches.
 
-To add data, subclass `Source` and `Split`; see "Add data" in the README.
+To add data, subclass `Source` and `Split`; see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ class Split(ABC):
         metrics: logged for an evaluation split, by names in `newllm.training.metrics`.
         slices: names of the parts of the split that `Batch.slice_B` refers to. The metrics of each
             are logged as `METRIC/SLICE`.
+        while_training: whether an evaluation split is evaluated with every validation, or only
+            once, with the best weights. `test` never is.
     """
 
     num_batches: int | None = None
     metrics: tuple[str, ...] = ("loss", "perplexity", "accuracy")
     slices: tuple[str, ...] = ()
+    while_training: bool = True
 
     @abstractmethod
     def batch(self, epoch: int, number: int) -> Batch:
@@ -60,7 +63,7 @@ class Source(ABC):
         train: what the model is trained on.
         evaluation: finite splits to evaluate on. `validation` is required: its loss decides which
             weights are the best. `test` is evaluated once, with these weights. Any other split is
-            evaluated with every validation and once more with the best weights.
+            evaluated once with these weights and, if `Split.while_training`, with every validation.
         tokenizer: translates between tokens and text, if the tokens stand for text.
         digest: identifies the content of the data, if it does not follow from the configuration.
     """

@@ -69,6 +69,9 @@ class Clock:
 
     @classmethod
     def _endless(cls, config: DictConfig, source: Source, batches_per_step: int) -> Clock:
+        limit = config.trainer.get("limit_train_batches", 1.0)
+        if isinstance(limit, int) and config.trainer.max_steps < 1:
+            return cls(limit)  # the number of batches in an epoch
         if faults := list(_epoch_faults(config, source, batches_per_step)):
             raise ConfigFault(faults)
         num_batches = config.trainer.max_steps * batches_per_step
@@ -117,7 +120,9 @@ def batches_of_epoch(num_batches: int, limit: float) -> int:
 
 def _affordable_interval(source: Source, num_batches: int) -> int:
     """Training batches between two validations, in a run of `num_batches`."""
-    splits = [split for name, split in source.evaluation.items() if name != TEST]
+    splits = [
+        split for name, split in source.evaluation.items() if split.while_training and name != TEST
+    ]
     positions = sum(_mean_positions(split) * len(split) for split in splits)
     affordable = math.ceil(steps_that_pay(positions, _mean_positions(source.train)))
     return max(1, affordable, math.ceil(num_batches / MAX_VALIDATIONS))

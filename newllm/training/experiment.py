@@ -102,6 +102,8 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     with open_dict(config):
         if config.model.vocabulary_size is None:
             config.model.vocabulary_size = source.vocabulary_size if source else 1
+        if config.model.get("max_length", 0) is None:
+            config.model.max_length = source.max_length if source else 1
     faults.collect(lambda: _fill_sizes(config))
     model = faults.collect(lambda: _build_model(config, source))
     clip = faults.collect(lambda: GradientClip(list(config.recipe.gradient_clip)))

@@ -1,0 +1,1 @@
+"""Synthetic tasks with exact answers: state tracking and memory."""
