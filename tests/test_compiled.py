@@ -154,3 +154,17 @@ def test_a_failing_compiler_leaves_the_plain_loop(
         "DeltaMemory: not compiled, and therefore slower; no C++ compiler\n"
         in capfd.readouterr().err
     )
+
+
+def test_a_compiler_that_is_wrong_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from newllm.models.recurrence import step as module
+
+    kernels = module._kernels
+
+    def wrong(*arguments: object) -> object:
+        forward, backward = kernels(*arguments)  # type: ignore[arg-type]
+        return lambda given: [2 * forward(given)[0], *forward(given)[1:]], backward
+
+    monkeypatch.setattr(module, "_kernels", wrong)
+    cell = DeltaMemory(E).double()
+    torch.testing.assert_close(results(Compiled(), cell, 2), results(Reference(), cell, 2))

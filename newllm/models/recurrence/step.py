@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from newllm.models.cell import Cell
 from newllm.models.layer import where_row
 
+TOLERANCE = 1e-3  # of a compiled step, relative to the largest value
 Kernel = Callable[[list[Tensor]], Sequence[Any]]
 
 
@@ -98,7 +99,8 @@ def compile_step(cell: Cell, first: Given) -> Step:
         first: arguments of its first step, without addends.
 
     Raises:
-        ValueError: the step draws random numbers.
+        ValueError: the compiled step gives other values than the cell, or the cell draws random
+            numbers.
         Exception: the compiler fails.
     """
     linears = linears_of(cell)
@@ -129,7 +131,9 @@ def compile_step(cell: Cell, first: Given) -> Step:
 
         return _pure_step(cell, given, sum_of)[0]
 
-    return Step(*_kernels(step, flat), example, uses)
+    compiled = Step(*_kernels(step, flat), example, uses)
+    _check(compiled, step, flat)
+    return compiled
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -219,3 +223,26 @@ def _kernels(step: Callable[..., list[Tensor]], flat: list[Tensor]) -> tuple[Ker
     torch.autograd.backward(learned, [torch.ones_like(output) for output in learned])
     forward, backward = halves
     return forward, backward
+
+
+def _check(step: Step, source: Callable[..., list[Tensor]], flat: list[Tensor]) -> None:
+    """Compare the values and all gradients of a compiled step with those of its source."""
+    expected = source(*flat)
+    results = step.forward([tensor.detach() for tensor in flat])
+    learned = [result for result in expected if result.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    grads = [torch.randn(result.shape, generator=generator).to(result) for result in learned]
+    given = [tensor for tensor in flat if tensor.requires_grad]
+    of_given = torch.autograd.grad(learned, given, grads, allow_unused=True, materialize_grads=True)
+    found = [
+        torch.zeros_like(tensor) if grad is None else grad
+        for grad, tensor in zip(
+            step.backward([*results[len(expected) :], *grads]), flat, strict=True
+        )
+        if tensor.requires_grad
+    ]
+    pairs = [*zip(results, expected, strict=False), *zip(found, of_given, strict=True)]
+    for one, other in pairs:
+        largest = float(other.detach().abs().amax()) if other.numel() else 0.0
+        if not torch.allclose(one.to(other), other, rtol=0, atol=TOLERANCE * largest):
+            raise ValueError("the compiled step gives other values than the cell")
