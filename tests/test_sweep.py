@@ -265,6 +265,12 @@ def test_a_changed_run_is_refused_with_the_difference(command: Command, tmp_path
     assert json.loads((folder / "result.json").read_text())["status"] == "done"
 
 
+def test_an_interval_is_no_list_of_values(command: Command, tmp_path: Path) -> None:
+    done = command("newllm.train", "-m", "data=tiny30", "optimizer.lr=interval(0,1)")
+    assert done.returncode == 1
+    assert done.stderr == "optimizer.lr=interval(0,1): has no values to sweep over; list them\n"
+
+
 def test_faults_of_any_job_are_told_before_the_first_starts(
     command: Command, tmp_path: Path
 ) -> None:

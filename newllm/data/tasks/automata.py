@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
 
 SCORED = ("every", "last")
 
@@ -123,15 +123,8 @@ def drawn_automaton(num_states: int, num_symbols: int, seed: int) -> np.ndarray:
     Raises:
         ValueError: a number is too small, or none of many drawn automata is connected.
     """
-    if faults := [
-        f"data.{key}={value}: must be at least {least}"
-        for key, value, least in (
-            ("num_states", num_states, 2),
-            ("num_symbols", num_symbols, 1),
-            ("automaton_seed", seed, 0),
-        )
-        if value < least
-    ]:
+    faults = too_small(2, num_states=num_states) + too_small(1, num_symbols=num_symbols)
+    if faults := [*faults, *too_small(0, automaton_seed=seed)]:
         raise ValueError("\n".join(faults))
     rng = np.random.default_rng((num_states, num_symbols, seed))
     if num_symbols == 1:  # connected only as a cycle, which is rarely drawn

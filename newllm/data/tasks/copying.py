@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
 
 
 class Copy(Task):
@@ -28,8 +28,8 @@ class Copy(Task):
     reverses = False
 
     def __init__(self, kinds: int = 16, **settings: Any) -> None:
-        if kinds < 2:
-            raise ValueError(f"data.kinds={kinds}: must be at least 2")
+        if faults := too_small(2, kinds=kinds):
+            raise ValueError("\n".join(faults))
         self.kinds = kinds
         super().__init__(type(self).__name__.lower(), kinds + 1, kinds, **settings)
 
@@ -73,12 +73,7 @@ class SelectiveCopy(Task):
     """
 
     def __init__(self, kinds: int = 14, num_items: int = 16, **settings: Any) -> None:
-        faults = [
-            f"data.{name}={value}: must be at least {least}"
-            for name, value, least in (("kinds", kinds, 2), ("num_items", num_items, 1))
-            if value < least
-        ]
-        if faults:
+        if faults := too_small(2, kinds=kinds) + too_small(1, num_items=num_items):
             raise ValueError("\n".join(faults))
         self.kinds, self.num_items = kinds, num_items
         super().__init__("selective_copy", kinds + 2, kinds, **settings)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
 
 
 class Dyck(Task):
@@ -31,12 +31,7 @@ class Dyck(Task):
     least_length = 2
 
     def __init__(self, kinds: int = 2, depth: int = 8, **settings: Any) -> None:
-        faults = [
-            f"data.{name}={value}: must be at least 1"
-            for name, value in (("kinds", kinds), ("depth", depth))
-            if value < 1
-        ]
-        if faults:
+        if faults := too_small(1, kinds=kinds, depth=depth):
             raise ValueError("\n".join(faults))
         self.kinds, self.depth = kinds, depth
         super().__init__("dyck", 2 * kinds, kinds, **settings)

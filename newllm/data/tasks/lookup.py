@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
 
 
 class Induction(Task):
@@ -29,8 +29,8 @@ class Induction(Task):
     least_length = 3
 
     def __init__(self, kinds: int = 16, **settings: Any) -> None:
-        if kinds < 2:
-            raise ValueError(f"data.kinds={kinds}: must be at least 2")
+        if faults := too_small(2, kinds=kinds):
+            raise ValueError("\n".join(faults))
         self.kinds = kinds
         super().__init__("induction", kinds + 1, kinds, **settings)
 
@@ -66,12 +66,7 @@ class Passkey(Task):
     slices = ("first_quarter", "second_quarter", "third_quarter", "last_quarter")
 
     def __init__(self, kinds: int = 16, digits: int = 5, **settings: Any) -> None:
-        faults = [
-            f"data.{name}={value}: must be at least 1"
-            for name, value in (("kinds", kinds), ("digits", digits))
-            if value < 1
-        ]
-        if faults:
+        if faults := too_small(1, kinds=kinds, digits=digits):
             raise ValueError("\n".join(faults))
         self.kinds, self.digits, self.least_length = kinds, digits, digits + 1
         super().__init__("passkey", 12 + kinds, 10, **settings)

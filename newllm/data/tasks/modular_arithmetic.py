@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from newllm.data.tasks.automata import SCORED
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
 
 PLUS, MINUS, TIMES, OPEN, CLOSE, EQUALS = range(6)  # symbols after the numbers
 
@@ -31,8 +31,8 @@ class ModularArithmetic(Task):
     def __init__(self, modulus: int = 5, scored: str = "every", **settings: Any) -> None:
         if scored not in SCORED:
             raise ValueError(f"data.scored={scored}: choose {' or '.join(SCORED)}")
-        if modulus < 2:
-            raise ValueError(f"data.modulus={modulus}: must be at least 2")
+        if faults := too_small(2, modulus=modulus):
+            raise ValueError("\n".join(faults))
         self.modulus, self._scored = modulus, scored
         super().__init__("modular_arithmetic", modulus + 3, modulus, **settings)
 
@@ -82,8 +82,8 @@ class BracketedArithmetic(Task):
     """
 
     def __init__(self, modulus: int = 5, **settings: Any) -> None:
-        if modulus < 2:
-            raise ValueError(f"data.modulus={modulus}: must be at least 2")
+        if faults := too_small(2, modulus=modulus):
+            raise ValueError("\n".join(faults))
         self.modulus = modulus
         super().__init__("bracketed_arithmetic", modulus + 6, modulus, **settings)
 

@@ -35,6 +35,15 @@ class Rows(NamedTuple):
     slice_B: np.ndarray | None = None
 
 
+def too_small(least: int, **settings: int) -> list[str]:
+    """A fault for each setting of a source that is below the least value it may have."""
+    return [
+        f"data.{name}={value}: must be at least {least}"
+        for name, value in settings.items()
+        if value < least
+    ]
+
+
 class Task(Source):
     """A task with endless training rows and an evaluation split for each length.
 
@@ -87,17 +96,10 @@ class Task(Source):
         max_length: int | None = None,
         seed: int = 1,
     ) -> None:
-        faults = [
-            f"data.{key}={value}: must be at least {least}"
-            for key, value, least in (
-                ("batch_tokens", batch_tokens, 1),
-                ("max_rows", max_rows, 1),
-                ("evaluation_rows", evaluation_rows, 1),
-                ("curriculum", curriculum, 0),
-                ("seed", seed, 0),
-            )
-            if value < least
-        ]
+        faults = too_small(
+            1, batch_tokens=batch_tokens, max_rows=max_rows, evaluation_rows=evaluation_rows
+        )
+        faults += too_small(0, curriculum=curriculum, seed=seed)
         if len(lengths) != 2 or not self._are_lengths(lengths) or lengths[0] > lengths[1]:
             faults.append(
                 f"data.lengths={[*lengths]}: must be [SHORTEST,LONGEST], from {self.least_length}"
