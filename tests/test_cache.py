@@ -146,7 +146,7 @@ def test_a_text_is_tokenized_and_counted_once(
     assert capsys.readouterr().err == ""  # not even the text is read
     assert second.tokenizer.to_json() == first.tokenizer.to_json()
     for split in ("train", "validation", "test"):
-        assert second.split(split).targets.equal(first.split(split).targets)
+        assert second.encoded(split).targets.equal(first.encoded(split).targets)
 
 
 def test_what_changes_the_tokens_is_not_taken_from_before(
@@ -156,8 +156,8 @@ def test_what_changes_the_tokens_is_not_taken_from_before(
     capsys.readouterr()
     cut = build(max_length=4, too_long="truncate", train_sentences=9)
     assert "tokenizer" not in capsys.readouterr().err
-    assert int(cut.split("train").num_positions_N.max()) == 4
-    assert len(cut.split("train")) == 9
+    assert int(cut.encoded("train").num_positions_N.max()) == 4
+    assert len(cut.encoded("train")) == 9
     for change in (
         {"seed": 3},
         {"lowercase": False},

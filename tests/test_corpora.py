@@ -11,8 +11,9 @@ from statistics import mean, stdev
 import pytest
 
 from newllm.data.encoded import EncodedSplit
-from newllm.data.sources.corpora import Corpus, build_corpus, quality_grammar, read_text_corpus
+from newllm.data.sources.corpora import Corpus, build_corpus, quality_grammar
 from newllm.data.sources.grammar import Grammar
+from newllm.data.sources.text import read_text_corpus
 from newllm.data.tokenizer import Tokenizer
 from newllm.statistics.ngram import NGram
 
@@ -198,7 +199,7 @@ def test_text_is_split_and_cleaned(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     lines = [f"Line  {i}\tof Text" if i % 5 else "  " for i in range(50)]
     path.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
-    text = read_text_corpus(path)
+    text = read_text_corpus({"path": path})
     assert (len(text.train), len(text.validation), len(text.test)) == (32, 4, 4)
     assert text.num_blank_lines == 10
     kept = {f"line {i} of text" for i in range(50) if i % 5}
@@ -212,18 +213,19 @@ def test_text_is_split_and_cleaned(tmp_path: Path) -> None:
 def test_text_options(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("".join(f"Line {i}\n" for i in range(20)))
-    text = read_text_corpus(path, lowercase=False, validation_fraction=0.25, test_fraction=0.0)
+    fractions = {"validation_fraction": 0.25, "test_fraction": 0.0}
+    text = read_text_corpus({"path": path}, lowercase=False, **fractions)
     assert (len(text.train), len(text.validation), len(text.test)) == (15, 5, 0)
     assert text.train[0].startswith("Line ")
-    published = list(read_text_corpus(path).train)
-    assert list(read_text_corpus(path, seed=1).train) != published
-    assert list(read_text_corpus(path, seed=42).train) == published
+    published = list(read_text_corpus({"path": path}).train)
+    assert list(read_text_corpus({"path": path}, seed=1).train) != published
+    assert list(read_text_corpus({"path": path}, seed=42).train) == published
 
 
 def test_three_lines_are_enough(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("one\ntwo\nthree")
-    text = read_text_corpus(path)
+    text = read_text_corpus({"path": path})
     assert (len(text.train), len(text.validation), len(text.test)) == (1, 1, 1)
 
 
@@ -243,16 +245,16 @@ def test_faulty_text_is_refused(content: bytes, message: str, tmp_path: Path) ->
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as fault:
-        read_text_corpus(path)
+        read_text_corpus({"path": path})
     assert str(fault.value).startswith(f"data.path={path}: ")
     assert "\n" not in str(fault.value)
 
 
-def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No such file"):
-        read_text_corpus(tmp_path / "nothing.txt")
-    with pytest.raises(ValueError, match="Is a directory"):
-        read_text_corpus(tmp_path)
+        read_text_corpus({"path": tmp_path / "nothing.txt"})
+    with pytest.raises(ValueError, match="the folder holds no files"):
+        read_text_corpus({"path": tmp_path})
 
 
 @pytest.mark.parametrize(
@@ -271,4 +273,4 @@ def test_impossible_fractions_are_refused(
     path = tmp_path / "text.txt"
     path.write_text("a\n" * 20)
     with pytest.raises(ValueError, match=message):
-        read_text_corpus(path, validation_fraction=validation, test_fraction=test)
+        read_text_corpus({"path": path}, validation_fraction=validation, test_fraction=test)

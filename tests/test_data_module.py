@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from newllm.data.card import card
-from newllm.data.sources.corpora import quality_grammar
+from newllm.data.sources.corpora import SPLITS, quality_grammar
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, EOS, UNK
 
@@ -39,14 +39,14 @@ def long_lines(tmp_path: Path) -> str:
 
 def test_setup_encodes_all_splits_once(build: BuildData, tmp_path: Path) -> None:
     data = build("quality500")
-    assert [len(data.split(name)) for name in ("train", "validation", "test")] == [400, 100, 10_000]
+    assert [len(data.encoded(name)) for name in SPLITS] == [400, 100, 10_000]
     assert data.tokenizer.size == 256
     assert data.digest == data.corpus.sha256
     assert not list(tmp_path.iterdir())
     for name in ("train", "validation"):
         sentences = data.sentences(name)
-        assert data.split(name)[7].tolist() == data.tokenizer.encode(sentences[7])
-        assert data.split(name).num_targets == sum(len(s.split()) + 1 for s in sentences)
+        assert data.encoded(name)[7].tolist() == data.tokenizer.encode(sentences[7])
+        assert data.encoded(name).num_targets == sum(len(s.split()) + 1 for s in sentences)
     tokenizer = data.tokenizer
     data.setup()
     assert data.tokenizer is tokenizer
@@ -55,22 +55,22 @@ def test_setup_encodes_all_splits_once(build: BuildData, tmp_path: Path) -> None
 def test_the_vocabulary_comes_from_train_alone(build: BuildData) -> None:
     data = build("tiny30")
     assert data.tokenizer.size == 91
-    targets = data.split("validation").targets
+    targets = data.encoded("validation").targets
     assert len(targets) == 35
     assert int((targets == UNK).sum()) == 16
     assert int((targets == EOS).sum()) == 6
-    assert not (data.split("train").targets == UNK).any()
+    assert not (data.encoded("train").targets == UNK).any()
 
 
 def test_a_smaller_vocabulary_leaves_unknowns(build: BuildData) -> None:
     data = build("quality500", vocabulary_size=50)
     assert data.tokenizer.size == 50
-    assert (data.split("train").targets == UNK).any()
+    assert (data.encoded("train").targets == UNK).any()
 
 
 def test_byte_level_tokens(build: BuildData) -> None:
     data = build("tiny30", tokenizer="bpe", vocabulary_size=300)
-    ids = data.split("validation")[0].tolist()
+    ids = data.encoded("validation")[0].tolist()
     assert data.tokenizer.decode(ids) == data.sentences("validation")[0]
     assert data.entropy_floor is None
 
@@ -99,7 +99,7 @@ def test_truncate_cuts_before_the_end(build: BuildData, long_lines: str) -> None
     assert sum(data.num_too_long.values()) == 21  # lines of 10 to 30 words
     for index, sentence in enumerate(data.sentences("train")):
         whole = data.tokenizer.encode(sentence)
-        assert data.split("train")[index].tolist() == whole[:11]
+        assert data.encoded("train")[index].tolist() == whole[:11]
     assert "truncated in train" in data.summary()
 
 
@@ -107,7 +107,7 @@ def test_drop_leaves_the_rest_and_counts(build: BuildData, long_lines: str) -> N
     data = build("text", path=long_lines, max_length=20, too_long="drop")
     whole = data.corpus.train
     assert list(data.sentences("train")) == [s for s in whole if len(s.split()) < 20]
-    assert len(data.split("train")) == len(whole) - data.num_too_long["train"] < len(whole)
+    assert len(data.encoded("train")) == len(whole) - data.num_too_long["train"] < len(whole)
     assert f"too long: {data.num_too_long['train']} dropped in train" in data.summary()
     with pytest.raises(ValueError, match="leaves no sentence in the train split"):
         build("text", path=long_lines, max_length=1, too_long="drop")
@@ -121,7 +121,7 @@ def test_the_oracle_is_the_mean_over_targets(build: BuildData) -> None:
         for sentence in data.corpus.validation
         for log_probability in grammar.token_log_probabilities(sentence.split())
     ]
-    assert len(log_probabilities) == data.split("validation").num_targets
+    assert len(log_probabilities) == data.encoded("validation").num_targets
     expected = -sum(log_probabilities) / len(log_probabilities)
     assert data.oracle_loss("validation") == pytest.approx(expected)
     assert data.entropy_floor == grammar.entropy_per_token()
@@ -173,8 +173,17 @@ def test_the_card_of_tiny30_shows_its_unknowns(build: BuildData) -> None:
 def test_the_command_prints_a_card_a_corpus(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "newllm.data", "--directory", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
-    for shown in ("tiny30", "augmented124", "quality12500", "4,986", "1.5084 per token"):
+    assert run.returncode == 0
+    assert all(line.endswith(" ...") for line in run.stderr.splitlines())
+    for shown in (
+        "tiny30",
+        "stdlib_docs",
+        "stdlib_source",
+        "augmented124",
+        "quality12500",
+        "4,986",
+        "1.5084 per token",
+    ):
         assert shown in run.stdout
     assert (tmp_path / "quality12500.test.txt").exists()
 

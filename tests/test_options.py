@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Compose
+from library import small_library
 from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
@@ -35,6 +36,8 @@ def test_option_builds_and_takes_a_step(
     overrides = [f"{group}={option}"]
     if option == "text":
         overrides.append("data.path=some.txt")
+    if option.startswith("stdlib"):
+        small_library(tmp_path, monkeypatch)
     if group == "data" and option in TASKS:
         overrides += ["recipe=task", "countermeasure=none", "trainer=smoke"]
     if group not in CHOOSE_DATA:

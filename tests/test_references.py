@@ -93,7 +93,7 @@ def test_positions_partition_the_targets(quality500: SentenceSource) -> None:
 
 
 def test_target_losses_are_those_of_each_sentence_alone(quality500: SentenceSource) -> None:
-    model, split = make_model(quality500), quality500.split("validation")
+    model, split = make_model(quality500), quality500.encoded("validation")
     losses = target_losses(model, split)
     assert len(losses) == split.num_targets
     start = 0
@@ -114,7 +114,7 @@ def test_divergence_is_the_expected_excess(quality500: SentenceSource) -> None:
     assert kl is not None
     assert kl.min() >= 0
     words = quality500.sentences("validation")[0].split()
-    ids = quality500.split("validation")[0]
+    ids = quality500.encoded("validation")[0]
     position = 4
     log_V = model(ids[None, :-1])[0][0, position].log_softmax(-1)
     expected = 0.0

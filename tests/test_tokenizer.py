@@ -138,7 +138,7 @@ def test_save_and_load(kind: str, size: int | None, tmp_path: Path) -> None:
         ("bpe", None, "data.tokenizer=bpe needs data.vocabulary_size"),
         ("bpe", 259, "data.vocabulary_size=259 must be at least 260 for data.tokenizer=bpe"),
         ("words", 4, "data.vocabulary_size=4 must be at least 5 for data.tokenizer=words"),
-        ("chars", None, "data.tokenizer=chars is unknown: choose words or bpe"),
+        ("chars", None, "data.tokenizer=chars is unknown: choose words, bpe, bytes"),
     ],
 )
 def test_impossible_vocabularies_are_refused(kind: str, size: int | None, message: str) -> None:

@@ -1,9 +1,15 @@
-"""The data card: the figures that a loss on a corpus is judged by."""
+"""The data card of a corpus: the figures that a loss on it is judged by."""
 
 from __future__ import annotations
 
+import platform
+from typing import TYPE_CHECKING
+
 from newllm.data.sources.corpora import SPLITS
-from newllm.data.sources.sentences import SentenceSource
+from newllm.data.sources.standard_library import READERS
+
+if TYPE_CHECKING:
+    from newllm.data.sources.sentences import SentenceSource
 
 
 def card(data: SentenceSource) -> dict[str, str]:
@@ -12,16 +18,17 @@ def card(data: SentenceSource) -> dict[str, str]:
     mean = counts.num_words / (number["train"] + number["validation"])
     overlap_share = counts.overlap / number["validation"]
     rows = {
-        "sentences": " / ".join(f"{number[split]:,} {split}" for split in SPLITS),
+        data.unit: " / ".join(f"{number[split]:,} {split}" for split in SPLITS),
         "words": f"{counts.num_words:,}",
         "unique words": f"{counts.num_unique_words:,}",
         "vocabulary": f"{data.vocabulary_size:,} (train, with 4 specials)",
-        "<UNK> in validation": f"{data.num_unknown:,} of {data.split('validation').num_targets:,}"
+        "<UNK> in validation": f"{data.num_unknown:,} of {data.encoded('validation').num_targets:,}"
         f" targets ({data.unknown_share:.1%})",
-        "words a sentence": f"{counts.shortest} to {counts.longest}, mean {mean:.2f}",
+        f"words a {data.unit.removesuffix('s')}": f"{counts.shortest} to {counts.longest}, "
+        f"mean {mean:.2f}",
         "too long": data.too_long() or "none",
         "blank lines": f"{counts.num_blank_lines:,}",
-        "validation also in train": f"{counts.overlap:,} sentences ({overlap_share:.1%})",
+        "validation also in train": f"{counts.overlap:,} {data.unit} ({overlap_share:.1%})",
     }
     if data.grammar:
         floor = data.entropy_floor
@@ -31,7 +38,11 @@ def card(data: SentenceSource) -> dict[str, str]:
         for split in ("validation", "test"):
             if loss := data.oracle_loss(split):
                 rows[f"oracle, {split}"] = f"{loss:.4f} nats per token"
-        if num_targets := data.split("test").num_targets:
+        if num_targets := data.encoded("test").num_targets:
             shift = -data.corpus.test_shift * len(data.corpus.test) / num_targets
             rows["test shift"] = f"{shift:.1e} nats per token, for knowing what test leaves out"
+    if data.tokenizer.is_exact:
+        rows["bytes"] = " / ".join(f"{data.num_bytes(split):,} {split}" for split in SPLITS)
+    if data.name in READERS:
+        rows["Python"] = platform.python_version()
     return rows | {"sha256": str(data.digest)}

@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
+PATHS = ("path", "validation_path", "test_path")  # settings of a source that name its files
 LONGEST_LINE = 300  # characters of a message that quotes a file
 # Control characters, changes of the direction of writing, and surrogates.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -27,6 +28,15 @@ def one_line(text: object) -> str:
     line = printable(" ".join(str(text).split()))
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
+
+
+def files_below(path: Path) -> list[Path]:
+    """The files in a folder and its subfolders in order, without hidden ones; else the path."""
+    if not path.is_dir():
+        return [path]
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    is_hidden = re.compile(r"(^|/)\.").search
+    return [file for file in files if not is_hidden(file.relative_to(path).as_posix())]
 
 
 def read_bytes(path: Path, largest: int) -> bytes:

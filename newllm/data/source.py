@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from newllm.data.batch import IGNORE, Batch
+from newllm.data.cache import Arrays
+from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import PAD, Tokenizer
 
 VALIDATION, TEST = "validation", "test"
@@ -65,6 +69,7 @@ class Source(ABC):
             weights are the best. `test` is evaluated once, with these weights. Any other split is
             evaluated once with these weights and, if `Split.while_training`, with every validation.
         tokenizer: translates between tokens and text, if the tokens stand for text.
+        unit: what the sequences of `encoded` are called, in the plural.
         digest: identifies the content of the data, if it does not follow from the configuration.
     """
 
@@ -74,6 +79,7 @@ class Source(ABC):
     train: Split
     evaluation: Mapping[str, Split]
     tokenizer: Tokenizer | None = None
+    unit: str = "sequences"
     digest: str | None = None
 
     def setup(self) -> None:  # noqa: B027  (most sources need neither this nor `write`)
@@ -90,12 +96,63 @@ class Source(ABC):
         """The data in one line."""
         return f"{self.name}: vocabulary {self.vocabulary_size:,}"
 
-    def reference_losses(self, split: str) -> dict[str, float]:
-        """Reference losses for an evaluation split by name, in nats per token."""
+    def card(self) -> dict[str, str]:
+        """The figures that a loss on the data is judged by, as labels and values."""
+        return {"vocabulary": f"{self.vocabulary_size:,}"}
+
+    def announce(self, stage: str) -> None:  # noqa: B027
+        """Print what is about to be computed if it takes a while."""
+
+    def cached(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """What `compute` returns, or returned to an earlier process for the same data."""
+        return compute()
+
+    def encoded(self, split: str) -> EncodedSplit | None:
+        """The sequences of `train` or an evaluation split, if its rows are cut from some.
+
+        The references then include counts of n-grams.
+        """
+        return None
+
+    def texts(self, split: str) -> Sequence[str] | None:
+        """The text that the scored targets of `encoded` stand for, one for each sequence."""
+        return None
+
+    def num_bytes(self, split: str) -> int | None:
+        """Bytes of text that the targets of `encoded` stand for, if each token stands for some."""
+        encoded = self.encoded(split)
+        bytes_V = None if self.tokenizer is None else self.tokenizer.bytes_V
+        if encoded is None or bytes_V is None:
+            return None
+        return int(bytes_V[encoded.targets].sum())
+
+    @property
+    def overlap_share(self) -> float:
+        """Share of the validation sequences that are in the training split as well."""
+        return 0.0
+
+    def num_incomplete(self) -> Mapping[str, int]:
+        """Sequences of each split that are dropped or truncated for their length."""
+        return {}
+
+    def next_token_distributions(self, split: str) -> list[list[dict[int, float]]] | None:
+        """The exact probabilities of the next tokens, by sequence and position, if known."""
+        return None
+
+    def reference_losses(self, split: str) -> Mapping[str, float | np.ndarray]:
+        """Reference losses for an evaluation split by name, in nats.
+
+        A number is the mean over the targets; an array has one loss for each target of `encoded`.
+        """
         return {}
 
     def oracle_loss(self, split: str) -> float | None:
         """The loss of the distribution that an evaluation split was drawn from, if known."""
+        return None
+
+    @property
+    def entropy_floor(self) -> float | None:
+        """The expectation of `oracle_loss`, if known."""
         return None
 
 

@@ -1,9 +1,13 @@
-"""From sentences to token ids and back: whole words, or byte-level byte-pair encoding."""
+"""From text to token ids and back: whole words, bytes, or byte-level byte-pair encoding."""
+
+from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +26,12 @@ NUM_NEVER_PREDICTED = 2  # <PAD> and <BOS>
 _SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
 _NUM_BYTES = 256
 ENCODED_AT_ONCE = 100_000  # characters; the library's results take 100 bytes for each
+TRAINED_ON = 1 << 24  # characters, for byte-pair encoding
 MAX_WORDS = 1000  # of a part of a very long sentence
 MAX_PIECE = 256  # bytes of a word that byte-pair encoding looks at together
 
-KINDS = ("words", "bpe")
+KINDS = ("words", "bpe", "bytes")
+BEFORE_BLANK = re.compile(r"(?<=\S)[ \n]")
 
 # The types of the parts of a saved tokenizer.
 SAVED: dict[str, tuple[str | None, ...]] = {
@@ -48,6 +54,9 @@ class Tokenizer:
         model.encode_special_tokens = True
         self._model = model
         self.size: int = model.get_vocab_size()
+        self.is_of_words = isinstance(model.model, models.WordLevel)
+        exact = _pre_tokenizer(is_exact=True)
+        self.is_exact = model.pre_tokenizer.__getstate__() == exact.__getstate__()
 
     @classmethod
     def train(
@@ -56,15 +65,20 @@ class Tokenizer:
         kind: str = "words",
         vocabulary_size: int | None = None,
         lowercase: bool = True,
+        is_exact: bool = False,
     ) -> Self:
         """Learn a vocabulary: the most frequent tokens first, ties in alphabetical order.
 
         Args:
-            sentences: the training sentences alone.
-            kind: ``words`` (split at white space) or ``bpe`` (byte level, without `<UNK>`).
+            sentences: the training sentences alone. BPE learns from the first `TRAINED_ON`
+                characters or little more.
+            kind: ``words`` (split at white space), ``bpe`` (byte level, without `<UNK>`) or
+                ``bytes``.
             vocabulary_size: the largest number of tokens, the four specials counted. None keeps
                 every word. BPE needs a number.
             lowercase: whether sentences and prompts are lower-cased first.
+            is_exact: whether `decode` restores all white space, which it otherwise does for bytes
+                alone. The tokens of a text then stand for its bytes and nothing else.
 
         Raises:
             ValueError: an unknown kind, or a vocabulary size that is missing or too small.
@@ -73,8 +87,10 @@ class Tokenizer:
             raise ValueError(faults[0])
         if kind == "words":
             return cls(_word_level(sentences, vocabulary_size, lowercase))
+        if kind == "bytes":
+            sentences, vocabulary_size, is_exact = (), NUM_SPECIALS + _NUM_BYTES, True
         assert vocabulary_size is not None
-        model = _byte_level()
+        model = _byte_level(is_exact)
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             special_tokens=_SPECIALS,
@@ -83,9 +99,18 @@ class Tokenizer:
         )
         if lowercase:
             model.normalizer = normalizers.Lowercase()
-        texts = (part for sentence in sentences for part in _parts(sentence))
-        model.train_from_iterator(texts, trainer)
+        texts = (part for sentence in sentences for part in _parts(sentence, is_exact))
+        model.train_from_iterator(_first(TRAINED_ON, texts), trainer)
         return cls(model)
+
+    @cached_property
+    def bytes_V(self) -> np.ndarray | None:
+        """Bytes of text that each token stands for; None if they are not all of the text."""
+        if not self.is_exact:
+            return None
+        vocabulary = self._model.get_vocab()
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)  # with one symbol for each byte
+        return np.array([0] * NUM_SPECIALS + [len(token) for token in tokens[NUM_SPECIALS:]])
 
     def encode(self, sentence: str) -> list[int]:
         """``<BOS>``, the tokens of the sentence, ``<EOS>``."""
@@ -98,9 +123,10 @@ class Tokenizer:
 
     def encode_all(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """`encode` for many: all ids end to end, and the number of ids of each sentence. int32."""
-        is_of_words = isinstance(self._model.model, models.WordLevel)
         ids, lengths = array("i"), array("i")
-        for sentence_ids in (self._words if is_of_words else self._pieces)(sentences):
+        is_of_bytes = self.is_exact and self.size == NUM_SPECIALS + _NUM_BYTES
+        encode = self._words if self.is_of_words else self._bytes if is_of_bytes else self._pieces
+        for sentence_ids in encode(sentences):
             ids.append(BOS)
             ids.extend(sentence_ids)
             ids.append(EOS)
@@ -115,10 +141,20 @@ class Tokenizer:
             words = (sentence.lower() if lowercase else sentence).split()
             yield [token(word, UNK) for word in words]
 
+    def _bytes(self, sentences: Iterable[str]) -> Iterator[array[int]]:
+        """The ids of the bytes of each sentence. The library takes a hundred times as long."""
+        vocabulary = self._model.get_vocab()
+        ids = np.array([vocabulary[symbol] for symbol in _symbols()], np.int32)
+        lowercase = self._model.normalizer is not None
+        for sentence in sentences:
+            content = (sentence.lower() if lowercase else sentence).encode()
+            yield array("i", ids[np.frombuffer(content, np.uint8)].tobytes())
+
     def _pieces(self, sentences: Iterable[str]) -> Iterator[list[int]]:
         """The ids of each sentence, encoded `ENCODED_AT_ONCE` characters or little more at once."""
         ids: list[int] = []
-        for parts in _batches(map(_parts, sentences)):
+        whole = (_parts(sentence, self.is_exact) for sentence in sentences)
+        for parts in _batches(whole):
             texts = [text for text, _ in parts]
             encodings = self._model.encode_batch_fast(texts, add_special_tokens=False)
             for (_, is_last), encoding in zip(parts, encodings, strict=True):
@@ -133,7 +169,8 @@ class Tokenizer:
         An id past the vocabulary, which a wider output layer can produce, reads ``<UNK>``.
         """
         known = [i if i < self.size else UNK for i in ids if i not in (PAD, BOS, EOS)]
-        return " ".join(self._model.decode(known, skip_special_tokens=False).split())
+        text: str = self._model.decode(known, skip_special_tokens=False)
+        return text if self.is_exact else " ".join(text.split())
 
     def to_json(self) -> str:
         """The tokenizer in the format of the `tokenizers` library."""
@@ -161,12 +198,27 @@ class Tokenizer:
         return cls(tokenizers.Tokenizer.from_str(text))
 
 
-def _parts(sentence: str) -> list[str]:
-    """A sentence, or the parts of a very long one. Cut at blanks, they give the same tokens."""
-    if len(sentence) <= ENCODED_AT_ONCE:
-        return [sentence]
-    words = sentence.split(" ")
-    return [" ".join(words[i : i + MAX_WORDS]) for i in range(0, len(words), MAX_WORDS)]
+def _parts(text: str, is_exact: bool) -> list[str]:
+    """A text, or the parts of a very long one. Cut at blanks, they give the same tokens."""
+    if len(text) <= ENCODED_AT_ONCE:
+        return [text]
+    if not is_exact:
+        words = text.split(" ")
+        return [" ".join(words[i : i + MAX_WORDS]) for i in range(0, len(words), MAX_WORDS)]
+    parts, start = [], 0
+    while found := BEFORE_BLANK.search(text, start + ENCODED_AT_ONCE):
+        parts.append(text[start : found.start()])
+        start = found.start()
+    return [*parts, text[start:]]
+
+
+def _first(num_characters: int, texts: Iterable[str]) -> Iterator[str]:
+    """The first texts that have so many characters."""
+    for text in texts:
+        if num_characters <= 0:
+            return
+        yield text
+        num_characters -= len(text)
 
 
 def _batches(sentences: Iterable[list[str]]) -> Iterator[list[tuple[str, bool]]]:
@@ -196,7 +248,8 @@ def _check_saved(content: Any) -> None:
         part = content.get(name)
         kind = part.get("type", "unknown") if isinstance(part, dict) else part
         # A pattern may take any time.
-        is_changed = kind == "Sequence" and part != json.loads(_byte_level().to_str())[name]
+        own = [json.loads(_pre_tokenizer(flag).__getstate__()) for flag in (False, True)]
+        is_changed = kind == "Sequence" and part not in own
         if kind not in kinds or is_changed:
             raise ValueError(f"its {name} is not one of newllm's")
     vocabulary, added = content["model"].get("vocab"), content.get("added_tokens")
@@ -226,16 +279,28 @@ def _word_level(
     return model
 
 
-def _byte_level() -> tokenizers.Tokenizer:
+def _byte_level(is_exact: bool) -> tokenizers.Tokenizer:
     model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.Sequence(
+    model.pre_tokenizer = _pre_tokenizer(is_exact)
+    model.decoder = decoders.ByteLevel()
+    return model
+
+
+def _pre_tokenizer(is_exact: bool) -> pre_tokenizers.Sequence:
+    """Cuts a text into words of bytes; unless it is exact, as if a blank stood before it."""
+    return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=not is_exact),
             pre_tokenizers.Split(tokenizers.Regex(_piece_pattern()), "isolated"),
         ]
     )
-    model.decoder = decoders.ByteLevel()
-    return model
+
+
+def _symbols() -> list[str]:
+    """The library's symbol for each byte: a printable character stands for itself."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(_NUM_BYTES)]
 
 
 def _piece_pattern() -> str:
@@ -243,19 +308,17 @@ def _piece_pattern() -> str:
 
     It cuts a text without blanks. Training and encoding are quadratic in the length of a word.
     """
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    # The library's symbols for the bytes 0x80 to 0xBF, which continue a character in UTF-8.
-    inner = [level.pre_tokenize_str(chr(byte))[0][0][1] for byte in range(0x80, 0xC0)]
+    inner = _symbols()[0x80:0xC0]  # these bytes continue a character in UTF-8
     return f".{{1,{MAX_PIECE}}}(?![{''.join(inner)}])"
 
 
 def kind_and_size_faults(kind: str, vocabulary_size: int | None) -> list[str]:
     """The faults of arguments of `Tokenizer.train`, a line each."""
     if kind not in KINDS:
-        return [f"data.tokenizer={kind} is unknown: choose {' or '.join(KINDS)}"]
+        return [f"data.tokenizer={kind} is unknown: choose {', '.join(KINDS)}"]
     if kind == "bpe" and vocabulary_size is None:
         return ["data.tokenizer=bpe needs data.vocabulary_size, for example 1000"]
-    smallest = NUM_SPECIALS + (_NUM_BYTES if kind == "bpe" else 1)
+    smallest = NUM_SPECIALS + (1 if kind == "words" else _NUM_BYTES)
     if vocabulary_size is not None and vocabulary_size < smallest:
         return [
             f"data.vocabulary_size={vocabulary_size} must be at least {smallest}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from newllm.statistics.intervals import Interval
 
@@ -15,6 +16,13 @@ def number(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """Such as `64.7 %`."""
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def in_bits_per_byte(found: Mapping[str, float | None]) -> str:
+    """What `newllm.statistics.predictions.bits_per_byte` gives, such as `2.113 ± 0.041 ...`."""
+    width = found["half_width"]
+    told = "" if width is None else f" ± {width:.4f} (95 %, {found['num_sequences']:,} sequences)"
+    return f"{found['value']:.4f}{told} bits per byte"
 
 
 def whole(value: float | None) -> str:

@@ -9,14 +9,24 @@ from rich.console import Console
 from rich.table import Table
 
 from newllm.reporting.answer import answer
-from newllm.reporting.formatting import number, percent
+from newllm.reporting.formatting import in_bits_per_byte, number, percent
 from newllm.reporting.tables import comparison, costs
 from newllm.reporting.translation import translator
 from newllm.statistics.comparisons import Contest
 
 MOST_ROWS = 40  # groups; more of them are on the page alone
 MOST_REASONS = 10
-LEFT = ("group", "verdict", "seeds", "seeds to decide", "context", "nats per token", "split")
+LEFT = (
+    "group",
+    "verdict",
+    "seeds",
+    "seeds to decide",
+    "context",
+    "nats per token",
+    "bits per byte",
+    "split",
+)
+REFERENCE_BITS = "references_bits_per_byte"
 
 
 def console() -> Console:
@@ -80,6 +90,9 @@ def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, out: Conso
         out.print(_table(["split", *names], rows))
         return
     out.print(_losses_table(found["splits"]))
+    if REFERENCE_BITS in found["splits"]["validation"]:
+        out.print()
+        out.print(_bits_table(found["splits"]))
     kl = found["splits"]["validation"]["kl"]
     if kl is not None:
         out.print(f"expected excess over the grammar (KL, validation): {kl:.4f} nats per token")
@@ -100,6 +113,22 @@ def _losses_table(splits: Mapping[str, Any]) -> Table:
     table = _table(["nats per token", *splits], references)
     table.add_row("this model", *(number(row["loss"]) for row in splits.values()), style="bold")
     table.add_row("gap closed", *(percent(row["gap_closed"]) for row in splits.values()))
+    return table
+
+
+def _bits_table(splits: Mapping[str, Any]) -> Table:
+    """The bits per byte of each split beside its references."""
+    names = dict.fromkeys(name for row in splits.values() for name in row[REFERENCE_BITS])
+    references = [
+        [
+            name.replace("_", " "),
+            *(number(row[REFERENCE_BITS].get(name)) for row in splits.values()),
+        ]
+        for name in names
+    ]
+    table = _table(["bits per byte", *splits], references)
+    bits = [in_bits_per_byte(row["bits_per_byte"]) for row in splits.values()]
+    table.add_row("this model", *bits, style="bold")
     return table
 
 

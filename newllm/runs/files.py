@@ -45,6 +45,9 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), list[float | None] | None),
     "spikes": dict[str, list[dict[str, float | None]]] | None,
     "evaluation": dict[str, dict] | None,
+    "bits_per_byte": dict[str, dict] | None,
+    "references_bits_per_byte": dict[str, float] | None,
+    "data_card": dict,
 }
 SPIKE_FIELDS = ("onset", "peak", "ratio")  # and `recovery`, which may be null
 KNOWN_FIELDS = ("seed", "corpus", "references", "threads", "name")  # of a run that has started

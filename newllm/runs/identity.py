@@ -14,6 +14,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.budget import decided_sizes, named_sizes
+from newllm.data.reading import PATHS, files_below
 
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
@@ -64,18 +65,25 @@ def hashed(config: DictConfig) -> dict[str, Any]:
         kept["test"] = False  # such a run lacks the figure
     for part, names in left_out.items():
         kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
-    text = kept["data"].get("path")
-    if text and (path := Path(to_absolute_path(str(text)))).is_file():
-        status = path.stat()  # the content counts, not the path
-        kept["data"]["path"] = _file_digest(path, status.st_size, status.st_mtime_ns)
+    for key in PATHS:
+        text = kept["data"].get(key)
+        if text and (path := Path(to_absolute_path(str(text)))).exists():
+            files = files_below(path)  # their content counts, not their path
+            statuses = [(file, file.stat()) for file in files]
+            stamps = ((file, found.st_size, found.st_mtime_ns) for file, found in statuses)
+            kept["data"][key] = _digest_of_files(path, tuple(stamps))
     return kept
 
 
 @lru_cache(maxsize=64)  # a sweep asks for every job
-def _file_digest(path: Path, size: int, time: int) -> str:
-    """SHA-256 of a file; its size and time are part of the key of the cache."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest_of_files(path: Path, stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    """SHA-256 of a file, or of the files in a folder; their sizes and times tell a change."""
+    digests = []
+    for file, _, _ in stamps:
+        with file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    names = [str(file.relative_to(path)) for file, _, _ in stamps]
+    return digests[0] if path.is_file() else _digest([*zip(names, digests, strict=True)])
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

@@ -43,6 +43,21 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, _quantile(n - 1) * float(stats.sem(values)), n)
 
 
+def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float]:
+    """The ratio of the sums over independent units, and the half-width of its 95 % interval.
+
+    By the linearization of the ratio (Cochran 1977, chapter 6) and Student's t; infinite for one
+    unit.
+    """
+    n = len(numerators)
+    ratio = float(numerators.sum() / denominators.sum())
+    if n == 1:
+        return ratio, math.inf
+    residuals = numerators - ratio * denominators
+    error = math.sqrt(n * residuals.var(ddof=1)) / float(denominators.sum())
+    return ratio, _quantile(n - 1) * error
+
+
 def _quantile(freedom: float) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 

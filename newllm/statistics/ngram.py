@@ -127,9 +127,10 @@ def _pick(counts: np.ndarray, number_S: np.ndarray) -> np.ndarray:
 
 
 def _folds(train: EncodedSplit) -> np.ndarray:
-    """The fold of each target. Sentences are assigned in turn."""
-    fold_N = np.arange(len(train)) % NUM_FOLDS
-    return np.repeat(fold_N.astype(np.int8), train.num_positions_N.numpy())
+    """The fold of each target. Sequences are assigned in turn; rows, of very few sequences."""
+    is_split = train.num_sequences >= NUM_FOLDS
+    unit_N = train.sequence_N.numpy() if is_split else np.arange(len(train))
+    return np.repeat((unit_N % NUM_FOLDS).astype(np.int8), train.num_targets_N.numpy())
 
 
 def _cross_validate(

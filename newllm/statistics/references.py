@@ -1,16 +1,15 @@
 """Reference losses of an evaluation split, target by target.
 
 - uniform: all tokens are equally likely;
-- unigram, bigram, trigram: counts in the training sentences (`newllm.statistics.ngram`);
-- grammar_known: the grammar with probabilities estimated from the training sentences, the loss of a
-  perfect learner of its structure;
-- oracle: the grammar itself.
+- unigram, bigram, trigram: counts in the training sequences (`newllm.statistics.ngram`);
+- xz: a compressor that has seen the training text (`newllm.statistics.compression`);
+- what the source itself knows, such as the loss of the grammar that its sentences are drawn from.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,13 +17,12 @@ import numpy as np
 
 from newllm.data.encoded import EncodedSplit
 from newllm.data.source import Source
-from newllm.data.sources.grammar import Grammar
-from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import NUM_NEVER_PREDICTED
+from newllm.statistics.compression import xz_nats
 from newllm.statistics.ngram import NGram
 
 NGRAMS = ("unigram", "bigram", "trigram")  # by order
-MAX_COUNTED = 2_000_000  # training targets for n-grams, from the first sentence on
+MAX_COUNTED = 2_000_000  # training targets for n-grams, from the first sequence on
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,26 @@ class References:
     Attributes:
         means: by name, nats per token.
         losses: by name, one for each target, in the order of the split.
-        positions: of each target in its sentence, 1 for the first word.
+        positions: of each target in its row, 1 for the first.
+        num_bytes: of text that the targets stand for, if each token stands for some.
     """
 
     means: Mapping[str, float]
     losses: Mapping[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray | None = None
+    num_bytes: int | None = None
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """A loss in nats per token as bits per byte of text."""
+        if not self.num_bytes or self.positions is None:
+            return None
+        return loss * len(self.positions) / (self.num_bytes * math.log(2))
+
+    @property
+    def in_bits_per_byte(self) -> dict[str, float]:
+        """The means in bits per byte of text; empty if tokens do not stand for bytes."""
+        found = {name: self.bits_per_byte(loss) for name, loss in self.means.items()}
+        return {name: bits for name, bits in found.items() if bits is not None}
 
     @property
     def by_position(self) -> dict[str, list[float]]:
@@ -53,71 +65,56 @@ class References:
 
 def references_on(source: Source, split: str) -> References:
     """The references of any source on one of its splits."""
-    if isinstance(source, SentenceSource):
-        return ReferenceModels(source).on(split)
-    oracle = source.oracle_loss(split)
-    known = {} if oracle is None else {"oracle": oracle}
-    return References(source.reference_losses(split) | known)
+    return ReferenceModels(source).on(split)
 
 
 class ReferenceModels:
-    """All reference models of a corpus, fitted to its training sentences on first use."""
+    """All reference models of a source, fitted to its training sequences on first use."""
 
-    def __init__(self, data: SentenceSource) -> None:
-        self._data = data
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def on(self, split: str) -> References:
         """Their losses on a split."""
-        encoded, vocabulary_size = self._data.split(split), self._data.tokenizer.size
-        counted = self._data.cache.get(
-            "n-grams", {**self._data.settings, "split": split}, lambda: self._counted(encoded)
+        source, encoded = self._source, self._source.encoded(split)
+        losses: dict[str, float | np.ndarray] = {}
+        if encoded is not None:
+            uniform = math.log(source.vocabulary_size - NUM_NEVER_PREDICTED)
+            losses["uniform"] = np.full(encoded.num_targets, uniform)
+            losses |= source.cached(f"n-grams {split}", lambda: self._counted(encoded))
+            if split != "train" and (texts := source.texts(split)) is not None:
+                found = source.cached(f"xz {split}", lambda: self._compressed(texts))
+                losses["xz"] = float(found["nats"]) / encoded.num_targets
+        losses |= source.reference_losses(split)
+        oracle = source.oracle_loss(split)
+        if oracle is not None and "oracle" not in losses:
+            losses["oracle"] = oracle
+        return References(
+            means={name: float(np.mean(loss)) for name, loss in losses.items()},
+            losses={name: loss for name, loss in losses.items() if isinstance(loss, np.ndarray)},
+            positions=None if encoded is None else positions(encoded),
+            num_bytes=source.num_bytes(split),
         )
-        uniform = math.log(vocabulary_size - NUM_NEVER_PREDICTED)
-        losses = {
-            "uniform": np.full(encoded.num_targets, uniform),
-            **counted,
-            **self._of_grammar(split),
-        }
-        means = {name: float(of_name.mean()) for name, of_name in losses.items()}
-        return References(means, losses, positions(encoded))
 
     def _counted(self, split: EncodedSplit) -> dict[str, np.ndarray]:
-        self._data.announce("counting n-grams")
+        self._source.announce("counting n-grams")
         logs = self._ngram.log_probabilities(split)
         return {name: -log for name, log in zip(NGRAMS, logs, strict=True)}
 
+    def _compressed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        self._source.announce("compressing the text with xz")
+        return {"nats": np.array(xz_nats(self._source.texts("train") or (), texts))}
+
     @cached_property
     def _ngram(self) -> NGram:
-        train = self._data.split("train").head(MAX_COUNTED)
-        return NGram(train, len(NGRAMS), self._data.tokenizer.size)
-
-    @cached_property
-    def _estimated(self) -> Grammar | None:
-        grammar = self._data.grammar
-        return grammar and grammar.estimate(
-            sentence.split() for sentence in self._data.sentences("train")
-        )
-
-    def _of_grammar(self, split: str) -> dict[str, np.ndarray]:
-        if self._estimated is None:
-            return {}
-        found = {
-            "grammar_known": self._data.grammar_losses(split, self._estimated),
-            "oracle": self._data.grammar_losses(split),
-        }
-        num_targets = self._data.split(split).num_targets
-        return {
-            name: np.array(losses)
-            if len(losses) == num_targets
-            else np.full(num_targets, math.fsum(losses) / num_targets)  # tokens are parts of words
-            for name, losses in found.items()
-            if losses is not None
-        }
+        train = self._source.encoded("train")
+        assert train is not None, "a source with encoded splits has encoded training data"
+        return NGram(train.head(MAX_COUNTED), len(NGRAMS), self._source.vocabulary_size)
 
 
 def positions(split: EncodedSplit) -> np.ndarray:
-    """The position of every target in its sentence, 1 for the first word."""
-    first_S = np.repeat(split.first_target_N.numpy(), split.num_positions_N.numpy())
+    """The position of every target in its row, 1 for the first one that is scored."""
+    first_S = np.repeat(split.first_target_N.numpy(), split.num_targets_N.numpy())
     return np.arange(1, split.num_targets + 1) - first_S
 
 

@@ -11,16 +11,13 @@ from typing import Any
 from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.source import VALIDATION, Source
-from newllm.data.sources.sentences import SentenceSource
 from newllm.reporting import figures
 from newllm.reporting.terminal import console, print_evaluation
 from newllm.runs.directory import LoadedRun, load_run, telling, write_text
 from newllm.statistics.ablations import ablate, dynamics
-from newllm.statistics.predictions import divergences, target_losses
+from newllm.statistics.predictions import bits_per_byte, divergences, target_losses
 from newllm.statistics.references import ReferenceModels, gap_closed
 from newllm.training.metrics import split_metrics
-
-SPLITS = ("train", "validation", "test")
 
 
 def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
@@ -40,11 +37,12 @@ def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
     run = load_run(path, trusted_packages)
     source = load_source(run, trusted_packages)
     folder = evaluation_folder(path)
-    if isinstance(source, SentenceSource):
-        found = _evaluate_sentences(run, source)
+    if source.encoded(VALIDATION) is not None:
+        found = _evaluate_sequences(run, source)
     else:
-        splits = source.evaluation.items()
-        found = {"metrics": {name: split_metrics(run.model, split) for name, split in splits}}
+        splits, tokenizer = source.evaluation.items(), source.tokenizer
+        scored = {name: split_metrics(run.model, split, tokenizer) for name, split in splits}
+        found = {"metrics": scored}
     write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
     if "ablations" in found:
         name = run.result.get("name") or run.model.description
@@ -55,16 +53,17 @@ def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _evaluate_sentences(run: LoadedRun, source: SentenceSource) -> dict[str, Any]:
+def _evaluate_sequences(run: LoadedRun, source: Source) -> dict[str, Any]:
     """Losses of each split in nats per token, and what the context is worth."""
     found: dict[str, Any] = {"splits": {}}
     models = ReferenceModels(source)
-    for name in SPLITS:
-        split = source.split(name)
-        if not len(split):
+    for name in ("train", *source.evaluation):
+        split = source.encoded(name)
+        if split is None or not len(split):
             continue
-        loss = float(target_losses(run.model, split).mean())
-        means = models.on(name).means
+        losses = target_losses(run.model, split)
+        references = models.on(name)
+        loss, means = float(losses.mean()), references.means
         kl = divergences(run.model, source, name) if name == VALIDATION else None
         found["splits"][name] = {
             "loss": loss,
@@ -72,8 +71,13 @@ def _evaluate_sentences(run: LoadedRun, source: SentenceSource) -> dict[str, Any
             "gap_closed": gap_closed(loss, means),
             "kl": None if kl is None else float(kl.mean()),
         }
-    if run.model.recurrent_layers:
-        split = source.split(VALIDATION)
+        if (bits := bits_per_byte(losses, source, name)) is not None:
+            found["splits"][name] |= {
+                "bits_per_byte": bits,
+                "references_bits_per_byte": references.in_bits_per_byte,
+            }
+    split = source.encoded(VALIDATION)
+    if run.model.recurrent_layers and split is not None:
         found["ablations"] = asdict(ablate(run.model, split))
         found["dynamics"] = asdict(dynamics(run.model, split))
     return found
@@ -88,7 +92,7 @@ def load_source(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> Source:
     with telling(run.path, "config.yaml has no data"):
         node = run.config.get("data")
         part = checked(node, "data", Trust.in_stranger(trusted_packages))
-        source = part.build(**({"directory": None} if part.target is SentenceSource else {}))
+        source = part.build(**({"directory": None} if "directory" in part.arguments else {}))
         if not isinstance(source, Source):
             raise ValueError("it is not a source")
         source.setup()

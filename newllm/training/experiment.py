@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.origins import blame_origin
 from newllm.data.module import DataModule
+from newllm.data.reading import PATHS
 from newllm.data.source import VALIDATION, Source, reference_faults, source_faults
 from newllm.models.language_model import LanguageModel
 from newllm.models.sizes import Budget
@@ -138,7 +139,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
 def _with_absolute_paths(config: DictConfig) -> DictConfig:
     """A copy with absolute paths, so that a recorded configuration finds its text from anywhere."""
     config = config.copy()
-    for key in ("path", "directory"):
+    for key in (*PATHS, "directory"):
         if config.data.get(key):
             config.data[key] = to_absolute_path(str(config.data[key]))
     return config
@@ -183,7 +184,7 @@ def _build_source(config: DictConfig) -> Source:
     if found := [f"{target}: {fault}" for fault in source_faults(source)]:
         raise ValueError("\n".join(found))
     for split in (source.train, *source.evaluation.values()):
-        Scores(split.metrics)
+        Scores(split.metrics, tokenizer=source.tokenizer)
     return source
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from newllm.data.batch import Batch, on_device_of
 from newllm.data.source import Split
-from newllm.data.tokenizer import UNK
+from newllm.data.tokenizer import UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
 
 # The published validation loss is a mean over batches of this many sentences, in split order.
@@ -36,15 +36,22 @@ class RowSums(NamedTuple):
 
 
 @torch.no_grad()
-def sum_rows(loss_BT: Tensor, correct_BT: Tensor, batch: Batch) -> RowSums:
-    """Sum what `LanguageModel.score` returns for a batch."""
+def sum_rows(
+    loss_BT: Tensor, correct_BT: Tensor, batch: Batch, bytes_V: Tensor | None = None
+) -> RowSums:
+    """Sum what `LanguageModel.score` returns for a batch; `bytes_V` are those of each token."""
     scored_BT = batch.scored_BT
     known_BT = scored_BT & (batch.targets_BT != UNK)
     columns = (loss_BT, scored_BT, loss_BT * known_BT, known_BT, correct_BT & scored_BT)
     sums = [column.sum(1).double() for column in columns]
     is_row_B = (sums[1] > 0).double()
     is_correct_B = is_row_B * (sums[4] == sums[1])
-    return RowSums(torch.stack([*sums, is_row_B, is_correct_B], 1), batch.sentence_B, batch.slice_B)
+    bytes_B = torch.zeros_like(is_row_B)
+    if bytes_V is not None:
+        bytes_BT = bytes_V.to(loss_BT.device)[batch.targets_BT.clamp(min=0)]
+        bytes_B = (bytes_BT * scored_BT).sum(1).double()
+    sums_BK = torch.stack([*sums, is_row_B, is_correct_B, bytes_B], 1)
+    return RowSums(sums_BK, batch.sentence_B, batch.slice_B)
 
 
 class Sums(NamedTuple):
@@ -57,6 +64,7 @@ class Sums(NamedTuple):
     correct: float
     rows: float
     rows_correct: float
+    bytes: float
 
 
 def perplexity(loss: float) -> float:
@@ -70,7 +78,9 @@ METRICS: dict[str, Callable[[Sums], float]] = {
     "perplexity": lambda sums: perplexity(sums.loss / sums.tokens),
     "accuracy": lambda sums: sums.correct / sums.tokens,
     "accuracy_sequence": lambda sums: sums.rows_correct / sums.rows,
+    "bits_per_byte": lambda sums: sums.loss / (math.log(2) * max(sums.bytes, 1)),
 }
+BITS_PER_BYTE = "bits_per_byte"
 BATCH_MEAN = "loss_batch_mean"  # the only metric that needs single rows
 
 
@@ -80,15 +90,25 @@ class Scores:
     Args:
         names: names of metrics, from `METRICS` or `loss_batch_mean`.
         slices: names of the slices of the split.
+        tokenizer: of the source, which gives the bytes of each token.
 
     Raises:
-        ValueError: a metric does not exist.
+        ValueError: a metric does not exist, or needs bytes where tokens stand for none.
     """
 
-    def __init__(self, names: Sequence[str], slices: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        slices: Sequence[str] = (),
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         if unknown := [name for name in names if name not in (*METRICS, BATCH_MEAN)]:
             known = ", ".join((*METRICS, BATCH_MEAN))
             raise ValueError(f"metrics: {', '.join(unknown)} does not exist; choose among {known}")
+        bytes_V = None if tokenizer is None else tokenizer.bytes_V
+        if BITS_PER_BYTE in names and bytes_V is None:
+            raise ValueError(f"metrics: {BITS_PER_BYTE} needs tokens that stand for bytes of text")
+        self.bytes_V = None if bytes_V is None else torch.from_numpy(bytes_V)
         self._names, self._slices = tuple(names), tuple(slices)
         self._rows: list[RowSums] = []
         self._sums_SK: Tensor | None = None
@@ -144,13 +164,15 @@ class Scores:
 
 
 @torch.no_grad()
-def split_metrics(model: LanguageModel, split: Split) -> dict[str, float]:
+def split_metrics(
+    model: LanguageModel, split: Split, tokenizer: Tokenizer | None = None
+) -> dict[str, float]:
     """Evaluate a model on a split; the state is carried if its batches contain `reset_BT`."""
-    scores, state = Scores(split.metrics, split.slices), None
+    scores, state = Scores(split.metrics, split.slices, tokenizer), None
     for batch in on_device_of(model, split):
         carried = state if batch.reset_BT is not None else None
         loss_BT, correct_BT, state = model.score(
             batch.tokens_BT, batch.targets_BT, carried, batch.reset_BT
         )
-        scores.add(sum_rows(loss_BT, correct_BT, batch))
+        scores.add(sum_rows(loss_BT, correct_BT, batch, scores.bytes_V))
     return scores.metrics()

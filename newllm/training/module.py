@@ -169,15 +169,18 @@ class LanguageModule(LightningModule):
     def _start_scores(self) -> None:
         data = data_of(self.trainer)
         names = data.test_names if self.trainer.testing else data.validation_names
-        splits = data.source.evaluation
-        self.scores = {name: Scores(splits[name].metrics, splits[name].slices) for name in names}
+        splits, tokenizer = data.source.evaluation, data.source.tokenizer
+        self.scores = {
+            name: Scores(splits[name].metrics, splits[name].slices, tokenizer) for name in names
+        }
         self._evaluation_state = 0, None
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         split, state = self._evaluation_state
         loss_BT, correct_BT, state = self._score(batch, state if split == dataloader_idx else None)
         self._evaluation_state = dataloader_idx, state
-        list(self.scores.values())[dataloader_idx].add(sum_rows(loss_BT, correct_BT, batch))
+        scores = list(self.scores.values())[dataloader_idx]
+        scores.add(sum_rows(loss_BT, correct_BT, batch, scores.bytes_V))
 
     test_step = validation_step
 

@@ -18,7 +18,6 @@ from torch.nn.utils.rnn import pad_sequence
 from newllm.config.build import ConfigFault
 from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
-from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, PAD, UNK
 from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.reference import Reference
@@ -44,9 +43,10 @@ class Preflight:
         missed_budget: a line for each budget that the model exceeds or falls short of.
         unknown_share: share of `<UNK>` among the validation targets.
         unknown_in_train: whether `<UNK>` is also a training target.
-        overlap_share: share of the validation sentences that are also in train.
-        num_too_long: sentences that were cut or dropped for their length.
+        overlap_share: share of the validation sequences that are also in train.
+        num_too_long: sequences that were cut or dropped for their length.
         num_unused_classes: outputs that are never a training target.
+        unit: what the sequences are.
     """
 
     causal: bool
@@ -58,6 +58,7 @@ class Preflight:
     overlap_share: float = 0.0
     num_too_long: int = 0
     num_unused_classes: int = 0
+    unit: str = "sequences"
 
     def as_result(self) -> dict[str, Any]:
         """The findings by name, with the warnings."""
@@ -77,9 +78,9 @@ class Preflight:
                 "see val/loss_known"
             )
         if self.overlap_share > MUCH_OVERLAP:
-            yield f"{self.overlap_share:.0%} of the validation sentences are also in train"
+            yield f"{self.overlap_share:.0%} of the validation {self.unit} are also in train"
         if self.num_too_long:
-            yield f"{self.num_too_long:,} sentences were too long and were truncated or dropped"
+            yield f"{self.num_too_long:,} {self.unit} were too long and were truncated or dropped"
         if self.num_unused_classes > MANY_UNUSED * self.num_classes:
             yield (
                 f"{self.num_unused_classes:,} of {self.num_classes:,} output classes are never a "
@@ -103,14 +104,13 @@ def check(
         raise ConfigFault(
             [f"{model.description} sees the future: {leak}; fix it, since it would learn to copy"]
         )
-    of_sentences: dict[str, Any] = {}
-    if isinstance(source, SentenceSource):
-        train_ids = source.split("train").different_ids
-        of_sentences = {
-            "unknown_share": source.unknown_share,
+    of_sequences: dict[str, Any] = {}
+    train, validation = source.encoded("train"), source.encoded(VALIDATION)
+    if train is not None and validation is not None:
+        train_ids = train.different_ids
+        of_sequences = {
+            "unknown_share": float((validation.targets == UNK).float().mean()),
             "unknown_in_train": UNK in train_ids,
-            "overlap_share": source.overlap_share,
-            "num_too_long": sum(source.num_too_long.values()),
             "num_unused_classes": model.vocabulary_size - len(train_ids | {PAD, BOS, UNK}),
         }
     return Preflight(
@@ -118,15 +118,18 @@ def check(
         num_classes=model.vocabulary_size,
         num_steps=num_steps,
         missed_budget=tuple(budget.misses(model)) if budget else (),
-        **of_sentences,
+        overlap_share=source.overlap_share,
+        num_too_long=sum(source.num_incomplete().values()),
+        unit=source.unit,
+        **of_sequences,
     )
 
 
 def _some_tokens(source: Source) -> Tensor:
-    """Beginnings of some validation rows, the longest ones of sentences [B, T]."""
-    if not isinstance(source, SentenceSource):
+    """Beginnings of some validation rows, the longest ones if they are known [B, T]."""
+    split = source.encoded(VALIDATION)
+    if split is None:
         return source.evaluation[VALIDATION].batch(0, 0).tokens_BT[:MAX_ROWS, :MAX_POSITIONS]
-    split = source.split(VALIDATION)
     longest_B = split.num_positions_N.argsort(descending=True)[:MAX_ROWS].tolist()
     beginnings = [split[i][:-1][:MAX_POSITIONS] for i in longest_B]
     return pad_sequence(beginnings, batch_first=True, padding_value=PAD)

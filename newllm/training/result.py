@@ -12,13 +12,12 @@ import torch
 
 from newllm.config.naming import record_of
 from newllm.data.source import TEST, VALIDATION
-from newllm.data.sources.sentences import SentenceSource
 from newllm.models.sizes import num_parameters
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
 from newllm.runs.directory import RunDirectory, write_text
 from newllm.runs.identity import config_hash, git_revision, variant_hash
-from newllm.statistics.predictions import divergences, target_losses
+from newllm.statistics.predictions import bits_per_byte, divergences, target_losses
 from newllm.statistics.references import gap_closed, mean_by_position
 from newllm.statistics.spikes import spikes_of_run
 from newllm.training import loggers
@@ -46,12 +45,15 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         has_tokenizer=source.tokenizer is not None,
         **dict.fromkeys(measured(experiment)),
         **dict.fromkeys(("test_loss", "evaluation", "val_loss_by_position", "error")),
+        bits_per_byte=None,
         **dict.fromkeys(("val_kl", "val_kl_by_position")),
         oracle_loss=source.oracle_loss(VALIDATION),
         test_oracle_loss=source.oracle_loss(TEST) if config.test else None,
-        entropy_floor=source.entropy_floor if isinstance(source, SentenceSource) else None,
+        entropy_floor=source.entropy_floor,
         references=dict(references.means),
         references_by_position=_rounded(references.by_position),
+        references_bits_per_byte=references.in_bits_per_byte or None,
+        data_card=source.card(),
         preflight=experiment.preflight.as_result(),
         seconds=run.seconds_before or None,
         threads=torch.get_num_threads(),
@@ -87,15 +89,30 @@ def measured(experiment: Experiment) -> dict[str, Any]:
 def predicted(experiment: Experiment) -> dict[str, Any]:
     """Loss and KL of the model at each position of the validation sentences, in nats."""
     source, positions = experiment.source, experiment.references.positions
-    if not isinstance(source, SentenceSource) or positions is None:
+    if (split := source.encoded(VALIDATION)) is None or positions is None:
         return {}
     model = experiment.model.eval()
-    losses = target_losses(model, source.split(VALIDATION))
-    found: dict[str, Any] = {"val_loss_by_position": mean_by_position(losses, positions)}
+    losses = target_losses(model, split)
+    found: dict[str, Any] = {
+        "val_loss_by_position": mean_by_position(losses, positions),
+        "bits_per_byte": _bits_per_byte(experiment, losses),
+    }
     kl = divergences(model, source)
     if kl is not None:
         found |= {"val_kl": float(kl.mean()), "val_kl_by_position": mean_by_position(kl, positions)}
     return _rounded(found)
+
+
+def _bits_per_byte(experiment: Experiment, losses: np.ndarray) -> dict[str, Any] | None:
+    """Bits per byte by split, where tokens stand for bytes; `losses` are those of validation."""
+    source, config = experiment.source, experiment.config
+    if (found := bits_per_byte(losses, source, VALIDATION)) is None:
+        return None
+    by_split: dict[str, Any] = {VALIDATION: found}
+    test = source.encoded(TEST) if config.test else None
+    if test is not None and len(test):
+        by_split[TEST] = bits_per_byte(target_losses(experiment.model, test), source, TEST)
+    return by_split
 
 
 def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +126,7 @@ def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
 def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Path) -> None:
     """Draw `positions.png`, also for TensorBoard: loss and KL by position, with the references."""
     references, trainer = experiment.references, experiment.trainer
+    tokenizer = experiment.source.tokenizer
     if references.positions is None:
         return
     with never_fatal("positions.png"):
@@ -118,7 +136,7 @@ def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Pa
             references.by_position,
             figures.run_title(experiment.name, experiment.config.data, experiment.config.seed),
             numbers=np.bincount(references.positions)[1:].tolist(),
-            unit="words" if experiment.config.data.tokenizer == "words" else "tokens",
+            unit="words" if tokenizer and tokenizer.is_of_words else "tokens",
         )
         figure.write_png(folder / "positions.png")
         loggers.log_figure(trainer.loggers, "positions", figure, trainer.global_step)

@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from newllm.data.batch import Batch, on_device_of
 from newllm.data.batching import EvaluationBatches
 from newllm.data.source import VALIDATION, Source
-from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import EOS, UNK
 from newllm.training.clock import steps_that_pay
 from newllm.training.module import LanguageModule, data_of
@@ -27,8 +26,8 @@ class StepValidation(Callback):
     `unk`, `eos` and `other` are the contributions of targets of that kind; they add up to the loss.
     A small validation split is scored after every step. Of a larger one, a fixed set of its first
     sentences is scored during the first steps, at intervals that keep the cost at no more than a
-    tenth of the training. Early stopping and the best weights do not depend on it. Only sentence
-    sources are scored by step.
+    tenth of the training. Early stopping and the best weights do not depend on it. Only
+    sources with encoded sequences are scored by step.
 
     Args:
         small: largest number of targets of a split that is scored after every step.
@@ -52,9 +51,9 @@ class StepValidation(Callback):
 
     def prepare(self, source: Source, num_steps: int) -> None:
         """Choose what is scored, and how often in a run of so many steps."""
-        if not isinstance(source, SentenceSource):
+        split, train = source.encoded(VALIDATION), source.encoded("train")
+        if split is None or train is None:
             return
-        split = source.split(VALIDATION)
         if split.num_targets <= self.small:
             self._batches = list(EvaluationBatches(split))
             return
@@ -64,7 +63,7 @@ class StepValidation(Callback):
             EvaluationBatches(split, max_positions=max_positions, num_sentences=num_sentences)
         )
         num_targets = int(split.num_positions_N[:num_sentences].sum())
-        num_trained = source.split("train").num_targets / len(source.train)
+        num_trained = train.num_targets / len(source.train)
         self._interval = self.interval(num_targets, num_trained, num_steps)
         self._last_step = self.num_steps
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from newllm.config.arguments import program
 from newllm.data.source import TEST
 from newllm.models.sizes import num_parameters
+from newllm.reporting.formatting import in_bits_per_byte, percent
 from newllm.statistics.references import gap_closed
 from newllm.training.experiment import Experiment
 from newllm.training.metrics import perplexity
@@ -54,16 +55,21 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
     best = result["best_val_loss"]
     this_run = f"this run (epoch {result['best_epoch']})"
     table = Table(box=None)
-    for heading in ("validation", "loss (nats per token)", "perplexity", "gap closed"):
+    headings = ["validation", "loss (nats per token)", "perplexity", "gap closed"]
+    if experiment.references.num_bytes:
+        headings[-1] = "bits per byte"  # a text has no oracle
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "validation" else "right")
     losses = references | {this_run: best}
     for name in sorted(losses, key=losses.__getitem__, reverse=True):
         closed = gap_closed(losses[name], references)
+        bits = experiment.references.bits_per_byte(losses[name])
+        last = f"{bits:.4f}" if bits is not None else "" if closed is None else percent(closed)
         table.add_row(
             name.replace("_", " "),
             f"{losses[name]:.4f}",
             f"{perplexity(losses[name]):.2f}",
-            "" if closed is None else f"{100 * closed:.1f} %",
+            last,
             style="bold" if name == this_run else None,
         )
     console = Console(highlight=False, soft_wrap=True)
@@ -78,6 +84,8 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         oracle = result["test_oracle_loss"]
         beside = "" if oracle is None else f" (oracle {oracle:.4f})"
         console.print(f"test, at the best epoch: {result['test_loss']:.4f}{beside}")
+    for name, found in (result.get("bits_per_byte") or {}).items():
+        console.print(f"{name}, at the best epoch: {in_bits_per_byte(found)}")
     if result["val_kl"] is not None:
         console.print(
             "expected excess over the grammar, whatever words were drawn (KL): "

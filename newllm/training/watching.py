@@ -6,6 +6,7 @@ Shape suffixes: B batch, T time (tokens), C context, N tokens of all rows.
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import indent
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
-from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import PAD
 from newllm.models.language_model import Trace
 from newllm.models.sampling import sample_sentences
@@ -80,7 +80,7 @@ class SampleSentences(Callback):
         sentences = sample_sentences(
             module.model, source.tokenizer, self.num_sentences, max_tokens=max_tokens
         )
-        preformatted = "\n".join(f"    {sentence}" for sentence in sentences)
+        preformatted = indent("\n".join(sentences), "    ")
         for writer in writers:
             writer.add_text("samples", preformatted, trainer.global_step)
 
@@ -129,8 +129,7 @@ class ContextInspector(Callback):
 
 def _first_rows(source: Source) -> Tensor:
     """Tokens of the first validation rows [B, T]."""
-    if isinstance(source, SentenceSource):
-        split = source.split(VALIDATION)
+    if (split := source.encoded(VALIDATION)) is not None:
         batch = split.batch(torch.arange(min(len(split), NUM_TRACED_ROWS)))
     else:
         batch = source.evaluation[VALIDATION].batch(0, 0)

@@ -1,7 +1,7 @@
-"""Corpora of sentences and how they are split.
+"""Corpora and how they are split.
 
 ``tiny30`` and ``augmented124`` are written by hand, ``quality500`` and ``quality12500`` are drawn
-from the grammar in ``quality.toml``, and ``text`` is any file with a sentence on each line.
+from the grammar in ``quality.toml``.
 ``augmented124`` is a stand-in: only the size and the vocabulary of the original are known. The
 words of the grammar are not the original's, but unigram and bigram models score alike on both, so
 that losses can be compared with the published ones.
@@ -10,15 +10,13 @@ A corpus is a pure function of its arguments. The files that `Corpus.write` leav
 only.
 """
 
-import contextlib
 import hashlib
 import math
 import os
 import random
 import sys
 import tomllib
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -26,15 +24,13 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from newllm.data.reading import read_bytes, read_text
 from newllm.data.sources.grammar import Grammar
 
-NAMES = ("tiny30", "augmented124", "quality500", "quality12500", "text")
+BUILT_IN = ("tiny30", "augmented124", "quality500", "quality12500")
 SPLITS = ("train", "validation", "test")
 
 SPLIT_SEED = 42
 TRAIN_FRACTION = 0.8
-LARGEST_TEXT = 1 << 36  # bytes
 NUM_TEST_SENTENCES = 10_000
 
 # The first draw of quality500 with the published 4,986 words, 252 of them distinct. There are no
@@ -44,11 +40,11 @@ NUM_SENTENCES = {"quality500": 500, "quality12500": 12_500}
 
 
 class Counts(NamedTuple):
-    """Counts over the training and validation sentences of a corpus.
+    """Counts over the training and validation sequences of a corpus.
 
     Attributes:
-        shortest, longest: words of a sentence.
-        overlap: validation sentences that are in the training split as well.
+        shortest, longest: words of a sequence.
+        overlap: validation sequences that are in the training split as well.
     """
 
     num_words: int
@@ -61,15 +57,18 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sentences, words separated by single blanks, in three splits of fixed order.
+    """Sequences of text in three splits of fixed order.
+
+    They are sentences, whose words are separated by single blanks, or documents.
 
     Attributes:
         seed: of the draw and the split. None for the published corpus.
         grammar: the distribution the sentences were drawn from, if there is one.
-        path: the file that was read, None for the corpora of this package.
-        line_numbers: of the sentences of each split of a file, counted from 1.
-        num_blank_lines: lines of the file that hold no sentence.
-        unused: sentences that a limit leaves out of the training or the validation split.
+        unit: what the sequences are, in the plural.
+        files: that the splits were read from; empty for the corpora of this package.
+        line_numbers: of the sentences of each split in its file, counted from 1.
+        num_blank_lines: lines of the files that hold no sentence.
+        unused: sequences that a limit leaves out of the training or the validation split.
     """
 
     name: str
@@ -78,23 +77,26 @@ class Corpus:
     test: Sequence[str] = ()
     seed: int | None = None
     grammar: Grammar | None = None
-    path: Path | None = None
+    unit: str = "sentences"
+    files: Mapping[str, Path] = field(default_factory=dict)
     line_numbers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     num_blank_lines: int = 0
     unused: Sequence[str] = ()
 
     def split(self, name: str) -> Sequence[str]:
-        """The sentences of ``train``, ``validation`` or ``test``."""
+        """The sequences of ``train``, ``validation`` or ``test``."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
     def location(self, split: str, index: int) -> str:
-        """Where a sentence stands, as ``FILE:LINE``."""
-        if self.path is not None:
-            return f"{self.path}:{self.line_numbers[split][index]}"
+        """Where a sequence stands, as ``FILE:LINE`` if it is a line of a file."""
+        if numbers := self.line_numbers.get(split):
+            return f"{self.files[split]}:{numbers[index]}"
+        if self.name not in BUILT_IN:
+            return f"number {index + 1} of the {split} {self.unit}"
         return f"{self._file_name(split)}:{index + 1}"
 
     def count(self) -> Counts:
-        """Count words and sentences."""
+        """Count words and sequences."""
         words: set[str] = set()
         num_words, shortest, longest = 0, sys.maxsize, 0
         for sentence in chain(self.train, self.validation):
@@ -213,100 +215,6 @@ def _shuffle_and_split(
     random.Random(SPLIT_SEED if seed is None else seed).shuffle(shuffled)
     num_train = int(TRAIN_FRACTION * len(shuffled))
     return tuple(shuffled[:num_train]), tuple(shuffled[num_train:])
-
-
-def read_text_corpus(
-    path: Path,
-    *,
-    seed: int | None = None,
-    lowercase: bool = True,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
-) -> Corpus:
-    """Any UTF-8 file with a sentence on each line. Lines without a word are left out.
-
-    Raises:
-        ValueError: fractions that leave nothing to train on, or a file that is missing, a
-            directory, not UTF-8 text, empty, or too short to be split.
-    """
-    _check_fractions(validation_fraction, test_fraction)
-    # Only real line ends count, as in an editor: str.splitlines would also cut at form feeds.
-    lines = _read_text(path).removesuffix("\n").split("\n")
-    numbers, sentences = array("i"), []
-    for number, line in enumerate(lines, start=1):
-        if words := (line.lower() if lowercase else line).split():
-            numbers.append(number)
-            sentences.append(" ".join(words))
-    num_validation = max(1, round(validation_fraction * len(sentences)))
-    num_test = max(1, round(test_fraction * len(sentences))) if test_fraction else 0
-    num_train = len(sentences) - num_validation - num_test
-    if num_train < 1:
-        raise ValueError(
-            f"data.path={path}: it holds too few sentences to be split ({len(sentences)}):"
-            " put one on each line, at least one for each split"
-        )
-    order = list(range(len(sentences)))
-    random.Random(SPLIT_SEED if seed is None else seed).shuffle(order)
-    indices = {
-        "train": order[:num_train],
-        "validation": order[num_train : num_train + num_validation],
-        "test": order[num_train + num_validation :],
-    }
-    train, validation, test = (tuple(sentences[i] for i in chosen) for chosen in indices.values())
-    return Corpus(
-        "text",
-        train,
-        validation,
-        test,
-        seed=seed,
-        path=path,
-        line_numbers={
-            split: array("i", (numbers[i] for i in chosen)) for split, chosen in indices.items()
-        },
-        num_blank_lines=len(lines) - len(sentences),
-    )
-
-
-def _check_fractions(validation: float, test: float) -> None:
-    if not 0 < validation < 1:
-        raise ValueError(f"data.validation_fraction={validation} must lie between 0 and 1")
-    if not 0 <= test < 1:
-        raise ValueError(f"data.test_fraction={test} must be 0 or lie between 0 and 1")
-    if validation + test >= 1:
-        raise ValueError(
-            f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing"
-            " to train on: their sum must be below 1"
-        )
-
-
-def text_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        ValueError: it is no regular file that can be read.
-    """
-    with _faults_of(path):
-        return hashlib.sha256(read_bytes(path, LARGEST_TEXT)).hexdigest()
-
-
-@contextlib.contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
-    """Add the setting that names a file to its faults."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"data.path={path}: {error}") from error
-
-
-def _read_text(path: Path) -> str:
-    """The text of a file with line ends of one kind."""
-    with _faults_of(path):
-        text = read_text(path, LARGEST_TEXT).removeprefix("\ufeff")
-        if "\0" in text:
-            raise ValueError("it is a binary file, not text: it holds zero bytes")
-        if not text.strip():
-            raise ValueError("it is empty: it needs a sentence on each line")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _resource(name: str) -> str:

@@ -1,10 +1,10 @@
-"""Corpora of sentences, tokenized with the vocabulary of their training split."""
+"""Corpora of sentences or documents, tokenized with the vocabulary of their training split."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,48 +14,59 @@ import numpy as np
 
 from newllm.data.batching import BATCHINGS, EvaluationBatches, TrainingBatches
 from newllm.data.cache import Arrays, Cache
+from newllm.data.card import card
 from newllm.data.encoded import EncodedSplit
 from newllm.data.source import Source
-from newllm.data.sources.corpora import (
-    NAMES,
-    SPLITS,
-    Corpus,
-    Counts,
-    build_corpus,
-    read_text_corpus,
-    text_digest,
-)
+from newllm.data.sources.corpora import BUILT_IN, SPLITS, Corpus, Counts, build_corpus
 from newllm.data.sources.grammar import Grammar
 from newllm.data.sources.oracle import distributions, word_losses
+from newllm.data.sources.standard_library import (
+    READERS,
+    library_digest,
+    standard_library_corpus,
+    version_faults,
+)
+from newllm.data.sources.text import UNITS, plural, read_text_corpus, text_digest, text_size
 from newllm.data.tokenizer import UNK, Tokenizer, kind_and_size_faults
 
-TOO_LONG = ("error", "truncate", "drop")
-LARGE_TEXT = 500_000  # bytes of a file from which on computed arrays are cached
+NAMES = (*BUILT_IN, *READERS, "text")
+TOO_LONG = ("error", "truncate", "drop", "chunk")
+EXACT_METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
+LARGE_TEXT = 500_000  # bytes of a text from which on computed arrays are cached
 
 
 class SentenceSource(Source):
-    """A corpus in batches of sentences.
+    """A corpus in batches of rows: sentences, or chunks of documents.
+
+    Each row starts from a fresh state, that of a later chunk of a document as well.
 
     Args:
-        corpus: one of `newllm.data.sources.corpora.NAMES`.
+        corpus: one of `NAMES`.
         order_seed: decides the order of the training batches and nothing else.
-        batch_size: sentences in a training batch.
+        batch_size: rows in a training batch.
         batching: `shuffled` or `bucketed` (sentences of similar length together).
         seed: redraws and splits the corpus anew. None gives the published corpus.
         directory: where `write` leaves the files of the corpus and, in the folder `cache`, arrays
             computed from a large text. None writes nothing.
-        tokenizer: `words` or `bpe`.
+        tokenizer: `words`, `bpe` or `bytes`. None takes `words` for lines and `bytes` for other
+            units.
         vocabulary_size: the largest vocabulary, the four specials counted. None keeps all words.
-        max_length: positions that a sentence may take: `<BOS>` and its tokens, without `<EOS>`.
-        too_long: what happens to a longer sentence. `truncate` cuts it and its `<EOS>` off.
-        train_sentences: keep only this many training sentences. The vocabulary is still that of
-            all training sentences. None keeps all.
-        validation_sentences: keep at most this many validation sentences. None keeps all.
-        test_sentences: keep at most this many test sentences. None keeps all.
-        path: the file of `text`.
-        lowercase: whether text and prompts are lower-cased.
-        validation_fraction: share of the sentences of `text` to validate on.
-        test_fraction: share of the sentences of `text` to test on.
+        max_length: positions that a row may take: `<BOS>` and its tokens, without `<EOS>`. None
+            takes 32 for lines and 256 for other units.
+        too_long: what happens to a longer sequence. `truncate` cuts it and its `<EOS>` off, `chunk`
+            makes several rows of it and loses no token. None takes `error` for lines and `chunk`
+            for other units.
+        train_sentences: keep only this many training sequences. The vocabulary is still that of
+            all training sequences. None keeps all.
+        validation_sentences: keep at most this many validation sequences. None keeps all.
+        test_sentences: keep at most this many test sequences. None keeps all.
+        path: the file or folder of `text`.
+        validation_path, test_path: files or folders to evaluate on, instead of a part of `path`.
+        unit: what a sequence of `text` is; see `read_text_corpus`.
+        lowercase: whether text and prompts are lower-cased. None lower-cases lines alone.
+        validation_fraction: share of the sequences of `text` to validate on.
+        test_fraction: share of the sequences of `text` to test on.
+        python: the version of Python whose standard library is read.
 
     Raises:
         ValueError: an argument is out of range; `setup` raises it for faults of the text.
@@ -71,18 +82,27 @@ class SentenceSource(Source):
         batching: str = "shuffled",
         seed: int | None = None,
         directory: str | None = "data",
-        tokenizer: str = "words",
+        tokenizer: str | None = None,
         vocabulary_size: int | None = None,
-        max_length: int = 32,
-        too_long: str = "error",
+        max_length: int | None = None,
+        too_long: str | None = None,
         train_sentences: int | None = None,
         validation_sentences: int | None = None,
         test_sentences: int | None = None,
         path: str | None = None,
-        lowercase: bool = True,
+        validation_path: str | None = None,
+        test_path: str | None = None,
+        unit: str = "line",
+        lowercase: bool | None = None,
         validation_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        python: str | None = None,
     ) -> None:
+        is_of_lines = unit == "line" and corpus not in READERS
+        tokenizer = tokenizer or ("words" if is_of_lines else "bytes")
+        too_long = too_long or ("error" if is_of_lines else "chunk")
+        max_length = (32 if is_of_lines else 256) if max_length is None else max_length
+        paths = {"path": path, "validation_path": validation_path, "test_path": test_path}
         self._limits = {
             "train": train_sentences,
             "validation": validation_sentences,
@@ -92,6 +112,7 @@ class SentenceSource(Source):
             "corpus": (corpus, NAMES),
             "batching": (batching, BATCHINGS),
             "too_long": (too_long, TOO_LONG),
+            "unit": (unit, UNITS),
         }
         faults = [
             f"data.{key}={value} is unknown: choose one of {list(known)}"
@@ -113,18 +134,26 @@ class SentenceSource(Source):
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
         if corpus == "text" and not path:
             faults.append("data=text needs data.path=FILE")
-        if corpus != "text" and path:
-            faults.append(f"data.path={path} is used by data=text only, not by data={corpus}")
+        faults += [
+            f"data.{key}={given} is used by data=text only, not by data={corpus}"
+            for key, given in paths.items()
+            if given and corpus != "text"
+        ]
+        faults += version_faults(python)
         if faults:
             raise ValueError("\n".join(faults))
 
         self.name, self.max_length = corpus, max_length
+        self.unit = "documents" if corpus in READERS else plural(unit)
         self.num_sentences: dict[str, int] = {}  # of each split, dropped ones counted
         self.num_too_long: dict[str, int] = {}
-        self._path = Path(path) if path else None
+        self.num_lost_tokens = 0  # that too long sequences cost all splits
+        self._num_tokens = 0
+        self._paths = {key: Path(given) for key, given in paths.items() if given}
         self._reading: dict[str, Any] = {
             "seed": seed,
-            "lowercase": lowercase,
+            "unit": unit,
+            "lowercase": is_of_lines if lowercase is None else lowercase,
             "validation_fraction": validation_fraction,
             "test_fraction": test_fraction,
         }
@@ -143,7 +172,7 @@ class SentenceSource(Source):
         if self._splits:
             return
         settings = self._text_settings  # raises for a file that cannot be read
-        self._is_large = self._path is not None and self._path.stat().st_size >= LARGE_TEXT
+        self._is_large = self.name in READERS or text_size(self._paths) >= LARGE_TEXT
         if self._directory and self._is_large:
             self.cache = Cache(self._directory / "cache")
         tokens = self.cache.get("tokens", settings, self._tokens)
@@ -168,7 +197,10 @@ class SentenceSource(Source):
             splits["train"], self._batch_size, self._batching, self._order_seed
         )
         self.evaluation = {name: EvaluationBatches(splits[name]) for name in ("validation", "test")}
-        counted = self.cache.get("counts", self.settings, self._counted)
+        if self.tokenizer.is_exact:
+            for batches in (self.train, *self.evaluation.values()):
+                batches.metrics = EXACT_METRICS
+        counted = self.cached("counts", self._counted)
         self.counts = Counts(*counted["counts"].tolist())
         self.digest = counted["sha256"].tobytes().decode()
 
@@ -178,38 +210,40 @@ class SentenceSource(Source):
         Raises:
             ValueError: the files of a corpus cannot be written.
         """
-        if self._directory and not self._path:
+        if self._directory and self.name in BUILT_IN:
             build_corpus(self.name, self._reading["seed"]).write(self._directory)
         self.cache.write()
 
     def announce(self, stage: str) -> None:
-        """Print what is about to run if it takes a while."""
         if self._is_large:
             print(f"{stage} ...", file=sys.stderr, flush=True)
 
     @cached_property
     def _text_settings(self) -> dict[str, Any]:
         """Everything that the tokens depend on beside the code."""
+        text = library_digest() if self.name in READERS else text_digest(self._paths)
         return {
-            "text": text_digest(self._path) if self._path else None,
+            "corpus": self.name,
+            "text": text,
             "tokenizer": self._tokenizer_kind,
             "vocabulary_size": self._vocabulary_size,
             **self._reading,
         }
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that the encoded splits depend on beside the code, for the cache."""
+    def cached(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         limits = {"max_length": self.max_length, "too_long": self._too_long, **self._limits}
-        return self._text_settings | limits
+        return self.cache.get(name, self._text_settings | limits, compute)
 
     @cached_property
     def _whole(self) -> Corpus:
         """The corpus without limits. A large text is only read when this is needed."""
-        if not self._path:
+        if self.name in BUILT_IN:
             return build_corpus(self.name, self._reading["seed"])
-        self.announce(f"reading {self._path}")
-        return read_text_corpus(self._path, **self._reading)
+        if self.name in READERS:
+            self.announce("reading the standard library of Python")
+            return standard_library_corpus(self.name)
+        self.announce(f"reading {self._paths['path']}")
+        return read_text_corpus(self._paths, **self._reading)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -229,7 +263,11 @@ class SentenceSource(Source):
         corpus = self._whole  # all training sentences decide on the vocabulary
         self.announce("training the tokenizer")
         tokenizer = Tokenizer.train(
-            corpus.train, self._tokenizer_kind, self._vocabulary_size, self._reading["lowercase"]
+            corpus.train,
+            self._tokenizer_kind,
+            self._vocabulary_size,
+            self._reading["lowercase"],
+            is_exact=self.unit != "sentences",
         )
         self.announce("encoding the text")
         found = {"tokenizer": np.frombuffer(tokenizer.to_json().encode(), np.uint8)}
@@ -240,7 +278,11 @@ class SentenceSource(Source):
         return found
 
     def _fit(self, split: str, ids_S: np.ndarray, length_N: np.ndarray) -> EncodedSplit:
-        """A split whose sentences take at most `max_length` positions."""
+        """A split whose rows take at most `max_length` positions."""
+        self._num_tokens += len(ids_S)
+        if self._too_long == "chunk":
+            self.num_too_long[split] = 0
+            return EncodedSplit(ids_S, length_N, self.max_length)
         fits_N = length_N <= self.max_length + 1
         too_long = np.flatnonzero(~fits_N)
         self.num_too_long[split] = len(too_long)
@@ -255,24 +297,30 @@ class SentenceSource(Source):
             )
         if self._too_long == "drop":
             self._kept[split] = np.flatnonzero(fits_N)
+            self.num_lost_tokens += int(length_N[~fits_N].sum())
             return EncodedSplit(ids_S[np.repeat(fits_N, length_N)], length_N[fits_N])
         start_N = np.cumsum(length_N) - length_N
         is_kept_S = np.arange(len(ids_S)) - np.repeat(start_N, length_N) <= self.max_length
+        self.num_lost_tokens += int((~is_kept_S).sum())
         return EncodedSplit(ids_S[is_kept_S], np.minimum(length_N, self.max_length + 1))
 
-    def split(self, name: str) -> EncodedSplit:
-        """The encoded sentences of `train`, `validation` or `test`, without dropped ones."""
-        return self._splits[name]
+    def encoded(self, split: str) -> EncodedSplit:
+        """The sequences of `train`, `validation` or `test`, without dropped ones."""
+        return self._splits[split]
+
+    def texts(self, split: str) -> Sequence[str] | None:
+        is_cut = self._too_long == "truncate" and self.num_too_long[split] > 0
+        return self.sentences(split) if self.tokenizer.is_exact and not is_cut else None
 
     def sentences(self, name: str) -> Sequence[str]:
-        """The same sentences as text. A truncated one appears in full."""
+        """The same sequences as text. A truncated one appears in full."""
         whole = self.corpus.split(name)
         return [whole[i] for i in self._kept[name]] if name in self._kept else whole
 
     @property
     def grammar(self) -> Grammar | None:
         """The distribution that the sentences were drawn from, if there is one."""
-        return None if self._path else self._whole.grammar
+        return self._whole.grammar if self.name in BUILT_IN else None
 
     def oracle_loss(self, split: str) -> float | None:
         """The mean -log p of a split's targets under the grammar, in nats per token.
@@ -306,15 +354,42 @@ class SentenceSource(Source):
         unknown_in = split if self._tokenizer_kind == "words" else None
         return word_losses(grammar, self.tokenizer, self.sentences(name), unknown_in)
 
-    def next_token_distributions(self, name: str) -> list[list[dict[int, float]]] | None:
+    def reference_losses(self, split: str) -> Mapping[str, np.ndarray]:
+        """Of a corpus drawn from a grammar.
+
+        `grammar_known` is the grammar with probabilities estimated from the training sentences, the
+        loss of a perfect learner of its structure; `oracle` is the grammar itself.
+        """
+        if self._estimated is None:
+            return {}
+        found = {
+            "grammar_known": self.grammar_losses(split, self._estimated),
+            "oracle": self.grammar_losses(split),
+        }
+        num_targets = self._splits[split].num_targets
+        return {
+            name: np.array(losses)
+            if len(losses) == num_targets
+            else np.full(num_targets, math.fsum(losses) / num_targets)  # tokens are parts of words
+            for name, losses in found.items()
+            if losses is not None
+        }
+
+    @cached_property
+    def _estimated(self) -> Grammar | None:
+        return self.grammar and self.grammar.estimate(
+            sentence.split() for sentence in self.sentences("train")
+        )
+
+    def next_token_distributions(self, split: str) -> list[list[dict[int, float]]] | None:
         """The grammar's probability of each next token, by sentence and position.
 
         None without a grammar, for an empty split, and where tokens are parts of words.
         """
-        grammar, split = self.grammar, self._splits[name]
-        if grammar is None or self._tokenizer_kind != "words" or not len(split):
+        grammar, encoded = self.grammar, self._splits[split]
+        if grammar is None or self._tokenizer_kind != "words" or not len(encoded):
             return None
-        return distributions(grammar, self.tokenizer, self.sentences(name), split)
+        return distributions(grammar, self.tokenizer, self.sentences(split), encoded)
 
     @property
     def entropy_floor(self) -> float | None:
@@ -340,30 +415,39 @@ class SentenceSource(Source):
     @cached_property
     def num_unknown(self) -> int:
         """`<UNK>` among the validation targets."""
-        return int((self.split("validation").targets == UNK).sum())
+        return int((self.encoded("validation").targets == UNK).sum())
 
     @property
     def unknown_share(self) -> float:
         """Share of `<UNK>` among the validation targets."""
-        return self.num_unknown / self.split("validation").num_targets
+        return self.num_unknown / self.encoded("validation").num_targets
+
+    def num_incomplete(self) -> Mapping[str, int]:
+        return self.num_too_long
 
     @property
     def overlap_share(self) -> float:
-        """Share of the validation sentences that are in the training split as well."""
         return self.counts.overlap / self.num_sentences["validation"]
 
     def too_long(self) -> str:
-        """The numbers of sentences that were dropped or truncated, in words."""
+        """The numbers of sequences that were dropped or truncated, in words."""
+        if self._too_long == "chunk":
+            return ""
         fate = "dropped" if self._too_long == "drop" else "truncated"
         numbers = self.num_too_long.items()
-        return ", ".join(f"{number:,} {fate} in {split}" for split, number in numbers if number)
+        told = ", ".join(f"{number:,} {fate} in {split}" for split, number in numbers if number)
+        share = self.num_lost_tokens / self._num_tokens
+        return f"{told} ({share:.1%} of all tokens are lost)" if told else ""
+
+    def card(self) -> dict[str, str]:
+        return card(self)
 
     def summary(self) -> str:
         """The most important figures of the data card, in one line."""
         oracle, blank_lines = self.oracle_loss("validation"), self.counts.num_blank_lines
         sentences = " / ".join(f"{self.num_sentences[split]:,} {split}" for split in SPLITS)
         parts = [
-            f"{sentences} sentences",
+            f"{sentences} {self.unit}",
             f"{self.counts.num_words:,} words",
             f"vocabulary {self.vocabulary_size:,}",
             f"<UNK> {self.unknown_share:.1%} of validation targets",
