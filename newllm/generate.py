@@ -49,7 +49,8 @@ def main() -> None:
         )
     except ValueError as error:
         sys.exit(str(error))
-    print("\n".join(map(printable, sentences)))
+    is_of_lines = not any("\n" in sentence for sentence in sentences)
+    print(("\n" if is_of_lines else "\n\n").join(map(printable, sentences)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ NUM_NEVER_PREDICTED = 2  # <PAD> and <BOS>
 _SPECIALS = [" <PAD>", " <UNK>", " <BOS>", " <EOS>"]
 _NUM_BYTES = 256
 ENCODED_AT_ONCE = 100_000  # characters; the library's results take 100 bytes for each
-TRAINED_ON = 1 << 24  # characters, for byte-pair encoding
+TRAINED_ON = 1 << 23  # characters, for byte-pair encoding
 MAX_WORDS = 1000  # of a part of a very long sentence
 MAX_PIECE = 256  # bytes of a word that byte-pair encoding looks at together
 

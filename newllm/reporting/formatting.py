@@ -19,10 +19,9 @@ def percent(share: float | None) -> str:
 
 
 def in_bits_per_byte(found: Mapping[str, float | None]) -> str:
-    """What `newllm.statistics.predictions.bits_per_byte` gives, such as `2.113 ± 0.041 ...`."""
+    """What `newllm.statistics.predictions.bits_per_byte` gives, such as `2.1131 ± 0.0412`."""
     width = found["half_width"]
-    told = "" if width is None else f" ± {width:.4f} (95 %, {found['num_sequences']:,} sequences)"
-    return f"{found['value']:.4f}{told} bits per byte"
+    return f"{found['value']:.4f}" + ("" if width is None else f" ± {width:.4f}")
 
 
 def whole(value: float | None) -> str:

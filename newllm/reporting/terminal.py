@@ -112,12 +112,13 @@ def _losses_table(splits: Mapping[str, Any]) -> Table:
     ]
     table = _table(["nats per token", *splits], references)
     table.add_row("this model", *(number(row["loss"]) for row in splits.values()), style="bold")
-    table.add_row("gap closed", *(percent(row["gap_closed"]) for row in splits.values()))
+    if any(row["gap_closed"] is not None for row in splits.values()):
+        table.add_row("gap closed", *(percent(row["gap_closed"]) for row in splits.values()))
     return table
 
 
 def _bits_table(splits: Mapping[str, Any]) -> Table:
-    """The bits per byte of each split beside its references."""
+    """The bits per byte of each split, with its interval over sequences, beside its references."""
     names = dict.fromkeys(name for row in splits.values() for name in row[REFERENCE_BITS])
     references = [
         [

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -82,9 +82,9 @@ class ReferenceModels:
             uniform = math.log(source.vocabulary_size - NUM_NEVER_PREDICTED)
             losses["uniform"] = np.full(encoded.num_targets, uniform)
             losses |= source.cached(f"n-grams {split}", lambda: self._counted(encoded))
-            if split != "train" and (texts := source.texts(split)) is not None:
-                found = source.cached(f"xz {split}", lambda: self._compressed(texts))
-                losses["xz"] = float(found["nats"]) / encoded.num_targets
+            if split != "train" and source.num_bytes(split):
+                found = source.cached(f"xz {split}", lambda: self._compressed(split))
+                losses |= {name: float(nats) / encoded.num_targets for name, nats in found.items()}
         losses |= source.reference_losses(split)
         oracle = source.oracle_loss(split)
         if oracle is not None and "oracle" not in losses:
@@ -101,9 +101,12 @@ class ReferenceModels:
         logs = self._ngram.log_probabilities(split)
         return {name: -log for name, log in zip(NGRAMS, logs, strict=True)}
 
-    def _compressed(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def _compressed(self, split: str) -> dict[str, np.ndarray]:
+        known, texts = self._source.texts("train"), self._source.texts(split)
+        if known is None or texts is None:
+            return {}
         self._source.announce("compressing the text with xz")
-        return {"nats": np.array(xz_nats(self._source.texts("train") or (), texts))}
+        return {"xz": np.array(xz_nats(known, texts))}
 
     @cached_property
     def _ngram(self) -> NGram:

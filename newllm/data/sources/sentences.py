@@ -139,6 +139,8 @@ class SentenceSource(Source):
             for key, given in paths.items()
             if given and corpus != "text"
         ]
+        if unit != "line" and corpus != "text":
+            faults.append(f"data.unit={unit} is used by data=text only, not by data={corpus}")
         faults += version_faults(python)
         if faults:
             raise ValueError("\n".join(faults))
@@ -190,7 +192,7 @@ class SentenceSource(Source):
             if not len(splits[name]):
                 raise ValueError(
                     f"data.max_length={self.max_length} with data.too_long=drop leaves no"
-                    f" sentence in the {name} split"
+                    f" {self.unit.removesuffix('s')} in the {name} split"
                 )
         self._splits = splits
         self.train = TrainingBatches(
