@@ -51,7 +51,7 @@ def test_a_folder_holds_documents(tmp_path: Path) -> None:
     assert corpus.unit == "documents"
     assert sorted(map(len, (corpus.train, corpus.validation, corpus.test))) == [1, 1, 6]
     (tmp_path / "more.jsonl").write_text('{"text": "a"}\n{"txt": "c"}\n')
-    with pytest.raises(ValueError, match=r"more\.jsonl: line 2 is no object with a .text."):
+    with pytest.raises(ValueError, match=r"more\.jsonl: line 2 needs text as text"):
         read(tmp_path, "document")
 
 

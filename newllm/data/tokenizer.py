@@ -6,14 +6,14 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from newllm.data.reading import parse_json, read_text
 
@@ -39,7 +39,7 @@ SAVED: dict[str, tuple[str | None, ...]] = {
     "normalizer": (None, "Lowercase"),
     "pre_tokenizer": ("WhitespaceSplit", "ByteLevel", "Sequence"),
     "decoder": (None, "ByteLevel"),
-    "post_processor": (None,),
+    "post_processor": (None, "TemplateProcessing"),
     "truncation": (None,),
     "padding": (None,),
 }
@@ -56,6 +56,7 @@ class Tokenizer:
         self.size: int = model.get_vocab_size()
         self.is_of_words = isinstance(model.model, models.WordLevel)
         exact = _pre_tokenizer(is_exact=True)
+        self.is_of_pairs = model.post_processor is not None
         self.is_exact = model.pre_tokenizer.__getstate__() == exact.__getstate__()
 
     @classmethod
@@ -66,6 +67,7 @@ class Tokenizer:
         vocabulary_size: int | None = None,
         lowercase: bool = True,
         is_exact: bool = False,
+        is_of_pairs: bool = False,
     ) -> Self:
         """Learn a vocabulary: the most frequent tokens first, ties in alphabetical order.
 
@@ -79,6 +81,8 @@ class Tokenizer:
             lowercase: whether sentences and prompts are lower-cased first.
             is_exact: whether `decode` restores all white space, which it otherwise does for bytes
                 alone. The tokens of a text then stand for its bytes and nothing else.
+            is_of_pairs: whether the texts are prompts and responses. A second `<BOS>` then ends a
+                prompt. The kind must not be ``words``.
 
         Raises:
             ValueError: an unknown kind, or a vocabulary size that is missing or too small.
@@ -99,6 +103,8 @@ class Tokenizer:
         )
         if lowercase:
             model.normalizer = normalizers.Lowercase()
+        if is_of_pairs:
+            model.post_processor = _prompt_template()
         texts = (part for sentence in sentences for part in _parts(sentence, is_exact))
         model.train_from_iterator(_first(TRAINED_ON, texts), trainer)
         return cls(model)
@@ -114,12 +120,34 @@ class Tokenizer:
 
     def encode(self, sentence: str) -> list[int]:
         """``<BOS>``, the tokens of the sentence, ``<EOS>``."""
-        return [*self.encode_prompt(sentence), EOS]
+        ids: list[int] = self._model.encode(sentence, add_special_tokens=False).ids
+        return [BOS, *ids, EOS]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """``<BOS>`` and the tokens of the beginning of a sentence."""
-        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
-        return [BOS, *ids]
+        """``<BOS>`` and the tokens of the beginning of a sentence, or those of a whole prompt."""
+        ids = self.encode(text)[:-1]
+        return [*ids, BOS] if self.is_of_pairs else ids
+
+    def encode_pairs(
+        self, prompts: Sequence[str], responses: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``<BOS>``, a prompt, ``<BOS>``, its response and ``<EOS>``, for many pairs.
+
+        Returns:
+            All ids end to end; the number of ids of each pair; the number of its first targets that
+            belong to the prompt or are its end. int32.
+        """
+        prompt_S, prompt_N = self.encode_all(prompts)
+        response_S, response_N = self.encode_all(responses)
+        prompt_S = np.delete(prompt_S, prompt_N.cumsum() - 1)  # without `<EOS>`
+        prompt_N = prompt_N - 1
+        length_N = prompt_N + response_N
+        start_N = length_N.cumsum() - length_N
+        place_S = np.arange(length_N.sum()) - np.repeat(start_N, length_N)
+        is_prompt_S = place_S < np.repeat(prompt_N, length_N)
+        ids_S = np.empty(len(place_S), np.int32)
+        ids_S[is_prompt_S], ids_S[~is_prompt_S] = prompt_S, response_S
+        return ids_S, length_N, prompt_N
 
     def encode_all(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """`encode` for many: all ids end to end, and the number of ids of each sentence. int32."""
@@ -248,8 +276,9 @@ def _check_saved(content: Any) -> None:
         part = content.get(name)
         kind = part.get("type", "unknown") if isinstance(part, dict) else part
         # A pattern may take any time.
-        own = [json.loads(_pre_tokenizer(flag).__getstate__()) for flag in (False, True)]
+        own = [_as_json(_pre_tokenizer(flag)) for flag in (False, True)]
         is_changed = kind == "Sequence" and part not in own
+        is_changed |= kind == "TemplateProcessing" and part != _as_json(_prompt_template())
         if kind not in kinds or is_changed:
             raise ValueError(f"its {name} is not one of newllm's")
     vocabulary, added = content["model"].get("vocab"), content.get("added_tokens")
@@ -277,6 +306,16 @@ def _word_level(
     if lowercase:
         model.normalizer = normalizers.Lowercase()
     return model
+
+
+def _as_json(part: Any) -> Any:
+    return json.loads(part.__getstate__())
+
+
+def _prompt_template() -> processors.TemplateProcessing:
+    """Marks the tokenizer of pairs, as the library writes a prompt between two `<BOS>`."""
+    bos = _SPECIALS[BOS]
+    return processors.TemplateProcessing(single=[bos, "$A", bos], special_tokens=[(bos, BOS)])
 
 
 def _byte_level(is_exact: bool) -> tokenizers.Tokenizer:

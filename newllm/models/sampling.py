@@ -27,6 +27,8 @@ def sample_sentences(
 ) -> list[str]:
     """Continue a prompt up to `<EOS>` or `max_tokens` tokens, including the prompt.
 
+    A model of pairs of prompts and responses gives the responses alone.
+
     `<PAD>`, `<UNK>`, `<BOS>` and classes without a word are never drawn.
 
     Raises:
@@ -66,7 +68,8 @@ def sample_sentences(
         for sentence, token in zip(sentences, token_B.tolist(), strict=True):
             sentence.append(token)
         logits_BTV, state = model(token_B[:, None].to(device), state)
-    return [tokenizer.decode(sentence) for sentence in sentences]
+    first = len(prompt_tokens) if tokenizer.is_of_pairs else 0
+    return [tokenizer.decode(sentence[first:]) for sentence in sentences]
 
 
 def _draw(

@@ -69,6 +69,7 @@ class Corpus:
         line_numbers: of the sentences of each split in its file, counted from 1.
         num_blank_lines: lines of the files that hold no sentence.
         unused: sequences that a limit leaves out of the training or the validation split.
+        prompts: of each split, if its sequences are responses.
     """
 
     name: str
@@ -82,10 +83,19 @@ class Corpus:
     line_numbers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     num_blank_lines: int = 0
     unused: Sequence[str] = ()
+    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def split(self, name: str) -> Sequence[str]:
         """The sequences of ``train``, ``validation`` or ``test``."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
+    def whole(self, name: str) -> Sequence[str]:
+        """The same, each after its prompt if it is a response."""
+        responses = self.split(name)
+        if not self.prompts:
+            return responses
+        pairs = zip(self.prompts[name], responses, strict=False)  # a limit shortens the responses
+        return [f"{prompt}\n{response}" for prompt, response in pairs]
 
     def location(self, split: str, index: int) -> str:
         """Where a sequence stands, as ``FILE:LINE`` if it is a line of a file."""
@@ -99,13 +109,14 @@ class Corpus:
         """Count words and sequences."""
         words: set[str] = set()
         num_words, shortest, longest = 0, sys.maxsize, 0
-        for sentence in chain(self.train, self.validation):
+        train, validation = self.whole("train"), self.whole("validation")
+        for sentence in chain(train, validation):
             found = sentence.split()
             words.update(found)
             num_words += len(found)
             shortest, longest = min(shortest, len(found)), max(longest, len(found))
-        shared = set(self.validation).intersection(self.train)
-        overlap = sum(sentence in shared for sentence in self.validation)
+        shared = set(validation).intersection(train)
+        overlap = sum(sentence in shared for sentence in validation)
         return Counts(num_words, len(words), shortest, longest, overlap, self.num_blank_lines)
 
     @cached_property
@@ -114,7 +125,7 @@ class Corpus:
         content = hashlib.sha256()
         for split in SPLITS:
             content.update(b"" if split == SPLITS[0] else b"\f")
-            for sentence in self.split(split):
+            for sentence in self.whole(split):
                 content.update(f"{sentence}\n".encode())
         return content.hexdigest()
 

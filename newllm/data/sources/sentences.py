@@ -1,4 +1,4 @@
-"""Corpora of sentences or documents, tokenized with the vocabulary of their training split."""
+"""Corpora of text, tokenized with the vocabulary of their training split."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from newllm.data.sources.corpora import BUILT_IN, SPLITS, Corpus, Counts, build_
 from newllm.data.sources.grammar import Grammar
 from newllm.data.sources.oracle import distributions, word_losses
 from newllm.data.sources.standard_library import (
+    PAIR_READERS,
     READERS,
     library_digest,
     standard_library_corpus,
     version_faults,
 )
-from newllm.data.sources.text import UNITS, plural, read_text_corpus, text_digest, text_size
+from newllm.data.sources.text import PAIR, UNITS, plural, read_text_corpus, text_digest, text_size
 from newllm.data.tokenizer import UNK, Tokenizer, kind_and_size_faults
 
-NAMES = (*BUILT_IN, *READERS, "text")
+NAMES = (*BUILT_IN, *READERS, "text", "pairs")
 TOO_LONG = ("error", "truncate", "drop", "chunk")
 EXACT_METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
 LARGE_TEXT = 500_000  # bytes of a text from which on computed arrays are cached
 
 
 class SentenceSource(Source):
-    """A corpus in batches of rows: sentences, or chunks of documents.
+    """A corpus in batches of rows: sentences, chunks of documents, or pairs.
 
-    Each row starts from a fresh state, that of a later chunk of a document as well.
+    Each row starts from a fresh state, that of a later chunk of a document as well. Of a pair of
+    prompt and response, only the response is scored.
 
     Args:
         corpus: one of `NAMES`.
@@ -98,9 +100,10 @@ class SentenceSource(Source):
         test_fraction: float = 0.1,
         python: str | None = None,
     ) -> None:
-        is_of_lines = unit == "line" and corpus not in READERS
+        is_of_pairs = corpus == "pairs" or corpus in PAIR_READERS
+        is_of_lines = unit == "line" and corpus not in READERS and not is_of_pairs
         tokenizer = tokenizer or ("words" if is_of_lines else "bytes")
-        too_long = too_long or ("error" if is_of_lines else "chunk")
+        too_long = too_long or ("error" if is_of_lines or is_of_pairs else "chunk")
         max_length = (32 if is_of_lines else 256) if max_length is None else max_length
         paths = {"path": path, "validation_path": validation_path, "test_path": test_path}
         self._limits = {
@@ -132,12 +135,17 @@ class SentenceSource(Source):
             if number < smallest
         ]
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
-        if corpus == "text" and not path:
-            faults.append("data=text needs data.path=FILE")
+        is_of_files = corpus in ("text", "pairs")
+        if is_of_files and not path:
+            faults.append(f"data={corpus} needs data.path=FILE")
+        if is_of_pairs and too_long not in ("error", "drop"):
+            faults.append(f"data.too_long={too_long}: a pair cannot be cut; choose error or drop")
+        if is_of_pairs and tokenizer == "words":
+            faults.append("data.tokenizer=words: pairs need bpe or bytes")
         faults += [
             f"data.{key}={given} is used by data=text only, not by data={corpus}"
             for key, given in paths.items()
-            if given and corpus != "text"
+            if given and not is_of_files
         ]
         if unit != "line" and corpus != "text":
             faults.append(f"data.unit={unit} is used by data=text only, not by data={corpus}")
@@ -147,6 +155,8 @@ class SentenceSource(Source):
 
         self.name, self.max_length = corpus, max_length
         self.unit = "documents" if corpus in READERS else plural(unit)
+        if is_of_pairs:
+            self.unit = "pairs"
         self.num_sentences: dict[str, int] = {}  # of each split, dropped ones counted
         self.num_too_long: dict[str, int] = {}
         self.num_lost_tokens = 0  # that too long sequences cost all splits
@@ -154,7 +164,7 @@ class SentenceSource(Source):
         self._paths = {key: Path(given) for key, given in paths.items() if given}
         self._reading: dict[str, Any] = {
             "seed": seed,
-            "unit": unit,
+            "unit": PAIR if is_of_pairs else unit,
             "lowercase": is_of_lines if lowercase is None else lowercase,
             "validation_fraction": validation_fraction,
             "test_fraction": test_fraction,
@@ -186,8 +196,10 @@ class SentenceSource(Source):
         splits = {}
         for name in SPLITS:
             length_N = tokens[f"{name}_lengths"][: self._limits[name]]
-            self.num_sentences[name] = len(length_N)
-            splits[name] = self._fit(name, tokens[f"{name}_ids"][: length_N.sum()], length_N)
+            self.num_sentences[name] = number = len(length_N)
+            ids_S, unscored_N = tokens[f"{name}_ids"], tokens.get(f"{name}_unscored")
+            unscored_N = None if unscored_N is None else unscored_N[:number]
+            splits[name] = self._fit(name, ids_S[: length_N.sum()], length_N, unscored_N)
         for name in ("train", "validation"):
             if not len(splits[name]):
                 raise ValueError(
@@ -265,21 +277,34 @@ class SentenceSource(Source):
         corpus = self._whole  # all training sentences decide on the vocabulary
         self.announce("training the tokenizer")
         tokenizer = Tokenizer.train(
-            corpus.train,
+            corpus.whole("train"),
             self._tokenizer_kind,
             self._vocabulary_size,
             self._reading["lowercase"],
             is_exact=self.unit != "sentences",
+            is_of_pairs=self.unit == "pairs",
         )
         self.announce("encoding the text")
         found = {"tokenizer": np.frombuffer(tokenizer.to_json().encode(), np.uint8)}
         smallest = np.min_scalar_type(tokenizer.size)
         for name in SPLITS:
-            ids_S, length_N = tokenizer.encode_all(corpus.split(name))
+            if corpus.prompts:
+                prompts, responses = corpus.prompts[name], corpus.split(name)
+                ids_S, length_N, found[f"{name}_unscored"] = tokenizer.encode_pairs(
+                    prompts, responses
+                )
+            else:
+                ids_S, length_N = tokenizer.encode_all(corpus.split(name))
             found |= {f"{name}_ids": ids_S.astype(smallest), f"{name}_lengths": length_N}
         return found
 
-    def _fit(self, split: str, ids_S: np.ndarray, length_N: np.ndarray) -> EncodedSplit:
+    def _fit(
+        self,
+        split: str,
+        ids_S: np.ndarray,
+        length_N: np.ndarray,
+        unscored_N: np.ndarray | None,
+    ) -> EncodedSplit:
         """A split whose rows take at most `max_length` positions."""
         self._num_tokens += len(ids_S)
         if self._too_long == "chunk":
@@ -289,7 +314,7 @@ class SentenceSource(Source):
         too_long = np.flatnonzero(~fits_N)
         self.num_too_long[split] = len(too_long)
         if not len(too_long):
-            return EncodedSplit(ids_S, length_N)
+            return EncodedSplit(ids_S, length_N, num_unscored_D=unscored_N)
         if self._too_long == "error":
             raise ValueError(
                 f"{self.corpus.location(split, too_long[0])} takes"
@@ -300,7 +325,9 @@ class SentenceSource(Source):
         if self._too_long == "drop":
             self._kept[split] = np.flatnonzero(fits_N)
             self.num_lost_tokens += int(length_N[~fits_N].sum())
-            return EncodedSplit(ids_S[np.repeat(fits_N, length_N)], length_N[fits_N])
+            unscored_N = None if unscored_N is None else unscored_N[fits_N]
+            ids_S = ids_S[np.repeat(fits_N, length_N)]
+            return EncodedSplit(ids_S, length_N[fits_N], num_unscored_D=unscored_N)
         start_N = np.cumsum(length_N) - length_N
         is_kept_S = np.arange(len(ids_S)) - np.repeat(start_N, length_N) <= self.max_length
         self.num_lost_tokens += int((~is_kept_S).sum())
@@ -311,6 +338,8 @@ class SentenceSource(Source):
         return self._splits[split]
 
     def texts(self, split: str) -> Sequence[str] | None:
+        if self.unit == "pairs":
+            return None  # a response alone is harder than one after its prompt
         is_cut = self._too_long == "truncate" and self.num_too_long[split] > 0
         return self.sentences(split) if self.tokenizer.is_exact and not is_cut else None
 

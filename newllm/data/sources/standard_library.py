@@ -1,12 +1,13 @@
-"""Documents from the Python standard library of the user: its documentation, and its source code.
+"""Texts from the Python standard library of the user: its documentation, and its source code.
 
-Both are real text that needs no download. They differ a little between versions of Python, so the
+They are real text that needs no download, and differ a little between versions of Python, so the
 version is a part of what a run states.
 """
 
 from __future__ import annotations
 
 import ast
+import doctest
 import hashlib
 import platform
 import random
@@ -15,7 +16,9 @@ import sysconfig
 import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 from newllm.data.sources.corpora import SPLIT_SEED, SPLITS, Corpus
 
@@ -24,18 +27,23 @@ LEFT_OUT = re.compile(
     r"(^|/)(tests?|idle_test|site-packages|dist-packages|config-[^/]*|_sysconfigdata[^/]*)(/|$)"
 )
 PERCENT_TRAIN, PERCENT_VALIDATION = 80, 10  # of the modules
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SALT = 73  # of the first split of Python 3.11 with 25 modules to validate and to test on
 
 
 def _documentation(file: Path) -> Iterator[str]:
     """The documentation strings of a module, its classes and its functions."""
+    return (ast.get_docstring(node) or "" for node in _documented(file))
+
+
+def _documented(file: Path) -> Iterator[Documented]:
+    """The module, classes and functions of a file that have a documentation string."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes of other authors
         module = ast.parse(file.read_bytes())
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(module):
-        if isinstance(node, documented) and (text := ast.get_docstring(node)):
-            yield text
+        if isinstance(node, Documented) and ast.get_docstring(node):
+            yield node
 
 
 def _source(file: Path) -> Iterator[str]:
@@ -44,10 +52,42 @@ def _source(file: Path) -> Iterator[str]:
         yield opened.read()
 
 
-READERS: dict[str, Callable[[Path], Iterable[str]]] = {
+def _summaries(file: Path) -> Iterator[tuple[str, str]]:
+    """The code of each function, and the first line of its documentation."""
+    for node in _documented(file):
+        if not isinstance(node, ast.Module | ast.ClassDef) and len(node.body) > 1:
+            summary = (ast.get_docstring(node) or "").strip().partition("\n")[0]
+            code = copy(node)
+            code.body = node.body[1:]
+            yield ast.unparse(code), summary
+
+
+def _dialogues(file: Path) -> Iterator[tuple[str, str]]:
+    """The interactive sessions in documentation, up to each answer, and the answer."""
+    for text in _documentation(file):
+        session = ""
+        for example in _examples(text):
+            session += ">>> " + "\n... ".join(example.source.splitlines()) + "\n"
+            if example.want.strip():
+                yield session, example.want.rstrip("\n")
+            session += example.want
+
+
+def _examples(text: str) -> list[doctest.Example]:
+    try:
+        return doctest.DocTestParser().get_examples(text)
+    except ValueError:  # a session that only looks like one
+        return []
+
+
+Reader = Callable[[Path], Iterable[str] | Iterable[tuple[str, str]]]
+READERS: dict[str, Reader] = {
     "stdlib_docs": _documentation,
     "stdlib_source": _source,
+    "stdlib_summaries": _summaries,
+    "stdlib_dialogues": _dialogues,
 }
+PAIR_READERS = ("stdlib_summaries", "stdlib_dialogues")  # which give a prompt and a response
 
 
 def library_folder() -> Path:
@@ -92,27 +132,30 @@ def split_of(module: str) -> str:
 
 
 def standard_library_corpus(name: str) -> Corpus:
-    """`stdlib_docs` or `stdlib_source`: each documentation string or each file is a document.
+    """One of `READERS`: documentation strings or files, or pairs of prompt and response.
 
-    No top-level module is in two splits. A text that occurs again is left out, first of all from
-    the evaluation splits.
+    No top-level module is in two splits. A text or pair that occurs again is left out, first of all
+    from the evaluation splits.
     """
-    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
+    found: dict[str, list[Any]] = {split: [] for split in SPLITS}
     for file_name, file in library_files().items():
-        documents[split_of(Path(file_name).parts[0].removesuffix(".py"))] += READERS[name](file)
-    seen: set[str] = set()
+        found[split_of(Path(file_name).parts[0].removesuffix(".py"))] += READERS[name](file)
+    seen: set[Any] = set()
     for split in SPLITS:
-        distinct = dict.fromkeys(text for text in documents[split] if text.strip())
-        documents[split] = [text for text in distinct if text not in seen]
+        distinct = dict.fromkeys(text for text in found[split] if not _is_blank(text))
+        found[split] = [text for text in distinct if text not in seen]
         seen.update(distinct)
-        random.Random(SPLIT_SEED).shuffle(documents[split])  # a limit then keeps a fair sample
-    return Corpus(
-        name,
-        documents["train"],
-        documents["validation"],
-        documents["test"],
-        unit="documents",
-    )
+        random.Random(SPLIT_SEED).shuffle(found[split])  # a limit then keeps a fair sample
+    if name not in PAIR_READERS:
+        train, validation, test = found.values()
+        return Corpus(name, train, validation, test, unit="documents")
+    train, validation, test = ([text for _, text in pairs] for pairs in found.values())
+    prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in found.items()}
+    return Corpus(name, train, validation, test, unit="pairs", prompts=prompts)
+
+
+def _is_blank(text: str | tuple[str, str]) -> bool:
+    return not all(part.strip() for part in ([text] if isinstance(text, str) else text))
 
 
 def version_faults(python: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sentences and documents from files of the user's own."""
+"""Sentences, documents, and pairs of prompt and response from files of the user's own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ CUTS: dict[str, Callable[[str], Iterable[str]]] = {
     "document": lambda text: [text],
 }
 UNITS = tuple(CUTS)
+PAIR = "pair"
 
 
 @dataclass
@@ -32,6 +33,7 @@ class _Sequences:
 
     path: Path
     texts: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
     line_numbers: array[int] = field(default_factory=lambda: array("i"))
     num_blank_lines: int = 0
 
@@ -48,14 +50,14 @@ def read_text_corpus(
     """The sequences of UTF-8 files, those without a word left out.
 
     Each path is a file or a folder, of which all files are read but hidden ones. A file that ends
-    in `.jsonl` holds an object with a `text` on each line.
+    in `.jsonl` holds an object on each line, with a `text`, or with a `prompt` and a `response`.
 
     Args:
         paths: `path` is what to train on; `validation_path` and `test_path` are what to evaluate
             on, instead of parts of `path`.
         unit: what a sequence is: a `line`, with its words separated by single blanks; a
             `paragraph`, which ends at a blank line; an `article`, which begins at a line
-            ` = TITLE = `; or a whole `document`.
+            ` = TITLE = `; a whole `document`; or a `pair`, whose response is the sequence.
         seed: of the split. None gives the usual one.
         lowercase: whether the text is lower-cased.
         validation_fraction, test_fraction: shares of the sequences of `path`.
@@ -99,6 +101,7 @@ def read_text_corpus(
         files={split: sequences.path for split, sequences in chosen.items()},
         line_numbers={split: sequences.line_numbers for split, sequences in chosen.items()},
         num_blank_lines=sum(sequences.num_blank_lines for sequences in (whole, *own.values())),
+        prompts={split: found.prompts for split, found in chosen.items()} if whole.prompts else {},
     )
 
 
@@ -112,6 +115,7 @@ def _chosen(whole: _Sequences, indices: list[int]) -> _Sequences:
     return _Sequences(
         whole.path,
         [whole.texts[i] for i in indices],
+        [whole.prompts[i] for i in indices] if whole.prompts else [],
         array("i", (numbers[i] for i in indices) if numbers else ()),
     )
 
@@ -119,6 +123,11 @@ def _chosen(whole: _Sequences, indices: list[int]) -> _Sequences:
 def _read(key: str, path: Path, unit: str, lowercase: bool) -> _Sequences:
     found = _Sequences(path)
     for file in _files(key, path):
+        if unit == PAIR:
+            for prompt, response in _records(key, file, ("prompt", "response")):
+                found.prompts.append(prompt.lower() if lowercase else prompt)
+                found.texts.append(response.lower() if lowercase else response)
+            continue
         for text in _texts(key, file):
             for number, piece in enumerate(_pieces(text, unit), start=1):
                 if not (words := piece.split()):
@@ -192,12 +201,24 @@ def _texts(key: str, file: Path) -> Iterator[str]:
         if file.suffix != ".jsonl":
             yield _text(file)
             return
+    yield from (text for (text,) in _records(key, file, ("text",)))
+
+
+def _records(key: str, file: Path, fields: tuple[str, ...]) -> Iterator[list[str]]:
+    """The fields of the objects of a file, one on each line."""
+    with _faults_of(key, file):
         for number, line in enumerate(_text(file).split("\n"), start=1):
-            if line.strip():
+            if not line.strip():
+                continue
+            try:
                 record = parse_json(line)
-                if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                    raise ValueError(f'line {number} is no object with a "text"')
-                yield record["text"]
+            except ValueError as error:
+                raise ValueError(f"line {number} is not JSON: {error}") from error
+            given = record if isinstance(record, dict) else {}
+            found = [text for name in fields if isinstance(text := given.get(name), str)]
+            if len(found) < len(fields):
+                raise ValueError(f"line {number} needs text as {' and '.join(fields)}")
+            yield found
 
 
 def _text(file: Path) -> str:
