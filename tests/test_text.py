@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Compose
+from conftest import TINY_CONTEXT, Compose
 
 from newllm.data.sources.corpora import SPLITS, Corpus
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.sources.text import read_text_corpus
 from newllm.runs.identity import config_hash
+from newllm.training.experiment import build_experiment
 
 ARTICLES = """\
  = First = \n \n One two . \n \n = = Part = = \n \n Three . \n
@@ -152,6 +153,17 @@ def test_the_content_of_a_folder_is_part_of_what_a_run_is(
     assert hash_of(moved) == before
     (moved / "0.txt").write_text("Changed")
     assert hash_of(moved) != before
+
+
+def test_a_length_that_follows_from_the_data_does_not_change_what_a_run_is(
+    documents: Path, compose_config: Compose, tmp_path: Path
+) -> None:
+    """Or a sweep would not know its own runs again."""
+    overrides = ("data=text", f"data.path={documents}", "data.unit=document", "recipe=modern")
+    config = compose_config(*overrides, *TINY_CONTEXT, "countermeasure=none", "trainer=smoke")
+    built = build_experiment(config, tmp_path / "run").config
+    assert built.model.max_length == 256
+    assert config_hash(built) == config_hash(config)
 
 
 def test_settings_that_do_not_fit_are_refused(documents: Path) -> None:

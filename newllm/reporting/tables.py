@@ -16,7 +16,15 @@ from newllm.statistics.variants import Variant
 Table = tuple[list[str], list[list[str]]]  # headings and rows
 
 COMPARISON = ("group", "seeds", "best val loss", "difference", "verdict", "seeds to decide")
-COSTS = ("group", "test loss", "gap closed", "parameters", "state (bytes)", "seconds")
+COSTS = (
+    "group",
+    "test loss",
+    "test bits per byte",
+    "gap closed",
+    "parameters",
+    "state (bytes)",
+    "seconds",
+)
 DEFINITION_OF_REFERENCES = (
     "Losses on the validation sentences of each corpus, in nats per token: uniform, unigram, "
     "bigram and trigram counts, the grammar with probabilities estimated from the training "
@@ -51,6 +59,7 @@ def costs(contest: Contest) -> Table:
         [
             variant.label,
             bounds(variant.interval("test_loss")),
+            bounds(variant.interval("test_bits_per_byte")),
             percent(_mean(variant, "gap_closed")),
             whole(variant.first("parameters")),
             whole(variant.first("state_bytes")),

@@ -35,6 +35,7 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(("steps", "epochs", "best_step"), int | None),
     **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean", "best_epoch"), float | None),
     **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), float | None),
+    "test_bits_per_byte": float | None,
     **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), float | None),
     "seconds": float | None,
     **dict.fromkeys(("sees_the_future", "has_tokenizer"), bool),
@@ -45,9 +46,6 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), list[float | None] | None),
     "spikes": dict[str, list[dict[str, float | None]]] | None,
     "evaluation": dict[str, dict] | None,
-    "bits_per_byte": dict[str, dict] | None,
-    "references_bits_per_byte": dict[str, float] | None,
-    "data_card": dict,
 }
 SPIKE_FIELDS = ("onset", "peak", "ratio")  # and `recovery`, which may be null
 KNOWN_FIELDS = ("seed", "corpus", "references", "threads", "name")  # of a run that has started

@@ -57,6 +57,9 @@ def hashed(config: DictConfig) -> dict[str, Any]:
         recurrence.pop("compile", None)  # how it computes, not what
     if (kept["recipe"] or {}).get("output_classes") is None:
         left_out["model"] = ["vocabulary_size"]  # follows from the data
+    data = kept["data"] or {}
+    if "max_length" in data and data["max_length"] is None:
+        left_out.setdefault("model", []).append("max_length")  # follows from the data
     budget = content.get("budget") or {}  # older runs have none
     if sizes := decided_sizes(budget):
         kept["budget"] = named_sizes(budget)

@@ -45,7 +45,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         has_tokenizer=source.tokenizer is not None,
         **dict.fromkeys(measured(experiment)),
         **dict.fromkeys(("test_loss", "evaluation", "val_loss_by_position", "error")),
-        bits_per_byte=None,
+        **dict.fromkeys(("bits_per_byte", "test_bits_per_byte")),
         **dict.fromkeys(("val_kl", "val_kl_by_position")),
         oracle_loss=source.oracle_loss(VALIDATION),
         test_oracle_loss=source.oracle_loss(TEST) if config.test else None,
@@ -95,7 +95,8 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
     losses = target_losses(model, split)
     found: dict[str, Any] = {
         "val_loss_by_position": mean_by_position(losses, positions),
-        "bits_per_byte": _bits_per_byte(experiment, losses),
+        "bits_per_byte": (bits := _bits_per_byte(experiment, losses)),
+        "test_bits_per_byte": bits[TEST]["value"] if TEST in bits else None,
     }
     kl = divergences(model, source)
     if kl is not None:
@@ -103,11 +104,11 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
     return _rounded(found)
 
 
-def _bits_per_byte(experiment: Experiment, losses: np.ndarray) -> dict[str, Any] | None:
-    """Bits per byte by split, where tokens stand for bytes; `losses` are those of validation."""
+def _bits_per_byte(experiment: Experiment, losses: np.ndarray) -> dict[str, Any]:
+    """Bits per byte by split; `losses` are those of validation. Empty without bytes."""
     source, config = experiment.source, experiment.config
     if (found := bits_per_byte(losses, source, VALIDATION)) is None:
-        return None
+        return {}
     by_split: dict[str, Any] = {VALIDATION: found}
     test = source.encoded(TEST) if config.test else None
     if test is not None and len(test):

@@ -482,7 +482,7 @@ class SentenceSource(Source):
             f"{self.counts.num_words:,} words",
             f"vocabulary {self.vocabulary_size:,}",
             f"<UNK> {self.unknown_share:.1%} of validation targets",
-            f"{self.counts.overlap:,} validation sentences in train",
+            f"{self.counts.overlap:,} validation {self.unit} in train",
             "" if oracle is None else f"oracle {oracle:.4f}",
             f"too long: {self.too_long()}" if self.too_long() else "",
             f"{blank_lines:,} blank lines" if blank_lines else "",
