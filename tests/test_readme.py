@@ -1,5 +1,6 @@
-"""The commands of the README, docs/extending.md and docs/tasks.md, run at a tiny size."""
+"""The commands of the README and of the pages beside it, run at a tiny size."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,9 +15,8 @@ from torch import nn
 from newllm.models.contract import check_cell, check_layer
 
 ROOT = Path(__file__).parents[1]
-README = "".join(
-    (ROOT / name).read_text() for name in ("README.md", "docs/extending.md", "docs/tasks.md")
-)
+PAGES = ("README.md", "docs/extending.md", "docs/tasks.md", "docs/text.md")
+README = "".join((ROOT / name).read_text() for name in PAGES)
 COMMANDS = [
     line.partition(" # ")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -48,13 +48,19 @@ def test_make_knows_every_target_of_the_readme() -> None:
 @pytest.mark.parametrize("line", [line for line in TRAIN if "my_conf" not in line])
 def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(f"line {i} of a text" for i in range(50)))
+    (tmp_path / "books").mkdir()
+    for number in range(12):
+        (tmp_path / "books" / f"{number}.txt").write_text(f"A book.\n\nNumber {number}. " * 20)
+    pair = json.dumps({"prompt": "ask", "response": "told"})
+    (tmp_path / "pairs.jsonl").write_text(f"{pair}\n" * 20)
+    line = line.replace("data=stdlib_docs", "data=text data.path=books data.unit=document")
+    line = re.sub(r"max_steps=\d+", "max_steps=2", line)
     if line.startswith("-m"):
         line = line.replace("seed=1,2,3", "seed=1")
         small = [*SMALL, "model.embedding_dim=8"]  # the only size that all models have
     elif "budget" in line:
         small = SMALL
     elif "recipe=task" in line:
-        line = re.sub(r"max_steps=\d+", "max_steps=2", line)
         small = ["data.evaluation_rows=2", "logger=none", "callbacks=none", "threads=1"]
     else:
         small = [*SMALL, *(f"model.{size}" for size in TINY)]
