@@ -10,6 +10,7 @@
           phase1_baseline:                # nothing: the experiment of that name
           deep: [model.num_layers=12]     # overrides; lists in the list are joined to it
         trials: {number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}
+        # Or a grid:  trials: {space: {optimizer.lr: {choices: [1e-3, 2e-3]}}}
         then:                             # each variant, or its best trial, again
           corpora: {only: "deep*", data.seed: "1,2,3", seed: "1"}
 
