@@ -88,7 +88,7 @@ def test_results_are_the_later_runs_of_the_best_trial() -> None:
     )  # fmt: skip
     assert (learned.task, learned.model) == ("parity", "transformer_learned")
     assert (s3.guessing, s3.longest_trained, s3.lengths) == (
-        pytest.approx(1 / 6), TRAINED, [TRAINED, *LENGTHS]
+        pytest.approx(1 / 6), TRAINED, {TRAINED, *LENGTHS}
     )  # fmt: skip
     assert gated.values(2048) == [1.0, 1.0, 0.9995]
     assert (gated.num_solved, len(gated.runs)) == (3, 3)
@@ -125,6 +125,19 @@ def test_a_share_is_cut_and_not_rounded() -> None:
     assert [percent_at_least(share) for share in (0.0, 0.5, 0.99996, 1.0)] == [
         "0.0", "50.0", "99.9", "100"
     ]  # fmt: skip
+
+
+def test_what_was_not_tested_is_empty(tmp_path: Path) -> None:
+    """One model diverged, another was tested beyond the training length alone."""
+    runs = model("s3_lstm", None, None) + model("s3_gated", PERFECT)
+    del runs[-1].result["evaluation"]["test"]
+    lstm, gated = entries(runs)[::-1]
+    assert (lstm.num_solved, lstm.accuracy(64), gated.accuracy(TRAINED)) == (0, None, None)
+    page = Page(runs, found_studies()).compose()
+    page.write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| 0.002 | - | - | - | - | 0 of 2, 2 diverged |" in text
+    assert "| 0.002 | - | 100 / 100 | 100 / 100 | 100 | 1 of 1 |" in text
 
 
 @pytest.mark.usefixtures("every_word")

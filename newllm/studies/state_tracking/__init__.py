@@ -19,6 +19,7 @@ from newllm.studies.state_tracking.results import (
     TASKS,
     Entry,
     entries,
+    lengths_of,
     purpose,
 )
 
@@ -81,18 +82,17 @@ def _definition(found: Sequence[Entry], _: Translate) -> str:
     entry = found[0]
     lengths = _(LENGTHS).format(
         trained=entry.longest_trained,
-        longest=f"{max(_lengths(found)):,}",
+        longest=f"{lengths_of(found)[-1]:,}",
         guess=percent_at_least(entry.guessing),
     )
     return f"{_(DEFINITIONS[entry.task])} {lengths}"
 
 
-def _lengths(found: Sequence[Entry]) -> list[int]:
-    """The lengths of a task: the training length, the one nearest to four times it, the longest."""
-    lengths = sorted({length for entry in found for length in entry.lengths})
-    trained = found[0].longest_trained
-    near = [min(lengths, key=lambda length: abs(math.log(length / (n * trained)))) for n in (1, 4)]
-    return [*dict.fromkeys([*near, lengths[-1]])]
+def _told_lengths(found: Sequence[Entry]) -> list[int]:
+    """The longest training length, the tested one nearest to four times it, and the longest."""
+    lengths, trained = lengths_of(found), found[0].longest_trained
+    near_fourfold = min(lengths, key=lambda length: abs(math.log(length / (4 * trained))))
+    return [*dict.fromkeys([trained, near_fourfold, lengths[-1]])]
 
 
 def _result(found: Sequence[Entry], _: Translate) -> str:
@@ -111,7 +111,7 @@ def _result(found: Sequence[Entry], _: Translate) -> str:
 
 def _table(document: Document, found: Sequence[Entry], _: Translate) -> None:
     """The models of a task: sizes, accuracies at three lengths, and the runs that solve it."""
-    lengths = _lengths(found)
+    lengths = _told_lengths(found)
     worst = _("worst run at {length}: answers / rows right")
     headings = [
         *(_(word) for word in ("model", "parameters", "state", "learning rate")),

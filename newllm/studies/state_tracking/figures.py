@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import matplotlib
 import numpy as np
@@ -13,12 +14,12 @@ from matplotlib.colors import Colormap
 
 from newllm.reporting.drawing import Figure
 from newllm.reporting.formatting import percent_at_least
-from newllm.studies.state_tracking.results import MODELS, TASKS, Entry
+from newllm.studies.state_tracking.results import MODELS, TASKS, Entry, lengths_of
 
 NUM_COLUMNS = 2
 COLOURS = "viridis"
 DARK = 0.6  # levels below it have white numbers
-NOT_RUN = "#EEEEEE"
+NOT_TESTED = "#EEEEEE"
 
 
 def accuracies(entries: Sequence[Entry], words: Mapping[str, str]) -> Figure:
@@ -33,10 +34,9 @@ def accuracies(entries: Sequence[Entry], words: Mapping[str, str]) -> Figure:
     num_rows = math.ceil(len(tasks) / NUM_COLUMNS)
     figure = Figure(figsize=(11, num_rows * (0.9 + 0.24 * len(models))), layout="constrained")
     panels = figure.subplots(num_rows, NUM_COLUMNS, squeeze=False)
-    colours = matplotlib.colormaps[COLOURS].with_extremes(bad=NOT_RUN)
+    colours = matplotlib.colormaps[COLOURS].with_extremes(bad=NOT_TESTED)
     for axes, task in zip(panels.flat, tasks, strict=False):
-        by_model = {entry.model: entry for entry in entries if entry.task == task}
-        _heat_map(axes, [by_model.get(model) for model in models], colours)
+        _heat_map(axes, [entry for entry in entries if entry.task == task], models, colours)
         axes.set_title(words[task], loc="left", fontsize=9)
         axes.set_yticks(range(len(models)), [words[model] for model in models], fontsize=8)
     for axes in panels[:, 1:].flat:
@@ -50,22 +50,22 @@ def accuracies(entries: Sequence[Entry], words: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _heat_map(axes: Axes, entries: Sequence[Entry | None], colours: Colormap) -> None:
-    """A row for each entry, a column for each length, and a line after the training lengths."""
-    lengths = sorted({length for entry in entries if entry for length in entry.lengths})
-    levels = np.full((len(entries), len(lengths)), np.nan)
-    for row, entry in enumerate(entries):
-        for column, length in enumerate(lengths):
-            if entry and (accuracy := entry.accuracy(length)):
-                level = max(0, (accuracy.mean - entry.guessing) / (1 - entry.guessing))
-                levels[row, column] = level
-                ink = "white" if level < DARK else "black"
-                number = percent_at_least(accuracy.mean)
-                axes.text(column, row, number, color=ink, ha="center", va="center", fontsize=7)
+def _heat_map(
+    axes: Axes, entries: Sequence[Entry], models: Sequence[str], colours: Colormap
+) -> None:
+    """A row for each model, a column for each length, and a line after the training lengths."""
+    lengths = lengths_of(entries)
+    levels = np.full((len(models), len(lengths)), np.nan)
+    for entry, (column, length) in product(entries, enumerate(lengths)):
+        if accuracy := entry.accuracy(length):
+            row = models.index(entry.model)
+            level = max(0, (accuracy.mean - entry.guessing) / (1 - entry.guessing))
+            levels[row, column] = level
+            ink, number = "white" if level < DARK else "black", percent_at_least(accuracy.mean)
+            axes.text(column, row, number, color=ink, ha="center", va="center", fontsize=7)
     axes.imshow(levels, cmap=colours, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], fontsize=8)
-    longest_trained = max(entry.longest_trained for entry in entries if entry)
-    num_trained = sum(length <= longest_trained for length in lengths)
+    num_trained = lengths.index(entries[0].longest_trained) + 1
     axes.axvline(num_trained - 0.5, color="red", linewidth=1.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

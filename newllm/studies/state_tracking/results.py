@@ -71,16 +71,16 @@ class Entry:
         return [
             {
                 self.longest_trained if split == TEST else int(split.removeprefix("length_")): own
-                for split, own in run.result["evaluation"].items()
+                for split, own in (run.result["evaluation"] or {}).items()
             }
             for run in self.runs
             if run.is_done
         ]
 
     @property
-    def lengths(self) -> list[int]:
-        """The lengths that all of these runs were tested on, in order."""
-        return sorted(set.intersection(*map(set, self.by_length))) if self.by_length else []
+    def lengths(self) -> set[int]:
+        """The lengths that all of these runs were tested on."""
+        return set.intersection(*map(set, self.by_length)) if self.by_length else set()
 
     def values(self, length: int, metric: str = "accuracy") -> list[float]:
         """A metric at a length, of each run that did not diverge."""
@@ -93,9 +93,17 @@ class Entry:
     @property
     def num_solved(self) -> int:
         """The number of runs with an accuracy of at least `SOLVED` at every length."""
-        return sum(
-            all(own["accuracy"] >= SOLVED for own in metrics.values()) for metrics in self.by_length
-        )
+        lowest = [
+            min(own["accuracy"] for own in metrics.values())
+            for metrics in self.by_length
+            if metrics
+        ]
+        return sum(accuracy >= SOLVED for accuracy in lowest)
+
+
+def lengths_of(found: Sequence[Entry]) -> list[int]:
+    """The longest training length and all lengths that any model was tested on, in order."""
+    return sorted({found[0].longest_trained}.union(*(entry.lengths for entry in found)))
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
