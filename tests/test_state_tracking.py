@@ -121,7 +121,7 @@ def test_every_variant_has_words_and_training_lengths() -> None:
         assert any(line.startswith("data.lengths=[") for line in lines)
 
 
-def test_a_share_is_cut_and_not_rounded() -> None:
+def test_a_share_is_rounded_down() -> None:
     assert [percent_at_least(share) for share in (0.0, 0.5, 0.99996, 1.0)] == [
         "0.0", "50.0", "99.9", "100"
     ]  # fmt: skip

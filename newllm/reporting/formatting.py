@@ -18,7 +18,7 @@ def percent(share: float | None) -> str:
 
 
 def percent_at_least(share: float) -> str:
-    """Such as `99.9` for 0.99997: without the sign, and cut, so that `100` means all."""
+    """Such as `99.9` for 0.99997: without the sign, and rounded down, so that `100` means all."""
     percents = math.floor(1000 * share) / 10
     return f"{percents:.0f}" if percents == 100 else f"{percents:.1f}"
 

@@ -27,8 +27,8 @@ DEFINITION = (
     "The models of a task have the same number of parameters, a table of learned positions aside, "
     "and read the same rows for the same number of steps. Each is trained with the same learning "
     "rates; the one with the lowest validation loss is trained again with other seeds, for drawn "
-    "automata with other automata, and tested. Accuracies are in percent and cut, not rounded. A "
-    "run solves a task if at least {solved} % of its answers are right at every length. State: "
+    "automata with other automata, and tested. Accuracies are in percent, rounded down. A run "
+    "solves a task if at least {solved} % of its answers are right at every length. State: "
     "memory of one sequence of the longest length, in bytes (float32). The mean has its 95 % "
     "interval."
 )
@@ -46,9 +46,7 @@ DEFINITIONS = {
     "s5": "The product of the permutations of five elements so far.",
     "regular": "The state of an automaton of eight states and three symbols, drawn at random.",
 }
-LENGTHS = (
-    "Trained on lengths up to {trained}, tested up to {longest}; guessing is right in {guess} %."
-)
+LENGTHS = "Trained on lengths up to {trained}, tested up to {longest}; guessing reaches {guess} %."
 SOLVED_IN = {
     "all": "Solved in all runs: {models}.",
     "some": "Solved in some runs: {models}.",
