@@ -28,6 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
+from newllm.config.naming import choices
 from newllm.config.values import shown
 
 ONLY = "only"  # of an entry of `then`: patterns of the variants that it is for
@@ -86,3 +87,14 @@ def then_of(study: str) -> dict[str, Mapping[str, str]]:
         name: dict(line.split("=", 1) for line in value_lines(entry))
         for name, entry in (sweeper_of(study).get("then") or {}).items()
     }
+
+
+def stage_of(study: str, chosen: Mapping[str, str]) -> str | None:
+    """The second stage of a study that makes these choices beside a trial, if there is one."""
+    for name, values in then_of(study).items():
+        wanted = choices([f"{key}={value}" for key, value in values.items()])
+        if chosen.keys() == wanted.keys() and all(
+            chosen[key] == value or "," in value for key, value in wanted.items()
+        ):
+            return name
+    return None
