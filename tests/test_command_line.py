@@ -374,7 +374,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("-m experiment=glob(phase7_*)", "experiment=glob(phase7_*): matches no option"),
         ("model=transformer model.num_heads=3", "model.num_heads=3"),
         ("recipe=modern countermeasure=weight_decay model.dropout=2", "model.dropout=2"),
-        ("data=text", "data=text needs data.path=FILE"),
+        ("data=text", "data=text: needs data.path=FILE"),
         ("data=text data.path=empty.txt", "empty.txt"),
         ("data=text data.path=binary.txt", "binary.txt"),
         ("data=text data.path=one.txt", "one.txt"),
