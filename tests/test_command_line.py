@@ -155,7 +155,29 @@ FAULTY = {
     "data.train_sentences=9223372036854775808": [
         "data.train_sentences=9223372036854775808: must be at most 9223372036854775807"
     ],
+    **{
+        f"{sign}trainer.{key}={value}": [
+            f"trainer.{key}={value}: must be a whole number from {smallest}"
+        ]
+        for sign, key, value, smallest in (
+            ("", "max_epochs", "-1", 1),
+            ("", "max_steps", "-2", -1),
+            ("+", "accumulate_grad_batches", "abc", 1),
+            ("+", "accumulate_grad_batches", "0", 1),
+            ("+", "check_val_every_n_epoch", "true", 1),
+            ("+", "check_val_every_n_epoch", "1.5", 1),
+        )
+    },
+    "trainer.max_steps=null": ["trainer.max_steps=null: must be a whole number from -1"],
+    "data=parity countermeasure=data_augmentation": [
+        "countermeasure=data_augmentation requires data=augmented124, but other data are set; "
+        "remove one of the two"
+    ],
     # Values that cannot be told.
+    "+callbacks.a=${callbacks}": [
+        "callbacks={progress,steps,curves,samples,context,early_stopping,a}: "
+        "Interpolation to parent node detected"
+    ],
     "callbacks.context._target_=???": ["callbacks.context._target_=???: has no value; set it"],
     "seed=${seed}": ["seed=${seed}: Recursive interpolation detected"],
     **{
@@ -399,7 +421,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: is a file, not a folder"),
         ("data.too_long=foo data.batching=zz", "data.batching=zz"),
         ("trainer.max_epochs=-3", "max_epochs"),
-        ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: must be a whole number from 1"),
         ("+trainer.limit_val_batches=1", "use data.validation_sentences=N"),
         ("+trainer.overfit_batches=1", "use data.train_sentences=N"),
         ("+trainer.accumulate_grad_batches=99", "an epoch has 25 batches; lower it"),
