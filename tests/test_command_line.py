@@ -355,6 +355,8 @@ def test_a_shown_configuration_has_its_faults_in_a_line_too() -> None:
     check_shown(["--cfg", "job", "--resolve", "-p", "data", "seed=2"])
     with pytest.raises(ConfigFault, match=r"^sead: unknown key; did you mean seed\?\nseed=x: "):
         check_shown(["--cfg", "job", "sead=1", "seed=x"])
+    with pytest.raises(ConfigFault, match=r"^argument --cfg/-c: invalid choice: 'jobs' .*'all'\)$"):
+        check_shown(["--cfg", "jobs"])
 
 
 def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:

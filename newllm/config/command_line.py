@@ -125,7 +125,7 @@ def _parse_flags(
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-name", "-cn", default="config")
     if shows:
-        parser.add_argument("--cfg", "-c")
+        parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
         parser.add_argument("--package", "-p")
     try:
         flags, unknown = parser.parse_known_intermixed_args(list(arguments))
