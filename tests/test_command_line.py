@@ -168,6 +168,7 @@ FAULTY = {
             ("+", "check_val_every_n_epoch", "1.5", 1),
         )
     },
+    "trusted_packages=[3]": ["trusted_packages=[3]: must be a list of names"],
     "trainer.max_steps=null": ["trainer.max_steps=null: must be a whole number from -1"],
     "data=parity countermeasure=data_augmentation": [
         "countermeasure=data_augmentation requires data=augmented124, but other data are set; "

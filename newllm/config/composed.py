@@ -236,6 +236,8 @@ def _setting_faults(config: DictConfig) -> Iterator[str]:
     for key in ("name", "only", STUDY, VARIANT, "trial"):
         if OmegaConf.is_config(config[key]):
             yield f"{key}={shown(config[key])}: must be a word"
+    if not all(isinstance(package, str) for package in config.trusted_packages or ()):
+        yield f"trusted_packages={shown(config.trusted_packages)}: must be a list of names"
     try:
         precision_name(config.trainer.get("precision"))
     except ValueError as error:
