@@ -106,7 +106,7 @@ def test_long_pairs_are_refused_or_dropped(file: Path) -> None:
     for too_long in ("truncate", "chunk"):
         with pytest.raises(ValueError, match="a pair cannot be cut; choose error or drop"):
             source(file, too_long=too_long)
-    with pytest.raises(ValueError, match=r"data=pairs needs data\.path=FILE"):
+    with pytest.raises(ValueError, match=r"data=pairs: needs data\.path=FILE"):
         SentenceSource("pairs", 1)
 
 

@@ -167,11 +167,11 @@ def test_a_length_that_follows_from_the_data_does_not_change_what_a_run_is(
 
 
 def test_settings_that_do_not_fit_are_refused(documents: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.unit=word is unknown: choose one of"):
+    with pytest.raises(ValueError, match=r"data\.unit=word: no such option; options: line"):
         SentenceSource("text", 1, path=str(documents), unit="word")
-    with pytest.raises(ValueError, match=r"data\.test_path=x is used by data=text only"):
+    with pytest.raises(ValueError, match=r"data\.test_path=x: is used by data=text only"):
         SentenceSource("tiny30", 1, test_path="x")
-    with pytest.raises(ValueError, match=r"data\.unit=document is used by data=text only"):
+    with pytest.raises(ValueError, match=r"data\.unit=document: is used by data=text only"):
         SentenceSource("tiny30", 1, unit="document")
     path = documents / "0.txt"
     path.write_text(json.dumps("x") + "\0")

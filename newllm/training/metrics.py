@@ -26,12 +26,12 @@ class RowSums(NamedTuple):
 
     Attributes:
         sums_BK: one `Sums` per row. float64.
-        sentence_B: as in `Batch`.
+        row_B: as in `Batch`.
         slice_B: as in `Batch`.
     """
 
     sums_BK: Tensor
-    sentence_B: Tensor
+    row_B: Tensor
     slice_B: Tensor | None = None
 
 
@@ -51,7 +51,7 @@ def sum_rows(
         bytes_BT = bytes_V.to(loss_BT.device)[batch.targets_BT.clamp(min=0)]
         bytes_B = (bytes_BT * scored_BT).sum(1).double()
     sums_BK = torch.stack([*sums, is_row_B, is_correct_B, bytes_B], 1)
-    return RowSums(sums_BK, batch.sentence_B, batch.slice_B)
+    return RowSums(sums_BK, batch.row_B, batch.slice_B)
 
 
 class Sums(NamedTuple):
@@ -145,7 +145,7 @@ class Scores:
 
     def _batch_mean(self) -> float:
         """The unweighted mean over batches of `PUBLISHED_BATCH_SIZE` rows."""
-        order_N = torch.cat([rows.sentence_B.cpu() for rows in self._rows]).argsort()
+        order_N = torch.cat([rows.row_B.cpu() for rows in self._rows]).argsort()
         sums_NK = torch.cat([rows.sums_BK.cpu() for rows in self._rows])[order_N]
         means = [
             (group_BK[:, 0].sum() / group_BK[:, 1].sum()).item()

@@ -160,7 +160,7 @@ class Corpus:
                     partial.replace(path)
         except OSError as error:
             raise ValueError(
-                f"data.directory={directory} cannot be written: {error.strerror}"
+                f"data.directory={directory}: cannot be written: {error.strerror}"
             ) from error
 
     def _file_name(self, split: str) -> str:

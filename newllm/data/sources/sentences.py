@@ -118,7 +118,7 @@ class SentenceSource(Source):
             "unit": (unit, UNITS),
         }
         faults = [
-            f"data.{key}={value} is unknown: choose one of {list(known)}"
+            f"data.{key}={value}: no such option; options: {', '.join(known)}"
             for key, (value, known) in choices.items()
             if value not in known
         ]
@@ -130,25 +130,25 @@ class SentenceSource(Source):
             if limit is not None
         ]
         faults += [
-            f"{key}={number} must be at least {smallest}"
+            f"{key}={number}: must be at least {smallest}"
             for key, number, smallest in numbers
             if number < smallest
         ]
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
         is_of_files = corpus in ("text", "pairs")
         if is_of_files and not path:
-            faults.append(f"data={corpus} needs data.path=FILE")
+            faults.append(f"data={corpus}: needs data.path=FILE")
         if is_of_pairs and too_long not in ("error", "drop"):
             faults.append(f"data.too_long={too_long}: a pair cannot be cut; choose error or drop")
         if is_of_pairs and tokenizer == "words":
             faults.append("data.tokenizer=words: pairs need bpe or bytes")
         faults += [
-            f"data.{key}={given} is used by data=text only, not by data={corpus}"
+            f"data.{key}={given}: is used by data=text only, not by data={corpus}"
             for key, given in paths.items()
             if given and not is_of_files
         ]
         if unit != "line" and corpus != "text":
-            faults.append(f"data.unit={unit} is used by data=text only, not by data={corpus}")
+            faults.append(f"data.unit={unit}: is used by data=text only, not by data={corpus}")
         faults += version_faults(python)
         if faults:
             raise ValueError("\n".join(faults))

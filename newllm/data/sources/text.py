@@ -148,9 +148,9 @@ def _pieces(text: str, unit: str) -> Iterable[str]:
 
 def _check_fractions(validation: float, test: float) -> None:
     if not 0 < validation < 1:
-        raise ValueError(f"data.validation_fraction={validation} must lie between 0 and 1")
+        raise ValueError(f"data.validation_fraction={validation}: must lie between 0 and 1")
     if not 0 <= test < 1:
-        raise ValueError(f"data.test_fraction={test} must be 0 or lie between 0 and 1")
+        raise ValueError(f"data.test_fraction={test}: must be 0 or lie between 0 and 1")
     if validation + test >= 1:
         raise ValueError(
             f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing"
