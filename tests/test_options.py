@@ -34,8 +34,10 @@ def test_option_builds_and_takes_a_step(
     monkeypatch.chdir(tmp_path)
     Path("some.txt").write_text("\n".join(f"a line of words {i % 7}" for i in range(40)))
     overrides = [f"{group}={option}"]
-    if option == "text":
-        overrides.append("data.path=some.txt")
+    pair = '{"prompt": "ask", "response": "told"}'
+    Path("some.jsonl").write_text("\n".join([pair] * 40))
+    if option in ("text", "pairs"):
+        overrides.append(f"data.path=some.{'txt' if option == 'text' else 'jsonl'}")
     if option.startswith("stdlib"):
         small_library(tmp_path, monkeypatch)
     if group == "data" and option in TASKS:

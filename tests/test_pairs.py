@@ -13,7 +13,7 @@ from small_models import context_model
 
 from newllm.data.batch import IGNORE
 from newllm.data.sources.corpora import SPLITS
-from newllm.data.sources.sentences import SentenceSource
+from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.standard_library import standard_library_corpus
 from newllm.data.tokenizer import BOS, EOS, Tokenizer
 from newllm.models.sampling import sample_sentences
@@ -32,8 +32,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def source(path: Path, **settings: Any) -> SentenceSource:
-    data = SentenceSource("pairs", order_seed=1, directory=None, path=str(path), **settings)
+def source(path: Path, **settings: Any) -> CorpusSource:
+    data = CorpusSource("pairs", order_seed=1, directory=None, path=str(path), **settings)
     data.setup()
     return data
 
@@ -107,7 +107,7 @@ def test_long_pairs_are_refused_or_dropped(file: Path) -> None:
         with pytest.raises(ValueError, match="a pair cannot be cut; choose error or drop"):
             source(file, too_long=too_long)
     with pytest.raises(ValueError, match=r"data=pairs: needs data\.path=FILE"):
-        SentenceSource("pairs", 1)
+        CorpusSource("pairs", 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY_CONTEXT, Compose
 
 from newllm.data.sources.corpora import SPLITS, Corpus
-from newllm.data.sources.sentences import SentenceSource
+from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.text import read_text_corpus
 from newllm.runs.identity import config_hash
 from newllm.training.experiment import build_experiment
@@ -84,8 +84,8 @@ def test_too_little_text_is_told_with_a_way_out(tmp_path: Path, unit: str, advic
         read(path, unit)
 
 
-def source(path: Path, **settings: Any) -> SentenceSource:
-    built = SentenceSource("text", order_seed=1, directory=None, path=str(path), **settings)
+def source(path: Path, **settings: Any) -> CorpusSource:
+    built = CorpusSource("text", order_seed=1, directory=None, path=str(path), **settings)
     built.setup()
     return built
 
@@ -168,11 +168,11 @@ def test_a_length_that_follows_from_the_data_does_not_change_what_a_run_is(
 
 def test_settings_that_do_not_fit_are_refused(documents: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.unit=word: no such option; options: line"):
-        SentenceSource("text", 1, path=str(documents), unit="word")
+        CorpusSource("text", 1, path=str(documents), unit="word")
     with pytest.raises(ValueError, match=r"data\.test_path=x: is used by data=text only"):
-        SentenceSource("tiny30", 1, test_path="x")
+        CorpusSource("tiny30", 1, test_path="x")
     with pytest.raises(ValueError, match=r"data\.unit=document: is used by data=text only"):
-        SentenceSource("tiny30", 1, unit="document")
+        CorpusSource("tiny30", 1, unit="document")
     path = documents / "0.txt"
     path.write_text(json.dumps("x") + "\0")
     with pytest.raises(ValueError, match=rf"data\.path={path}: it is a binary file"):

@@ -52,6 +52,7 @@ KINDS = (
     Kind("torchmetrics", "Metric", "torchmetrics"),
 )
 OWN = (  # classes and functions of newllm that are of none of these kinds
+    "newllm.data.sources.corpus_source.CorpusSource",
     "newllm.data.sources.sentences.SentenceSource",
     "newllm.models.sizes.Budget",
     "newllm.models.recurrence.fused.Fused",
@@ -67,7 +68,7 @@ TOLD = (
 )
 MODEL_TOLD = f"layers of newllm, and of torch.nn those in {', '.join(BOUNDED)}"
 DATA_KINDS = (Kind("newllm.data.tasks.task", "Task", "newllm.data.tasks"),)  # of a stranger's data
-DATA_TOLD = "sentences and tasks of newllm"
+DATA_TOLD = "texts and tasks of newllm"
 
 
 @dataclass(frozen=True)

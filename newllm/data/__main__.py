@@ -7,7 +7,7 @@ from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.data.card import card
 from newllm.data.sources.corpora import BUILT_IN
 from newllm.data.sources.sentences import SentenceSource
-from newllm.data.sources.standard_library import READERS
+from newllm.data.sources.standard_library import DOCUMENT_READERS
 
 
 @ends_with_its_reader
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--directory", default="data", help="output folder (default: data)")
     directory = parser.parse_args().directory
     console = Console()
-    for name in (*BUILT_IN, *READERS):
+    for name in (*BUILT_IN, *DOCUMENT_READERS):
         data = SentenceSource(name, order_seed=0, directory=directory)
         try:
             data.setup()

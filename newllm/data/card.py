@@ -9,10 +9,10 @@ from newllm.data.sources.corpora import SPLITS
 from newllm.data.sources.standard_library import READERS
 
 if TYPE_CHECKING:
-    from newllm.data.sources.sentences import SentenceSource
+    from newllm.data.sources.corpus_source import CorpusSource
 
 
-def card(data: SentenceSource) -> dict[str, str]:
+def card(data: CorpusSource) -> dict[str, str]:
     """The card of a source that is set up, as labels and values."""
     counts, number = data.counts, data.num_sentences
     mean = counts.num_words / (number["train"] + number["validation"])
@@ -30,17 +30,6 @@ def card(data: SentenceSource) -> dict[str, str]:
         "blank lines": f"{counts.num_blank_lines:,}",
         "validation also in train": f"{counts.overlap:,} {data.unit} ({overlap_share:.1%})",
     }
-    if data.grammar:
-        floor = data.entropy_floor
-        rows["entropy"] = f"{data.grammar.entropy():.3f} nats per sentence" + (
-            f", {floor:.4f} per token" if floor else ""
-        )
-        for split in ("validation", "test"):
-            if loss := data.oracle_loss(split):
-                rows[f"oracle, {split}"] = f"{loss:.4f} nats per token"
-        if num_targets := data.encoded("test").num_targets:
-            shift = -data.corpus.test_shift * len(data.corpus.test) / num_targets
-            rows["test shift"] = f"{shift:.1e} nats per token, for knowing what test leaves out"
     if data.tokenizer.is_exact:
         rows["bytes"] = " / ".join(f"{data.num_bytes(split):,} {split}" for split in SPLITS)
     if data.name in READERS:

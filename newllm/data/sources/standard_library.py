@@ -81,13 +81,12 @@ def _examples(text: str) -> list[doctest.Example]:
 
 
 Reader = Callable[[Path], Iterable[str] | Iterable[tuple[str, str]]]
-READERS: dict[str, Reader] = {
-    "stdlib_docs": _documentation,
-    "stdlib_source": _source,
+DOCUMENT_READERS: dict[str, Reader] = {"stdlib_docs": _documentation, "stdlib_source": _source}
+PAIR_READERS: dict[str, Reader] = {
     "stdlib_summaries": _summaries,
     "stdlib_dialogues": _dialogues,
 }
-PAIR_READERS = ("stdlib_summaries", "stdlib_dialogues")  # which give a prompt and a response
+READERS = DOCUMENT_READERS | PAIR_READERS
 
 
 def library_folder() -> Path:

@@ -1,0 +1,399 @@
+"""Corpora of text, tokenized with the vocabulary of their training split."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from newllm.data.batching import BATCHINGS, EvaluationBatches, TrainingBatches
+from newllm.data.cache import Arrays, Cache
+from newllm.data.card import card
+from newllm.data.encoded import EncodedSplit
+from newllm.data.source import Source
+from newllm.data.sources.corpora import BUILT_IN, SPLITS, Corpus, Counts, build_corpus
+from newllm.data.sources.standard_library import (
+    PAIR_READERS,
+    READERS,
+    library_digest,
+    standard_library_corpus,
+    version_faults,
+)
+from newllm.data.sources.text import PAIR, UNITS, plural, read_text_corpus, text_digest, text_size
+from newllm.data.tokenizer import UNK, Tokenizer, kind_and_size_faults
+
+NAMES = (*BUILT_IN, *READERS, "text", "pairs")
+TOO_LONG = ("error", "truncate", "drop", "chunk")
+EXACT_METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
+LARGE_TEXT = 500_000  # bytes of a text from which on computed arrays are cached
+
+
+class CorpusSource(Source):
+    """A corpus in batches of rows: sentences, chunks of documents, or pairs.
+
+    Each row starts from a fresh state, that of a later chunk of a document as well. Of a pair of
+    prompt and response, only the response is scored.
+
+    Args:
+        corpus: one of `NAMES`.
+        order_seed: decides the order of the training batches and nothing else.
+        batch_size: rows in a training batch.
+        batching: `shuffled` or `bucketed` (sentences of similar length together).
+        seed: redraws and splits the corpus anew. None gives the published corpus.
+        directory: where `write` leaves the files of the corpus and, in the folder `cache`, arrays
+            computed from a large text. None writes nothing.
+        tokenizer: `words`, `bpe` or `bytes`. None takes `words` for lines and `bytes` for other
+            units.
+        vocabulary_size: the largest vocabulary, the four specials counted. None keeps all words.
+        max_length: positions that a row may take: `<BOS>` and its tokens, without `<EOS>`. None
+            takes 32 for lines and 256 for other units.
+        too_long: what happens to a longer sequence. `truncate` cuts it and its `<EOS>` off, `chunk`
+            makes several rows of it and loses no token. None takes `error` for lines and `chunk`
+            for other units.
+        train_sentences: keep only this many training sequences. The vocabulary is still that of
+            all training sequences. None keeps all.
+        validation_sentences: keep at most this many validation sequences. None keeps all.
+        test_sentences: keep at most this many test sequences. None keeps all.
+        path: the file or folder of `text`.
+        validation_path, test_path: files or folders to evaluate on, instead of a part of `path`.
+        unit: what a sequence of `text` is; see `read_text_corpus`.
+        lowercase: whether text and prompts are lower-cased. None lower-cases lines alone.
+        validation_fraction: share of the sequences of `text` to validate on.
+        test_fraction: share of the sequences of `text` to test on.
+        python: the version of Python whose standard library is read.
+
+    Raises:
+        ValueError: an argument is out of range; `setup` raises it for faults of the text.
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(
+        self,
+        corpus: str,
+        order_seed: int,
+        batch_size: int = 16,
+        batching: str = "shuffled",
+        seed: int | None = None,
+        directory: str | None = "data",
+        tokenizer: str | None = None,
+        vocabulary_size: int | None = None,
+        max_length: int | None = None,
+        too_long: str | None = None,
+        train_sentences: int | None = None,
+        validation_sentences: int | None = None,
+        test_sentences: int | None = None,
+        path: str | None = None,
+        validation_path: str | None = None,
+        test_path: str | None = None,
+        unit: str = "line",
+        lowercase: bool | None = None,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        python: str | None = None,
+    ) -> None:
+        is_of_pairs = corpus == "pairs" or corpus in PAIR_READERS
+        is_of_lines = unit == "line" and corpus not in READERS and not is_of_pairs
+        tokenizer = tokenizer or ("words" if is_of_lines else "bytes")
+        too_long = too_long or ("error" if is_of_lines or is_of_pairs else "chunk")
+        max_length = (32 if is_of_lines else 256) if max_length is None else max_length
+        paths = {"path": path, "validation_path": validation_path, "test_path": test_path}
+        self._limits = {
+            "train": train_sentences,
+            "validation": validation_sentences,
+            "test": test_sentences,
+        }
+        choices = {
+            "corpus": (corpus, NAMES),
+            "batching": (batching, BATCHINGS),
+            "too_long": (too_long, TOO_LONG),
+            "unit": (unit, UNITS),
+        }
+        faults = [
+            f"data.{key}={value}: no such option; options: {', '.join(known)}"
+            for key, (value, known) in choices.items()
+            if value not in known
+        ]
+        numbers = [("seed", order_seed, 0), ("data.seed", 0 if seed is None else seed, 0)]
+        numbers += [("data.batch_size", batch_size, 1), ("data.max_length", max_length, 1)]
+        numbers += [
+            (f"data.{split}_sentences", limit, 1)
+            for split, limit in self._limits.items()
+            if limit is not None
+        ]
+        faults += [
+            f"{key}={number}: must be at least {smallest}"
+            for key, number, smallest in numbers
+            if number < smallest
+        ]
+        faults += kind_and_size_faults(tokenizer, vocabulary_size)
+        is_of_files = corpus in ("text", "pairs")
+        if is_of_files and not path:
+            faults.append(f"data={corpus}: needs data.path=FILE")
+        if is_of_pairs and too_long not in ("error", "drop"):
+            faults.append(f"data.too_long={too_long}: a pair cannot be cut; choose error or drop")
+        if is_of_pairs and tokenizer == "words":
+            faults.append("data.tokenizer=words: pairs need bpe or bytes")
+        faults += [
+            f"data.{key}={given}: is used by data=text only, not by data={corpus}"
+            for key, given in paths.items()
+            if given and not is_of_files
+        ]
+        if unit != "line" and corpus != "text":
+            faults.append(f"data.unit={unit}: is used by data=text only, not by data={corpus}")
+        faults += version_faults(python)
+        if faults:
+            raise ValueError("\n".join(faults))
+
+        self.name, self.max_length = corpus, max_length
+        self.unit = "documents" if corpus in READERS else plural(unit)
+        if is_of_pairs:
+            self.unit = "pairs"
+        self.num_sentences: dict[str, int] = {}  # of each split, dropped ones counted
+        self.num_too_long: dict[str, int] = {}
+        self.num_lost_tokens = 0  # that too long sequences cost all splits
+        self._num_tokens = 0
+        self._paths = {key: Path(given) for key, given in paths.items() if given}
+        self._reading: dict[str, Any] = {
+            "seed": seed,
+            "unit": PAIR if is_of_pairs else unit,
+            "lowercase": is_of_lines if lowercase is None else lowercase,
+            "validation_fraction": validation_fraction,
+            "test_fraction": test_fraction,
+        }
+        self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
+        self._too_long = too_long
+        self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
+        self._directory = None if directory is None else Path(directory)
+        self._is_large = False
+        self.cache = Cache(None)
+        self._kept: dict[str, np.ndarray] = {}  # indices, for splits with dropped sentences
+        self._splits: dict[str, EncodedSplit] = {}
+        self._oracle_losses: dict[str, float | None] = {}
+
+    def setup(self) -> None:
+        """Read the corpus, train the tokenizer on its training split and encode every split."""
+        if self._splits:
+            return
+        settings = self._text_settings  # raises for a file that cannot be read
+        self._is_large = self.name in READERS or text_size(self._paths) >= LARGE_TEXT
+        if self._directory and self._is_large:
+            self.cache = Cache(self._directory / "cache")
+        tokens = self.cache.get("tokens", settings, self._tokens)
+        self.tokenizer = Tokenizer.from_json(tokens["tokenizer"].tobytes().decode())
+        self.vocabulary_size = self.tokenizer.size
+        available, wanted = len(tokens["train_lengths"]), self._limits["train"]
+        if wanted is not None and wanted > available:
+            raise ValueError(f"data.train_sentences={wanted}: {self.name} has {available:,}")
+        splits = {}
+        for name in SPLITS:
+            length_N = tokens[f"{name}_lengths"][: self._limits[name]]
+            self.num_sentences[name] = number = len(length_N)
+            ids_S, unscored_N = tokens[f"{name}_ids"], tokens.get(f"{name}_unscored")
+            unscored_N = None if unscored_N is None else unscored_N[:number]
+            splits[name] = self._fit(name, ids_S[: length_N.sum()], length_N, unscored_N)
+        for name in ("train", "validation"):
+            if not len(splits[name]):
+                raise ValueError(
+                    f"data.max_length={self.max_length} with data.too_long=drop leaves no"
+                    f" {self.unit.removesuffix('s')} in the {name} split"
+                )
+        self._splits = splits
+        self.train = TrainingBatches(
+            splits["train"], self._batch_size, self._batching, self._order_seed
+        )
+        self.evaluation = {name: EvaluationBatches(splits[name]) for name in ("validation", "test")}
+        if self.tokenizer.is_exact:
+            for batches in (self.train, *self.evaluation.values()):
+                batches.metrics = EXACT_METRICS
+        counted = self.cached("counts", self._counted)
+        self.counts = Counts(*counted["counts"].tolist())
+        self.digest = counted["sha256"].tobytes().decode()
+
+    def write(self) -> None:
+        """Write the files of a corpus of this package, or the cached arrays of a large text.
+
+        Raises:
+            ValueError: the files of a corpus cannot be written.
+        """
+        if self._directory and self.name in BUILT_IN:
+            build_corpus(self.name, self._reading["seed"]).write(self._directory)
+        self.cache.write()
+
+    def announce(self, stage: str) -> None:
+        if self._is_large:
+            print(f"{stage} ...", file=sys.stderr, flush=True)
+
+    @cached_property
+    def _text_settings(self) -> dict[str, Any]:
+        """Everything that the tokens depend on beside the code."""
+        text = library_digest() if self.name in READERS else text_digest(self._paths)
+        return {
+            "corpus": self.name,
+            "text": text,
+            "tokenizer": self._tokenizer_kind,
+            "vocabulary_size": self._vocabulary_size,
+            **self._reading,
+        }
+
+    def cached(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        limits = {"max_length": self.max_length, "too_long": self._too_long, **self._limits}
+        return self.cache.get(name, self._text_settings | limits, compute)
+
+    @cached_property
+    def _whole(self) -> Corpus:
+        """The corpus without limits. A large text is only read when this is needed."""
+        if self.name in BUILT_IN:
+            return build_corpus(self.name, self._reading["seed"])
+        if self.name in READERS:
+            self.announce("reading the standard library of Python")
+            return standard_library_corpus(self.name)
+        self.announce(f"reading {self._paths['path']}")
+        return read_text_corpus(self._paths, **self._reading)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, limited to the numbers of sentences that were asked for."""
+        whole, limits = self._whole, self._limits
+        train, validation = whole.train[: limits["train"]], whole.validation[: limits["validation"]]
+        return replace(
+            whole,
+            train=train,
+            validation=validation,
+            test=whole.test[: limits["test"]],
+            unused=[*whole.train[len(train) :], *whole.validation[len(validation) :]],
+        )
+
+    def _tokens(self) -> Arrays:
+        """The tokenizer, and for each split all ids end to end and the length of each sentence."""
+        corpus = self._whole  # all training sentences decide on the vocabulary
+        self.announce("training the tokenizer")
+        tokenizer = Tokenizer.train(
+            corpus.whole("train"),
+            self._tokenizer_kind,
+            self._vocabulary_size,
+            self._reading["lowercase"],
+            is_exact=self.unit != "sentences",
+            is_of_pairs=self.unit == "pairs",
+        )
+        self.announce("encoding the text")
+        found = {"tokenizer": np.frombuffer(tokenizer.to_json().encode(), np.uint8)}
+        smallest = np.min_scalar_type(tokenizer.size)
+        for name in SPLITS:
+            if corpus.prompts:
+                prompts, responses = corpus.prompts[name], corpus.split(name)
+                ids_S, length_N, found[f"{name}_unscored"] = tokenizer.encode_pairs(
+                    prompts, responses
+                )
+            else:
+                ids_S, length_N = tokenizer.encode_all(corpus.split(name))
+            found |= {f"{name}_ids": ids_S.astype(smallest), f"{name}_lengths": length_N}
+        return found
+
+    def _fit(
+        self,
+        split: str,
+        ids_S: np.ndarray,
+        length_N: np.ndarray,
+        unscored_N: np.ndarray | None,
+    ) -> EncodedSplit:
+        """A split whose rows take at most `max_length` positions."""
+        self._num_tokens += len(ids_S)
+        if self._too_long == "chunk":
+            self.num_too_long[split] = 0
+            return EncodedSplit(ids_S, length_N, self.max_length)
+        fits_N = length_N <= self.max_length + 1
+        too_long = np.flatnonzero(~fits_N)
+        self.num_too_long[split] = len(too_long)
+        if not len(too_long):
+            return EncodedSplit(ids_S, length_N, num_unscored_D=unscored_N)
+        if self._too_long == "error":
+            raise ValueError(
+                f"{self.corpus.location(split, too_long[0])} takes"
+                f" {length_N[too_long[0]] - 1} positions, more than data.max_length="
+                f"{self.max_length} ({len(too_long)} such in the {split} split): raise it, or set"
+                " data.too_long=truncate or data.too_long=drop"
+            )
+        if self._too_long == "drop":
+            self._kept[split] = np.flatnonzero(fits_N)
+            self.num_lost_tokens += int(length_N[~fits_N].sum())
+            unscored_N = None if unscored_N is None else unscored_N[fits_N]
+            ids_S = ids_S[np.repeat(fits_N, length_N)]
+            return EncodedSplit(ids_S, length_N[fits_N], num_unscored_D=unscored_N)
+        start_N = np.cumsum(length_N) - length_N
+        is_kept_S = np.arange(len(ids_S)) - np.repeat(start_N, length_N) <= self.max_length
+        self.num_lost_tokens += int((~is_kept_S).sum())
+        return EncodedSplit(ids_S[is_kept_S], np.minimum(length_N, self.max_length + 1))
+
+    def encoded(self, split: str) -> EncodedSplit:
+        """The sequences of `train`, `validation` or `test`, without dropped ones."""
+        return self._splits[split]
+
+    def texts(self, split: str) -> Sequence[str] | None:
+        if self.unit == "pairs":
+            return None  # a response alone is harder than one after its prompt
+        is_cut = self._too_long == "truncate" and self.num_too_long[split] > 0
+        return self.sentences(split) if self.tokenizer.is_exact and not is_cut else None
+
+    def sentences(self, name: str) -> Sequence[str]:
+        """The same sequences as text. A truncated one appears in full."""
+        whole = self.corpus.split(name)
+        return [whole[i] for i in self._kept[name]] if name in self._kept else whole
+
+    def _counted(self) -> Arrays:
+        self.announce("counting words")
+        return {
+            "counts": np.array(self.corpus.count()),
+            "sha256": np.frombuffer(self.corpus.sha256.encode(), np.uint8),
+        }
+
+    @cached_property
+    def num_unknown(self) -> int:
+        """`<UNK>` among the validation targets."""
+        return int((self.encoded("validation").targets == UNK).sum())
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of `<UNK>` among the validation targets."""
+        return self.num_unknown / self.encoded("validation").num_targets
+
+    def num_incomplete(self) -> Mapping[str, int]:
+        return self.num_too_long
+
+    @property
+    def overlap_share(self) -> float:
+        return self.counts.overlap / self.num_sentences["validation"]
+
+    def too_long(self) -> str:
+        """The numbers of sequences that were dropped or truncated, in words."""
+        if self._too_long == "chunk":
+            return ""
+        fate = "dropped" if self._too_long == "drop" else "truncated"
+        numbers = self.num_too_long.items()
+        told = ", ".join(f"{number:,} {fate} in {split}" for split, number in numbers if number)
+        share = self.num_lost_tokens / self._num_tokens
+        return f"{told} ({share:.1%} of all tokens are lost)" if told else ""
+
+    def card(self) -> dict[str, str]:
+        return card(self)
+
+    def summary(self) -> str:
+        """The most important figures of the data card, in one line."""
+        oracle, blank_lines = self.oracle_loss("validation"), self.counts.num_blank_lines
+        sentences = " / ".join(f"{self.num_sentences[split]:,} {split}" for split in SPLITS)
+        parts = [
+            f"{sentences} {self.unit}",
+            f"{self.counts.num_words:,} words",
+            f"vocabulary {self.vocabulary_size:,}",
+            f"<UNK> {self.unknown_share:.1%} of validation targets",
+            f"{self.counts.overlap:,} validation {self.unit} in train",
+            "" if oracle is None else f"oracle {oracle:.4f}",
+            f"too long: {self.too_long()}" if self.too_long() else "",
+            f"{blank_lines:,} blank lines" if blank_lines else "",
+        ]
+        return f"{self.name}: " + ", ".join(filter(None, parts))
