@@ -9,7 +9,7 @@ import pytest
 
 from newllm.data import cache
 from newllm.data.cache import Arrays, Cache
-from newllm.data.sources import sentences
+from newllm.data.sources import corpus_source
 from newllm.data.sources.sentences import SentenceSource
 from newllm.statistics.references import ReferenceModels
 
@@ -121,7 +121,7 @@ def test_the_files_together_stay_below_a_limit(
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Builds data modules of a small text that counts as large."""
-    monkeypatch.setattr(sentences, "LARGE_TEXT", 1)
+    monkeypatch.setattr(corpus_source, "LARGE_TEXT", 1)
     text = tmp_path / "text.txt"
     text.write_text("".join(f"the {i % 7} cat saw {i % 5} dogs and {i % 3}\n" for i in range(60)))
 
@@ -184,7 +184,7 @@ def test_a_small_text_is_silent_and_not_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sentences, "LARGE_TEXT", 1_000_000)
+    monkeypatch.setattr(corpus_source, "LARGE_TEXT", 1_000_000)
     data = build()
     ReferenceModels(data).on("validation")
     data.write()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from newllm.data.card import card
 from newllm.data.sources.corpora import SPLITS, quality_grammar
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, EOS, UNK
@@ -165,7 +164,7 @@ def test_the_card_counts(build: BuildData, tmp_path: Path) -> None:
 
 
 def test_the_card_of_tiny30_shows_its_unknowns(build: BuildData) -> None:
-    rows = card(build("tiny30"))
+    rows = build("tiny30").card()
     assert rows["<UNK> in validation"] == "16 of 35 targets (45.7%)"
     assert "entropy" not in rows
 

@@ -1,11 +1,12 @@
 """Files of the user's own: units, folders, files for each split, and what is lost."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_CONTEXT, Compose
+from conftest import TINY_CONTEXT, Command, Compose
 
 from newllm.data.sources.corpora import SPLITS, Corpus
 from newllm.data.sources.corpus_source import CorpusSource
@@ -164,6 +165,29 @@ def test_a_length_that_follows_from_the_data_does_not_change_what_a_run_is(
     built = build_experiment(config, tmp_path / "run").config
     assert built.model.max_length == 256
     assert config_hash(built) == config_hash(config)
+
+
+def test_the_commands(command: Command, documents: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = command("newllm.train", "data=text", f"data.path={documents}", "data.unit=document",
+                   "data.max_length=64", "trainer=smoke", "recipe=modern", "countermeasure=none",
+                   *TINY_CONTEXT, f"hydra.run.dir={run}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "bits per byte (95 % interval over 2 documents)" in done.stdout
+    result = json.loads((run / "result.json").read_text())
+    test = result["bits_per_byte"]["test"]
+    assert test["value"] == pytest.approx(result["evaluation"]["test"]["bits_per_byte"], rel=1e-4)
+    assert test["value"] == result["test_bits_per_byte"]
+    assert {"xz", "trigram"} <= result["references_bits_per_byte"].keys()
+    assert result["data_card"]["sha256"] == result["data_sha256"]
+    done = command("newllm.evaluate", str(run))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((run / "evaluation" / "evaluation.json").read_text())["splits"]
+    assert found["test"]["bits_per_byte"]["value"] == pytest.approx(test["value"], rel=1e-4)
+    assert found["validation"]["references_bits_per_byte"] == result["references_bits_per_byte"]
+    assert re.search(r"^ *bits per byte +train +validation +test", done.stdout, re.MULTILINE)
+    done = command("newllm.generate", str(run), "--prompt", "Docu\nment", "--num", "2")
+    assert done.stdout.count("Docu\nment") == 2, done.stderr
 
 
 def test_settings_that_do_not_fit_are_refused(documents: Path) -> None:

@@ -4,7 +4,6 @@ from rich.console import Console
 from rich.table import Table
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
-from newllm.data.card import card
 from newllm.data.sources.corpora import BUILT_IN
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.sources.standard_library import DOCUMENT_READERS
@@ -27,7 +26,7 @@ def main() -> None:
         table = Table(title=name, title_justify="left", show_header=False)
         table.add_column()
         table.add_column(overflow="fold")
-        for label, value in card(data).items():
+        for label, value in data.card().items():
             table.add_row(label, value)
         console.print(table)
 

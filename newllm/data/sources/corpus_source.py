@@ -317,7 +317,7 @@ class CorpusSource(Source):
                 f"{self.corpus.location(split, too_long[0])} takes"
                 f" {length_N[too_long[0]] - 1} positions, more than data.max_length="
                 f"{self.max_length} ({len(too_long)} such in the {split} split): raise it, or set"
-                " data.too_long=truncate or data.too_long=drop"
+                f" data.too_long={'drop' if self.unit == 'pairs' else 'truncate, drop or chunk'}"
             )
         if self._too_long == "drop":
             self._kept[split] = np.flatnonzero(fits_N)
