@@ -98,6 +98,11 @@ class Source(ABC):
         """The loss of the distribution that an evaluation split was drawn from, if known."""
         return None
 
+    @property
+    def entropy_floor(self) -> float | None:
+        """The expectation of `oracle_loss` of validation and test split, if known."""
+        return None
+
 
 def source_faults(source: Source) -> Iterator[str]:
     """The faults of a source and of its first batches."""

@@ -36,7 +36,7 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean", "best_epoch"), float | None),
     **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), float | None),
     **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), float | None),
-    "seconds": float | None,
+    **dict.fromkeys(("seconds", "state_bits"), float | None),
     **dict.fromkeys(("sees_the_future", "has_tokenizer"), bool),
     "overrides": list[str],
     "sizes": dict[str, int | bool],

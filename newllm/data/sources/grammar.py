@@ -25,6 +25,9 @@ from typing import NamedTuple
 END = "<EOS>"
 """The token that ends a sentence, as it appears in distributions over the next token."""
 
+BEGINNING = "<BOS>"
+"""The token before the first word of a sentence."""
+
 Rules = Mapping[str, Sequence[str] | Mapping[str, float]]
 Stack = tuple[str, ...]  # the items still to be expanded, the next one first
 
@@ -106,6 +109,25 @@ class Grammar:
     def entropy_per_token(self) -> float:
         """Entropy of a sentence over its expected number of tokens, the end counted: nats."""
         return self.entropy() / self._initial.expected_tokens
+
+    def window_losses(self, longest: int) -> list[float]:
+        """The losses of the best predictors that see the last 1, 2, ..., `longest` tokens alone.
+
+        They are H(token | the tokens in the window) over all sentences of the grammar, in nats per
+        token, the end counted. A window that reaches beyond the first word shows where it is.
+        """
+        joint: dict[Stack, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        reached: dict[tuple[_State, Stack], float] = {(self._initial, (BEGINNING,)): 1.0}
+        while reached:
+            following: dict[tuple[_State, Stack], float] = defaultdict(float)
+            for (state, window), mass in reached.items():
+                for word, step in state.steps.items():
+                    joint[window][word] += mass * step.probability
+                    if step.state:
+                        longer = (*window, word)[-longest:]
+                        following[step.state, longer] += mass * step.probability
+            reached = following
+        return [_window_loss(joint, length) for length in range(1, longest + 1)]
 
     def estimate(self, sentences: Iterable[Sequence[str]]) -> "Grammar":
         """A grammar of the same rules whose probabilities are estimated from sentences.
@@ -259,6 +281,25 @@ class _State:
             step.probability * (1.0 + (step.state.expected_tokens if step.state else 0.0))
             for step in self.steps.values()
         )
+
+
+def _window_loss(joint: Mapping[Stack, Mapping[str, float]], length: int) -> float:
+    """The entropy of a token given only the last tokens of a longer window, in nats."""
+    shorter: dict[Stack, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for window, following in joint.items():
+        for word, mass in following.items():
+            shorter[window[-length:]][word] += mass
+    masses = [[*following.values()] for following in shorter.values()]
+    total = math.fsum(mass for of_window in masses for mass in of_window)
+    return (
+        -math.fsum(
+            mass * math.log(mass / of_all)
+            for of_window in masses
+            for of_all in [math.fsum(of_window)]
+            for mass in of_window
+        )
+        / total
+    )
 
 
 def _normalised(

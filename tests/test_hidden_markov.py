@@ -1,0 +1,190 @@
+"""Hidden-Markov sources: their exact losses, by enumeration and by formula.
+
+Shape suffixes: S states, K symbols, N states after a symbol.
+"""
+
+import itertools
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY_CONTEXT, Compose
+from omegaconf import OmegaConf
+from scipy.stats import chisquare
+
+from newllm.config.build import ConfigFault, instantiate
+from newllm.data.source import source_faults
+from newllm.data.sources.hidden_markov import Machine, MarkovSource, drawn_machine
+from newllm.training.experiment import build_experiment
+
+CONF = Path(__file__).parents[1] / "conf" / "data"
+NAMES = ("hidden_markov", "delayed_copy", "noisy_cycle")
+SETTINGS = {"lengths": [8, 8], "evaluation_lengths": [], "evaluation_rows": 50}
+EVEN = [[[0.5, 0.0], [0.0, 0.5]], [[0.0, 0.0], [1.0, 0.0]]]  # ones come in even numbers
+
+
+def source(name: str, **changes: Any) -> Any:
+    """A source as configured in `conf/data`, with changes."""
+    return instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), {"seed": 1}, changes))
+
+
+def entropy(probabilities: Any) -> float:
+    return -sum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def word_probability(joint_SKN: np.ndarray, start_S: np.ndarray, word: tuple[int, ...]) -> float:
+    """The sum over all paths of hidden states."""
+    states = range(len(joint_SKN))
+    return sum(
+        start_S[path[0]]
+        * math.prod(joint_SKN[s, x, n] for s, x, n in zip(path, word, path[1:], strict=False))
+        for path in itertools.product(states, repeat=len(word) + 1)
+    )
+
+
+def block_entropy(joint_SKN: np.ndarray, start_S: np.ndarray, length: int) -> float:
+    words = itertools.product(range(joint_SKN.shape[1]), repeat=length)
+    return entropy(word_probability(joint_SKN, start_S, word) for word in words)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_windows_are_those_of_all_words(seed: int) -> None:
+    joint_SKN = drawn_machine(3, 2, 0.5, seed)
+    machine = Machine(joint_SKN)
+    start_S = machine.stationary_S
+    assert start_S @ joint_SKN.sum(1) == pytest.approx(start_S)
+    blocks = [block_entropy(joint_SKN, start_S, length) for length in range(6)]
+    assert machine.windows.losses[:4] == pytest.approx(np.diff(blocks)[1:])
+
+
+def test_the_lower_bound_knows_the_first_state() -> None:
+    joint_SKN = drawn_machine(3, 2, 0.5, 1)
+    machine = Machine(joint_SKN)
+    known = [
+        sum(
+            p * block_entropy(joint_SKN, state_S, length)
+            for p, state_S in zip(machine.stationary_S, np.eye(3), strict=True)
+        )
+        for length in range(5)
+    ]
+    bounds = itertools.islice(
+        machine._conditional_entropies(np.eye(3), machine.stationary_S), len(known) - 1
+    )
+    assert list(bounds) == pytest.approx(np.diff(known))
+    losses, entropy_rate = machine.windows
+    assert max(np.diff(known)) <= entropy_rate <= losses[-1]
+    assert all(np.diff(losses) <= 1e-12)
+
+
+def test_the_even_process_has_the_published_entropies() -> None:
+    """Crutchfield and Feldman 2003: an entropy rate of 2/3 bit, a Markov order without end."""
+    losses, entropy_rate = source("hidden_markov", machine=EVEN).machine.windows
+    assert entropy_rate == pytest.approx(2 / 3 * math.log(2))
+    assert losses[0] == pytest.approx(math.log(2) / 3 + 2 / 3 * entropy([0.25, 0.75]))
+    assert losses[-1] > entropy_rate
+
+
+@pytest.mark.parametrize(("kinds", "delay"), [(2, 2), (4, 3), (8, 1)])
+def test_a_delayed_copy_needs_the_symbols_that_wait(kinds: int, delay: int) -> None:
+    copied = source("delayed_copy", kinds=kinds, delay=delay, noise=0.1)
+    entropy_rate = entropy([0.9 + 0.1 / kinds, *[0.1 / kinds] * (kinds - 1)])
+    losses = [math.log(kinds)] * (delay - 1) + [entropy_rate]
+    assert copied.machine.windows.losses == pytest.approx(losses)
+    assert copied.machine.windows.entropy_rate == pytest.approx(entropy_rate)
+    information = (delay - 1) * (math.log(kinds) - entropy_rate) / math.log(2)
+    assert copied.information(64) == pytest.approx(information)
+    assert copied.entropy_floor == pytest.approx(
+        entropy_rate + (delay - 1) * (math.log(kinds) - entropy_rate) / 64
+    )
+    assert copied.reference_losses("test") == {
+        "guess": math.log(kinds),
+        **{f"window_{k}": pytest.approx(loss) for k, loss in enumerate(losses, start=1)},
+        "entropy_rate": pytest.approx(entropy_rate),
+    }
+
+
+def test_losses_are_those_of_all_paths() -> None:
+    joint_SKN = drawn_machine(3, 3, 0.5, 4)
+    machine = Machine(joint_SKN)
+    words = np.array(list(itertools.product(range(3), repeat=4)))
+    logs = -machine.losses(words).sum(1)
+    found = [word_probability(joint_SKN, machine.stationary_S, tuple(word)) for word in words]
+    assert np.exp(logs) == pytest.approx(found)
+    assert sum(found) == pytest.approx(1)
+
+
+def test_words_are_drawn_with_their_probabilities() -> None:
+    joint_SKN = drawn_machine(3, 2, 1.0, 1)
+    machine = Machine(joint_SKN)
+    drawn = machine.draw(np.random.default_rng(1), 20_000, 7)[:, 3:]
+    counts = Counter(map(tuple, drawn.tolist()))
+    words = list(itertools.product(range(2), repeat=4))
+    expected = [20_000 * word_probability(joint_SKN, machine.stationary_S, word) for word in words]
+    assert chisquare([counts[word] for word in words], expected).pvalue > 0.001
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_oracle_scatters_around_its_expectation(name: str) -> None:
+    drawn = source(name, evaluation_rows=1000)
+    assert list(source_faults(drawn)) == []
+    for split in ("validation", "test"):
+        assert drawn.oracle_loss(split) == pytest.approx(drawn.entropy_floor, abs=0.02)
+    batch = drawn.train.batch(0, 3)
+    assert (batch.tokens_BT[:, 1:] == batch.targets_BT[:, :-1]).all()
+    assert batch.scored_BT.all()
+
+
+def test_the_pattern_repeats() -> None:
+    cycle = source("noisy_cycle", pattern=[0, 2, 1], noise=1e-9)
+    for row in cycle.batch((1,), 20, 30).tokens_BT.tolist():
+        assert row[3:] == row[:-3]
+        assert [row.count(symbol) for symbol in sorted(set(row))] == [10, 10, 10]
+    assert cycle.information(64) == pytest.approx(0, abs=1e-6)  # each symbol shows its place
+
+
+def test_a_run_knows_its_floor(compose_config: Compose, tmp_path: Path) -> None:
+    short = ("data.lengths=[8,8]", "data.evaluation_rows=8", "callbacks=none", "logger=none")
+    steps = ("recipe=task", "countermeasure=none", "trainer.max_steps=2")
+    config = compose_config("data=delayed_copy", *steps, *short, *TINY_CONTEXT)
+    experiment = build_experiment(config, tmp_path)
+    assert isinstance(experiment.source, MarkovSource)
+    assert {"guess", "window_1", "window_2", "oracle"} <= experiment.references.means.keys()
+    experiment.trainer.fit(experiment.module, datamodule=experiment.data)
+    assert experiment.trainer.global_step == 2
+
+
+ALL = "must be at least 0 and add up to 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "fault"),
+    [
+        ("hidden_markov", "data.machine=[1]", "data.machine: must be a list with, for each state"),
+        ("hidden_markov", "data.machine=[[[1.0]]]", "of at least two symbols"),
+        ("hidden_markov", "data.machine=[[[1.0],[1.0]]]", ALL),
+        ("hidden_markov", "data.machine=[[[1.5],[-0.5]]]", ALL),
+        ("hidden_markov", "data.machine=[[[1,0],[0,0]],[[0,1],[0,0]]]", "never reach each other"),
+        ("hidden_markov", "data.num_symbols=1", "data.num_symbols=1: must be at least 2"),
+        ("hidden_markov", "data.num_states=0", "data.num_states=0: must be at least 1"),
+        ("hidden_markov", "data.concentration=0", "data.concentration=0: must be above 0"),
+        ("hidden_markov", "data.machine_seed=-1", "data.machine_seed=-1: must be at least 0"),
+        ("delayed_copy", "data.kinds=1", "data.kinds=1: must be at least 2"),
+        ("delayed_copy", "data.delay=0", "data.delay=0: must be at least 1"),
+        ("delayed_copy", "data.delay=4", "data.delay=4: 4,096 states are too many"),
+        ("delayed_copy", "data.noise=0", "data.noise=0: must be above 0 and at most 1"),
+        ("noisy_cycle", "data.pattern=[]", "data.pattern=[]: must be whole numbers from 0"),
+        ("noisy_cycle", "data.noise=2", "data.noise=2: must be above 0 and at most 1"),
+    ],
+)
+def test_an_impossible_setting_is_told_in_one_line(
+    compose_config: Compose, tmp_path: Path, name: str, chosen: str, fault: str
+) -> None:
+    steps = ("recipe=task", "countermeasure=none", "trainer.max_steps=2", "logger=none")
+    config = compose_config(f"data={name}", *steps, "callbacks=none", *TINY_CONTEXT, chosen)
+    with pytest.raises(ConfigFault, match=re.escape(fault)) as error:
+        build_experiment(config, tmp_path)
+    assert len(str(error.value).splitlines()) == 1
