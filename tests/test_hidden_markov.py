@@ -18,7 +18,7 @@ from scipy.stats import chisquare
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.source import source_faults
-from newllm.data.sources.hidden_markov import Machine, MarkovSource, drawn_machine
+from newllm.data.sources.hidden_markov import Copier, Machine, MarkovSource, drawn_machine
 from newllm.training.experiment import build_experiment
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
@@ -82,7 +82,7 @@ def test_the_lower_bound_knows_the_first_state() -> None:
 
 def test_the_even_process_has_the_published_entropies() -> None:
     """Crutchfield and Feldman 2003: an entropy rate of 2/3 bit, a Markov order without end."""
-    losses, entropy_rate = source("hidden_markov", machine=EVEN).machine.windows
+    losses, entropy_rate = source("hidden_markov", machine=EVEN).process.windows
     assert entropy_rate == pytest.approx(2 / 3 * math.log(2))
     assert losses[0] == pytest.approx(math.log(2) / 3 + 2 / 3 * entropy([0.25, 0.75]))
     assert losses[-1] > entropy_rate
@@ -93,8 +93,8 @@ def test_a_delayed_copy_needs_the_symbols_that_wait(kinds: int, delay: int) -> N
     copied = source("delayed_copy", kinds=kinds, delay=delay, noise=0.1)
     entropy_rate = entropy([0.9 + 0.1 / kinds, *[0.1 / kinds] * (kinds - 1)])
     losses = [math.log(kinds)] * (delay - 1) + [entropy_rate]
-    assert copied.machine.windows.losses == pytest.approx(losses)
-    assert copied.machine.windows.entropy_rate == pytest.approx(entropy_rate)
+    assert copied.process.windows.losses == pytest.approx(losses)
+    assert copied.process.windows.entropy_rate == pytest.approx(entropy_rate)
     information = (delay - 1) * (math.log(kinds) - entropy_rate) / math.log(2)
     assert copied.information(64) == pytest.approx(information)
     assert copied.entropy_floor == pytest.approx(
@@ -105,6 +105,30 @@ def test_a_delayed_copy_needs_the_symbols_that_wait(kinds: int, delay: int) -> N
         **{f"window_{k}": pytest.approx(loss) for k, loss in enumerate(losses, start=1)},
         "entropy_rate": pytest.approx(entropy_rate),
     }
+
+
+def copying_machine(kinds: int, delay: int, noise: float) -> Machine:
+    """A delayed copy as a machine: a state is the last `delay` symbols, the oldest first."""
+    states = list(itertools.product(range(kinds), repeat=delay))
+    joint_SKN = np.zeros((len(states), kinds, len(states)))
+    for s, state in enumerate(states):
+        for symbol in range(kinds):
+            following = states.index((*state[1:], symbol))
+            joint_SKN[s, symbol, following] = noise / kinds + (1 - noise) * (symbol == state[0])
+    return Machine(joint_SKN)
+
+
+@pytest.mark.parametrize(("kinds", "delay"), [(3, 1), (2, 3), (3, 2)])
+def test_a_copier_is_a_machine_of_all_last_symbols(kinds: int, delay: int) -> None:
+    copier, machine = Copier(kinds, delay, 0.2), copying_machine(kinds, delay, 0.2)
+    assert copier.windows.losses == pytest.approx(machine.windows.losses)
+    assert copier.windows.entropy_rate == pytest.approx(machine.windows.entropy_rate)
+    symbols = copier.draw(np.random.default_rng(1), 50, 9)
+    assert copier.losses(symbols) == pytest.approx(machine.losses(symbols))
+    counts = Counter(map(tuple, copier.draw(np.random.default_rng(1), 20_000, 4).tolist()))
+    words = np.array(list(itertools.product(range(kinds), repeat=4)))
+    expected = 20_000 * np.exp(-machine.losses(words).sum(1))
+    assert chisquare([counts[tuple(word)] for word in words.tolist()], expected).pvalue > 0.001
 
 
 def test_losses_are_those_of_all_paths() -> None:
@@ -136,6 +160,17 @@ def test_the_oracle_scatters_around_its_expectation(name: str) -> None:
     batch = drawn.train.batch(0, 3)
     assert (batch.tokens_BT[:, 1:] == batch.targets_BT[:, :-1]).all()
     assert batch.scored_BT.all()
+
+
+def test_the_first_symbols_may_be_unscored() -> None:
+    drawn = source("hidden_markov", machine=EVEN, unscored=5, lengths=[3, 3], evaluation_rows=4000)
+    batch = drawn.train.batch(0, 0)
+    assert batch.tokens_BT.shape[1] == drawn.max_length == 7
+    assert batch.scored_BT.sum(1).unique().tolist() == [3]
+    assert batch.scored_BT[:, 4:].all()
+    losses = drawn.process.windows.losses
+    assert drawn.entropy_floor == pytest.approx(sum(losses[4:7]) / 3)
+    assert drawn.oracle_loss("test") == pytest.approx(drawn.entropy_floor, abs=0.02)
 
 
 def test_the_pattern_repeats() -> None:
@@ -174,7 +209,7 @@ ALL = "must be at least 0 and add up to 1"
         ("hidden_markov", "data.machine_seed=-1", "data.machine_seed=-1: must be at least 0"),
         ("delayed_copy", "data.kinds=1", "data.kinds=1: must be at least 2"),
         ("delayed_copy", "data.delay=0", "data.delay=0: must be at least 1"),
-        ("delayed_copy", "data.delay=4", "data.delay=4: 4,096 states are too many"),
+        ("delayed_copy", "data.unscored=0", "data.unscored=0: must be at least 1"),
         ("delayed_copy", "data.noise=0", "data.noise=0: must be above 0 and at most 1"),
         ("noisy_cycle", "data.pattern=[]", "data.pattern=[]: must be whole numbers from 0"),
         ("noisy_cycle", "data.noise=2", "data.noise=2: must be above 0 and at most 1"),

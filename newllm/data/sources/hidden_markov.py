@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from newllm.data.tasks.task import FIRST_TOKEN, Rows, Task, too_small
+from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Rows, Task, too_small
 
 MOST_WINDOWS = 12
 CLOSED = 1e-9  # nats between the bounds of the entropy rate
@@ -135,49 +135,97 @@ def _stationary(transitions_SN: np.ndarray) -> np.ndarray:
     return np.asarray(stationary_S / stationary_S.sum())
 
 
-class MarkovSource(Task):
-    """Symbols of a hidden-Markov process, each scored given those before it.
+class Copier:
+    """A stationary process of symbols that repeat after a delay, or are drawn anew.
 
-    A row is a stretch of the stationary process. A length counts scored symbols; one symbol more is
-    read first.
+    With K symbols it would be a `Machine` of K^delay states. Given the symbol `delay` places
+    before, the others say nothing of the next one, so that all losses follow from one entropy.
+    """
+
+    def __init__(self, kinds: int, delay: int, noise: float) -> None:
+        self.num_symbols, self._delay, self._noise = kinds, delay, noise
+        self._loss_of_copy = -math.log(1 - noise + noise / kinds)
+        self._loss_of_other = -math.log(noise / kinds)
+
+    def draw(self, rng: np.random.Generator, num_rows: int, length: int) -> np.ndarray:
+        """Symbols [B, T] of independent stretches of the process."""
+        symbols_BT = rng.integers(self.num_symbols, size=(num_rows, length))
+        is_copy_BT = rng.random((num_rows, length)) >= self._noise
+        for t in range(self._delay, length):
+            oldest_B = symbols_BT[:, t - self._delay]
+            symbols_BT[:, t] = np.where(is_copy_BT[:, t], oldest_B, symbols_BT[:, t])
+        return symbols_BT
+
+    def losses(self, symbols_BT: np.ndarray) -> np.ndarray:
+        """-log p of each symbol given those before it [B, T]."""
+        losses_BT = np.full(symbols_BT.shape, math.log(self.num_symbols))
+        is_copy = symbols_BT[:, self._delay :] == symbols_BT[:, : -self._delay]
+        losses_BT[:, self._delay :] = np.where(is_copy, self._loss_of_copy, self._loss_of_other)
+        return losses_BT
+
+    @property
+    def windows(self) -> Windows:
+        """Windows that are shorter than the delay say nothing, the others all that there is."""
+        share = self._noise * (1 - 1 / self.num_symbols)
+        entropy_rate = (1 - share) * self._loss_of_copy + share * self._loss_of_other
+        shorter = (math.log(self.num_symbols),) * (self._delay - 1)
+        return Windows((*shorter, entropy_rate), entropy_rate)
+
+
+class MarkovSource(Task):
+    """Symbols of a stationary process, each scored given those before it.
+
+    Every row is a stretch of its own, so that its first symbols have a past that no model can
+    know. A length counts scored symbols.
 
     Args:
         name: of the source.
-        joint_SKN: as in `Machine`.
+        process: draws symbols, and knows their losses.
+        unscored: symbols at the beginning of a row that are not scored, from 1.
         settings: of `Task`.
     """
 
-    def __init__(self, name: str, joint_SKN: np.ndarray, /, **settings: Any) -> None:
-        self.machine = Machine(joint_SKN)
+    def __init__(
+        self, name: str, process: Machine | Copier, /, unscored: int = 1, **settings: Any
+    ) -> None:
+        if faults := too_small(1, unscored=unscored):
+            raise ValueError("\n".join(faults))
+        self.process, self.unscored = process, unscored
         self._oracle_losses: dict[str, float] = {}
-        num_symbols = self.machine.num_symbols
-        super().__init__(name, num_symbols, num_symbols, **settings)
+        super().__init__(name, process.num_symbols, process.num_symbols, **settings)
+
+    def num_positions(self, length: int) -> int:
+        """All symbols but the last, which is only predicted."""
+        return self.unscored + length - 1
 
     def draw(self, rng: np.random.Generator, num_rows: int, length: int) -> Rows:
         """The answer to each symbol is the next one."""
-        symbols_BT = self.machine.draw(rng, num_rows, length + 1)
-        return Rows(symbols_BT[:, :-1], symbols_BT[:, 1:])
+        symbols_BT = self.process.draw(rng, num_rows, self.unscored + length)
+        answers_BT = symbols_BT[:, 1:].copy()
+        answers_BT[:, : self.unscored - 1] = NOT_SCORED
+        return Rows(symbols_BT[:, :-1], answers_BT)
 
     def oracle_loss(self, split: str) -> float:
-        """The loss of the source itself, which knows its machine but not its state."""
+        """The loss of a model that knows the process, but only sees what has been read."""
         if split not in self._oracle_losses:
             losses = []
             for batch in self.evaluation[split]:
-                tokens = np.concatenate([batch.tokens_BT, batch.targets_BT[:, -1:]], axis=1)
-                losses.append(self.machine.losses(tokens - FIRST_TOKEN)[:, 1:].ravel())
+                tokens_BT = np.concatenate([batch.tokens_BT, batch.targets_BT[:, -1:]], axis=1)
+                losses_BT = self.process.losses(tokens_BT - FIRST_TOKEN)
+                losses.append(losses_BT[:, self.unscored :].ravel())
             self._oracle_losses[split] = float(np.concatenate(losses).mean())
         return self._oracle_losses[split]
 
     @property
     def entropy_floor(self) -> float:
-        """The expectation of `oracle_loss` for rows of the longest training length."""
-        losses, entropy_rate = self.machine.windows
-        known = losses[: self.longest]
+        """The expectation of `oracle_loss`, up to the bracket of the entropy rate."""
+        losses, entropy_rate = self.process.windows
+        known = losses[self.unscored - 1 :][: self.longest]
         return (sum(known) + (self.longest - len(known)) * entropy_rate) / self.longest
 
     def reference_losses(self, split: str) -> dict[str, float]:
         """Guessing, the best windows of 1, 2, ... symbols, and the entropy rate from below."""
-        losses, entropy_rate = self.machine.windows
+        losses, entropy_rate = self.process.windows
         windows = {f"window_{k}": loss for k, loss in enumerate(losses, start=1)}
         return super().reference_losses(split) | windows | {"entropy_rate": entropy_rate}
 
@@ -186,7 +234,7 @@ class MarkovSource(Task):
 
         That is I(past; X_2 ... X_{length + 1} | X_1), up to the bracket of the entropy rate.
         """
-        losses, entropy_rate = self.machine.windows
+        losses, entropy_rate = self.process.windows
         return sum(loss - entropy_rate for loss in losses[:length]) / math.log(2)
 
 
@@ -217,7 +265,7 @@ class HiddenMarkov(MarkovSource):
             joint_SKN = drawn_machine(num_states, num_symbols, concentration, machine_seed)
         else:
             joint_SKN = _table(machine)
-        super().__init__("hidden_markov", joint_SKN, **settings)
+        super().__init__("hidden_markov", Machine(joint_SKN), **settings)
 
 
 def _table(machine: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
@@ -244,7 +292,7 @@ def drawn_machine(num_states: int, num_symbols: int, concentration: float, seed:
     faults += too_small(0, machine_seed=seed)
     if not 0 < concentration < math.inf:
         faults.append(f"data.concentration={concentration}: must be above 0 and finite")
-    if faults := faults or _size_faults(f"num_states={num_states}", num_states, num_symbols):
+    if faults:
         raise ValueError("\n".join(faults))
     rng = np.random.default_rng((num_states, num_symbols, seed))
     alphas = np.full(num_symbols * num_states, concentration)
@@ -266,17 +314,9 @@ class DelayedCopy(MarkovSource):
 
     def __init__(self, kinds: int = 8, delay: int = 2, noise: float = 0.1, **settings: Any) -> None:
         faults = too_small(2, kinds=kinds) + too_small(1, delay=delay)
-        faults += _noise_faults(noise)
-        if faults := faults or _size_faults(f"delay={delay}", kinds**delay, kinds):
+        if faults := [*faults, *_noise_faults(noise)]:
             raise ValueError("\n".join(faults))
-        # A state is the last `delay` symbols as a number, the oldest first.
-        num_states = kinds**delay
-        state_S, symbol_K = np.arange(num_states)[:, None], np.arange(kinds)
-        oldest_S = state_S // (num_states // kinds)
-        joint_SKN = np.zeros((num_states, kinds, num_states))
-        next_SK = (state_S * kinds + symbol_K) % num_states
-        joint_SKN[state_S, symbol_K, next_SK] = noise / kinds + (1 - noise) * (oldest_S == symbol_K)
-        super().__init__("delayed_copy", joint_SKN, **settings)
+        super().__init__("delayed_copy", Copier(kinds, delay, noise), **settings)
 
 
 class NoisyCycle(MarkovSource):
@@ -304,12 +344,7 @@ class NoisyCycle(MarkovSource):
         next_S = (place_S + 1) % num_states
         joint_SKN[place_S, :, next_S] = noise / num_symbols
         joint_SKN[place_S, [*pattern], next_S] += 1 - noise
-        super().__init__("noisy_cycle", joint_SKN, **settings)
-
-
-def _size_faults(setting: str, num_states: int, num_symbols: int) -> list[str]:
-    size = num_states**2 * num_symbols
-    return [f"data.{setting}: {num_states:,} states are too many"] * (size > MOST_NUMBERS)
+        super().__init__("noisy_cycle", Machine(joint_SKN), **settings)
 
 
 def _noise_faults(noise: float) -> list[str]:
