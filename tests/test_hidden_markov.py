@@ -22,7 +22,7 @@ from newllm.data.sources.hidden_markov import Copier, Machine, MarkovSource, dra
 from newllm.training.experiment import build_experiment
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
-NAMES = ("hidden_markov", "delayed_copy", "noisy_cycle")
+NAMES = ("hidden_markov", "delayed_copy")
 SETTINGS = {"lengths": [8, 8], "evaluation_lengths": [], "evaluation_rows": 50}
 EVEN = [[[0.5, 0.0], [0.0, 0.5]], [[0.0, 0.0], [1.0, 0.0]]]  # ones come in even numbers
 
@@ -53,7 +53,7 @@ def block_entropy(joint_SKN: np.ndarray, start_S: np.ndarray, length: int) -> fl
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_windows_are_those_of_all_words(seed: int) -> None:
-    joint_SKN = drawn_machine(3, 2, 0.5, seed)
+    joint_SKN = drawn_machine(3, 2, 0.5, False, seed)
     machine = Machine(joint_SKN)
     start_S = machine.stationary_S
     assert start_S @ joint_SKN.sum(1) == pytest.approx(start_S)
@@ -62,7 +62,7 @@ def test_windows_are_those_of_all_words(seed: int) -> None:
 
 
 def test_the_lower_bound_knows_the_first_state() -> None:
-    joint_SKN = drawn_machine(3, 2, 0.5, 1)
+    joint_SKN = drawn_machine(3, 2, 0.5, False, 1)
     machine = Machine(joint_SKN)
     known = [
         sum(
@@ -86,6 +86,15 @@ def test_the_even_process_has_the_published_entropies() -> None:
     assert entropy_rate == pytest.approx(2 / 3 * math.log(2))
     assert losses[0] == pytest.approx(math.log(2) / 3 + 2 / 3 * entropy([0.25, 0.75]))
     assert losses[-1] > entropy_rate
+
+
+def test_a_unifilar_machine_shows_its_state() -> None:
+    """The state follows from a state and the symbols after it, so that the bracket is tight."""
+    joint_SKN = drawn_machine(4, 3, 0.5, True, 1)
+    assert ((joint_SKN > 0).sum(2) <= 1).all()
+    machine = Machine(joint_SKN)
+    of_state = [entropy(p_K) for p_K in joint_SKN.sum(2)]
+    assert machine.windows.entropy_rate == pytest.approx(machine.stationary_S @ of_state)
 
 
 @pytest.mark.parametrize(("kinds", "delay"), [(2, 2), (4, 3), (8, 1)])
@@ -132,7 +141,7 @@ def test_a_copier_is_a_machine_of_all_last_symbols(kinds: int, delay: int) -> No
 
 
 def test_losses_are_those_of_all_paths() -> None:
-    joint_SKN = drawn_machine(3, 3, 0.5, 4)
+    joint_SKN = drawn_machine(3, 3, 0.5, False, 4)
     machine = Machine(joint_SKN)
     words = np.array(list(itertools.product(range(3), repeat=4)))
     logs = -machine.losses(words).sum(1)
@@ -142,7 +151,7 @@ def test_losses_are_those_of_all_paths() -> None:
 
 
 def test_words_are_drawn_with_their_probabilities() -> None:
-    joint_SKN = drawn_machine(3, 2, 1.0, 1)
+    joint_SKN = drawn_machine(3, 2, 1.0, False, 1)
     machine = Machine(joint_SKN)
     drawn = machine.draw(np.random.default_rng(1), 20_000, 7)[:, 3:]
     counts = Counter(map(tuple, drawn.tolist()))
@@ -173,18 +182,12 @@ def test_the_first_symbols_may_be_unscored() -> None:
     assert drawn.oracle_loss("test") == pytest.approx(drawn.entropy_floor, abs=0.02)
 
 
-def test_the_pattern_repeats() -> None:
-    cycle = source("noisy_cycle", pattern=[0, 2, 1], noise=1e-9)
-    for row in cycle.batch((1,), 20, 30).tokens_BT.tolist():
-        assert row[3:] == row[:-3]
-        assert [row.count(symbol) for symbol in sorted(set(row))] == [10, 10, 10]
-    assert cycle.information(64) == pytest.approx(0, abs=1e-6)  # each symbol shows its place
-
-
 def test_a_run_knows_its_floor(compose_config: Compose, tmp_path: Path) -> None:
     short = ("data.lengths=[8,8]", "data.evaluation_rows=8", "callbacks=none", "logger=none")
-    steps = ("recipe=task", "countermeasure=none", "trainer.max_steps=2")
-    config = compose_config("data=delayed_copy", *steps, *short, *TINY_CONTEXT)
+    steps = ("recipe=task", "countermeasure=none", "trainer.max_steps=2", "recurrence=reference")
+    config = compose_config(
+        "data=delayed_copy", "recurrence=reference", *steps, *short, *TINY_CONTEXT
+    )
     experiment = build_experiment(config, tmp_path)
     assert isinstance(experiment.source, MarkovSource)
     assert {"guess", "window_1", "window_2", "oracle"} <= experiment.references.means.keys()
@@ -211,8 +214,7 @@ ALL = "must be at least 0 and add up to 1"
         ("delayed_copy", "data.delay=0", "data.delay=0: must be at least 1"),
         ("delayed_copy", "data.unscored=0", "data.unscored=0: must be at least 1"),
         ("delayed_copy", "data.noise=0", "data.noise=0: must be above 0 and at most 1"),
-        ("noisy_cycle", "data.pattern=[]", "data.pattern=[]: must be whole numbers from 0"),
-        ("noisy_cycle", "data.noise=2", "data.noise=2: must be above 0 and at most 1"),
+        ("delayed_copy", "data.noise=2", "data.noise=2: must be above 0 and at most 1"),
     ],
 )
 def test_an_impossible_setting_is_told_in_one_line(

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from newllm.models.cell import ContextCell
-from newllm.models.contract import check_cell
+from newllm.models.contract import check_layer
 from newllm.models.gating import LSTMGating
 from newllm.models.quantization import Quantized
 from newllm.models.recurrence.native.weights import has_native_code
+from newllm.models.recurrence.reference import Reference
 from newllm.models.recurrent import Recurrent
 
 
@@ -51,10 +52,9 @@ def test_bits_are_counted_in_the_state(levels: int, bits: float) -> None:
     assert unlimited.state_bits(9) == 3 * 32
 
 
-def test_it_keeps_the_contract_and_needs_the_plain_loop() -> None:
+def test_it_keeps_the_contract_and_has_no_native_code() -> None:
+    check_layer(Recurrent(5, lambda input_dim: cell_of(2), Reference()))
     assert not has_native_code(cell_of(2))
-    check_cell(cell_of(2))
-    check_cell(cell_of(4))
 
 
 def test_no_levels_are_a_fault() -> None:

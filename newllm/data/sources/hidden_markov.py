@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from newllm.data.tasks.automata import drawn_automaton
 from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Rows, Task, too_small
 
 MOST_WINDOWS = 12
 CLOSED = 1e-9  # nats between the bounds of the entropy rate
-MOST_NUMBERS = 1 << 21  # probabilities of a machine, and of all words of a length
+MOST_NUMBERS = 1 << 18  # joint probabilities of all words of a length
 
 
 class Windows(NamedTuple):
@@ -248,6 +249,9 @@ class HiddenMarkov(MarkovSource):
         num_symbols: K of a drawn machine.
         concentration: each state's probabilities are drawn from a symmetric Dirichlet distribution
             over all symbols and next states; the lower its concentration, the fewer of them matter.
+        unifilar: draw each state's probabilities over symbols alone, and the next state of each
+            state and symbol as in `Regular`. Who knows a state and the symbols after it then knows
+            all later states, and no context needs more than log2 S bits to keep up with them.
         machine_seed: of a drawn machine.
         settings: of `Task`.
     """
@@ -258,11 +262,14 @@ class HiddenMarkov(MarkovSource):
         num_states: int = 4,
         num_symbols: int = 4,
         concentration: float = 0.1,
+        unifilar: bool = False,
         machine_seed: int = 1,
         **settings: Any,
     ) -> None:
         if machine is None:
-            joint_SKN = drawn_machine(num_states, num_symbols, concentration, machine_seed)
+            joint_SKN = drawn_machine(
+                num_states, num_symbols, concentration, unifilar, machine_seed
+            )
         else:
             joint_SKN = _table(machine)
         super().__init__("hidden_markov", Machine(joint_SKN), **settings)
@@ -282,11 +289,13 @@ def _table(machine: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
     return joint_SKN
 
 
-def drawn_machine(num_states: int, num_symbols: int, concentration: float, seed: int) -> np.ndarray:
+def drawn_machine(
+    num_states: int, num_symbols: int, concentration: float, unifilar: bool, seed: int
+) -> np.ndarray:
     """Random probabilities [S, K, N] of symbols and next states.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or `drawn_automaton` finds no connected automaton.
     """
     faults = too_small(1, num_states=num_states) + too_small(2, num_symbols=num_symbols)
     faults += too_small(0, machine_seed=seed)
@@ -295,8 +304,15 @@ def drawn_machine(num_states: int, num_symbols: int, concentration: float, seed:
     if faults:
         raise ValueError("\n".join(faults))
     rng = np.random.default_rng((num_states, num_symbols, seed))
-    alphas = np.full(num_symbols * num_states, concentration)
-    return rng.dirichlet(alphas, num_states).reshape(num_states, num_symbols, num_states)
+    shape = num_states, num_symbols, num_states
+    if not unifilar:
+        outcomes = num_symbols * num_states
+        return rng.dirichlet(np.full(outcomes, concentration), num_states).reshape(shape)
+    joint_SKN = np.zeros(shape)
+    next_SK1 = drawn_automaton(num_states, num_symbols, seed)[:, :, None]
+    symbols_SK1 = rng.dirichlet(np.full(num_symbols, concentration), num_states)[:, :, None]
+    np.put_along_axis(joint_SKN, next_SK1, symbols_SK1, axis=2)
+    return joint_SKN
 
 
 class DelayedCopy(MarkovSource):
@@ -314,38 +330,8 @@ class DelayedCopy(MarkovSource):
 
     def __init__(self, kinds: int = 8, delay: int = 2, noise: float = 0.1, **settings: Any) -> None:
         faults = too_small(2, kinds=kinds) + too_small(1, delay=delay)
-        if faults := [*faults, *_noise_faults(noise)]:
+        if not 0 < noise <= 1:
+            faults.append(f"data.noise={noise}: must be above 0 and at most 1")
+        if faults:
             raise ValueError("\n".join(faults))
         super().__init__("delayed_copy", Copier(kinds, delay, noise), **settings)
-
-
-class NoisyCycle(MarkovSource):
-    """A pattern that repeats from a random place on, some of its symbols drawn anew.
-
-    Args:
-        pattern: symbols from 0.
-        noise: probability that a symbol is drawn uniformly instead.
-        settings: of `Task`.
-    """
-
-    def __init__(
-        self,
-        pattern: Sequence[int] = (0, 0, 0, 1, 0, 1, 1, 1),
-        noise: float = 0.1,
-        **settings: Any,
-    ) -> None:
-        if not pattern or any(not isinstance(symbol, int) or symbol < 0 for symbol in pattern):
-            raise ValueError(f"data.pattern={[*pattern]}: must be whole numbers from 0")
-        if faults := _noise_faults(noise):
-            raise ValueError("\n".join(faults))
-        num_states, num_symbols = len(pattern), max(2, max(pattern) + 1)
-        place_S = np.arange(num_states)
-        joint_SKN = np.zeros((num_states, num_symbols, num_states))
-        next_S = (place_S + 1) % num_states
-        joint_SKN[place_S, :, next_S] = noise / num_symbols
-        joint_SKN[place_S, [*pattern], next_S] += 1 - noise
-        super().__init__("noisy_cycle", Machine(joint_SKN), **settings)
-
-
-def _noise_faults(noise: float) -> list[str]:
-    return [] if 0 < noise <= 1 else [f"data.noise={noise}: must be above 0 and at most 1"]

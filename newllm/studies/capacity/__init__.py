@@ -21,13 +21,13 @@ from newllm.studies.capacity.results import (
 
 DEFINITION = (
     "Sources whose losses are known exactly, and context models whose contexts are rounded to b "
-    "bits. A window of k symbols predicts best with the loss H(X_{{k+1}} | X_1 ... X_k). From "
-    "these losses follows a floor: no model that reads a symbol and a context of b bits has a "
-    "lower expected loss. It meets the entropy rate where b is the information that the past "
-    "holds about the future beyond the symbol that is read. Predicted is the b for which the "
-    "floor lies within {tolerance} of the gap between the window of one symbol and the source "
-    "itself; measured is the smallest context whose mean test loss does. Losses are in nats per "
-    "symbol, compared with the source itself on the same rows."
+    "bits. The best window of k symbols has the loss H(X_{{k+1}} | X_1 ... X_k). These losses give "
+    "a floor, below which no model has its expected loss if it reads a symbol and a context of b "
+    "bits. The floor meets the entropy rate where b is the information that the past holds about "
+    "the future beyond the symbol that is read: the predicted smallest context. Needed at least is "
+    "the b for which the floor lies within {tolerance} of the gap between the window of one symbol "
+    "and the source itself; measured is the smallest context whose mean test loss does. Losses are "
+    "in nats per symbol, compared with that of the source itself on the same rows."
 )
 NONE_BELOW = "No mean loss is below the floor by more than its 95 % interval."
 BELOW = "Below the floor by more than the 95 % interval of the mean: {points}."
@@ -59,7 +59,7 @@ def smallest_contexts(
         f"{_(SOURCES[one.source])}, b = {bits:g}" for one in found for bits in one.below_floor
     ]
     document.text(_(BELOW).format(points="; ".join(points)) if points else _(NONE_BELOW))
-    headings = ("source", "window of one symbol", "entropy rate", "information (bits)",
+    headings = ("source", "window of one symbol", "entropy rate", "needed at least (bits)",
                 "predicted (bits)", "measured (bits)", "measured / predicted")  # fmt: skip
     document.table([_(word) for word in headings], [_row(one, _) for one in found])
 
@@ -70,7 +70,7 @@ def _row(one: Capacity, _: Translate) -> list[str]:
         _(SOURCES[one.source]),
         number(one.window_losses[0]),
         "-".join(dict.fromkeys(map(number, (one.entropy_rate, one.window_losses[-1])))),
-        f"{one.information:.2f}",
+        f"{one.needed:.2f}",
         f"{one.predicted:.2f}",
         _(SMALLER_THAN_ALL) if measured is None else f"{measured:g}",
         "-" if measured is None or not one.predicted else f"{measured / one.predicted:.2f}",

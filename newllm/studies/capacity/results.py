@@ -18,11 +18,10 @@ from newllm.studies.capacity.floor import floor, smallest_context
 NAME = "capacity"
 NO_CONTEXT = "_0"  # ends the name of the variant of a source whose context has no bits
 SOURCES = {
-    "copy_1": "delayed copy, 1 bit",
-    "copy_3": "delayed copy, 3 bits",
-    "copy_6": "delayed copy, 6 bits",
+    "copy_1": "delayed copy of 2 kinds",
+    "copy_3": "delayed copy of 8 kinds",
+    "copy_6": "delayed copy of 64 kinds",
     "even": "even process",
-    "cycle": "noisy cycle",
     "drawn": "drawn machine",
 }
 TOLERANCE = 0.05  # of the gap between the window of one symbol and the source itself
@@ -61,7 +60,7 @@ class Capacity:
         return max(self.oracle, floor(bits, self.window_losses, self.entropy_rate))
 
     @property
-    def information(self) -> float:
+    def predicted(self) -> float:
         """Bits that the past holds about the future beyond the symbol that is read."""
         return smallest_context(self.entropy_rate, self.window_losses)
 
@@ -71,7 +70,7 @@ class Capacity:
         return self.oracle + TOLERANCE * (self.window_losses[0] - self.oracle)
 
     @property
-    def predicted(self) -> float:
+    def needed(self) -> float:
         """The fewest bits for which the floor permits that loss."""
         return smallest_context(self.near_oracle, self.window_losses)
 
