@@ -5,6 +5,8 @@ from __future__ import annotations
 from newllm.data.sources.corpora import SPLITS
 from newllm.data.sources.sentences import SentenceSource
 
+NUM_WINDOWS = 3  # whose losses a card shows
+
 
 def card(data: SentenceSource) -> dict[str, str]:
     """The card of a source that is set up, as labels and values."""
@@ -28,6 +30,8 @@ def card(data: SentenceSource) -> dict[str, str]:
         rows["entropy"] = f"{data.grammar.entropy():.3f} nats per sentence" + (
             f", {floor:.4f} per token" if floor else ""
         )
+        windows = ", ".join(f"{loss:.4f}" for loss in data.grammar.window_losses(NUM_WINDOWS))
+        rows["best windows"] = f"{windows} nats per token, for 1 to {NUM_WINDOWS} tokens"
         for split in ("validation", "test"):
             if loss := data.oracle_loss(split):
                 rows[f"oracle, {split}"] = f"{loss:.4f} nats per token"

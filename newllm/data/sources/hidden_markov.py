@@ -110,7 +110,8 @@ class Machine:
         Words that lead to the same belief count as one: their futures are alike.
         """
         joint_SO = self.joint_SKN.reshape(self.num_states, -1)
-        while len(belief_WS) * joint_SO.shape[1] <= MOST_NUMBERS:
+        most_numbers = max(MOST_NUMBERS, self.num_symbols * joint_SO.size)  # enough for one window
+        while len(belief_WS) * joint_SO.shape[1] <= most_numbers:
             joint_WKN = (belief_WS @ joint_SO).reshape(-1, self.num_symbols, self.num_states)
             next_WK = joint_WKN.sum(-1)
             is_possible_WK = next_WK > 0
