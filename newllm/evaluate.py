@@ -16,7 +16,8 @@ def main() -> None:
         prog="python -m newllm.evaluate",
         description=(
             "Evaluate a trained run: its losses and the reference losses of each split, "
-            "ablations of its context, and the dynamics of the context over time."
+            "ablations of its context, and the dynamics of the context over time; on a task, its "
+            "accuracy and the drift of its contexts by position."
         ),
     )
     parser.add_argument("run", type=Path, help="a run directory")

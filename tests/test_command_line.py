@@ -194,6 +194,7 @@ FAULTY = {
             ("trials", "5", "5"),
             ("trials", "{number:0,seed:1,space:{}}", "{number,seed,space}"),
             ("trials", "{number:1}", "{number}"),
+            ("trials", "{space:{seed:{low:1,high:2}}}", "{space}"),
         )
     },
     "-m +hydra.sweeper.variants={a:[modl]} +hydra.sweeper.then.b={seed:'1,'}": [

@@ -50,7 +50,7 @@ def test_the_trials_are_those_that_were_drawn() -> None:
 
 
 def test_trials_fill_the_space() -> None:
-    trials = [dict(line.split("=") for line in trial) for trial in draw_trials(3000, 1, SPACE)]
+    trials = [dict(line.split("=") for line in trial) for trial in draw_trials(SPACE, 3000)]
     assert {trial["model.num_layers"] for trial in trials} == {"1", "2", "4"}
     for key, ends in list(SPACE.items())[1:]:
         values = np.array([float(trial[key]) for trial in trials])
@@ -62,7 +62,17 @@ def test_trials_fill_the_space() -> None:
 
 
 def test_fewer_trials_are_the_first_of_more() -> None:
-    assert draw_trials(3, 7, SPACE) == draw_trials(5, 7, SPACE)[:3]
+    assert draw_trials(SPACE, 3, seed=7) == draw_trials(SPACE, 5, seed=7)[:3]
+
+
+def test_a_grid_has_every_combination() -> None:
+    space = {"optimizer.lr": {"choices": ["1e-3", 2e-3]}, "model.num_layers": {"choices": [1, 2]}}
+    assert draw_trials(space) == [
+        ["optimizer.lr=1e-3", "model.num_layers=1"],
+        ["optimizer.lr=1e-3", "model.num_layers=2"],
+        ["optimizer.lr=0.002", "model.num_layers=1"],
+        ["optimizer.lr=0.002", "model.num_layers=2"],
+    ]
 
 
 def test_expected_best_is_the_mean_over_all_choices() -> None:

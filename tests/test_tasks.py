@@ -29,7 +29,9 @@ from newllm.data.tasks.lookup import Induction, Passkey
 from newllm.data.tasks.modular_arithmetic import BracketedArithmetic, ModularArithmetic
 from newllm.data.tasks.recall import GAP_POWER, Recall
 from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Task
+from newllm.runs.directory import RunConflict, has_ended
 from newllm.training.experiment import build_experiment
+from newllm.training.run import train
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if ".tasks." in path.read_text())
@@ -601,9 +603,28 @@ def test_a_run_of_a_task(command: Command, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["references"] == {"guess": pytest.approx(math.log(2), abs=1e-3)}
     assert set(result["evaluation"]["length_50"]) == {"loss", "accuracy", "accuracy_sequence"}
-    for module in ("newllm.generate", "newllm.evaluate"):
-        refused = command(module, "run")
-        assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1), refused.stderr
+    refused = command("newllm.generate", "run")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1), refused.stderr
+    again = command("newllm.train", "run=run")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "run: is done" in again.stdout
+
+
+def test_a_sweep_of_a_task_is_not_done_again(compose_config: Compose, tmp_path: Path) -> None:
+    """The positions of the longest row, filled in when the data was built, change no run."""
+    chosen = ("data=parity", *RUN, *SHORT, *TINY_TRANSFORMER, "callbacks=none")
+    config = compose_config(*chosen, "data.evaluation_lengths=[16]")
+    train(config, tmp_path / "run", [], goes_on=True)
+    assert has_ended(tmp_path / "run", config)
+    for change in ("data.evaluation_lengths=[17]", "data.max_length=99"):
+        with pytest.raises(RunConflict, match="another configuration"):
+            has_ended(tmp_path / "run", compose_config(*chosen, change))
+
+
+def test_the_data_decides_the_positions_of_a_model(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config("data=parity", *RUN, *SHORT, *TINY_TRANSFORMER, "model.max_length=99")
+    with pytest.raises(ConfigFault, match=r"^model\.max_length=99: set data\.max_length instead$"):
+        build_experiment(config, tmp_path)
 
 
 @pytest.mark.parametrize(

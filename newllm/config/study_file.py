@@ -10,6 +10,7 @@
           phase1_baseline:                # nothing: the experiment of that name
           deep: [model.num_layers=12]     # overrides; lists in the list are joined to it
         trials: {number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}
+        # Or a grid:  trials: {space: {optimizer.lr: {choices: [1e-3, 2e-3]}}}
         then:                             # each variant, or its best trial, again
           corpora: {only: "deep*", data.seed: "1,2,3", seed: "1"}
 
@@ -27,6 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
+from newllm.config.naming import choices
 from newllm.config.values import shown
 
 ONLY = "only"  # of an entry of `then`: patterns of the variants that it is for
@@ -85,3 +87,14 @@ def then_of(study: str) -> dict[str, Mapping[str, str]]:
         name: dict(line.split("=", 1) for line in value_lines(entry))
         for name, entry in (sweeper_of(study).get("then") or {}).items()
     }
+
+
+def stage_of(study: str, chosen: Mapping[str, str]) -> str | None:
+    """The second stage of a study that makes these choices beside a trial, if there is one."""
+    for name, values in then_of(study).items():
+        wanted = choices([f"{key}={value}" for key, value in values.items()])
+        if chosen.keys() == wanted.keys() and all(
+            chosen[key] == value or "," in value for key, value in wanted.items()
+        ):
+            return name
+    return None

@@ -22,7 +22,8 @@ FORMS = {
     "params": "a mapping of keys to values, as in {seed: '1,2'}",
     "variants": "a mapping of names to overrides, as in {deep: ['model.num_layers=12']}",
     "trials": "a number, a seed and a space, as in "
-    "{number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}",
+    "{number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}, "
+    "or the space of a grid, as in {space: {optimizer.lr: {choices: [1e-3, 2e-3]}}}",
     "then": "a mapping of names to values by key, as in {corpora: {data.seed: '1,2'}}",
 }
 
@@ -69,8 +70,9 @@ def _has_form(part: str, content: Any) -> bool:
         return all(isinstance(values, dict | None) for values in content.values())
     if part == "trials" and content:
         try:
-            draw_trials(**{**content, "number": 1})
-            return 1 <= content["number"] <= MOST_TRIALS
+            number = content.get("number")
+            least = draw_trials(**{**content, "number": number and 1})
+            return 1 <= (len(least) if number is None else number) <= MOST_TRIALS
         except (TypeError, ValueError, AttributeError, LookupError):
             return False
     return True

@@ -66,6 +66,8 @@ TOLD = (
     "and lightning"
 )
 MODEL_TOLD = f"layers of newllm, and of torch.nn those in {', '.join(BOUNDED)}"
+DATA_KINDS = (Kind("newllm.data.tasks.task", "Task", "newllm.data.tasks"),)  # of a stranger's data
+DATA_TOLD = "sentences and tasks of newllm"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class Trust:
     def in_stranger(cls, packages: Sequence[str] = ()) -> Trust:
         """For a model that somebody else may have described."""
         return cls(tuple(packages), MODEL_KINDS, MODEL_TOLD, "--trust PACKAGE")
+
+    @classmethod
+    def in_strangers_data(cls, packages: Sequence[str] = ()) -> Trust:
+        """For data that somebody else may have described."""
+        return cls(tuple(packages), DATA_KINDS, DATA_TOLD, "--trust PACKAGE")
 
     def target(self, path: Any) -> Any:
         """The class or function of a dotted name.

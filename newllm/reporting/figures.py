@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -209,6 +210,35 @@ def ablations(losses: Mapping[str, Any], dynamics: Mapping[str, Any], title: str
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
         plain(axes)
+    figure.headline(title)
+    return figure
+
+
+def tenths(found: Mapping[str, Any], title: str) -> Figure:
+    """The accuracy on a task and the drift of the contexts by position, a line for each split.
+
+    Args:
+        found: a `Tenths` as a mapping for each split.
+        title: of the run.
+    """
+    panels = {"accuracy": "accuracy"}
+    if any(split["drift"] for split in found.values()):
+        panels["drift"] = "distance to the centre of the state\n(distance between centres: 1)"
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(found)))
+    for axes, key in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for colour, (name, split) in zip(colours, found.items(), strict=True):
+            values = np.array(split[key], float)  # None becomes nan
+            places = (np.arange(len(values)) + 0.5) * split["num_positions"] / len(values)
+            axes.plot(places, values, ".-", color=colour, label=name.replace("_", " "))
+        axes.set_xscale("log")
+        axes.set_xlabel("position in the row (middle of a tenth)")
+        axes.set_ylabel(panels[key])
+        log_ticks(axes.xaxis)
+        plain(axes)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    if "drift" in panels:
+        figure.axes[1].set_ylim(bottom=0)
     figure.headline(title)
     return figure
 

@@ -17,6 +17,12 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def percent_at_least(share: float) -> str:
+    """Such as `99.9` for 0.99997: without the sign, and rounded down, so that `100` means all."""
+    percents = math.floor(1000 * share) / 10
+    return f"{percents:.0f}" if percents == 100 else f"{percents:.1f}"
+
+
 def whole(value: float | None) -> str:
     """Such as `4,052,968`."""
     return "-" if value is None else f"{value:,.0f}"

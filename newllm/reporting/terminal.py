@@ -17,6 +17,11 @@ from newllm.statistics.comparisons import Contest
 MOST_ROWS = 40  # groups; more of them are on the page alone
 MOST_REASONS = 10
 LEFT = ("group", "verdict", "seeds", "seeds to decide", "context", "nats per token", "split")
+TENTHS = {  # of the rows of a task
+    "accuracy": "accuracy in each tenth of the row",
+    "drift": "drift in each tenth of the row: mean distance of a context to the centre of its "
+    "state, divided by the mean distance between centres",
+}
 
 
 def console() -> Console:
@@ -78,6 +83,8 @@ def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, out: Conso
             for split, row in found["metrics"].items()
         ]
         out.print(_table(["split", *names], rows))
+        if "tenths" in found:
+            _print_tenths(found["tenths"], out)
         return
     out.print(_losses_table(found["splits"]))
     kl = found["splits"]["validation"]["kl"]
@@ -88,6 +95,19 @@ def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, out: Conso
         out.print(_ablation_table(found["ablations"]))
         out.print()
         out.print("\n".join(_dynamics_lines(found["dynamics"])))
+
+
+def _print_tenths(found: Mapping[str, Any], out: Console) -> None:
+    """The accuracy on a task and the drift of the contexts, by position."""
+    for key, title in TENTHS.items():
+        rows = [
+            [name, *(number(value) for value in split[key])]
+            for name, split in found.items()
+            if split[key]
+        ]
+        if rows:
+            out.print(f"\n{title}")
+            out.print(_table(["split", *map(str, range(1, len(rows[0])))], rows))
 
 
 def _losses_table(splits: Mapping[str, Any]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ def hashed(config: DictConfig) -> dict[str, Any]:
         recurrence.pop("compile", None)  # how it computes, not what
     if (kept["recipe"] or {}).get("output_classes") is None:
         left_out["model"] = ["vocabulary_size"]  # follows from the data
+    if decides_length(kept["data"] or {}):
+        left_out["model"] = [*left_out.get("model", ()), "max_length"]  # as well
     budget = content.get("budget") or {}  # older runs have none
     if sizes := decided_sizes(budget):
         kept["budget"] = named_sizes(budget)
@@ -69,6 +71,11 @@ def hashed(config: DictConfig) -> dict[str, Any]:
         status = path.stat()  # the content counts, not the path
         kept["data"]["path"] = _file_digest(path, status.st_size, status.st_mtime_ns)
     return kept
+
+
+def decides_length(data: Mapping[str, Any]) -> bool:
+    """Whether the longest row of the data decides how many positions a model is made for."""
+    return "max_length" in data and data["max_length"] is None
 
 
 @lru_cache(maxsize=64)  # a sweep asks for every job

@@ -1,4 +1,4 @@
-"""Evaluation of a run: its losses, their references, and ablations of its context."""
+"""Evaluation of a run: its losses and their references, and what its context holds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.source import VALIDATION, Source
 from newllm.data.sources.sentences import SentenceSource
+from newllm.data.tasks.task import Task
 from newllm.reporting import figures
 from newllm.reporting.terminal import console, print_evaluation
 from newllm.runs.directory import LoadedRun, load_run, telling, write_text
 from newllm.statistics.ablations import ablate, dynamics
+from newllm.statistics.drift import by_tenths
 from newllm.statistics.predictions import divergences, target_losses
 from newllm.statistics.references import ReferenceModels, gap_closed
 from newllm.training.metrics import split_metrics
@@ -45,12 +47,17 @@ def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
     else:
         splits = source.evaluation.items()
         found = {"metrics": {name: split_metrics(run.model, split) for name, split in splits}}
+        if isinstance(source, Task):
+            tenths = by_tenths(run.model, source)
+            found["tenths"] = {name: asdict(split) for name, split in tenths.items()}
     write_text(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
+    name = run.result.get("name") or run.model.description
+    title = figures.run_title(name, run.config.data, run.result.get("seed"))
     if "ablations" in found:
-        name = run.result.get("name") or run.model.description
-        title = figures.run_title(name, run.config.data, run.result.get("seed"))
         figure = figures.ablations(found["ablations"], found["dynamics"], title)
         figure.write_png(folder / "ablations.png")
+    if "tenths" in found:
+        figures.tenths(found["tenths"], title).write_png(folder / "positions.png")
     print_evaluation(found, run.model.sees_the_future, console())
     return folder
 
@@ -87,7 +94,7 @@ def load_source(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> Source:
     """
     with telling(run.path, "config.yaml has no data"):
         node = run.config.get("data")
-        part = checked(node, "data", Trust.in_stranger(trusted_packages))
+        part = checked(node, "data", Trust.in_strangers_data(trusted_packages))
         source = part.build(**({"directory": None} if part.target is SentenceSource else {}))
         if not isinstance(source, Source):
             raise ValueError("it is not a source")

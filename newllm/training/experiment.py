@@ -19,6 +19,7 @@ from newllm.data.source import VALIDATION, Source, reference_faults, source_faul
 from newllm.models.language_model import LanguageModel
 from newllm.models.sizes import Budget
 from newllm.reporting.figures import run_title
+from newllm.runs.identity import decides_length
 from newllm.statistics.references import References, references_on
 from newllm.training.checkpoints import Checkpoints
 from newllm.training.clipping import GradientClip
@@ -99,11 +100,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     faults = _Faults()
     source = faults.collect(lambda: _build_source(config))
     clock = source and faults.collect(lambda: Clock.of(config, source))
-    with open_dict(config):
-        if config.model.vocabulary_size is None:
-            config.model.vocabulary_size = source.vocabulary_size if source else 1
-        if config.model.get("max_length", 0) is None:
-            config.model.max_length = source.max_length if source else 1
+    faults.collect(lambda: _fill_from_data(config, source))
     faults.collect(lambda: _fill_sizes(config))
     model = faults.collect(lambda: _build_model(config, source))
     clip = faults.collect(lambda: GradientClip(list(config.recipe.gradient_clip)))
@@ -142,6 +139,24 @@ def _with_absolute_paths(config: DictConfig) -> DictConfig:
         if config.data.get(key):
             config.data[key] = to_absolute_path(str(config.data[key]))
     return config
+
+
+def _fill_from_data(config: DictConfig, source: Source | None) -> None:
+    """Fill in the sizes of the model that follow from its data; any size where that has faults.
+
+    Raises:
+        ConfigFault: a length was chosen for the model that the data would decide.
+    """
+    with open_dict(config):
+        if config.model.vocabulary_size is None:
+            config.model.vocabulary_size = source.vocabulary_size if source else 1
+        longest = source.max_length if source else 1
+        if config.model.get("max_length", 0) is None:
+            config.model.max_length = longest
+        elif source and decides_length(config.data):
+            chosen = config.model.get("max_length", longest)
+            if chosen != longest:
+                raise ConfigFault([f"model.max_length={chosen}: set data.max_length instead"])
 
 
 class _Faults:

@@ -10,8 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from newllm.config.naming import choices
-from newllm.config.study_file import sweeper_of, then_of, variants_of
+from newllm.config.study_file import stage_of, sweeper_of, variants_of
 from newllm.runs.directory import ENDS
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import (
@@ -133,16 +132,7 @@ def purpose(run: Run) -> str | None:
     if run.result.get("test_oracle_loss") is None:  # a search leaves the test split alone
         is_first = str(run.result["seed"]) == sweeper_of(NAME)["params"]["seed"]
         return "trial" if is_first and not chosen else None
-    settings = then_of(NAME).items()
-    return next((name for name, values in settings if _is_chosen(chosen, values)), None)
-
-
-def _is_chosen(chosen: Mapping[str, str], values: Mapping[str, str]) -> bool:
-    """Whether these are the choices of a setting, with any of its values."""
-    wanted = choices([f"{key}={value}" for key, value in values.items()])
-    return chosen.keys() == wanted.keys() and all(
-        chosen[key] == value or "," in value for key, value in wanted.items()
-    )
+    return stage_of(NAME, chosen)
 
 
 def _finals(runs: Sequence[Run], trial: str) -> dict[str, dict[str, Run]]:
