@@ -13,7 +13,8 @@ from conftest import strict_translator
 from records import record
 
 from newllm.config.study_file import variants_of
-from newllm.data.sources.hidden_markov import Machine, drawn_machine
+from newllm.data.sources.hidden_markov import drawn_machine
+from newllm.data.sources.processes import Machine
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack

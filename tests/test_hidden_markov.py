@@ -18,7 +18,8 @@ from scipy.stats import chisquare
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.source import source_faults
-from newllm.data.sources.hidden_markov import Copier, Machine, MarkovSource, drawn_machine
+from newllm.data.sources.hidden_markov import ProcessSource, drawn_machine
+from newllm.data.sources.processes import Copier, Machine
 from newllm.training.experiment import build_experiment
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
@@ -189,7 +190,7 @@ def test_a_run_knows_its_floor(compose_config: Compose, tmp_path: Path) -> None:
         "data=delayed_copy", "recurrence=reference", *steps, *short, *TINY_CONTEXT
     )
     experiment = build_experiment(config, tmp_path)
-    assert isinstance(experiment.source, MarkovSource)
+    assert isinstance(experiment.source, ProcessSource)
     assert {"guess", "window_1", "window_2", "oracle"} <= experiment.references.means.keys()
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)
     assert experiment.trainer.global_step == 2
@@ -205,7 +206,11 @@ ALL = "must be at least 0 and add up to 1"
         ("hidden_markov", "data.machine=[[[1.0]]]", "of at least two symbols"),
         ("hidden_markov", "data.machine=[[[1.0],[1.0]]]", ALL),
         ("hidden_markov", "data.machine=[[[1.5],[-0.5]]]", ALL),
-        ("hidden_markov", "data.machine=[[[1,0],[0,0]],[[0,1],[0,0]]]", "never reach each other"),
+        (
+            "hidden_markov",
+            "data.machine=[[[1,0],[0,0]],[[0,1],[0,0]]]",
+            "has more than one stationary distribution",
+        ),
         ("hidden_markov", "data.num_symbols=1", "data.num_symbols=1: must be at least 2"),
         ("hidden_markov", "data.num_states=0", "data.num_states=0: must be at least 1"),
         ("hidden_markov", "data.concentration=0", "data.concentration=0: must be above 0"),
