@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from newllm.data.sources.corpora import SPLITS
+from newllm.data.sources.grammar_memory import context_information, window_losses
 from newllm.data.sources.sentences import SentenceSource
 
 NUM_WINDOWS = 3  # whose losses a card shows
@@ -30,8 +33,10 @@ def card(data: SentenceSource) -> dict[str, str]:
         rows["entropy"] = f"{data.grammar.entropy():.3f} nats per sentence" + (
             f", {floor:.4f} per token" if floor else ""
         )
-        windows = ", ".join(f"{loss:.4f}" for loss in data.grammar.window_losses(NUM_WINDOWS))
+        windows = ", ".join(f"{loss:.4f}" for loss in window_losses(data.grammar, NUM_WINDOWS))
         rows["best windows"] = f"{windows} nats per token, for 1 to {NUM_WINDOWS} tokens"
+        bits = context_information(data.grammar) / math.log(2)
+        rows["information"] = f"{bits:.2f} bits of what precedes a token about what follows it"
         for split in ("validation", "test"):
             if loss := data.oracle_loss(split):
                 rows[f"oracle, {split}"] = f"{loss:.4f} nats per token"
