@@ -29,14 +29,14 @@ DEFINITION = (
     "and the source itself; measured is the smallest context whose mean test loss does. Losses are "
     "in nats per symbol, compared with that of the source itself on the same rows."
 )
-NONE_BELOW = "No mean loss is below the floor by more than its 95 % interval."
-BELOW = "Below the floor by more than the 95 % interval of the mean: {points}."
+NONE_BELOW = "No mean loss is below the floor, given its 95 % interval."
+BELOW = "Below the floor, given the 95 % interval of the mean: {points}."
 CAPTION = (
     "Loss by size of the context. Points: means and 95 % intervals over seeds. Line: the floor; "
     "the shaded area is out of reach. Ticks on the right: the best windows of k symbols. Dotted: "
     "the predicted smallest context."
 )
-SMALLER_THAN_ALL = "none of these"
+NONE_LARGE_ENOUGH = "none of these"
 
 
 def smallest_contexts(
@@ -72,7 +72,7 @@ def _row(one: Capacity, _: Translate) -> list[str]:
         "-".join(dict.fromkeys(map(number, (one.entropy_rate, one.window_losses[-1])))),
         f"{one.needed:.2f}",
         f"{one.predicted:.2f}",
-        _(SMALLER_THAN_ALL) if measured is None else f"{measured:g}",
+        _(NONE_LARGE_ENOUGH) if measured is None else f"{measured:g}",
         "-" if measured is None or not one.predicted else f"{measured / one.predicted:.2f}",
     ]
 

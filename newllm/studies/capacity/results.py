@@ -24,6 +24,7 @@ SOURCES = {
     "even": "even process",
     "drawn": "drawn machine",
 }
+NEGLIGIBLE = 1e-3  # nats; losses that reach the floor scatter around it by less
 TOLERANCE = 0.05  # of the gap between the window of one symbol and the source itself
 
 
@@ -53,7 +54,8 @@ class Capacity:
     @property
     def below_floor(self) -> list[float]:
         """Bits for which the mean loss is certainly below the floor, which none should be."""
-        return [bits for bits, mean in self.means.items() if mean.high < self.floor(bits)]
+        means = self.means.items()
+        return [bits for bits, mean in means if mean.high < self.floor(bits) - NEGLIGIBLE]
 
     def floor(self, bits: float) -> float:
         """The least expected loss of a context on rows of this length."""
