@@ -30,7 +30,7 @@ class CopyBatches(Split):
         return Batch(
             tokens_BT=torch.cat([symbols_BL, torch.full((8, 1), SEPARATOR), symbols_BL[:, :-1]], 1),
             targets_BT=torch.cat([torch.full(shape, IGNORE), symbols_BL], 1),
-            sentence_B=row_B,
+            row_B=row_B,
             slice_B=row_B % 2,
         )
 
@@ -65,7 +65,7 @@ class Chunks(Split):
         return Batch(
             tokens_BT=self.tokens_BS[:, here],
             targets_BT=self.tokens_BS[:, following].masked_fill(is_last_BT, IGNORE),
-            sentence_B=torch.arange(len(self.tokens_BS)) + number * len(self.tokens_BS),
+            row_B=torch.arange(len(self.tokens_BS)) + number * len(self.tokens_BS),
             reset_BT=self.starts_BS[:, here],
         )
 

@@ -35,7 +35,7 @@ def training_loader(batching: str = "shuffled", seed: int = 0) -> TrainingLoader
 
 
 def order(batches: Iterable[Batch]) -> list[list[int]]:
-    return [batch.sentence_B.tolist() for batch in batches]
+    return [batch.row_B.tolist() for batch in batches]
 
 
 def test_a_split_keeps_its_sentences() -> None:
@@ -61,7 +61,7 @@ def test_a_batch_is_shifted_and_padded_to_its_longest() -> None:
         ids, padding = SENTENCES[index], [PAD] * (8 - LENGTHS[index])
         assert batch.tokens_BT[row].tolist() == ids[:-1] + padding
         assert batch.targets_BT[row].tolist() == ids[1:] + [IGNORE] * len(padding)
-    assert batch.sentence_B.tolist() == [3, 12, 1]
+    assert batch.row_B.tolist() == [3, 12, 1]
 
 
 @pytest.mark.parametrize("batching", ["shuffled", "bucketed"])
@@ -116,7 +116,7 @@ def test_an_evaluation_batch_is_bounded_by_its_positions() -> None:
     split = encoded(SENTENCES)
     for limit in (1, 9, 12, 40):
         batches = list(EvaluationBatches(split, max_positions=limit))
-        assert sorted(i for batch in batches for i in batch.sentence_B.tolist()) == list(range(13))
+        assert sorted(i for batch in batches for i in batch.row_B.tolist()) == list(range(13))
         assert all(b.tokens_BT.numel() <= limit or len(b.tokens_BT) == 1 for b in batches)
         assert len(EvaluationBatches(split, max_positions=limit)) == len(batches)
 
@@ -180,7 +180,7 @@ class Recorder(LightningModule):
         self.seen: list[tuple[int, list[int]]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.seen.append((self.current_epoch, batch.sentence_B.tolist()))
+        self.seen.append((self.current_epoch, batch.row_B.tolist()))
         return self.weight.sum()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -226,7 +226,7 @@ def test_a_trainer_walks_through_the_epochs() -> None:
     module, split = Recorder(), training_batches()
     fit(module)
     expected = [
-        (epoch, split.batch(epoch, number).sentence_B.tolist())
+        (epoch, split.batch(epoch, number).row_B.tolist())
         for epoch in range(3)
         for number in range(4)
     ]

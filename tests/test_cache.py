@@ -65,10 +65,16 @@ def test_changed_code_computes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Cache(tmp_path).get("numbers", {"n": 1}, never)
 
 
-@pytest.mark.parametrize("damaged", [b"", b"x" * 500, 10, -3])
-def test_a_damaged_file_is_computed_and_written_anew(tmp_path: Path, damaged: bytes | int) -> None:
-    path = filled(tmp_path) / "a.npy"
-    path.write_bytes(damaged if isinstance(damaged, bytes) else path.read_bytes()[:damaged])
+@pytest.mark.parametrize("name", ["a.npy", cache.NAMES])
+@pytest.mark.parametrize("damaged", [b"", b"x" * 500, 10, -3, None])
+def test_a_damaged_or_missing_file_is_computed_and_written_anew(
+    tmp_path: Path, name: str, damaged: bytes | int | None
+) -> None:
+    path = filled(tmp_path) / name
+    if damaged is None:
+        path.unlink()
+    else:
+        path.write_bytes(damaged if isinstance(damaged, bytes) else path.read_bytes()[:damaged])
     again = Cache(tmp_path)
     assert again.get("numbers", {"n": 1}, numbers)["a"].tolist() == [0, 1, 2, 3, 4]
     again.write()

@@ -155,7 +155,30 @@ FAULTY = {
     "data.train_sentences=9223372036854775808": [
         "data.train_sentences=9223372036854775808: must be at most 9223372036854775807"
     ],
+    **{
+        f"{sign}trainer.{key}={value}": [
+            f"trainer.{key}={value}: must be a whole number from {smallest}"
+        ]
+        for sign, key, value, smallest in (
+            ("", "max_epochs", "-1", 1),
+            ("", "max_steps", "-2", -1),
+            ("+", "accumulate_grad_batches", "abc", 1),
+            ("+", "accumulate_grad_batches", "0", 1),
+            ("+", "check_val_every_n_epoch", "true", 1),
+            ("+", "check_val_every_n_epoch", "1.5", 1),
+        )
+    },
+    "trusted_packages=[3]": ["trusted_packages=[3]: must be a list of names"],
+    "trainer.max_steps=null": ["trainer.max_steps=null: must be a whole number from -1"],
+    "data=parity countermeasure=data_augmentation": [
+        "countermeasure=data_augmentation requires data=augmented124, but other data are set; "
+        "remove one of the two"
+    ],
     # Values that cannot be told.
+    "+callbacks.a=${callbacks}": [
+        "callbacks={progress,steps,curves,samples,context,early_stopping,a}: "
+        "Interpolation to parent node detected"
+    ],
     "callbacks.context._target_=???": ["callbacks.context._target_=???: has no value; set it"],
     "seed=${seed}": ["seed=${seed}: Recursive interpolation detected"],
     **{
@@ -334,6 +357,8 @@ def test_a_shown_configuration_has_its_faults_in_a_line_too() -> None:
     check_shown(["--cfg", "job", "--resolve", "-p", "data", "seed=2"])
     with pytest.raises(ConfigFault, match=r"^sead: unknown key; did you mean seed\?\nseed=x: "):
         check_shown(["--cfg", "job", "sead=1", "seed=x"])
+    with pytest.raises(ConfigFault, match=r"^argument --cfg/-c: invalid choice: 'jobs' .*'all'\)$"):
+        check_shown(["--cfg", "jobs"])
 
 
 def test_faults_of_a_variant_in_a_folder_of_the_user(tmp_path: Path) -> None:
@@ -375,7 +400,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("-m experiment=glob(phase7_*)", "experiment=glob(phase7_*): matches no option"),
         ("model=transformer model.num_heads=3", "model.num_heads=3"),
         ("recipe=modern countermeasure=weight_decay model.dropout=2", "model.dropout=2"),
-        ("data=text", "data=text needs data.path=FILE"),
+        ("data=text", "data=text: needs data.path=FILE"),
         ("data=text data.path=empty.txt", "empty.txt"),
         ("data=text data.path=binary.txt", "binary.txt"),
         ("data=text data.path=one.txt", "one.txt"),
@@ -400,7 +425,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: is a file, not a folder"),
         ("data.too_long=foo data.batching=zz", "data.batching=zz"),
         ("trainer.max_epochs=-3", "max_epochs"),
-        ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: must be a whole number from 1"),
         ("+trainer.limit_val_batches=1", "use data.validation_sentences=N"),
         ("+trainer.overfit_batches=1", "use data.train_sentences=N"),
         ("+trainer.accumulate_grad_batches=99", "an epoch has 25 batches; lower it"),

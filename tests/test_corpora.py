@@ -190,7 +190,7 @@ def test_write_keeps_seeds_apart(tmp_path: Path) -> None:
 def test_write_names_the_directory_it_cannot_write_to(tmp_path: Path) -> None:
     occupied = tmp_path / "data"
     occupied.write_text("a file")
-    with pytest.raises(ValueError, match=r"data\.directory=.*data cannot be written"):
+    with pytest.raises(ValueError, match=r"data\.directory=.*data: cannot be written"):
         build_corpus("tiny30").write(occupied)
 
 
@@ -258,10 +258,10 @@ def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("validation", "test", "message"),
     [
-        (0.0, 0.1, "data.validation_fraction=0.0 must"),
-        (1.0, 0.1, "data.validation_fraction=1.0 must"),
-        (0.1, -0.1, "data.test_fraction=-0.1 must"),
-        (0.1, math.nan, "data.test_fraction=nan must"),
+        (0.0, 0.1, "data.validation_fraction=0.0: must"),
+        (1.0, 0.1, "data.validation_fraction=1.0: must"),
+        (0.1, -0.1, "data.test_fraction=-0.1: must"),
+        (0.1, math.nan, "data.test_fraction=nan: must"),
         (0.5, 0.5, "their sum must be below 1"),
     ],
 )

@@ -182,17 +182,17 @@ def test_the_command_prints_a_card_a_corpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"corpus": "tiny31"}, "data.corpus=tiny31 is unknown: choose one of"),
-        ({"batching": "sorted"}, "data.batching=sorted is unknown: choose one of"),
-        ({"too_long": "wrap"}, "data.too_long=wrap is unknown: choose one of"),
-        ({"batch_size": 0}, "data.batch_size=0 must be at least 1"),
-        ({"max_length": 0}, "data.max_length=0 must be at least 1"),
-        ({"seed": -1}, "data.seed=-1 must be at least 0"),
-        ({"order_seed": -1}, "seed=-1 must be at least 0"),
-        ({"tokenizer": "bpe"}, "data.tokenizer=bpe needs data.vocabulary_size"),
-        ({"tokenizer": "chars"}, "data.tokenizer=chars is unknown"),
-        ({"corpus": "text"}, "data=text needs data.path=FILE"),
-        ({"path": "file.txt"}, "data.path=file.txt is used by data=text only"),
+        ({"corpus": "tiny31"}, "data.corpus=tiny31: no such option; options: "),
+        ({"batching": "sorted"}, "data.batching=sorted: no such option; options: "),
+        ({"too_long": "wrap"}, "data.too_long=wrap: no such option; options: "),
+        ({"batch_size": 0}, "data.batch_size=0: must be at least 1"),
+        ({"max_length": 0}, "data.max_length=0: must be at least 1"),
+        ({"seed": -1}, "data.seed=-1: must be at least 0"),
+        ({"order_seed": -1}, "seed=-1: must be at least 0"),
+        ({"tokenizer": "bpe"}, "data.tokenizer=bpe: needs data.vocabulary_size"),
+        ({"tokenizer": "chars"}, "data.tokenizer=chars: no such option"),
+        ({"corpus": "text"}, "data=text: needs data.path=FILE"),
+        ({"path": "file.txt"}, "data.path=file.txt: is used by data=text only"),
     ],
 )
 def test_faulty_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
@@ -212,5 +212,5 @@ def test_fewer_training_sentences_are_the_first(build: BuildData) -> None:
     assert part.digest != whole.digest
     with pytest.raises(ValueError, match="train_sentences=500: quality500 has 400"):
         build("quality500", train_sentences=500)
-    with pytest.raises(ValueError, match="train_sentences=0 must be at least 1"):
+    with pytest.raises(ValueError, match="train_sentences=0: must be at least 1"):
         build("quality500", train_sentences=0)

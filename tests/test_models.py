@@ -284,32 +284,32 @@ def test_description(model: LanguageModel, description: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(context, hidden_dim=0), "model.hidden_dim=0 must be at least 1"),
-        (partial(context, num_layers=-1), "model.num_layers=-1 must be at least 1"),
-        (partial(context, dropout=1.0), "model.dropout=1.0 must be at least 0 and below 1"),
+        (partial(context, hidden_dim=0), "model.hidden_dim=0: must be at least 1"),
+        (partial(context, num_layers=-1), "model.num_layers=-1: must be at least 1"),
+        (partial(context, dropout=1.0), "model.dropout=1.0: must be at least 0 and below 1"),
         (
             partial(context, context_clip=0.0),
-            "model.context_clip=0.0 must be above 0, or null for none",
+            "model.context_clip=0.0: must be above 0, or null for none",
         ),
         (
             partial(context, positions="rotary"),
-            "model.positions=rotary does not exist; choose one of: none, learned",
+            "model.positions=rotary: no such option; options: none, learned",
         ),
         (
             partial(context, fnn="deep"),
-            "model.fnn=deep does not exist; choose one of: plain, residual",
+            "model.fnn=deep: no such option; options: plain, residual",
         ),
         (
             partial(context, context_dim=0, dropout=float("nan")),
-            "model.context_dim=0 must be at least 1\n"
-            "model.dropout=nan must be at least 0 and below 1",
+            "model.context_dim=0: must be at least 1\n"
+            "model.dropout=nan: must be at least 0 and below 1",
         ),
         (
             partial(transformer, V, num_heads=3),
-            "model.num_heads=3 must divide the width of the layer, 8 (model.embedding_dim, if it "
+            "model.num_heads=3: must divide the width of the layer, 8 (model.embedding_dim, if it "
             "is the first)",
         ),
-        (partial(transformer, V, num_heads=0), "model.num_heads=0 must be at least 1"),
+        (partial(transformer, V, num_heads=0), "model.num_heads=0: must be at least 1"),
         (
             partial(transformer, V, num_heads=8, positions="rotary"),
             "model.positions=rotary: model.num_heads=8 must divide half of the width of the layer, "
@@ -317,17 +317,17 @@ def test_description(model: LanguageModel, description: str) -> None:
         ),
         (
             partial(transformer, V, positions="sine"),
-            "model.positions=sine does not exist; choose one of: none, learned, rotary",
+            "model.positions=sine: no such option; options: none, learned, rotary",
         ),
         (
             partial(transformer, V, embedding_dropout=1.0, output_dropout=-1.0),
-            "model.embedding_dropout=1.0 must be at least 0 and below 1\n"
-            "model.output_dropout=-1.0 must be at least 0 and below 1",
+            "model.embedding_dropout=1.0: must be at least 0 and below 1\n"
+            "model.output_dropout=-1.0: must be at least 0 and below 1",
         ),
-        (partial(rnn_model, V, dropout=-0.1), "model.dropout=-0.1 must be at least 0 and below 1"),
+        (partial(rnn_model, V, dropout=-0.1), "model.dropout=-0.1: must be at least 0 and below 1"),
         (
             partial(rnn_model, V, embedding_dim=0, num_layers=0),
-            "model.embedding_dim=0 must be at least 1\nmodel.num_layers=0 must be at least 1",
+            "model.embedding_dim=0: must be at least 1\nmodel.num_layers=0: must be at least 1",
         ),
         (
             partial(context, contxt_dim=3),

@@ -59,8 +59,8 @@ def test_metrics_are_their_definitions_whatever_the_batching() -> None:
     groups = [torch.cat(by_sentence[i : i + 16]).mean().item() for i in range(0, 35, 16)]
 
     scores = Scores(SentenceBatches.metrics)
-    for sentence_B in torch.randperm(35, generator=torch.Generator().manual_seed(2)).split(6):
-        batch = split.batch(sentence_B)
+    for row_B in torch.randperm(35, generator=torch.Generator().manual_seed(2)).split(6):
+        batch = split.batch(row_B)
         logits_BTV = logits_of(batch)
         scores.add(sum_rows(*score_logits(logits_BTV, batch.targets_BT), batch))
     metrics = scores.metrics()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from newllm.runs.identity import config_hash
 from newllm.training.experiment import build_experiment
+from newllm.training.run import attempt
 
 Given = Callable[..., DictConfig]
 
@@ -56,8 +57,11 @@ def test_files_of_a_corpus_are_written_there(given: Given, tmp_path: Path) -> No
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_directory_that_cannot_be_written_is_a_fault(given: Given, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_a_line(
+    given: Given, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "data").touch()
-    experiment = build_experiment(given("data=tiny30"), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"data\.directory=.* cannot be written"):
-        experiment.source.write()
+    _, reason = attempt(given("data=tiny30"), tmp_path / "run", [], goes_on=False)
+    assert reason == f"data.directory={tmp_path}/data: cannot be written: File exists"
+    assert capsys.readouterr().err == f"{reason}\n"
+    assert not (tmp_path / "run").exists()

@@ -41,7 +41,7 @@ def test_learned_positions_end_in_one_line(model: LanguageModel) -> None:
     _, state = model(full)
     reset = torch.tensor([[True], [True]])
     model(full[:, :1], state, reset)
-    message = "model.max_length=3 is too short for 4 tokens; raise it or set model.positions=none"
+    message = "model.max_length=3: is too short for 4 tokens; raise it or set model.positions=none"
     with pytest.raises(ValueError, match=message):
         model(full[:, :1], state)
     with pytest.raises(ValueError, match=message):

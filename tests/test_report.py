@@ -292,7 +292,12 @@ def test_the_terminal_says_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", "own", "--baseline", "lstm", "--figure", "a/b.png"])
+    judged: list[int] = []
+    monkeypatch.setattr(
+        page_module, "contests", lambda runs, name: judged.append(len(runs)) or contests(runs, name)
+    )
     report.main()
+    assert len(judged) == 1  # once for page, figure and terminal, since it takes long
     out = capsys.readouterr().out
     assert (tmp_path / "a" / "b.png").stat().st_size > 0
     page = (tmp_path / "outputs" / "report" / "index.html").read_text()

@@ -85,7 +85,7 @@ def test_it_says_why_it_does_not_go_on(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("run=nowhere", "nowhere: not a run directory; lacks result.json"),
+        ("run=nowhere", "nowhere: is not a run directory; result.json is missing"),
         ("run=", "run=: must be the folder of a run"),
         ("run=there seed=2", "seed=2: run=FOLDER uses the configuration"),
         ("run=there trusted_packages=mine", "trusted_packages=mine: must be a list"),

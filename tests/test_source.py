@@ -176,6 +176,18 @@ def test_validation_takes_a_tenth_where_nothing_was_chosen(
     assert experiment.preflight.num_steps == 1000
 
 
+def test_limited_epochs_of_endless_data_are_validated_like_any(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    chosen = ("trainer.limit_train_batches=30", "trainer.max_epochs=4")
+    auto = "+trainer.val_check_interval=auto"
+    for more, interval in (((), 1.0), ((auto,), 30)):
+        experiment = build_experiment(configured(compose_config, "Copy", *chosen, *more), tmp_path)
+        assert experiment.preflight.num_steps == 120
+        assert experiment.data.steps_per_epoch == 30
+        assert experiment.trainer.val_check_interval == interval
+
+
 @pytest.mark.parametrize(
     ("chosen", "fault"),
     [

@@ -297,7 +297,7 @@ def test_evaluation_splits_have_their_rows_and_lengths() -> None:
         batches = list(split)
         assert {batch.tokens_BT.shape[1] for batch in batches} == {length}
         assert all(batch.tokens_BT.numel() <= 32_768 for batch in batches)
-        found = torch.cat([batch.sentence_B for batch in batches])
+        found = torch.cat([batch.row_B for batch in batches])
         assert found.tolist() == list(range(40))
         assert split.while_training == (name == "validation")
         again = split.batch(3, len(split) - 1)

@@ -135,10 +135,10 @@ def test_save_and_load(kind: str, size: int | None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "size", "message"),
     [
-        ("bpe", None, "data.tokenizer=bpe needs data.vocabulary_size"),
-        ("bpe", 259, "data.vocabulary_size=259 must be at least 260 for data.tokenizer=bpe"),
-        ("words", 4, "data.vocabulary_size=4 must be at least 5 for data.tokenizer=words"),
-        ("chars", None, "data.tokenizer=chars is unknown: choose words or bpe"),
+        ("bpe", None, "data.tokenizer=bpe: needs data.vocabulary_size"),
+        ("bpe", 259, "data.vocabulary_size=259: must be at least 260 for data.tokenizer=bpe"),
+        ("words", 4, "data.vocabulary_size=4: must be at least 5 for data.tokenizer=words"),
+        ("chars", None, "data.tokenizer=chars: no such option; options: words, bpe"),
     ],
 )
 def test_impossible_vocabularies_are_refused(kind: str, size: int | None, message: str) -> None:

@@ -71,7 +71,7 @@ def resumed_run(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
     if not chosen[RUN]:
         raise ConfigFault([f"{RUN}=: must be the folder of a run that was interrupted"])
     if not (Path(chosen[RUN]) / "result.json").is_file():
-        raise ConfigFault([f"{chosen[RUN]}: not a run directory; lacks result.json"])
+        raise ConfigFault([f"{chosen[RUN]}: is not a run directory; result.json is missing"])
     packages = chosen.get(TRUSTED, "[]")
     if not (packages.startswith("[") and packages.endswith("]")):
         raise ConfigFault([f"{TRUSTED}={packages}: must be a list, such as [my_package]"])
@@ -125,7 +125,7 @@ def _parse_flags(
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--config-name", "-cn", default="config")
     if shows:
-        parser.add_argument("--cfg", "-c")
+        parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
         parser.add_argument("--package", "-p")
     try:
         flags, unknown = parser.parse_known_intermixed_args(list(arguments))

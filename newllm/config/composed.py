@@ -103,7 +103,7 @@ def _unresolved(config: DictConfig) -> Iterator[str]:
                 OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else None
             except OmegaConfBaseException as error:
                 reason = str(error).partition("\n")[0]
-                yield f"{key}={descend(content, key)}: {reason}"
+                yield f"{key}={shown(descend(content, key))}: {reason}"
 
 
 def _broken_parts(config: DictConfig) -> Iterator[str]:
@@ -161,8 +161,11 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
         return
     for name, corpus in wanted.items():
         if corpus != (there := config.data.get("corpus")):
-            contradiction = f"requires data={corpus}, but data={there} is set"
-            yield f"countermeasure={name} {contradiction}; remove one of the two"
+            other = f"data={there} is" if there else "other data are"
+            yield (
+                f"countermeasure={name} requires data={corpus}, but {other} set; "
+                "remove one of the two"
+            )
 
 
 def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
@@ -233,10 +236,19 @@ def _setting_faults(config: DictConfig) -> Iterator[str]:
     for key in ("name", "only", STUDY, VARIANT, "trial"):
         if OmegaConf.is_config(config[key]):
             yield f"{key}={shown(config[key])}: must be a word"
+    if not all(isinstance(package, str) for package in config.trusted_packages or ()):
+        yield f"trusted_packages={shown(config.trusted_packages)}: must be a list of names"
     try:
         precision_name(config.trainer.get("precision"))
     except ValueError as error:
         yield str(error)
-    epochs = config.trainer.get("max_epochs")
-    if not isinstance(epochs, int) or epochs < 1:  # of null Lightning makes a thousand
-        yield f"trainer.max_epochs={'null' if epochs is None else epochs}: must be at least 1"
+    # Lightning checks no types, and of max_epochs=null it makes a thousand.
+    for key, smallest, may_be_null in (
+        ("max_epochs", 1, False),
+        ("max_steps", -1, False),
+        ("accumulate_grad_batches", 1, True),
+        ("check_val_every_n_epoch", 1, True),
+    ):
+        value = config.trainer.get(key, smallest)
+        if not (type(value) is int and value >= smallest) and not (may_be_null and value is None):
+            yield f"trainer.{key}={shown(value)}: must be a whole number from {smallest}"

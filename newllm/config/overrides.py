@@ -142,7 +142,7 @@ class Composer:
         elif options and item.is_delete():
             yield f"{line}: cannot be removed; choose one of its options"
         elif item.is_discrete_sweep() and not _values(item):
-            there = f"matches no option; there are {', '.join(options)}"
+            there = f"matches no option; options: {', '.join(options)}"
             yield f"{line}: {there if options else 'has no value'}"
         elif options:
             for choice in _values(item):

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     Attributes:
         tokens_BT: token ids, padded on the right with `<PAD>`. int64.
         targets_BT: the id to predict after each token, `IGNORE` if nothing is scored. int64.
-        sentence_B: the index of each row within its split. int64.
+        row_B: the index of each row within its split. int64.
         slice_B: the slice of each row, an index into `Split.slices`. None for a split without
             slices. int64.
         reset_BT: true if a row forgets everything before it reads that token. None starts every row
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     tokens_BT: Tensor
     targets_BT: Tensor
-    sentence_B: Tensor
+    row_B: Tensor
     slice_B: Tensor | None = None
     reset_BT: Tensor | None = None
 

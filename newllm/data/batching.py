@@ -93,8 +93,8 @@ class TrainingBatches(SentenceBatches):
         if epoch != self._epoch:
             self._draw_order(epoch)
         start = int(self._places[number]) * self._batch_size
-        sentence_B = self._order_N[start : start + self._batch_size]
-        return self._split.batch(self._longest_first(sentence_B))
+        row_B = self._order_N[start : start + self._batch_size]
+        return self._split.batch(self._longest_first(row_B))
 
     def _draw_order(self, epoch: int) -> None:
         """Draw the order of the sentences and of the batches."""
@@ -106,6 +106,6 @@ class TrainingBatches(SentenceBatches):
             self._order_N, self._places = order_N, np.arange(len(self))
         self._epoch = epoch
 
-    def _longest_first(self, sentence_B: Tensor) -> Tensor:
-        length_B = self._split.num_positions_N[sentence_B]
-        return sentence_B[length_B.argsort(descending=True, stable=True)]
+    def _longest_first(self, row_B: Tensor) -> Tensor:
+        length_B = self._split.num_positions_N[row_B]
+        return row_B[length_B.argsort(descending=True, stable=True)]

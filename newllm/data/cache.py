@@ -23,6 +23,7 @@ import tokenizers
 Arrays = dict[str, np.ndarray]
 
 MAX_BYTES = 4_000_000_000  # of all entries; those unused for longest are removed
+NAMES = "names.json"  # of the arrays of an entry, so that a missing one is noticed
 CODE = ("data/**/*.py", "statistics/ngram.py", "statistics/references.py")
 
 
@@ -66,6 +67,7 @@ class Cache:
                     partial.mkdir(parents=True, exist_ok=True)
                     for name, array in arrays.items():
                         np.save(partial / f"{name}.npy", array, allow_pickle=False)
+                    (partial / NAMES).write_text(json.dumps([*arrays]))
                     shutil.rmtree(entry, ignore_errors=True)  # a damaged one
                     partial.rename(entry)
                 finally:
@@ -79,8 +81,8 @@ def _read(entry: Path) -> Arrays | None:
     """The arrays of an entry, mapped into memory. None if it is missing or damaged."""
     try:
         arrays = {
-            file.stem: np.load(file, mmap_mode="r", allow_pickle=False)
-            for file in entry.glob("*.npy")
+            name: np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in json.loads((entry / NAMES).read_text())
         }
         os.utime(entry)  # marks it as used
     except (OSError, ValueError, EOFError):

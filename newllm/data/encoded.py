@@ -90,20 +90,20 @@ class EncodedSplit:
         """The indices of a batch's scored targets, row by row, among the targets of the split."""
         batch = batch.to("cpu")
         step_T = torch.arange(batch.targets_BT.shape[1])
-        index_BT = self.first_target_N[batch.sentence_B][:, None] + step_T
+        index_BT = self.first_target_N[batch.row_B][:, None] + step_T
         return index_BT[batch.scored_BT].numpy()
 
-    def batch(self, sentence_B: Tensor) -> Batch:
+    def batch(self, row_B: Tensor) -> Batch:
         """The batch of some sentences, in this order."""
-        num_positions_B = self.num_positions_N[sentence_B]
+        num_positions_B = self.num_positions_N[row_B]
         step_T = torch.arange(int(num_positions_B.max()))
-        index_BT = self._start_N[sentence_B][:, None] + step_T
+        index_BT = self._start_N[row_B][:, None] + step_T
         is_real_BT = step_T < num_positions_B[:, None]
         index_BT.clamp_(max=len(self._ids_S) - 2)  # short sentences at the end of the split
         return Batch(
             tokens_BT=torch.where(is_real_BT, self._at(index_BT), PAD),
             targets_BT=torch.where(is_real_BT, self._at(index_BT + 1), IGNORE),
-            sentence_B=sentence_B,
+            row_B=row_B,
         )
 
     def _at(self, index_BT: Tensor) -> Tensor:

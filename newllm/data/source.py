@@ -142,8 +142,8 @@ def _name_faults(kind: str, names: Iterable[str]) -> Iterator[str]:
 
 def _batch_fault(source: Source, batch: Batch) -> str | None:
     tokens_BT, targets_BT = batch.tokens_BT, batch.targets_BT
-    if tokens_BT.shape != targets_BT.shape or len(batch.sentence_B) != len(tokens_BT):
-        return "the shapes of tokens, targets and sentences of a batch do not match"
+    if tokens_BT.shape != targets_BT.shape or len(batch.row_B) != len(tokens_BT):
+        return "the shapes of tokens_BT, targets_BT and row_B of a batch do not match"
     if not batch.scored_BT.any():
         return "its first batch has no target to score"
     if (batch.scored_BT & (tokens_BT == PAD)).any():

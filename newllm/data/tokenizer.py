@@ -252,13 +252,13 @@ def _piece_pattern() -> str:
 def kind_and_size_faults(kind: str, vocabulary_size: int | None) -> list[str]:
     """The faults of arguments of `Tokenizer.train`, a line each."""
     if kind not in KINDS:
-        return [f"data.tokenizer={kind} is unknown: choose {' or '.join(KINDS)}"]
+        return [f"data.tokenizer={kind}: no such option; options: {', '.join(KINDS)}"]
     if kind == "bpe" and vocabulary_size is None:
-        return ["data.tokenizer=bpe needs data.vocabulary_size, for example 1000"]
+        return ["data.tokenizer=bpe: needs data.vocabulary_size, for example 1000"]
     smallest = NUM_SPECIALS + (_NUM_BYTES if kind == "bpe" else 1)
     if vocabulary_size is not None and vocabulary_size < smallest:
         return [
-            f"data.vocabulary_size={vocabulary_size} must be at least {smallest}"
+            f"data.vocabulary_size={vocabulary_size}: must be at least {smallest}"
             f" for data.tokenizer={kind}"
         ]
     return []

@@ -218,7 +218,7 @@ class Attention(Layer):
 def _head_faults(width: int, num_heads: int, positions: str) -> list[str]:
     layer = f"the width of the layer, {width} (model.embedding_dim, if it is the first)"
     if width % num_heads:
-        return [f"model.num_heads={num_heads} must divide {layer}"]
+        return [f"model.num_heads={num_heads}: must divide {layer}"]
     if positions == "rotary" and (width // num_heads) % 2:
         return [f"model.positions=rotary: model.num_heads={num_heads} must divide half of {layer}"]
     return []

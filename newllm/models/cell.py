@@ -109,7 +109,7 @@ class ContextCell(Cell):
             *option_faults("fnn", fnn, FNNS),
         ]
         if context_clip is not None and not context_clip > 0:
-            faults.append(f"model.context_clip={context_clip} must be above 0, or null for none")
+            faults.append(f"model.context_clip={context_clip}: must be above 0, or null for none")
         raise_faults(faults)
         super().__init__(input_dim, hidden_dim)
         self.context_dim = context_dim

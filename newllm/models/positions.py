@@ -57,7 +57,7 @@ class LearnedPositions(Layer):
             torch._check(last.item() < self.max_length)
         elif last >= self.max_length:
             raise ValueError(
-                f"model.max_length={self.max_length} is too short for {int(last) + 1} tokens; "
+                f"model.max_length={self.max_length}: is too short for {int(last) + 1} tokens; "
                 "raise it or set model.positions=none"
             )
         # Padding after the last position looks up some row as well.

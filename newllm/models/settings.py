@@ -37,14 +37,14 @@ def unknown_faults(settings: Iterable[str], known: Collection[str]) -> list[str]
 def size_faults(**sizes: int) -> list[str]:
     """One line for each size below 1."""
     return [
-        f"model.{key}={size} must be at least 1" for key, size in sizes.items() if not size >= 1
+        f"model.{key}={size}: must be at least 1" for key, size in sizes.items() if not size >= 1
     ]
 
 
 def dropout_faults(**probabilities: float) -> list[str]:
     """One line for each probability outside [0, 1)."""
     return [
-        f"model.{key}={probability} must be at least 0 and below 1"
+        f"model.{key}={probability}: must be at least 0 and below 1"
         for key, probability in probabilities.items()
         if not 0 <= probability < 1
     ]
@@ -54,7 +54,7 @@ def option_faults(key: str, value: str, options: Collection[str]) -> list[str]:
     """One line if the value is not among the options."""
     if value in options:
         return []
-    return [f"model.{key}={value} does not exist; choose one of: {', '.join(options)}"]
+    return [f"model.{key}={value}: no such option; options: {', '.join(options)}"]
 
 
 def raise_faults(faults: Iterable[str]) -> None:

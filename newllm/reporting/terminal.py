@@ -74,7 +74,7 @@ def reasons(contests: Sequence[Contest]) -> Iterator[str]:
 def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, out: Console) -> None:
     """All results of `newllm.training.evaluation`."""
     if sees_the_future:
-        void = "void: it saw the future; these are no language-model losses"
+        void = "void: it saw the future; these are not language-model losses"
         out.print(void, style="bold red")
     if "metrics" in found:
         names = dict.fromkeys(name for row in found["metrics"].values() for name in row)

@@ -11,7 +11,7 @@ from newllm.runs.gathering import Run
 
 Choices = Mapping[str, str]
 
-FIRST = ("name", "variant", "experiment", "model")  # keys that a label leaves out
+FIRST = ("name", "variant", "experiment", "model")  # labels show their values without these keys
 
 
 def choices_of(run: Run) -> dict[str, str]:

@@ -38,7 +38,7 @@ def divergences(
     by_sentence: list[np.ndarray] = [np.empty(0)] * len(exact)
     for batch in on_device_of(model, EvaluationBatches(data.split(split))):
         log_BTV = model(batch.tokens_BT)[0].double().log_softmax(-1).numpy(force=True)
-        for row, sentence in enumerate(batch.sentence_B.tolist()):
+        for row, sentence in enumerate(batch.row_B.tolist()):
             by_sentence[sentence] = np.array(
                 [
                     sum(p * (np.log(p) - log_V[token]) for token, p in following.items())

@@ -22,7 +22,7 @@ class GradientClip:
     """
 
     def __init__(self, pairs: Sequence[Sequence[float]]) -> None:
-        epochs = [pair[0] for pair in pairs if len(pair) == 2]
+        epochs = [pair[0] for pair in pairs if isinstance(pair, Sequence) and len(pair) == 2]
         if len(epochs) < len(pairs) or (pairs and epochs[0] != 0) or epochs != sorted(set(epochs)):
             raise ValueError(
                 f"recipe.gradient_clip={pairs}: must be [[0,NORM],[EPOCH,NORM],...], ascending"

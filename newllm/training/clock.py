@@ -43,9 +43,12 @@ class Clock:
                 determines.
         """
         num_batches, trainer = source.train.num_batches, config.trainer
-        batches_per_step = int(trainer.get("accumulate_grad_batches") or 1)
+        limit = trainer.get("limit_train_batches", 1.0)
+        batches_per_step = trainer.get("accumulate_grad_batches") or 1
         if num_batches is None:
-            return cls._endless(config, source, batches_per_step)
+            if not isinstance(limit, int) or trainer.max_steps >= 1:
+                return cls._endless(config, source, batches_per_step)
+            num_batches = limit  # makes epochs of endless data
         if trainer.get("val_check_interval") != AUTO:
             return cls(num_batches)
         if (every := trainer.get("check_val_every_n_epoch", 1)) != 1:
@@ -55,7 +58,7 @@ class Clock:
                     "trainer.val_check_interval=auto; remove one of the two"
                 ]
             )
-        epoch = batches_of_epoch(num_batches, trainer.get("limit_train_batches", 1.0))
+        epoch = max(1, batches_of_epoch(num_batches, limit))
         num_epochs = trainer.max_epochs or 1
         last_batch = epoch * num_epochs
         if trainer.max_steps >= 0:
@@ -69,9 +72,6 @@ class Clock:
 
     @classmethod
     def _endless(cls, config: DictConfig, source: Source, batches_per_step: int) -> Clock:
-        limit = config.trainer.get("limit_train_batches", 1.0)
-        if isinstance(limit, int) and config.trainer.max_steps < 1:
-            return cls(limit)  # the number of batches in an epoch
         if faults := list(_epoch_faults(config, source, batches_per_step)):
             raise ConfigFault(faults)
         num_batches = config.trainer.max_steps * batches_per_step

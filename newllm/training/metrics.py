@@ -26,12 +26,12 @@ class RowSums(NamedTuple):
 
     Attributes:
         sums_BK: one `Sums` per row. float64.
-        sentence_B: as in `Batch`.
+        row_B: as in `Batch`.
         slice_B: as in `Batch`.
     """
 
     sums_BK: Tensor
-    sentence_B: Tensor
+    row_B: Tensor
     slice_B: Tensor | None = None
 
 
@@ -44,7 +44,7 @@ def sum_rows(loss_BT: Tensor, correct_BT: Tensor, batch: Batch) -> RowSums:
     sums = [column.sum(1).double() for column in columns]
     is_row_B = (sums[1] > 0).double()
     is_correct_B = is_row_B * (sums[4] == sums[1])
-    return RowSums(torch.stack([*sums, is_row_B, is_correct_B], 1), batch.sentence_B, batch.slice_B)
+    return RowSums(torch.stack([*sums, is_row_B, is_correct_B], 1), batch.row_B, batch.slice_B)
 
 
 class Sums(NamedTuple):
@@ -125,7 +125,7 @@ class Scores:
 
     def _batch_mean(self) -> float:
         """The unweighted mean over batches of `PUBLISHED_BATCH_SIZE` rows."""
-        order_N = torch.cat([rows.sentence_B.cpu() for rows in self._rows]).argsort()
+        order_N = torch.cat([rows.row_B.cpu() for rows in self._rows]).argsort()
         sums_NK = torch.cat([rows.sums_BK.cpu() for rows in self._rows])[order_N]
         means = [
             (group_BK[:, 0].sum() / group_BK[:, 1].sum()).item()

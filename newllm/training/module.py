@@ -111,10 +111,8 @@ class LanguageModule(LightningModule):
         self.scores: dict[str, Scores] = {}
         self._num_tokens_of_step: list[Tensor] = []  # of each batch since the last step
         self._state: State | None = None  # carried between training batches
-        self._evaluation_state: tuple[int, State | None] = (
-            0,
-            None,
-        )  # number of the split, and its state
+        # The number of an evaluation split, and the state carried between its batches.
+        self._evaluation_state: tuple[int, State | None] = (0, None)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the scored targets of a batch, in nats."""

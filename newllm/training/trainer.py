@@ -76,8 +76,8 @@ def build_trainer(
         "precision": precision_name(chosen.precision),
         **(clock.arguments if clock else {}),
     }
-    if profiler := PROFILERS.get(chosen.get("profiler")):
-        arguments["profiler"] = profiler(dirpath=folder, filename="profile")  # fit-profile.txt
+    if name := chosen.get("profiler"):
+        arguments["profiler"] = PROFILERS[name](dirpath=folder, filename="profile")
     # A run is one process, even in a job of a cluster, where Lightning would look for the others
     # and write events in the first one alone.
     rank_zero_only.rank = 0  # type: ignore[attr-defined]
@@ -104,11 +104,10 @@ def _faults(chosen: DictConfig, callbacks: Sequence[Callback]) -> Iterator[str]:
     for name in chosen:
         if name in DECIDED:
             yield f"trainer.{name}: {DECIDED[name]}"
-    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-        if (value := chosen.get(name)) is not None and value < 1:
-            yield f"trainer.{name}={value}: must be at least 1"
+    if (profiler := chosen.get("profiler")) not in (None, *PROFILERS):
+        yield f"trainer.profiler={profiler}: no such option; options: {', '.join(PROFILERS)}"
     interval = chosen.get("val_check_interval")
-    is_number = isinstance(interval, int) and interval > 0
+    is_number = type(interval) is int and interval > 0
     is_share = isinstance(interval, float) and 0 < interval <= 1
     if not (interval in (None, AUTO) or is_number or is_share):
         yield (

@@ -147,7 +147,7 @@ class Corpus:
                     partial.replace(path)
         except OSError as error:
             raise ValueError(
-                f"data.directory={directory} cannot be written: {error.strerror}"
+                f"data.directory={directory}: cannot be written: {error.strerror}"
             ) from error
 
     def _file_name(self, split: str) -> str:
@@ -269,9 +269,9 @@ def read_text_corpus(
 
 def _check_fractions(validation: float, test: float) -> None:
     if not 0 < validation < 1:
-        raise ValueError(f"data.validation_fraction={validation} must lie between 0 and 1")
+        raise ValueError(f"data.validation_fraction={validation}: must lie between 0 and 1")
     if not 0 <= test < 1:
-        raise ValueError(f"data.test_fraction={test} must be 0 or lie between 0 and 1")
+        raise ValueError(f"data.test_fraction={test}: must be 0 or lie between 0 and 1")
     if validation + test >= 1:
         raise ValueError(
             f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing"

@@ -94,7 +94,7 @@ class SentenceSource(Source):
             "too_long": (too_long, TOO_LONG),
         }
         faults = [
-            f"data.{key}={value} is unknown: choose one of {list(known)}"
+            f"data.{key}={value}: no such option; options: {', '.join(known)}"
             for key, (value, known) in choices.items()
             if value not in known
         ]
@@ -106,15 +106,15 @@ class SentenceSource(Source):
             if limit is not None
         ]
         faults += [
-            f"{key}={number} must be at least {smallest}"
+            f"{key}={number}: must be at least {smallest}"
             for key, number, smallest in numbers
             if number < smallest
         ]
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
         if corpus == "text" and not path:
-            faults.append("data=text needs data.path=FILE")
+            faults.append("data=text: needs data.path=FILE")
         if corpus != "text" and path:
-            faults.append(f"data.path={path} is used by data=text only, not by data={corpus}")
+            faults.append(f"data.path={path}: is used by data=text only, not by data={corpus}")
         if faults:
             raise ValueError("\n".join(faults))
 

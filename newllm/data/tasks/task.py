@@ -165,7 +165,7 @@ class Task(Source):
         return Batch(
             tokens_BT=torch.from_numpy(rows.symbols_BT + FIRST_TOKEN),
             targets_BT=torch.from_numpy(targets_BT),
-            sentence_B=torch.arange(num_rows),
+            row_B=torch.arange(num_rows),
             slice_B=None if rows.slice_B is None else torch.from_numpy(rows.slice_B),
         )
 
@@ -221,4 +221,4 @@ class EvaluationRows(TaskSplit):
         """The batch of a number, the same in every epoch."""
         num_rows = min(self._batch_rows, self._num_rows - number * self._batch_rows)
         batch = self._task.batch((*self._key, number), num_rows, self._length)
-        return batch._replace(sentence_B=batch.sentence_B + number * self._batch_rows)
+        return batch._replace(row_B=batch.row_B + number * self._batch_rows)
