@@ -22,7 +22,9 @@ SOURCES = {
     "copy_3": "delayed copy of 8 kinds",
     "copy_6": "delayed copy of 64 kinds",
     "even": "even process",
-    "drawn": "drawn machine",
+    "drawn1": "drawn machine 1",
+    "drawn2": "drawn machine 2",
+    "drawn3": "drawn machine 3",
 }
 NEGLIGIBLE = 1e-3  # nats; losses that reach the floor scatter around it by less
 TOLERANCE = 0.05  # of the gap between the window of one symbol and the source itself
