@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from newllm.data.sources.grammar import END, Grammar, Rules
+from newllm.data.sources.grammar_memory import BEGINNING, context_information, window_losses
 
 # "a b" has derivations through all three alternatives of the start, "b" through two.
 AMBIGUOUS: Rules = {
@@ -65,6 +66,19 @@ def assert_exact(rules: Rules) -> None:
         total = sum(weights.values())
         expected = {token: weight / total for token, weight in weights.items()}
         assert grammar.next_token_distribution(prefix) == pytest.approx(expected)
+
+    losses = window_losses(grammar, max(map(len, sentences)) + 1)
+    for size, loss in enumerate(losses, start=1):
+        seen: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        for words, probability in sentences.items():
+            for i, token in enumerate([*words, END]):
+                seen[(BEGINNING, *words)[: i + 1][-size:]][token] += probability
+        surprise = sum(
+            p * math.log(weights.total() / p) for weights in seen.values() for p in weights.values()
+        )
+        assert loss == pytest.approx(surprise / (length + 1), abs=1e-12)
+    excess = sum(loss - grammar.entropy_per_token() for loss in losses)
+    assert context_information(grammar) == pytest.approx(excess, abs=1e-9)
 
 
 def test_agrees_with_enumeration_where_derivations_are_ambiguous() -> None:

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from newllm.runs.directory import load_run
 
 RESULT_FIELDS = {
-    "status", "experiment", "name", "seed", "parameters", "state_bytes", "steps", "epochs",
-    "best_val_loss", "best_val_loss_batch_mean", "best_epoch", "val_accuracy", "test_loss",
-    "oracle_loss", "test_oracle_loss", "entropy_floor", "seconds", "threads", "error",
+    "status", "experiment", "name", "seed", "parameters", "state_bytes", "state_bits", "steps",
+    "epochs", "best_val_loss", "best_val_loss_batch_mean", "best_epoch", "val_accuracy",
+    "test_loss", "oracle_loss", "test_oracle_loss", "entropy_floor", "seconds", "threads", "error",
     "git_revision", "data_sha256", "config_hash",
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ def main() -> None:
         table = Table(title=name, title_justify="left", show_header=False)
         table.add_column()
         table.add_column(overflow="fold")
-        for label, value in data.card().items():
+        for label, value in (data.card() | data.grammar_card()).items():
             table.add_row(label, value)
         console.print(table)
 

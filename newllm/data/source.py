@@ -152,7 +152,7 @@ class Source(ABC):
 
     @property
     def entropy_floor(self) -> float | None:
-        """The expectation of `oracle_loss`, if known."""
+        """The expectation of `oracle_loss` of validation and test split, if known."""
         return None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from newllm.models.fnn import FNNS
 from newllm.models.gating import Additive, Gating
 from newllm.models.layer import State, zeros
+from newllm.models.quantization import Quantized
 from newllm.models.settings import dropout_faults, option_faults, raise_faults, size_faults
 
 USUAL_EMBEDDING_DIM = 256  # the summary's; a description mentions only another
@@ -28,11 +29,13 @@ class Cell(nn.Module, ABC):
         dropout: probability of the dropout masks in training.
         num_masks: number of masks of a step.
         mask_dim: width of a mask.
+        state_bits: bits that the state can hold after a token if it is quantized, else None.
     """
 
     dropout = 0.0
     num_masks = 0
     mask_dim = 0
+    state_bits: float | None = None
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__()
@@ -81,7 +84,8 @@ class ContextCell(Cell):
         fnn: wiring of the feed-forward network, "plain" or "residual".
         context_clip: clamps each element of the context to +- this; None clamps nothing.
         gating: factory of the update of the context, from (hidden_dim, context_dim).
-        normalization: factory of the normalization of the context, from (context_dim).
+        normalization: factory of the normalization or quantization of the context, from
+            (context_dim).
 
     Raises:
         ValueError: a setting is impossible; one line for each.
@@ -118,6 +122,8 @@ class ContextCell(Cell):
         self.num_masks = self.fnn.num_masks
         self.gating = gating(hidden_dim, context_dim)
         self.normalization = normalization(context_dim)
+        if isinstance(self.normalization, Quantized):
+            self.state_bits = self.normalization.bits
 
     def initial_state(self, batch_size: int) -> State:
         """A context of zeros [B, C]."""

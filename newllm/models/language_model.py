@@ -249,6 +249,10 @@ class LanguageModel(nn.Module):
         """Bytes of one sequence's state after `num_tokens` tokens."""
         return sum(part.state_bytes(num_tokens) for part in self.parts)
 
+    def state_bits(self, num_tokens: int) -> float:
+        """Bits that this state can hold."""
+        return sum(part.state_bits(num_tokens) for part in self.parts)
+
     def flops_per_token(self, num_tokens: int) -> int:
         """Forward operations for the last of `num_tokens` tokens, counted as in `Layer`."""
         return sum(part.flops_per_token(num_tokens) for part in self.parts) + (

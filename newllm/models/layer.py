@@ -66,6 +66,10 @@ class Layer(nn.Module, ABC):
         """Bytes of one sequence's state after `num_tokens` tokens; constant by default."""
         return sum(tensor.nbytes for tensor in self.initial_state(1))
 
+    def state_bits(self, num_tokens: int) -> float:
+        """Bits that this state can hold: those of its bytes, unless it is quantized."""
+        return 8 * self.state_bytes(num_tokens)
+
     def flops_per_token(self, num_tokens: int) -> int:
         """Forward operations for the last of `num_tokens` tokens of one sequence.
 

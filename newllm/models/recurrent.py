@@ -69,6 +69,11 @@ class Recurrent(Layer):
         """The initial state of the cell."""
         return self.cell.initial_state(batch_size)
 
+    def state_bits(self, num_tokens: int) -> float:
+        """Bits that the state of the cell can hold."""
+        bits = self.cell.state_bits
+        return super().state_bits(num_tokens) if bits is None else bits
+
     def trace(
         self,
         x_BTD: Tensor,

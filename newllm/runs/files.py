@@ -37,7 +37,7 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), float | None),
     "test_bits_per_byte": float | None,
     **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), float | None),
-    "seconds": float | None,
+    **dict.fromkeys(("seconds", "state_bits"), float | None),
     **dict.fromkeys(("sees_the_future", "has_tokenizer"), bool),
     "overrides": list[str],
     "sizes": dict[str, int | bool],

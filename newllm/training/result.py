@@ -41,6 +41,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         parameters=num_parameters(model),
         sizes={name: size for name, size in config.model.items() if isinstance(size, int)},
         state_bytes=model.state_bytes(source.max_length),
+        state_bits=model.state_bits(source.max_length),
         sees_the_future=model.sees_the_future,
         has_tokenizer=source.tokenizer is not None,
         **dict.fromkeys(measured(experiment)),

@@ -25,7 +25,9 @@ def print_banner(experiment: Experiment) -> None:
     model, config, source = experiment.model, experiment.config, experiment.source
     empty, full = model.state_bytes(1), model.state_bytes(source.max_length)
     growing = "" if empty == full else f" after {source.max_length} tokens, and growing"
-    state = f"{full:,} bytes of state{growing}"
+    bits = model.state_bits(source.max_length)
+    size = f"{full:,} bytes" if bits == 8 * full else f"{bits:g} bits"
+    state = f"{size} of state{growing}"
     lines = {
         "run": experiment.name,
         "model": f"{model.description}: {num_parameters(model):,} parameters, {state}",

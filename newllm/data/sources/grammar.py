@@ -36,6 +36,9 @@ class Grammar:
         rules: for each symbol its alternatives, a list (uniform) or a table of positive weights.
         start: the symbol that stands for a whole sentence.
 
+    Attributes:
+        initial: the state of the automaton before the first word.
+
     Raises:
         ValueError: a symbol without a rule, a rule without alternatives, a weight that is not
             positive and finite, or a symbol that contains itself.
@@ -50,8 +53,8 @@ class Grammar:
             for symbol, alternatives in self._alternatives.items()
         }
         self._first_words: dict[Stack, dict[tuple[str, Stack], Fraction]] = {}
-        self._states: dict[frozenset[tuple[Stack, Fraction]], _State] = {}
-        self._initial = self._state({(_symbol(start),): Fraction(1)})
+        self._states: dict[frozenset[tuple[Stack, Fraction]], State] = {}
+        self.initial = self._state({(_symbol(start),): Fraction(1)})
 
     def sample(self, rng: random.Random, symbol: str | None = None) -> list[str]:
         """The words of one sentence, or of one expansion of ``symbol``."""
@@ -74,7 +77,7 @@ class Grammar:
         From the first impossible word on all are minus infinity.
         """
         log_probabilities = []
-        state: _State | None = self._initial
+        state: State | None = self.initial
         for word in [*words, END]:
             step = state.steps.get(word) if state else None
             log_probabilities.append(step.log_probability if step else -math.inf)
@@ -91,7 +94,7 @@ class Grammar:
         Raises:
             ValueError: no sentence starts with ``prefix``.
         """
-        state = self._initial
+        state = self.initial
         for word in prefix:
             step = state.steps.get(word)
             if step is None or step.state is None:
@@ -101,11 +104,11 @@ class Grammar:
 
     def entropy(self) -> float:
         """Entropy of a sentence in nats."""
-        return self._initial.entropy
+        return self.initial.entropy
 
     def entropy_per_token(self) -> float:
         """Entropy of a sentence over its expected number of tokens, the end counted: nats."""
-        return self.entropy() / self._initial.expected_tokens
+        return self.entropy() / self.initial.expected_tokens
 
     def estimate(self, sentences: Iterable[Sequence[str]]) -> "Grammar":
         """A grammar of the same rules whose probabilities are estimated from sentences.
@@ -179,10 +182,10 @@ class Grammar:
             self._first_words[stack] = first_words
         return self._first_words[stack]
 
-    def _state(self, belief: Mapping[Stack, Fraction]) -> "_State":
+    def _state(self, belief: Mapping[Stack, Fraction]) -> "State":
         key = frozenset(belief.items())
         if key not in self._states:
-            self._states[key] = _State(self, belief)
+            self._states[key] = State(self, belief)
         return self._states[key]
 
 
@@ -217,13 +220,13 @@ class _Inside:
         return sum(joint for _, joint in self.expansions(stack, position))
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     probability: float
     log_probability: float
-    state: "_State | None"  # None after the end
+    state: "State | None"  # None after the end
 
 
-class _State:
+class State:
     """A belief about what is left of the sentence: one state of the automaton."""
 
     def __init__(self, grammar: Grammar, belief: Mapping[Stack, Fraction]) -> None:
@@ -231,7 +234,7 @@ class _State:
         self._belief = belief
 
     @cached_property
-    def steps(self) -> dict[str, _Step]:
+    def steps(self) -> dict[str, Step]:
         joint: dict[str, dict[Stack, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
         for stack, weight in self._belief.items():
             for (word, rest), probability in self._grammar._expand(stack).items():
@@ -243,7 +246,7 @@ class _State:
             following = None if word == END else self._grammar._state(posterior)
             # The logarithms of two integers survive where the quotient as a float is zero.
             log_probability = math.log(total.numerator) - math.log(total.denominator)
-            steps[word] = _Step(float(total), log_probability, following)
+            steps[word] = Step(float(total), log_probability, following)
         return steps
 
     @cached_property

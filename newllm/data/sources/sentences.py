@@ -11,8 +11,11 @@ import numpy as np
 from newllm.data.sources.corpora import BUILT_IN
 from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.grammar import Grammar
+from newllm.data.sources.grammar_memory import context_information, window_losses
 from newllm.data.sources.oracle import distributions, word_losses
 from newllm.data.tokenizer import UNK
+
+NUM_WINDOWS = 3  # whose losses a card shows
 
 
 class SentenceSource(CorpusSource):
@@ -106,17 +109,23 @@ class SentenceSource(CorpusSource):
             return None
         return self.grammar.entropy_per_token()
 
-    def card(self) -> dict[str, str]:
-        rows = super().card()
-        if self.grammar:
-            floor = self.entropy_floor
-            rows["entropy"] = f"{self.grammar.entropy():.3f} nats per sentence" + (
-                f", {floor:.4f} per token" if floor else ""
-            )
-            for split in ("validation", "test"):
-                if loss := self.oracle_loss(split):
-                    rows[f"oracle, {split}"] = f"{loss:.4f} nats per token"
-            if num_targets := self.encoded("test").num_targets:
-                shift = -self.corpus.test_shift * len(self.corpus.test) / num_targets
-                rows["test shift"] = f"{shift:.1e} nats per token, for knowing what test leaves out"
+    def grammar_card(self) -> dict[str, str]:
+        """What the grammar says of the corpus, as labels and values; empty without one."""
+        if self.grammar is None:
+            return {}
+        rows: dict[str, str] = {}
+        floor = self.entropy_floor
+        rows["entropy"] = f"{self.grammar.entropy():.3f} nats per sentence" + (
+            f", {floor:.4f} per token" if floor else ""
+        )
+        windows = ", ".join(f"{loss:.4f}" for loss in window_losses(self.grammar, NUM_WINDOWS))
+        rows["best windows"] = f"{windows} nats per token, for 1 to {NUM_WINDOWS} tokens"
+        bits = context_information(self.grammar) / math.log(2)
+        rows["information"] = f"{bits:.2f} bits of what precedes a token about what follows it"
+        for split in ("validation", "test"):
+            if loss := self.oracle_loss(split):
+                rows[f"oracle, {split}"] = f"{loss:.4f} nats per token"
+        if num_targets := self.encoded("test").num_targets:
+            shift = -self.corpus.test_shift * len(self.corpus.test) / num_targets
+            rows["test shift"] = f"{shift:.1e} nats per token, for knowing what test leaves out"
         return rows
