@@ -623,7 +623,7 @@ def test_a_sweep_of_a_task_is_not_done_again(compose_config: Compose, tmp_path: 
 
 def test_the_data_decides_the_positions_of_a_model(compose_config: Compose, tmp_path: Path) -> None:
     config = compose_config("data=parity", *RUN, *SHORT, *TINY_TRANSFORMER, "model.max_length=99")
-    with pytest.raises(ConfigFault, match=r"^model\.max_length=99: set data\.max_length instead$"):
+    with pytest.raises(ConfigFault, match=r"^model\.max_length=99: follows from the data"):
         build_experiment(config, tmp_path)
 
 

@@ -75,7 +75,7 @@ def hashed(config: DictConfig) -> dict[str, Any]:
 
 def decides_length(data: Mapping[str, Any]) -> bool:
     """Whether the longest row of the data decides how many positions a model is made for."""
-    return "max_length" in data and data["max_length"] is None
+    return data.get("max_length") is None
 
 
 @lru_cache(maxsize=64)  # a sweep asks for every job

@@ -156,7 +156,9 @@ def _fill_from_data(config: DictConfig, source: Source | None) -> None:
         elif source and decides_length(config.data):
             chosen = config.model.get("max_length", longest)
             if chosen != longest:
-                raise ConfigFault([f"model.max_length={chosen}: set data.max_length instead"])
+                raise ConfigFault(
+                    [f"model.max_length={chosen}: follows from the data, where it is {longest}"]
+                )
 
 
 class _Faults:
