@@ -38,6 +38,8 @@ class Recall(Task):
         settings: of `Task`.
     """
 
+    answers_are_items = True
+
     def __init__(self, vocabulary: int = 8192, **settings: Any) -> None:
         if vocabulary < 4 or vocabulary % 2:
             raise ValueError(f"data.vocabulary={vocabulary}: must be even, from 4")
