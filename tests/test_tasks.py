@@ -212,6 +212,7 @@ SOLVED: list[tuple[str, dict[str, Any], Solver]] = [
     ("induction", {}, solve_induction),
     ("recall", {}, solve_recall(4096)),
     ("recall", {"vocabulary": 512}, solve_recall(256)),
+    ("recall", {"positions_per_pair": 4}, solve_recall(4096)),
 ]
 
 
@@ -435,6 +436,8 @@ def test_recall_has_the_published_numbers_of_positions() -> None:
     published = {4: 64, 8: 128, 16: 256, 32: 256, 64: 256, 128: 512, 256: 1024}
     assert {pairs: drawn.num_positions(pairs) for pairs in published} == published
     assert drawn.vocabulary_size - FIRST_TOKEN - 1 == 8192
+    dense = task("recall", positions_per_pair=4)
+    assert [dense.num_positions(pairs) for pairs in published] == [4 * pairs for pairs in published]
 
 
 # Groups and automata.
@@ -654,6 +657,7 @@ def test_the_data_decides_the_positions_of_a_model(compose_config: Compose, tmp_
             "data.lengths=[16, 256]: must be [SHORTEST,LONGEST], from 17",
         ),
         ("recall", "data.vocabulary=7", "data.vocabulary=7: must be even, from 4"),
+        ("recall", "data.positions_per_pair=3", "data.positions_per_pair=3: must be at least 4"),
         ("recall", "data.vocabulary=200", "data.vocabulary=200: has 100 keys for 256 pairs"),
         ("modular_arithmetic", "data.modulus=1", "data.modulus=1: must be at least 2"),
         ("modular_arithmetic", "data.scored=a", "data.scored=a: choose every or last"),

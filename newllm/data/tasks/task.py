@@ -176,7 +176,7 @@ class Task(Source):
 class TaskSplit(Split):
     """Rows of a task."""
 
-    metrics = ("loss", "accuracy", "accuracy_sequence")
+    metrics: tuple[str, ...] = ("loss", "accuracy", "accuracy_sequence")
 
     def __init__(self, task: Task) -> None:
         self._task = task
