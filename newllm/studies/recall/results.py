@@ -1,0 +1,139 @@
+"""Associative recall (`sweep=recall`): accuracy by number of pairs, and bits recalled from a state.
+
+Each variant has a trial for each learning rate. The one with the lowest validation loss is run
+again with other seeds, and all seeds of that trial are averaged.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from newllm.config.naming import TRIAL, split
+from newllm.config.study_file import variants_of
+from newllm.runs.gathering import Run
+from newllm.statistics.intervals import Interval, mean_interval
+
+NAME = "recall"
+# Variants are called PART_MODEL or PART_MODEL_SIZE.
+PARTS = {
+    "dim32": "Embeddings of dimension 32, equal parameters",
+    "state": "States of all sizes",
+}
+MODELS = {
+    "gated": "context model, gated",
+    "additive": "context model, additive",
+    "transformer": "Transformer, learned positions",
+    "rotary": "Transformer, rotary positions",
+    "positionless": "Transformer, no positions",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "mingru": "minGRU",
+}
+ATTENTION = ("transformer", "rotary", "positionless")  # their state grows with every token
+BITS_OF_NUMBER, BITS_OF_BYTE = 32, 8
+READ = ("accuracy", "bits_recalled")  # metrics of each number of pairs
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model of one size: the runs of its best learning rate.
+
+    Attributes:
+        part: a key of `PARTS`.
+        model: a key of `MODELS`.
+        runs: one for each seed.
+    """
+
+    part: str
+    model: str
+    runs: tuple[Run, ...]
+
+    @property
+    def state_bits(self) -> int:
+        """Of one sequence's state; that of a Transformer after the longest row."""
+        return int(self.runs[0].result["state_bytes"]) * BITS_OF_BYTE
+
+    @property
+    def numbers_of_pairs(self) -> list[int]:
+        """Those that every run was evaluated at, in increasing order."""
+        return sorted(set.intersection(*map(_numbers_of_pairs, self.runs)))
+
+    @property
+    def longest_in_training(self) -> int:
+        """The most pairs of a training row."""
+        made_of = dict(map(split, variants_of(NAME)[str(self.runs[0].known_as)]))
+        return int(made_of["data.lengths"].strip("[]").split(",")[1])
+
+    def mean(self, metric: str, num_pairs: int) -> Interval:
+        """A metric over seeds, at a number of pairs."""
+        values = [run.result["evaluation"][f"length_{num_pairs}"][metric] for run in self.runs]
+        return mean_interval(values)
+
+    @property
+    def fullest(self) -> int:
+        """The number of pairs of which the state holds most bits."""
+        return max(self.numbers_of_pairs, key=lambda pairs: self.mean("bits_recalled", pairs).mean)
+
+    @property
+    def bits_recalled(self) -> Interval:
+        """Bits recalled of a row, at the number of pairs where they are most."""
+        return self.mean("bits_recalled", self.fullest)
+
+    @property
+    def exceeds_its_state(self) -> bool:
+        """Whether a run recalls more bits than its state has, which only a fault can explain."""
+        return any(
+            run.result["evaluation"][f"length_{pairs}"]["bits_recalled"] > self.state_bits
+            for run in self.runs
+            for pairs in self.numbers_of_pairs
+        )
+
+
+def contestants(runs: Sequence[Run]) -> list[Contestant]:
+    """All variants with finished runs, in the order of the sweep."""
+    found = []
+    for variant in variants_of(NAME):
+        own = [run for run in own_runs(runs) if run.known_as == variant]
+        if own:
+            part, model = variant.split("_")[:2]
+            trial = best_trial(own)
+            chosen = {run.result["seed"]: run for run in own if run.choices[TRIAL] == trial}
+            found.append(Contestant(part, model, tuple(chosen[seed] for seed in sorted(chosen))))
+    return found
+
+
+def own_runs(runs: Sequence[Run]) -> list[Run]:
+    """The finished runs of unchanged variants."""
+    found = [run for run in runs if run.study == NAME and run.known_as in variants_of(NAME)]
+    found = [run for run in found if run.is_done and [*run.choices] == [TRIAL]]
+    return [run for run in found if _numbers_of_pairs(run)]
+
+
+def _numbers_of_pairs(run: Run) -> set[int]:
+    """Those that a run was evaluated at."""
+    evaluation = run.result.get("evaluation") or {}
+    numbers = {name: re.fullmatch(r"length_(\d+)", name) for name in evaluation}
+    return {
+        int(match[1])
+        for name, match in numbers.items()
+        if match and all(isinstance(evaluation[name].get(metric), int | float) for metric in READ)
+    }
+
+
+def best_trial(runs: Sequence[Run]) -> str:
+    """The trial with the lowest validation loss of the seed that ran all of them."""
+    first = min(run.result["seed"] for run in runs)
+    trials = [run for run in runs if run.result["seed"] == first]
+    return min(trials, key=lambda run: run.result["best_val_loss"] or math.inf).choices[TRIAL]
+
+
+def best_attention(found: Sequence[Contestant]) -> Contestant | None:
+    """The Transformer with the highest accuracy at the most pairs of training, if there is one."""
+    return max(
+        (one for one in found if one.model in ATTENTION),
+        key=lambda one: one.mean("accuracy", one.longest_in_training).mean,
+        default=None,
+    )
