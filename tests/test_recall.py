@@ -99,6 +99,8 @@ def test_the_best_trial_of_the_first_seed_counts_with_all_its_seeds() -> None:
     assert gated.mean("bits_recalled", 32).mean == pytest.approx((51 + 71) / 2)
     assert (gated.fullest, gated.bits_recalled.num_runs) == (32, 2)
     assert gated.numbers_of_pairs == [4, 32, 64, 128]
+    assert gated.bits_of_row == 128 * 8
+    assert gated.bits_of_runs == [51, 71]
     assert rotary.bits_recalled.mean == 301
     assert [one.state_bits for one in states] == [2048, 4096]
     assert best_attention([gated, rotary, *states]) is rotary

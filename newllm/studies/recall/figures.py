@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from newllm.reporting.drawing import (
     BLACK,
@@ -20,10 +21,9 @@ from newllm.reporting.drawing import (
     SKY,
     YELLOW,
     Figure,
-    log_ticks,
     plain,
 )
-from newllm.studies.recall.results import ATTENTION, BITS_OF_NUMBER, MODELS, Contestant
+from newllm.studies.recall.results import ATTENTION, BITS_OF_NUMBER, MODELS, PARTS, Contestant
 
 COLOURS = {
     "gated": ORANGE,
@@ -68,45 +68,52 @@ def _label(one: Contestant, words: Mapping[str, str]) -> str:
 
 
 def recalled(found: Sequence[Contestant], published: float, words: Mapping[str, str]) -> Figure:
-    """Bits recalled by bits of state, both logarithmic, with the bound.
+    """Bits recalled by bits of state, both logarithmic, with the bound; a panel for each part.
 
     Args:
-        found: all contestants; those that recall nothing are left out.
+        found: all contestants.
         published: bits recalled for each number of the state, drawn as a line.
-        words: for axes and legend: the models, `state`, `recalled`, `bound` and `published`.
+        words: for titles, axes and legend: the models, the parts, `bits`, `recalled`, `bound`,
+            `row` and `published`.
     """
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    shown = [one for one in found if one.bits_recalled.mean > 0]
-    states = [one.state_bits for one in shown] or [BITS_OF_NUMBER]
-    ends = np.array([min(states) / 2, max(states) * 2])
-    axes.plot(ends, ends, color="black", label=words["bound"])
-    density = published / BITS_OF_NUMBER
-    axes.plot(ends, ends * density, color="black", linestyle=":", label=words["published"])
-    for model in MODELS:
-        if own := sorted((o for o in shown if o.model == model), key=lambda one: one.state_bits):
-            _draw_model(axes, own, words[model])
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    log_ticks(axes.yaxis)
-    axes.set_xlabel(words["state"])
-    axes.set_ylabel(words["recalled"])
-    plain(axes)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    parts = [part for part in PARTS if any(one.part == part for one in found)]
+    figure = Figure(figsize=(5 * len(parts), 4.6), layout="constrained")
+    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+        own = [one for one in found if one.part == part]
+        states = [one.state_bits for one in own]
+        ends = np.array([min(states) / 2, max(states) * 2])
+        axes.plot(ends, ends, color="black", label=words["bound"])
+        axes.axhline(own[0].bits_of_row, color="black", linestyle="--", label=words["row"])
+        density = published / BITS_OF_NUMBER
+        axes.plot(ends, ends * density, color="black", linestyle=":", label=words["published"])
+        for model in MODELS:
+            if sizes := [one for one in own if one.model == model]:
+                _draw_model(axes, sizes, words[model])
+        axes.set(xscale="log", yscale="log", title=words[part], xlabel=words["bits"])
+        axes.set_ylim(bottom=1)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain(axes)
+    figure.axes[0].set_ylabel(words["recalled"])
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4,
+                  frameon=False, fontsize=8)  # fmt: skip
     return figure
 
 
 def _draw_model(axes: Axes, found: Sequence[Contestant], label: str) -> None:
-    """The contestants of one model, from the smallest state to the largest."""
-    bits = [one.bits_recalled for one in found]
-    axes.errorbar(
-        [one.state_bits for one in found],
-        [interval.mean for interval in bits],
-        yerr=[interval.half_width if interval.num_runs > 1 else 0 for interval in bits],
-        fmt="^" if found[0].model in ATTENTION else "o-",
-        color=COLOURS[found[0].model],
-        markersize=5,
-        linewidth=1,
-        label=label,
-    )
+    """A point for each run of a model, and a line through the means of its sizes."""
+    colour = COLOURS[found[0].model]
+    marker = "^" if found[0].model in ATTENTION else "o"
+    states = [one.state_bits for one in found]
+    for one in found:
+        axes.plot([one.state_bits] * len(one.runs), one.bits_of_runs, marker, color=colour,
+                  markersize=4, alpha=0.5)  # fmt: skip
+    means = [one.bits_recalled.mean for one in found]
+    axes.plot(states, means, marker=marker, color=colour, linewidth=1, label=label)

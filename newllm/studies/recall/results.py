@@ -64,13 +64,24 @@ class Contestant:
     @property
     def longest_in_training(self) -> int:
         """The most pairs of a training row."""
-        made_of = dict(map(split, variants_of(NAME)[str(self.runs[0].known_as)]))
-        return int(made_of["data.lengths"].strip("[]").split(",")[1])
+        return int(self._made_of["data.lengths"].strip("[]").split(",")[1])
+
+    @property
+    def bits_of_row(self) -> float:
+        """Of the values in a row of the most pairs, half of the vocabulary being values."""
+        return self.numbers_of_pairs[-1] * math.log2(int(self._made_of["data.vocabulary"]) / 2)
+
+    @property
+    def _made_of(self) -> dict[str, str]:
+        """The values that make the variant, by key."""
+        return dict(map(split, variants_of(NAME)[str(self.runs[0].known_as)]))
 
     def mean(self, metric: str, num_pairs: int) -> Interval:
         """A metric over seeds, at a number of pairs."""
-        values = [run.result["evaluation"][f"length_{num_pairs}"][metric] for run in self.runs]
-        return mean_interval(values)
+        return mean_interval(self._by_seed(metric, num_pairs))
+
+    def _by_seed(self, metric: str, num_pairs: int) -> list[float]:
+        return [run.result["evaluation"][f"length_{num_pairs}"][metric] for run in self.runs]
 
     @property
     def fullest(self) -> int:
@@ -83,12 +94,17 @@ class Contestant:
         return self.mean("bits_recalled", self.fullest)
 
     @property
+    def bits_of_runs(self) -> list[float]:
+        """The same for each seed."""
+        return self._by_seed("bits_recalled", self.fullest)
+
+    @property
     def exceeds_its_state(self) -> bool:
         """Whether a run recalls more bits than its state has, which only a fault can explain."""
         return any(
-            run.result["evaluation"][f"length_{pairs}"]["bits_recalled"] > self.state_bits
-            for run in self.runs
+            bits > self.state_bits
             for pairs in self.numbers_of_pairs
+            for bits in self._by_seed("bits_recalled", pairs)
         )
 
 
