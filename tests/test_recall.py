@@ -11,17 +11,16 @@ from records import record
 from scipy.stats import entropy
 
 from newllm.config.build import instantiate
-from newllm.config.study_file import sweeper_of, variants_of
-from newllm.config.trials import draw_trials
+from newllm.config.study_file import variants_of
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
 from newllm.studies import found_studies
 from newllm.studies.recall import EXCEEDED, RWKV_7
 from newllm.studies.recall.results import (
-    ATTENTION,
     MODELS,
     PARTS,
+    Contestant,
     best_attention,
     contestants,
     own_runs,
@@ -52,28 +51,34 @@ def make_run(
     return Run(f"runs/{variant}/{trial}/{seed}", result | fields)
 
 
+def again(variant: str, trial: str, *bits: float, **fields: Any) -> list[Run]:
+    """Runs of a best trial with the seeds 2, 3, ..."""
+    return [
+        make_run(variant, trial, seed, 9.0, bits=number, **fields)
+        for seed, number in enumerate(bits, 2)
+    ]
+
+
 RUNS = [
     make_run("dim32_gated", "t01", 1, 2.0),
-    make_run("dim32_gated", "t02", 1, 1.5, bits=50.0),
-    make_run("dim32_gated", "t02", 2, 2.6, bits=70.0),
-    make_run("dim32_gated", "t01", 2, 0.1),  # not of the best trial
-    make_run("dim32_rotary", "t03", 1, 0.1, bits=300.0),
-    make_run("state_lstm_128", "t01", 1, 1.0),
-    make_run("state_lstm_64", "t01", 1, 1.0, bits=9.0, state_bytes=256),
+    make_run("dim32_gated", "t02", 1, 1.5, bits=99.0),
+    *again("dim32_gated", "t02", 50.0, 70.0),
+    make_run("dim32_transformer_rotary", "t03", 1, 0.1),
+    *again("dim32_transformer_rotary", "t03", 300.0),
+    make_run("state_lstm_64", "t01", 1, 1.0, state_bytes=256),
+    *again("state_lstm_64", "t01", 9.0, state_bytes=256),
+]
+UNUSED = [
+    *again("dim32_gated", "t01", 500.0),  # not of the best trial
+    make_run("state_gated_16", "t01", 1, 1.0),  # a trial that was not run again
 ]
 
 
 def test_variants_are_parts_and_models_of_the_report() -> None:
-    parts, models = zip(*(name.split("_")[:2] for name in VARIANTS), strict=True)
-    assert (set(parts), set(models)) == (PARTS.keys(), MODELS.keys())
-    assert MODELS.keys() > set(ATTENTION)
-
-
-def test_every_learning_rate_is_tried_once() -> None:
-    trials = sweeper_of("recall")["trials"]
-    (rates,) = (entry["choices"] for entry in trials["space"].values())
-    drawn = [float(line.partition("=")[2]) for (line,) in draw_trials(**trials)]
-    assert sorted(drawn) == sorted(rates)
+    of_variants = [Contestant(name, []) for name in VARIANTS]
+    assert {one.part for one in of_variants} == PARTS.keys()
+    assert {one.model for one in of_variants} == MODELS.keys()
+    assert sum(one.has_attention for one in of_variants) == 3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -92,40 +97,43 @@ def test_models_have_the_parameters_or_the_state_of_their_name(
         assert parameters == pytest.approx(90_000, rel=0.02)
 
 
-def test_the_best_trial_of_the_first_seed_counts_with_all_its_seeds() -> None:
-    gated, rotary, *states = contestants(RUNS)
+def test_the_best_trial_is_told_by_validation_and_averaged_over_other_seeds() -> None:
+    gated, rotary, lstm = contestants([*UNUSED, *RUNS])
     assert (gated.part, gated.model, gated.longest_in_training) == ("dim32", "gated", 64)
-    assert [run.result["seed"] for run in gated.runs] == [1, 2]
-    assert gated.mean("bits_recalled", 32).mean == pytest.approx((51 + 71) / 2)
-    assert (gated.fullest, gated.bits_recalled.num_runs) == (32, 2)
+    assert [run.result["seed"] for run in gated.runs] == [2, 3]
     assert gated.numbers_of_pairs == [4, 32, 64, 128]
-    assert gated.bits_of_row == 128 * 8
-    assert gated.bits_of_runs == [51, 71]
-    assert rotary.bits_recalled.mean == 301
-    assert [one.state_bits for one in states] == [2048, 4096]
-    assert best_attention([gated, rotary, *states]) is rotary
-    assert best_attention(states) is None
+    assert (gated.fullest, gated.bits_of_runs, gated.bits_of_row) == (32, [51, 71], 128 * 8)
+    assert gated.bits_recalled.mean == pytest.approx((51 + 71) / 2)
+    assert (rotary.model, rotary.bits_recalled.mean) == ("transformer_rotary", 301)
+    assert (lstm.part, lstm.model, lstm.state_bits) == ("state", "lstm", 2048)
+    assert best_attention([gated, rotary, lstm]) is rotary
+    assert best_attention([gated, lstm]) is None
 
 
 def test_a_diverged_trial_is_not_the_best() -> None:
-    runs = [make_run("state_lstm_64", trial, 1, 1.0) for trial in ("t01", "t02")]
-    runs[0].result.update(status="diverged", best_val_loss=None)
-    (lstm,) = contestants(runs)
+    trials = [make_run("state_lstm_64", trial, 1, 1.0) for trial in ("t01", "t02")]
+    trials[0].result.update(status="diverged", best_val_loss=None)
+    (lstm,) = contestants([*trials, *again("state_lstm_64", "t02", 5.0)])
     assert [run.choices["trial"] for run in lstm.runs] == ["t02"]
 
 
 def test_other_runs_are_none_of_it() -> None:
-    changed = make_run("state_lstm_64", "t01", 1, 0.0)
+    changed, unknown, unevaluated = again("state_lstm_64", "t01", 1.0, 1.0, 1.0)
     changed.result["overrides"].append("trainer.max_steps=9")
-    assert own_runs([changed, *RUNS]) == RUNS
+    unknown.result["variant"] = "state_lstm_63"
+    unevaluated.result["evaluation"] = {"length_1": {"accuracy": 1.0}, "test": {"loss": 0.0}}
+    others = [changed, unknown, unevaluated]
+    assert own_runs([*others, *RUNS]) == RUNS
+    assert contestants([*others, *RUNS]) == contestants(RUNS)
 
 
 def test_recalling_more_than_the_state_has_is_told() -> None:
-    honest, faulty = (make_run("state_lstm_64", "t01", 1, 1.0, bits=bits) for bits in (4095, 4096))
-    for run, is_told in ((honest, False), (faulty, True)):
-        (one,) = contestants([run])
+    trial = make_run("state_lstm_64", "t01", 1, 1.0)
+    for bits, is_told in ((4095, False), (4096, True)):
+        runs = [trial, *again("state_lstm_64", "t01", bits)]
+        (one,) = contestants(runs)
         assert one.exceeds_its_state == is_told
-        content = "\n".join(Page([run], found_studies()).compose().parts)
+        content = "\n".join(Page(runs, found_studies()).compose().parts)
         assert ("A model cannot recall more bits than its state has" in content) == is_told
         assert ("but state_lstm_64 did" in content) == is_told
 
@@ -148,7 +156,7 @@ def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     _ = strict_translator(lang)
     assert _("How much a state holds") in page
     assert "<td>61.0" in page
-    assert f"<td>{61 / 128:.3f}</td>" in page  # bits per number
+    assert f"<td>{61 / 128:.3f}</td>" in page  # bits per number of the state
     if lang != "en":  # English needs no words
         texts = {*MODELS.values(), *PARTS.values(), EXCEEDED}
         assert len({_(text) for text in texts}) == len(texts)

@@ -26,8 +26,8 @@ from newllm.studies.recall.results import (
 DEFINITION = (
     "Rows hold pairs of a key and a value, then ask for the value of each key (MQAR). All models "
     "of a part get the same rows, curriculum, steps and three learning rates; the rate with the "
-    "lowest validation loss is run with two more seeds. Accuracies and bits are means over these "
-    "seeds, on rows that were used for nothing else. Bits recalled are a lower bound of what the "
+    "lowest validation loss is run again with other seeds, whose means are shown, on rows that "
+    "were used for nothing else. Bits recalled are a lower bound of what the "
     "state holds of a row: the bits of all values minus the loss in bits. A state of b bits holds "
     "at most b. The table gives the number of pairs at which they are most. State: of one "
     "sequence, in numbers of 32 bits; that of a Transformer after the longest row."
@@ -58,7 +58,7 @@ def recall(document: Document, runs: Sequence[Run], _: Translate, label: Transla
     """Add a heat map and a table for each part, and the figure of bits by bits."""
     found = contestants(runs)
     document.text(_(DEFINITION), _(PUBLISHED_DEFINITION).format(density=RWKV_7))
-    if faulty := [one.runs[0].result["variant"] for one in found if one.exceeds_its_state]:
+    if faulty := [one.variant for one in found if one.exceeds_its_state]:
         document.text(_(EXCEEDED).format(names=quoted(", ".join(faulty))))
     words = {
         **{key: label(text) for key, text in (MODELS | PARTS).items()},

@@ -23,14 +23,15 @@ from newllm.reporting.drawing import (
     Figure,
     plain,
 )
-from newllm.studies.recall.results import ATTENTION, BITS_OF_NUMBER, MODELS, PARTS, Contestant
+from newllm.reporting.formatting import percent_at_least
+from newllm.studies.recall.results import BITS_OF_NUMBER, MODELS, PARTS, Contestant
 
 COLOURS = {
     "gated": ORANGE,
     "additive": YELLOW,
-    "transformer": BLUE,
-    "rotary": SKY,
-    "positionless": GREY,
+    "transformer_learned": BLUE,
+    "transformer_rotary": SKY,
+    "transformer_nope": GREY,
     "lstm": GREEN,
     "gru": PINK,
     "mingru": BLACK,
@@ -52,7 +53,7 @@ def accuracy(found: Sequence[Contestant], words: Mapping[str, str]) -> Figure:
     image = axes.imshow(mean_MP, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     for (row, column), mean in np.ndenumerate(mean_MP):
         colour = "black" if mean > LIGHT else "white"
-        axes.text(column, row, f"{100 * mean:.1f}", ha="center", va="center", color=colour,
+        axes.text(column, row, percent_at_least(mean), ha="center", va="center", color=colour,
                   fontsize=8)  # fmt: skip
     axes.set_xticks(range(len(pairs)), [str(number) for number in pairs])
     axes.set_yticks(range(len(found)), [_label(one, words) for one in found], fontsize=8)
@@ -110,7 +111,7 @@ def recalled(found: Sequence[Contestant], published: float, words: Mapping[str, 
 def _draw_model(axes: Axes, found: Sequence[Contestant], label: str) -> None:
     """A point for each run of a model, and a line through the means of its sizes."""
     colour = COLOURS[found[0].model]
-    marker = "^" if found[0].model in ATTENTION else "o"
+    marker = "^" if found[0].has_attention else "o"
     states = [one.state_bits for one in found]
     for one in found:
         axes.plot([one.state_bits] * len(one.runs), one.bits_of_runs, marker, color=colour,

@@ -1,7 +1,7 @@
 """Associative recall (`sweep=recall`): accuracy by number of pairs, and bits recalled from a state.
 
 Each variant has a trial for each learning rate. The one with the lowest validation loss is run
-again with other seeds, and all seeds of that trial are averaged.
+again with other seeds, which are averaged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from newllm.config.naming import TRIAL, split
-from newllm.config.study_file import variants_of
+from newllm.config.study_file import sweeper_of, variants_of
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval, mean_interval
 
@@ -25,31 +25,43 @@ PARTS = {
 MODELS = {
     "gated": "context model, gated",
     "additive": "context model, additive",
-    "transformer": "Transformer, learned positions",
-    "rotary": "Transformer, rotary positions",
-    "positionless": "Transformer, no positions",
+    "transformer_learned": "Transformer, learned positions",
+    "transformer_rotary": "Transformer, rotary positions",
+    "transformer_nope": "Transformer, no positions",
     "lstm": "LSTM",
     "gru": "GRU",
     "mingru": "minGRU",
 }
-ATTENTION = ("transformer", "rotary", "positionless")  # their state grows with every token
 BITS_OF_NUMBER, BITS_OF_BYTE = 32, 8
 READ = ("accuracy", "bits_recalled")  # metrics of each number of pairs
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model of one size: the runs of its best learning rate.
+    """A model of one size: the runs of its best trial with other seeds.
 
     Attributes:
-        part: a key of `PARTS`.
-        model: a key of `MODELS`.
-        runs: one for each seed.
+        variant: its name.
+        runs: one for each seed, none of which diverged.
     """
 
-    part: str
-    model: str
-    runs: tuple[Run, ...]
+    variant: str
+    runs: Sequence[Run]
+
+    @property
+    def part(self) -> str:
+        """A key of `PARTS`."""
+        return self.variant.partition("_")[0]
+
+    @property
+    def model(self) -> str:
+        """A key of `MODELS`."""
+        return self.variant.partition("_")[2].rstrip("_0123456789")
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether its state grows with every token."""
+        return self.model.startswith("transformer")
 
     @property
     def state_bits(self) -> int:
@@ -74,7 +86,7 @@ class Contestant:
     @property
     def _made_of(self) -> dict[str, str]:
         """The values that make the variant, by key."""
-        return dict(map(split, variants_of(NAME)[str(self.runs[0].known_as)]))
+        return dict(map(split, variants_of(NAME)[self.variant]))
 
     def mean(self, metric: str, num_pairs: int) -> Interval:
         """A metric over seeds, at a number of pairs."""
@@ -109,23 +121,32 @@ class Contestant:
 
 
 def contestants(runs: Sequence[Run]) -> list[Contestant]:
-    """All variants with finished runs, in the order of the sweep."""
+    """All variants whose best trial was run again, in the order of the sweep."""
     found = []
     for variant in variants_of(NAME):
-        own = [run for run in own_runs(runs) if run.known_as == variant]
-        if own:
-            part, model = variant.split("_")[:2]
-            trial = best_trial(own)
-            chosen = {run.result["seed"]: run for run in own if run.choices[TRIAL] == trial}
-            found.append(Contestant(part, model, tuple(chosen[seed] for seed in sorted(chosen))))
+        own = [run for run in runs if run.known_as == variant]
+        trials = [run for run in own if purpose(run) == "trial"]
+        if trials:
+            best = min(trials, key=lambda run: run.result["best_val_loss"]).choices[TRIAL]
+            again = [run for run in own if purpose(run) == "again" and run.choices[TRIAL] == best]
+            found += [Contestant(variant, again)] * bool(again)
     return found
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The finished runs of unchanged variants."""
-    found = [run for run in runs if run.study == NAME and run.known_as in variants_of(NAME)]
-    found = [run for run in found if run.is_done and [*run.choices] == [TRIAL]]
-    return [run for run in found if _numbers_of_pairs(run)]
+    """The trials and all later runs of the variants that have a result."""
+    found = {one.variant for one in contestants(runs)}
+    return [run for run in runs if run.known_as in found and purpose(run)]
+
+
+def purpose(run: Run) -> str | None:
+    """The purpose of a finished run: `trial`, `again` for the best trial's, or None for others."""
+    chosen = run.choices
+    is_one = run.study == NAME and run.is_done and chosen.pop(TRIAL, None) is not None
+    if not is_one or chosen or not _numbers_of_pairs(run):
+        return None
+    is_first = str(run.result["seed"]) == sweeper_of(NAME)["params"]["seed"]
+    return "trial" if is_first else "again"
 
 
 def _numbers_of_pairs(run: Run) -> set[int]:
@@ -139,17 +160,10 @@ def _numbers_of_pairs(run: Run) -> set[int]:
     }
 
 
-def best_trial(runs: Sequence[Run]) -> str:
-    """The trial with the lowest validation loss of the seed that ran all of them."""
-    first = min(run.result["seed"] for run in runs)
-    trials = [run for run in runs if run.result["seed"] == first]
-    return min(trials, key=lambda run: run.result["best_val_loss"] or math.inf).choices[TRIAL]
-
-
 def best_attention(found: Sequence[Contestant]) -> Contestant | None:
     """The Transformer with the highest accuracy at the most pairs of training, if there is one."""
     return max(
-        (one for one in found if one.model in ATTENTION),
+        (one for one in found if one.has_attention),
         key=lambda one: one.mean("accuracy", one.longest_in_training).mean,
         default=None,
     )
