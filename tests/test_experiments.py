@@ -98,8 +98,11 @@ def test_every_experiment_and_variant_composes_and_builds(
     overrides = [line for line in overrides if not line.startswith("seed=")]
     config = compose_config(*overrides)
     assert composed_faults(config, overrides) == []
-    vocabulary_size = config.model.vocabulary_size or 256
-    model = instantiate(config.model, vocabulary_size=vocabulary_size)
+    of_data = {"vocabulary_size": 256, "max_length": 32}
+    model = instantiate(
+        config.model,
+        **{key: size for key, size in of_data.items() if config.model.get(key, size) is None},
+    )
     optimizer = instantiate(config.optimizer)(model.parameters())
     if config.schedule:
         instantiate(config.schedule).build(optimizer, total_steps=100)
