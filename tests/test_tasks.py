@@ -30,6 +30,7 @@ from newllm.data.tasks.modular_arithmetic import BracketedArithmetic, ModularAri
 from newllm.data.tasks.recall import GAP_POWER, Recall
 from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Task
 from newllm.runs.directory import RunConflict, has_ended
+from newllm.runs.identity import variant_hash
 from newllm.training.experiment import build_experiment
 from newllm.training.run import train
 
@@ -597,6 +598,15 @@ def test_every_task_trains(
         for split in ("test", "best/length_16"):
             assert math.isfinite(found[f"{split}/{metric}"])
     assert "length_16" not in experiment.data.validation_names
+
+
+def test_runs_of_a_task_with_other_seeds_are_one_variant(compose_config: Compose) -> None:
+    chosen = [(), ("seed=2",), ("seed=2", "data.seed=1"), ("data.kinds=4",)]
+    first, second, chosen_rows, other = (
+        variant_hash(compose_config("data=copy", *RUN, *lines)) for lines in chosen
+    )
+    assert first == second
+    assert len({first, chosen_rows, other}) == 3
 
 
 def test_a_run_of_a_task(command: Command, tmp_path: Path) -> None:
