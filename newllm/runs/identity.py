@@ -36,6 +36,8 @@ def variant_hash(config: DictConfig) -> str:
     kept = hashed(config)
     del kept["seed"]
     kept["data"].pop("order_seed", None)
+    if OmegaConf.is_interpolation(config.data, "seed"):
+        del kept["data"]["seed"]  # of a task, the same seed
     return _digest(kept)
 
 

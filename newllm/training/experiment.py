@@ -200,7 +200,7 @@ def _build_source(config: DictConfig) -> Source:
     if found := [f"{target}: {fault}" for fault in source_faults(source)]:
         raise ValueError("\n".join(found))
     for split in (source.train, *source.evaluation.values()):
-        Scores(split.metrics)
+        Scores.of(split)
     return source
 
 
