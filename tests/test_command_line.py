@@ -132,6 +132,10 @@ FAULTY = {
     "~model.vocabulary_size": ["~model.vocabulary_size: cannot be removed; set it instead"],
     "~optimizer._target_": ["~optimizer._target_: cannot be removed; set it instead"],
     "~callbacks.curves=foo": ["~callbacks.curves=foo: write ~callbacks.curves to remove it"],
+    "gating.bias=1": [
+        "gating.bias: unknown key; gating holds no keys; write +gating.bias=VALUE for an argument "
+        "of its class"
+    ],
     "~model.nope": ["model.nope: unknown key; model has " + MODEL_KEYS],
     "optimizer._target_=torch.optim.SGD": [
         "optimizer.betas: SGD takes no betas; remove it: '~optimizer.betas'"

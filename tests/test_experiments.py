@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from newllm.config.build import instantiate
 from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
-from newllm.config.study_file import variants_of
+from newllm.config.study_file import parted, variants_of
 
 # Name: parameters, corpus, epochs, largest gradient norm in the first epoch.
 PUBLISHED = {
@@ -95,11 +95,14 @@ VARIANTS = [variants_of(study)[name] for study in STUDIES for name in variants_o
 def test_every_experiment_and_variant_composes_and_builds(
     compose_config: Compose, overrides: list[str]
 ) -> None:
-    overrides = [line for line in overrides if not line.startswith("seed=")]
+    overrides, _ = parted(overrides)
     config = compose_config(*overrides)
     assert composed_faults(config, overrides) == []
-    vocabulary_size = config.model.vocabulary_size or 256
-    model = instantiate(config.model, vocabulary_size=vocabulary_size)
+    of_data = {"vocabulary_size": 256, "max_length": 32}
+    model = instantiate(
+        config.model,
+        **{key: size for key, size in of_data.items() if config.model.get(key, size) is None},
+    )
     optimizer = instantiate(config.optimizer)(model.parameters())
     if config.schedule:
         instantiate(config.schedule).build(optimizer, total_steps=100)

@@ -41,6 +41,8 @@ def test_a_pattern_that_matches_no_variant_is_told(command: Command, tmp_path: P
     done = command("newllm.train", "sweep=ladder", "only=add_*,nothing")
     assert done.returncode == 1
     assert done.stderr.startswith("only=nothing: matches no variant; variants: original, modern, ")
+    done = command("newllm.train", "sweep=ladder", "only=add_sise")
+    assert done.stderr == "only=add_sise: matches no variant; did you mean add_size?\n"
     done = command("newllm.train", "-m", "seed=1,2", "only=nothing")
     assert done.returncode == 1
     assert done.stderr == (

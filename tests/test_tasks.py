@@ -30,6 +30,7 @@ from newllm.data.tasks.modular_arithmetic import BracketedArithmetic, ModularAri
 from newllm.data.tasks.recall import GAP_POWER, Recall
 from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Task
 from newllm.runs.directory import RunConflict, has_ended
+from newllm.runs.identity import variant_hash
 from newllm.training.experiment import build_experiment
 from newllm.training.run import train
 
@@ -212,6 +213,7 @@ SOLVED: list[tuple[str, dict[str, Any], Solver]] = [
     ("induction", {}, solve_induction),
     ("recall", {}, solve_recall(4096)),
     ("recall", {"vocabulary": 512}, solve_recall(256)),
+    ("recall", {"positions_per_pair": 4}, solve_recall(4096)),
 ]
 
 
@@ -435,6 +437,8 @@ def test_recall_has_the_published_numbers_of_positions() -> None:
     published = {4: 64, 8: 128, 16: 256, 32: 256, 64: 256, 128: 512, 256: 1024}
     assert {pairs: drawn.num_positions(pairs) for pairs in published} == published
     assert drawn.vocabulary_size - FIRST_TOKEN - 1 == 8192
+    dense = task("recall", positions_per_pair=4)
+    assert [dense.num_positions(pairs) for pairs in published] == [4 * pairs for pairs in published]
 
 
 # Groups and automata.
@@ -596,6 +600,15 @@ def test_every_task_trains(
     assert "length_16" not in experiment.data.validation_names
 
 
+def test_runs_of_a_task_with_other_seeds_are_one_variant(compose_config: Compose) -> None:
+    chosen = [(), ("seed=2",), ("seed=2", "data.seed=1"), ("data.kinds=4",)]
+    first, second, chosen_rows, other = (
+        variant_hash(compose_config("data=copy", *RUN, *lines)) for lines in chosen
+    )
+    assert first == second
+    assert len({first, chosen_rows, other}) == 3
+
+
 def test_a_run_of_a_task(command: Command, tmp_path: Path) -> None:
     chosen = ("data=parity", "data.evaluation_lengths=[50]", *RUN, *SHORT, *TINY_CONTEXT)
     done = command("newllm.train", *chosen, "hydra.run.dir=run")
@@ -623,7 +636,7 @@ def test_a_sweep_of_a_task_is_not_done_again(compose_config: Compose, tmp_path: 
 
 def test_the_data_decides_the_positions_of_a_model(compose_config: Compose, tmp_path: Path) -> None:
     config = compose_config("data=parity", *RUN, *SHORT, *TINY_TRANSFORMER, "model.max_length=99")
-    with pytest.raises(ConfigFault, match=r"^model\.max_length=99: set data\.max_length instead$"):
+    with pytest.raises(ConfigFault, match=r"^model\.max_length=99: follows from the data"):
         build_experiment(config, tmp_path)
 
 
@@ -654,6 +667,7 @@ def test_the_data_decides_the_positions_of_a_model(compose_config: Compose, tmp_
             "data.lengths=[16, 256]: must be [SHORTEST,LONGEST], from 17",
         ),
         ("recall", "data.vocabulary=7", "data.vocabulary=7: must be even, from 4"),
+        ("recall", "data.positions_per_pair=3", "data.positions_per_pair=3: must be at least 4"),
         ("recall", "data.vocabulary=200", "data.vocabulary=200: has 100 keys for 256 pairs"),
         ("modular_arithmetic", "data.modulus=1", "data.modulus=1: must be at least 2"),
         ("modular_arithmetic", "data.scored=a", "data.scored=a: choose every or last"),

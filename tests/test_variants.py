@@ -1,5 +1,6 @@
 """Runs that differ in their seed alone: their label, and what they are beside others."""
 
+import math
 from typing import Any
 
 import pytest
@@ -143,6 +144,20 @@ def test_other_validation_targets_are_never_compared() -> None:
         "quality500", "tiny30", "quality500, seed=2", "quality500, validation_sentences=9"
     ]  # fmt: skip
     assert all(len(contest.standings) == 1 for contest in found)
+
+
+def test_generated_data_is_compared_by_its_source_and_references() -> None:
+    """Such data has no digest; what failed before its data was known belongs to the only one."""
+    parity = {"corpus": "parity", "data_sha256": None, "references": {"guess": 0.69}}
+    recall = {"corpus": "recall", "data_sha256": None, "references": {"guess": 8.32}}
+    unknown = {"corpus": None, "data_sha256": None, "references": None, "status": "failed"}
+    runs = [*side("model=lstm data=parity", [0.1], **parity),
+            *side("model=gru data=parity", [0.2], **parity)]  # fmt: skip
+    failed = side("model=elman data=parity", [math.nan], **unknown)
+    (contest,) = contests([*runs, *failed])
+    assert len(contest.standings) == 3
+    found = contests([*runs, *side("data=recall", [8.1], **recall), *side("data=tiny30", [4.1])])
+    assert [len(contest.standings) for contest in found] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["gated", "model=gated", "C9", "gated a.lr=1"])

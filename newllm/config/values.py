@@ -81,6 +81,8 @@ def _unknown(config: DictConfig, key: str) -> str:
     holder = descend(raw(config), parent) if parent else raw(config)
     keys = [str(name) for name in holder if name[0] != "_"] if isinstance(holder, dict) else []
     found = f"has {', '.join(keys)}" if keys else "holds no keys"
+    if not keys and isinstance(holder, dict) and "_target_" in holder:
+        found += f"; write +{key}=VALUE for an argument of its class"
     return f"{key}: unknown key; {parent or 'the configuration'} {found}"
 
 

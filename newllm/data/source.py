@@ -35,12 +35,15 @@ class Split(ABC):
             are logged as `METRIC/SLICE`.
         while_training: whether an evaluation split is evaluated with every validation, or only
             once, with the best weights. `test` never is.
+        num_answers: kinds of targets, for the metric `bits_recalled`. None if the targets of a row
+            are not items that are independent, uniform and read before the first is asked for.
     """
 
     num_batches: int | None = None
     metrics: tuple[str, ...] = ("loss", "perplexity", "accuracy")
     slices: tuple[str, ...] = ()
     while_training: bool = True
+    num_answers: int | None = None
 
     @abstractmethod
     def batch(self, epoch: int, number: int) -> Batch:

@@ -37,6 +37,8 @@ def variant_hash(config: DictConfig) -> str:
     kept = hashed(config)
     del kept["seed"]
     kept["data"].pop("order_seed", None)
+    if OmegaConf.is_interpolation(config.data, "seed"):
+        del kept["data"]["seed"]  # of a task, the same seed
     return _digest(kept)
 
 
@@ -79,7 +81,7 @@ def hashed(config: DictConfig) -> dict[str, Any]:
 
 def decides_length(data: Mapping[str, Any]) -> bool:
     """Whether the longest row of the data decides how many positions a model is made for."""
-    return "max_length" in data and data["max_length"] is None
+    return data.get("max_length") is None
 
 
 @lru_cache(maxsize=64)  # a sweep asks for every job

@@ -132,10 +132,13 @@ def contests(runs: Sequence[Run], baseline: str | None = None) -> list[Contest]:
 
 def _targets(group: Sequence[Run]) -> Hashable:
     """A key that is equal for the same validation targets; None where they are not known."""
-    run = next((run for run in group if run.result.get("data_sha256")), None)
+    run = next((run for run in group if run.result.get("corpus")), None)
     if run is None:
         return None
     result, references = run.result, run.result.get("references") or {}
+    if not result.get("data_sha256"):  # generated; the same seed may have drawn other rows
+        levels = ((name, round(loss, 9)) for name, loss in references.items())
+        return result["corpus"], tuple(sorted(levels))
     # Other training sentences change the data, but not the validation split and its oracle.
     oracle = references.get("oracle")
     split = result["data_sha256"] if oracle is None else f"{result.get('corpus')} {oracle:.9f}"

@@ -9,6 +9,7 @@ with a failed trial has no second stage until the same command has repeated that
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import os
@@ -146,8 +147,10 @@ class Each(Sweeper):
         patterns = [line.partition("=")[2].strip("'\"") for line in lines]
         for pattern in ",".join(patterns).split(",") if patterns else ():
             if not matching(names, pattern):
-                there = ", ".join(names) or "none (a sweep of values only)"
-                print(f"only={pattern}: matches no variant; variants: {there}", file=sys.stderr)
+                there = f"variants: {', '.join(names) or 'none (a sweep of values only)'}"
+                if close := difflib.get_close_matches(pattern, names, n=1):
+                    there = f"did you mean {close[0]}?"
+                print(f"only={pattern}: matches no variant; {there}", file=sys.stderr)
                 sys.exit(1)
         return matching(names, ",".join(patterns)) if patterns else names or [""]
 

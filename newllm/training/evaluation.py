@@ -96,7 +96,7 @@ def load_source(run: LoadedRun, trusted_packages: Sequence[str] = ()) -> Source:
     Raises:
         ValueError: it cannot be loaded, or is not the data that the run was trained on.
     """
-    with telling(run.path, "config.yaml has no data"):
+    with telling(run.path, "its data cannot be built"):
         node = run.config.get("data")
         part = checked(node, "data", Trust.in_strangers_data(trusted_packages))
         source = part.build(**({"directory": None} if "directory" in part.arguments else {}))

@@ -157,7 +157,9 @@ def _fill_from_data(config: DictConfig, source: Source | None) -> None:
         elif source and decides_length(config.data):
             chosen = config.model.get("max_length", longest)
             if chosen != longest:
-                raise ConfigFault([f"model.max_length={chosen}: set data.max_length instead"])
+                raise ConfigFault(
+                    [f"model.max_length={chosen}: follows from the data, where it is {longest}"]
+                )
 
 
 class _Faults:
@@ -199,7 +201,7 @@ def _build_source(config: DictConfig) -> Source:
     if found := [f"{target}: {fault}" for fault in source_faults(source)]:
         raise ValueError("\n".join(found))
     for split in (source.train, *source.evaluation.values()):
-        Scores(split.metrics, tokenizer=source.tokenizer)
+        Scores.of(split, source.tokenizer)
     return source
 
 

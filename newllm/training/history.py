@@ -136,7 +136,7 @@ class History(Callback):
         if not math.isfinite(value):
             raise Diverged(
                 f"{metric} is {value} in epoch {trainer.current_epoch + 1}, at step "
-                f"{trainer.global_step}; try a lower optimizer.lr or normalization=layernorm"
+                f"{trainer.global_step}; try a lower optimizer.lr"
             )
 
     def _close_epoch(self, trainer: Trainer) -> dict[str, float]:

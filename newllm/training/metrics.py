@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from scipy.special import entr
 from torch import Tensor
 
 from newllm.data.batch import Batch, on_device_of
@@ -72,6 +74,27 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+def bits_recalled(num_answers: int, sums: Sums) -> float:
+    """A lower bound of what the state held of the targets, in bits per row.
+
+    For targets that are m independent, uniform items of V kinds, read before the first is asked
+    for, predictions from a state of b bits have a mean loss of at least m log2 V - b bits per row.
+    So b is at least m log2 V minus the loss. A model that is confident and wrong has a higher loss
+    than its state allows. The loss of another prediction from the same state bounds b as well: the
+    model's likeliest answer with a probability of the accuracy, else any other answer (Fano's
+    inequality). The lower of the two losses counts.
+
+    Args:
+        num_answers: V.
+        sums: over the targets; the loss is in nats.
+    """
+    accuracy = sums.correct / sums.tokens
+    doubt = entr(accuracy) + entr(1 - accuracy)
+    by_accuracy = doubt + (1 - accuracy) * math.log(num_answers - 1)
+    nats = math.log(num_answers) - min(sums.loss / sums.tokens, by_accuracy)
+    return max(0.0, float(nats)) / math.log(2) * sums.tokens / sums.rows
+
+
 METRICS: dict[str, Callable[[Sums], float]] = {
     "loss": lambda sums: sums.loss / sums.tokens,
     "loss_known": lambda sums: sums.loss_known / max(sums.tokens_known, 1),
@@ -82,36 +105,51 @@ METRICS: dict[str, Callable[[Sums], float]] = {
 }
 BITS_PER_BYTE = "bits_per_byte"
 BATCH_MEAN = "loss_batch_mean"  # the only metric that needs single rows
+RECALLED = "bits_recalled"  # the only one that needs the kinds of targets
 
 
 class Scores:
     """The metrics of a split, accumulated batch by batch in any order.
 
     Args:
-        names: names of metrics, from `METRICS` or `loss_batch_mean`.
+        names: names of metrics, from `METRICS`, `loss_batch_mean` or `bits_recalled`.
         slices: names of the slices of the split.
+        num_answers: as in `Split`.
         tokenizer: of the source, which gives the bytes of each token.
 
     Raises:
-        ValueError: a metric does not exist, or needs bytes where tokens stand for none.
+        ValueError: a metric does not exist, or lacks `num_answers` or the bytes of tokens.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         slices: Sequence[str] = (),
+        num_answers: int | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> None:
-        if unknown := [name for name in names if name not in (*METRICS, BATCH_MEAN)]:
-            known = ", ".join((*METRICS, BATCH_MEAN))
-            raise ValueError(f"metrics: {', '.join(unknown)} does not exist; choose among {known}")
+        known = (*METRICS, BATCH_MEAN, RECALLED)
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(
+                f"metrics: {', '.join(unknown)} does not exist; choose among {', '.join(known)}"
+            )
+        if RECALLED in names and num_answers is None:
+            raise ValueError(f"metrics: {RECALLED} needs num_answers, the kinds of targets")
         bytes_V = None if tokenizer is None else tokenizer.bytes_V
         if BITS_PER_BYTE in names and bytes_V is None:
             raise ValueError(f"metrics: {BITS_PER_BYTE} needs tokens that stand for bytes of text")
         self.bytes_V = None if bytes_V is None else torch.from_numpy(bytes_V)
         self._names, self._slices = tuple(names), tuple(slices)
+        self._of_sums = METRICS
+        if num_answers is not None:
+            self._of_sums = METRICS | {RECALLED: partial(bits_recalled, num_answers)}
         self._rows: list[RowSums] = []
         self._sums_SK: Tensor | None = None
+
+    @classmethod
+    def of(cls, split: Split, tokenizer: Tokenizer | None = None) -> Scores:
+        """The metrics of a split, before its first batch."""
+        return cls(split.metrics, split.slices, split.num_answers, tokenizer)
 
     def add(self, rows: RowSums) -> None:
         """Add a batch, without waiting for the device."""
@@ -137,8 +175,8 @@ class Scores:
         for suffix, sums_K in parts.items():
             sums = Sums(*sums_K.tolist())
             for name in self._names:
-                if name in METRICS and sums.tokens:
-                    found[name + suffix] = METRICS[name](sums)
+                if name in self._of_sums and sums.tokens:
+                    found[name + suffix] = self._of_sums[name](sums)
                 elif name == BATCH_MEAN and not suffix:
                     found[name] = self._batch_mean()
         return found
@@ -168,7 +206,7 @@ def split_metrics(
     model: LanguageModel, split: Split, tokenizer: Tokenizer | None = None
 ) -> dict[str, float]:
     """Evaluate a model on a split; the state is carried if its batches contain `reset_BT`."""
-    scores, state = Scores(split.metrics, split.slices, tokenizer), None
+    scores, state = Scores.of(split, tokenizer), None
     for batch in on_device_of(model, split):
         carried = state if batch.reset_BT is not None else None
         loss_BT, correct_BT, state = model.score(

@@ -168,9 +168,7 @@ class LanguageModule(LightningModule):
         data = data_of(self.trainer)
         names = data.test_names if self.trainer.testing else data.validation_names
         splits, tokenizer = data.source.evaluation, data.source.tokenizer
-        self.scores = {
-            name: Scores(splits[name].metrics, splits[name].slices, tokenizer) for name in names
-        }
+        self.scores = {name: Scores.of(splits[name], tokenizer) for name in names}
         self._evaluation_state = 0, None
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:

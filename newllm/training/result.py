@@ -61,7 +61,8 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         git_revision=git_revision(),
         data_sha256=source.digest,
         config_hash=config_hash(config),
-        variant_hash=variant_hash(config),
+        # That of the first start: `config.yaml`, which a run resumes from, is resolved.
+        variant_hash=run.result.get("variant_hash") or variant_hash(config),
     )
     loggers.log_start(experiment.trainer.loggers, experiment.hyperparameters, references.means)
 

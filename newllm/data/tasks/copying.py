@@ -25,6 +25,7 @@ class Copy(Task):
         settings: of `Task`.
     """
 
+    answers_are_items = True
     reverses = False
 
     def __init__(self, kinds: int = 16, **settings: Any) -> None:
@@ -71,6 +72,8 @@ class SelectiveCopy(Task):
         num_items: items of a row.
         settings: of `Task`.
     """
+
+    answers_are_items = True
 
     def __init__(self, kinds: int = 14, num_items: int = 16, **settings: Any) -> None:
         if faults := too_small(2, kinds=kinds) + too_small(1, num_items=num_items):

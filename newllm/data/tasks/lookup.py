@@ -27,6 +27,7 @@ class Induction(Task):
     """
 
     least_length = 3
+    answers_are_items = True
 
     def __init__(self, kinds: int = 16, **settings: Any) -> None:
         if faults := too_small(2, kinds=kinds):
@@ -64,6 +65,7 @@ class Passkey(Task):
     """
 
     slices = ("first_quarter", "second_quarter", "third_quarter", "last_quarter")
+    answers_are_items = True
 
     def __init__(self, kinds: int = 16, digits: int = 5, **settings: Any) -> None:
         if faults := too_small(1, kinds=kinds, digits=digits):

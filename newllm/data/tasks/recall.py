@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
 
+LEAST_POSITIONS = 4  # of a pair: key and value, and a query and a filler
 GAP_POWER = 0.01  # the paper's alpha: the nearer a place, the likelier a query
 
 
@@ -35,13 +36,23 @@ class Recall(Task):
 
     Args:
         vocabulary: keys and values together.
+        positions_per_pair: of rows with few pairs, as long as they have at most 256 positions; 16
+            as published. With 4, all rows have four positions for each pair, so that a batch of few
+            pairs has up to four times as many answers.
         settings: of `Task`.
     """
 
-    def __init__(self, vocabulary: int = 8192, **settings: Any) -> None:
+    answers_are_items = True
+
+    def __init__(
+        self, vocabulary: int = 8192, positions_per_pair: int = 16, **settings: Any
+    ) -> None:
+        faults = too_small(LEAST_POSITIONS, positions_per_pair=positions_per_pair)
         if vocabulary < 4 or vocabulary % 2:
-            raise ValueError(f"data.vocabulary={vocabulary}: must be even, from 4")
-        self.num_keys = vocabulary // 2
+            faults.append(f"data.vocabulary={vocabulary}: must be even, from 4")
+        if faults:
+            raise ValueError("\n".join(faults))
+        self.num_keys, self.positions_per_pair = vocabulary // 2, positions_per_pair
         super().__init__("recall", vocabulary + 1, self.num_keys, **settings)
         most_pairs = max(*settings["lengths"], *settings.get("evaluation_lengths", ()))
         if most_pairs > self.num_keys:
@@ -50,8 +61,8 @@ class Recall(Task):
             )
 
     def num_positions(self, length: int) -> int:
-        """As published; between those numbers of pairs likewise."""
-        return max(4 * length, min(16 * length, 256))
+        """As published by default; between those numbers of pairs likewise."""
+        return max(LEAST_POSITIONS * length, min(self.positions_per_pair * length, 256))
 
     def draw(self, rng: np.random.Generator, num_rows: int, length: int) -> Rows:
         """Keys are 0 ... K - 1, values K ... 2K - 1 as symbols and 0 ... K - 1 as answers."""

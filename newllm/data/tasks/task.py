@@ -57,6 +57,8 @@ class Task(Source):
         slices: names of the slices that `Rows.slice_B` refers to.
         least_length: the shortest length with an answer in some row. A subclass for which it
             depends on a setting sets it before it calls this constructor.
+        answers_are_items: whether the answers of a row are independent, uniform items that are
+            read before the first is asked for. `bits_recalled` is then reported.
 
     Args:
         name: of the task.
@@ -80,6 +82,7 @@ class Task(Source):
 
     slices: tuple[str, ...] = ()
     least_length = 1
+    answers_are_items = False
 
     def __init__(
         self,
@@ -173,11 +176,14 @@ class Task(Source):
 class TaskSplit(Split):
     """Rows of a task."""
 
-    metrics = ("loss", "accuracy", "accuracy_sequence")
+    metrics: tuple[str, ...] = ("loss", "accuracy", "accuracy_sequence")
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self.slices = task.slices
+        if task.answers_are_items:
+            self.num_answers = task.num_answers
+            self.metrics = (*self.metrics, "bits_recalled")
 
 
 class TrainingRows(TaskSplit):
