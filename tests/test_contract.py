@@ -91,6 +91,13 @@ CELLS: dict[str, Callable[[], Cell]] = {
         (Additive, LSTMGating, CoupledGating), (nn.Identity, nn.LayerNorm), FNNS, (None, 0.5)
     )
 } | {"delta memory": partial(DeltaMemory, 5, 4)}
+# The others differ from these in parts that the built-in gatings are tested with, and the step of
+# each takes ten seconds to compile.
+SHORT = ("coupled Identity plain None", "coupled LayerNorm residual 0.5")
+
+
+def is_long(name: str) -> bool:
+    return name.startswith("coupled") and name not in SHORT
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -99,7 +106,10 @@ def test_layer(name: str) -> None:
     check_layer(LAYERS[name]())
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * is_long(name)) for name in CELLS],
+)
 def test_cell(name: str) -> None:
     torch.manual_seed(0)
     cell = CELLS[name]()
