@@ -18,13 +18,13 @@ from newllm.runs.gathering import Run, gather, pack
 from newllm.studies import found_studies
 from newllm.studies.recall import EXCEEDED, RWKV_7
 from newllm.studies.recall.results import (
-    MODELS,
     PARTS,
     Contestant,
     best_attention,
     contestants,
     own_runs,
 )
+from newllm.studies.state_tracking.results import MODELS
 
 VARIANTS = variants_of("recall")
 

@@ -46,10 +46,12 @@ def _draw(axes: Axes, one: Capacity, words: Mapping[str, str]) -> None:
     axes.fill_between(bits, [one.floor(each) for each in bits], 0, color=GREY, alpha=0.15)
     highest = max([one.window_losses[0], *(mean.mean for mean in means.values())])
     span = highest - one.oracle
+    lowest = one.oracle - 0.1 * span  # windows below say more than rows of this length can use
     for k, loss in enumerate(one.window_losses, start=1):
         axes.axhline(loss, 0.96, 1, color=BLUE, linewidth=1,
                      label=words["windows"] if k == 1 else None)  # fmt: skip
-        if k == 1 or one.window_losses[k - 2] - loss > 0.06 * span:
+        is_apart = k == 1 or one.window_losses[k - 2] - loss > 0.06 * span
+        if is_apart and loss > lowest:
             axes.annotate(str(k), (1.01, loss), xycoords=axes.get_yaxis_transform(),
                           color=BLUE, fontsize=7, va="center")  # fmt: skip
     axes.errorbar(
@@ -62,5 +64,5 @@ def _draw(axes: Axes, one: Capacity, words: Mapping[str, str]) -> None:
         label=words["measured"],
     )
     axes.axvline(one.predicted, color=GREY, linestyle=":", label=words["predicted"])
-    axes.set_ylim(one.oracle - 0.1 * span, highest + 0.1 * span)
+    axes.set_ylim(lowest, highest + 0.1 * span)
     plain(axes)

@@ -14,7 +14,6 @@ from newllm.studies.recall.figures import accuracy, recalled
 from newllm.studies.recall.results import (
     BITS_OF_BYTE,
     BITS_OF_NUMBER,
-    MODELS,
     NAME,
     PARTS,
     Contestant,
@@ -22,6 +21,7 @@ from newllm.studies.recall.results import (
     contestants,
     own_runs,
 )
+from newllm.studies.state_tracking.results import MODELS
 
 DEFINITION = (
     "Rows hold pairs of a key and a value, then ask for the value of each key (MQAR). All models "

@@ -24,7 +24,8 @@ from newllm.reporting.drawing import (
     plain,
 )
 from newllm.reporting.formatting import percent_at_least
-from newllm.studies.recall.results import BITS_OF_NUMBER, MODELS, PARTS, Contestant
+from newllm.studies.recall.results import BITS_OF_NUMBER, PARTS, Contestant
+from newllm.studies.state_tracking.results import MODELS
 
 COLOURS = {
     "gated": ORANGE,
@@ -103,8 +104,8 @@ def recalled(found: Sequence[Contestant], published: float, words: Mapping[str, 
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4,
-                  frameon=False, fontsize=8)  # fmt: skip
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center",
+                  ncols=2 * len(parts), frameon=False, fontsize=8)  # fmt: skip
     return figure
 
 

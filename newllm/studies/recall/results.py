@@ -22,16 +22,6 @@ PARTS = {
     "dim32": "Embeddings of dimension 32, equal parameters",
     "state": "States of all sizes",
 }
-MODELS = {
-    "gated": "context model, gated",
-    "additive": "context model, additive",
-    "transformer_learned": "Transformer, learned positions",
-    "transformer_rotary": "Transformer, rotary positions",
-    "transformer_nope": "Transformer, no positions",
-    "lstm": "LSTM",
-    "gru": "GRU",
-    "mingru": "minGRU",
-}
 BITS_OF_NUMBER, BITS_OF_BYTE = 32, 8
 READ = ("accuracy", "bits_recalled")  # metrics of each number of pairs
 
@@ -55,7 +45,7 @@ class Contestant:
 
     @property
     def model(self) -> str:
-        """A key of `MODELS`."""
+        """A key of `newllm.studies.state_tracking.results.MODELS`."""
         return self.variant.partition("_")[2].rstrip("_0123456789")
 
     @property
