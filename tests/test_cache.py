@@ -9,11 +9,11 @@ import pytest
 
 from newllm.data import cache
 from newllm.data.cache import Arrays, Cache
-from newllm.data.sources import corpus_source
-from newllm.data.sources.sentences import SentenceSource
+from newllm.data.sources import text as text_source
+from newllm.data.sources.text import TextSource
 from newllm.statistics.references import ReferenceModels
 
-Build = Callable[..., SentenceSource]
+Build = Callable[..., TextSource]
 
 
 def never() -> Arrays:
@@ -121,13 +121,13 @@ def test_the_files_together_stay_below_a_limit(
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Builds data modules of a small text that counts as large."""
-    monkeypatch.setattr(corpus_source, "LARGE_TEXT", 1)
+    monkeypatch.setattr(text_source, "LARGE_TEXT", 1)
     text = tmp_path / "text.txt"
     text.write_text("".join(f"the {i % 7} cat saw {i % 5} dogs and {i % 3}\n" for i in range(60)))
 
-    def build_data(**settings: Any) -> SentenceSource:
+    def build_data(**settings: Any) -> TextSource:
         settings = {"path": str(text), "directory": str(tmp_path / "data")} | settings
-        data = SentenceSource("text", order_seed=0, **settings)
+        data = TextSource(order_seed=0, **settings)
         data.setup()
         return data
 
@@ -184,7 +184,7 @@ def test_a_small_text_is_silent_and_not_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(corpus_source, "LARGE_TEXT", 1_000_000)
+    monkeypatch.setattr(text_source, "LARGE_TEXT", 1_000_000)
     data = build()
     ReferenceModels(data).on("validation")
     data.write()

@@ -13,7 +13,7 @@ import pytest
 from newllm.data.encoded import EncodedSplit
 from newllm.data.sources.corpora import Corpus, build_corpus, quality_grammar
 from newllm.data.sources.grammar import Grammar
-from newllm.data.sources.text import read_text_corpus
+from newllm.data.sources.text import TextSource, read_text_corpus
 from newllm.data.tokenizer import Tokenizer
 from newllm.statistics.ngram import NGram
 
@@ -273,4 +273,4 @@ def test_impossible_fractions_are_refused(
     path = tmp_path / "text.txt"
     path.write_text("a\n" * 20)
     with pytest.raises(ValueError, match=message):
-        read_text_corpus({"path": path}, validation_fraction=validation, test_fraction=test)
+        TextSource(str(path), validation_fraction=validation, test_fraction=test, order_seed=1)

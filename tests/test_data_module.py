@@ -11,17 +11,19 @@ import pytest
 
 from newllm.data.sources.corpora import SPLITS, quality_grammar
 from newllm.data.sources.sentences import SentenceSource
+from newllm.data.sources.text import TextSource
 from newllm.data.tokenizer import BOS, EOS, UNK
 
-BuildData = Callable[..., SentenceSource]
+BuildData = Callable[..., Any]
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> BuildData:
-    """Builds and sets up a data module that writes into an empty directory."""
+    """Builds and sets up a corpus, or a text without a name, that writes into an empty folder."""
 
-    def build_data(corpus: str, **settings: Any) -> SentenceSource:
-        data = SentenceSource(corpus, order_seed=0, directory=str(tmp_path), **settings)
+    def build_data(corpus: str | None = None, **settings: Any) -> SentenceSource | TextSource:
+        settings |= {"order_seed": 0, "directory": str(tmp_path)}
+        data = SentenceSource(corpus, **settings) if corpus else TextSource(**settings)
         data.setup()
         return data
 
@@ -77,12 +79,12 @@ def test_byte_level_tokens(build: BuildData) -> None:
 def test_too_long_is_an_error_that_names_the_line(build: BuildData, long_lines: str) -> None:
     # 21 words and <BOS> take 22 positions.
     with pytest.raises(ValueError, match=r"data\.max_length=21 \(\d+ such in the train") as fault:
-        build("text", path=long_lines, max_length=21)
+        build(path=long_lines, max_length=21)
     found = re.match(rf"{re.escape(long_lines)}:(\d+) takes (\d+) positions", str(fault.value))
     assert found
     line, positions = map(int, found.groups())
     assert line == positions - 1 > 20
-    assert build("text", path=long_lines, max_length=31).num_too_long["train"] == 0
+    assert build(path=long_lines, max_length=31).num_too_long["train"] == 0
 
 
 def test_too_long_names_the_line_of_a_written_corpus(build: BuildData, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_too_long_names_the_line_of_a_written_corpus(build: BuildData, tmp_path:
 
 
 def test_truncate_cuts_before_the_end(build: BuildData, long_lines: str) -> None:
-    data = build("text", path=long_lines, max_length=10, too_long="truncate")
+    data = build(path=long_lines, max_length=10, too_long="truncate")
     assert sum(data.num_too_long.values()) == 21  # lines of 10 to 30 words
     for index, sentence in enumerate(data.sentences("train")):
         whole = data.tokenizer.encode(sentence)
@@ -103,13 +105,13 @@ def test_truncate_cuts_before_the_end(build: BuildData, long_lines: str) -> None
 
 
 def test_drop_leaves_the_rest_and_counts(build: BuildData, long_lines: str) -> None:
-    data = build("text", path=long_lines, max_length=20, too_long="drop")
+    data = build(path=long_lines, max_length=20, too_long="drop")
     whole = data.corpus.train
     assert list(data.sentences("train")) == [s for s in whole if len(s.split()) < 20]
     assert len(data.encoded("train")) == len(whole) - data.num_too_long["train"] < len(whole)
     assert f"too long: {data.num_too_long['train']} dropped in train" in data.summary()
     with pytest.raises(ValueError, match="leaves no sentence in the train split"):
-        build("text", path=long_lines, max_length=1, too_long="drop")
+        build(path=long_lines, max_length=1, too_long="drop")
 
 
 def test_the_oracle_is_the_mean_over_targets(build: BuildData) -> None:
@@ -145,7 +147,7 @@ def test_without_a_grammar_there_is_no_oracle(build: BuildData) -> None:
 def test_lower_case_reaches_the_prompt(build: BuildData, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("The Cat\n" * 10)
-    folded, exact = (build("text", path=str(path), lowercase=flag) for flag in (True, False))
+    folded, exact = (build(path=str(path), lowercase=flag) for flag in (True, False))
     assert UNK not in folded.tokenizer.encode_prompt("THE cat")
     assert exact.tokenizer.encode_prompt("THE cat") == [BOS, UNK, UNK]
 
@@ -153,7 +155,7 @@ def test_lower_case_reaches_the_prompt(build: BuildData, tmp_path: Path) -> None
 def test_the_card_counts(build: BuildData, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("a b\n\na b\n\nc c c\na b\n")
-    data = build("text", path=str(path), validation_fraction=0.25, test_fraction=0.25)
+    data = build(path=str(path), validation_fraction=0.25, test_fraction=0.25)
     assert data.num_sentences == {"train": 2, "validation": 1, "test": 1}
     seen = [*data.corpus.train, *data.corpus.validation]
     assert data.counts.num_words == sum(len(s.split()) for s in seen)
@@ -199,8 +201,6 @@ def test_the_command_prints_a_card_a_corpus(tmp_path: Path) -> None:
         ({"order_seed": -1}, "seed=-1: must be at least 0"),
         ({"tokenizer": "bpe"}, "data.tokenizer=bpe: needs data.vocabulary_size"),
         ({"tokenizer": "chars"}, "data.tokenizer=chars: no such option"),
-        ({"corpus": "text"}, "data=text: needs data.path=FILE"),
-        ({"path": "file.txt"}, "data.path=file.txt: is used by data=text only"),
     ],
 )
 def test_faulty_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ from newllm.data.batching import EvaluationBatches
 from newllm.data.encoded import EncodedSplit
 from newllm.data.sources import standard_library
 from newllm.data.sources.corpora import SPLITS
-from newllm.data.sources.corpus_source import CorpusSource
+from newllm.data.sources.standard_library import LibrarySource
 from newllm.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from newllm.statistics.compression import xz_nats
 from newllm.statistics.intervals import ratio_interval
@@ -150,8 +150,8 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "library"
 
 
-def source(name: str = "stdlib_source", **settings: Any) -> CorpusSource:
-    built = CorpusSource(name, order_seed=1, directory=None, **settings)
+def source(name: str = "stdlib_source", **settings: Any) -> LibrarySource:
+    built = LibrarySource(name, order_seed=1, directory=None, **settings)
     built.setup()
     return built
 
@@ -227,4 +227,4 @@ def test_the_library_of_this_python() -> None:
 
 def test_another_version_of_python_is_a_fault() -> None:
     with pytest.raises(ValueError, match=r"data\.python=2\.7\.1: this is Python 3"):
-        CorpusSource("stdlib_docs", 1, python="2.7.1")
+        LibrarySource("stdlib_docs", order_seed=1, python="2.7.1")

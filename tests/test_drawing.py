@@ -108,7 +108,7 @@ def test_a_long_title_takes_three_lines_at_most() -> None:
 
 def test_the_title_says_corpus_and_seed() -> None:
     assert figures.run_title("lstm E8", {"corpus": "tiny30"}, 3) == "lstm E8, tiny30, seed 3"
-    own = {"corpus": "text", "path": "/texts/mine.txt"}
+    own = {"_target_": "a.TextSource", "path": "/texts/mine.txt"}
     assert figures.run_title("lstm E8", own, 3) == "lstm E8, mine.txt, seed 3"
 
 

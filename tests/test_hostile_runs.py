@@ -26,6 +26,7 @@ from newllm.runs.gathering import gather, read_run
 from newllm.training.evaluation import load_source
 
 CONFIG, RESULT, TOKENIZER = "config.yaml", "result.json", "tokenizer.json"
+TEXT = "newllm.data.sources.text.TextSource"
 BEST = "checkpoints/best.ckpt"
 
 
@@ -336,13 +337,13 @@ def test_data_of_a_stranger_writes_nothing(
 @pytest.mark.parametrize(
     "change",
     [
-        {"corpus": "text"},
-        {"corpus": "text", "path": "/dev/zero"},
-        {"corpus": "text", "path": "pipe"},
-        {"corpus": "text", "path": "."},
-        {"corpus": "text", "path": "nowhere"},
-        {"corpus": "text", "path": "x" * 5000},
-        {"corpus": "text", "path": "zero\0"},
+        {"_target_": TEXT},
+        {"_target_": TEXT, "path": "/dev/zero"},
+        {"_target_": TEXT, "path": "pipe"},
+        {"_target_": TEXT, "path": "."},
+        {"_target_": TEXT, "path": "nowhere"},
+        {"_target_": TEXT, "path": "x" * 5000},
+        {"_target_": TEXT, "path": "zero\0"},
         {"corpus": ["tiny30"]},
         {"corpus": "tiny30", "seed": 5},
         {"corpus": "tiny30", "max_length": 10**30, "train_sentences": 10**9},
@@ -365,7 +366,8 @@ def test_hostile_data(
 def with_data(good: Path, top: Path, change: dict[str, Any]) -> Path:
     folder = copy_of(good, top / "run")
     config = json.loads((folder / CONFIG).read_text())
-    write_config(folder, config | {"data": config["data"] | change})
+    given = {"order_seed": 1} if "_target_" in change else config["data"]
+    write_config(folder, config | {"data": given | change})
     return folder
 
 

@@ -39,6 +39,10 @@ def test_option_builds_and_takes_a_step(
     Path("some.jsonl").write_text("\n".join([pair] * 40))
     if option in ("text", "pairs"):
         overrides.append(f"data.path=some.{'txt' if option == 'text' else 'jsonl'}")
+    if option == "hub":
+        Path("folder").mkdir()
+        Path("folder", "train.txt").write_text(Path("some.txt").read_text())
+        overrides += ["data.name=folder", "data.unit=line"]
     if option.startswith("stdlib"):
         small_library(tmp_path, monkeypatch)
     if group == "data" and option in TASKS:

@@ -13,8 +13,8 @@ from small_models import context_model
 
 from newllm.data.batch import IGNORE
 from newllm.data.sources.corpora import SPLITS
-from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.standard_library import standard_library_corpus
+from newllm.data.sources.text import TextSource
 from newllm.data.tokenizer import BOS, EOS, Tokenizer
 from newllm.models.sampling import sample_sentences
 from newllm.statistics.predictions import bits_per_byte, target_losses
@@ -32,8 +32,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def source(path: Path, **settings: Any) -> CorpusSource:
-    data = CorpusSource("pairs", order_seed=1, directory=None, path=str(path), **settings)
+def source(path: Path, **settings: Any) -> TextSource:
+    settings = {"unit": "pair", "order_seed": 1, "directory": None} | settings
+    data = TextSource(path=str(path), **settings)
     data.setup()
     return data
 
@@ -107,7 +108,7 @@ def test_long_pairs_are_refused_or_dropped(file: Path) -> None:
         with pytest.raises(ValueError, match="a pair cannot be cut; choose error or drop"):
             source(file, too_long=too_long)
     with pytest.raises(ValueError, match=r"data=pairs: needs data\.path=FILE"):
-        CorpusSource("pairs", 1)
+        TextSource(unit="pair", order_seed=1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from small_models import context_layer, context_model
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.sources.sentences import SentenceSource
+from newllm.data.sources.text import TextSource
 from newllm.models.language_model import LanguageModel
 from newllm.training.preflight import check, find_leak
 
@@ -79,7 +80,7 @@ def test_findings_of_the_published_corpus(tmp_path: Path) -> None:
 def test_overlap_is_told(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one two three\n" * 20 + "four five six seven eight nine\n" * 20)
-    module = SentenceSource("text", 1, path=str(text), max_length=4, too_long="truncate")
+    module = TextSource(str(text), order_seed=1, max_length=4, too_long="truncate")
     module.setup()
     model = context_model(module.tokenizer.size)
     warnings = "\n".join(check(model, module, 1000).warnings())

@@ -140,7 +140,7 @@ def test_share_of_the_gap_closed() -> None:
 
 def test_parts_of_words_keep_their_oracle(tmp_path: Path) -> None:
     data = SentenceSource(
-        "quality500", 1, directory=str(tmp_path), tokenizer="bpe", vocabulary_size=300,
+        "quality500", order_seed=1, directory=str(tmp_path), tokenizer="bpe", vocabulary_size=300,
         max_length=200,
     )  # fmt: skip
     data.setup()

@@ -9,8 +9,7 @@ import pytest
 from conftest import TINY_CONTEXT, Command, Compose
 
 from newllm.data.sources.corpora import SPLITS, Corpus
-from newllm.data.sources.corpus_source import CorpusSource
-from newllm.data.sources.text import read_text_corpus
+from newllm.data.sources.text import TextSource, read_text_corpus
 from newllm.runs.identity import config_hash
 from newllm.training.experiment import build_experiment
 
@@ -85,8 +84,8 @@ def test_too_little_text_is_told_with_a_way_out(tmp_path: Path, unit: str, advic
         read(path, unit)
 
 
-def source(path: Path, **settings: Any) -> CorpusSource:
-    built = CorpusSource("text", order_seed=1, directory=None, path=str(path), **settings)
+def source(path: Path, **settings: Any) -> TextSource:
+    built = TextSource(order_seed=1, directory=None, path=str(path), **settings)
     built.setup()
     return built
 
@@ -192,11 +191,7 @@ def test_the_commands(command: Command, documents: Path, tmp_path: Path) -> None
 
 def test_settings_that_do_not_fit_are_refused(documents: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.unit=word: no such option; options: line"):
-        CorpusSource("text", 1, path=str(documents), unit="word")
-    with pytest.raises(ValueError, match=r"data\.test_path=x: is used by data=text only"):
-        CorpusSource("tiny30", 1, test_path="x")
-    with pytest.raises(ValueError, match=r"data\.unit=document: is used by data=text only"):
-        CorpusSource("tiny30", 1, unit="document")
+        TextSource(path=str(documents), unit="word", order_seed=1)
     path = documents / "0.txt"
     path.write_text(json.dumps("x") + "\0")
     with pytest.raises(ValueError, match=rf"data\.path={path}: it is a binary file"):

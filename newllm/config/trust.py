@@ -52,8 +52,10 @@ KINDS = (
     Kind("torchmetrics", "Metric", "torchmetrics"),
 )
 OWN = (  # classes and functions of newllm that are of none of these kinds
-    "newllm.data.sources.corpus_source.CorpusSource",
+    "newllm.data.sources.hub.HubSource",
     "newllm.data.sources.sentences.SentenceSource",
+    "newllm.data.sources.standard_library.LibrarySource",
+    "newllm.data.sources.text.TextSource",
     "newllm.models.sizes.Budget",
     "newllm.models.recurrence.fused.Fused",
     "newllm.models.initialization.normal",

@@ -6,7 +6,7 @@ from rich.table import Table
 from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.data.sources.corpora import BUILT_IN
 from newllm.data.sources.sentences import SentenceSource
-from newllm.data.sources.standard_library import DOCUMENT_READERS
+from newllm.data.sources.standard_library import DOCUMENT_READERS, LibrarySource
 
 
 @ends_with_its_reader
@@ -16,17 +16,19 @@ def main() -> None:
     parser.add_argument("--directory", default="data", help="output folder (default: data)")
     directory = parser.parse_args().directory
     console = Console()
-    for name in (*BUILT_IN, *DOCUMENT_READERS):
-        data = SentenceSource(name, order_seed=0, directory=directory)
+    own = [SentenceSource(name, order_seed=0, directory=directory) for name in BUILT_IN]
+    read = [LibrarySource(name, order_seed=0, directory=directory) for name in DOCUMENT_READERS]
+    for data in (*own, *read):
         try:
             data.setup()
             data.write()
         except ValueError as error:
             parser.exit(1, f"{error}\n")
-        table = Table(title=name, title_justify="left", show_header=False)
+        table = Table(title=data.name, title_justify="left", show_header=False)
         table.add_column()
         table.add_column(overflow="fold")
-        for label, value in (data.card() | data.grammar_card()).items():
+        grammar_rows = data.grammar_card() if isinstance(data, SentenceSource) else {}
+        for label, value in (data.card() | grammar_rows).items():
             table.add_row(label, value)
         console.print(table)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from typing import TYPE_CHECKING
 
 from newllm.data.sources.corpora import SPLITS
-from newllm.data.sources.standard_library import READERS
 
 if TYPE_CHECKING:
     from newllm.data.sources.corpus_source import CorpusSource
@@ -32,6 +30,4 @@ def card(data: CorpusSource) -> dict[str, str]:
     }
     if data.tokenizer.is_exact:
         rows["bytes"] = " / ".join(f"{data.num_bytes(split):,} {split}" for split in SPLITS)
-    if data.name in READERS:
-        rows["Python"] = platform.python_version()
     return rows | {"sha256": str(data.digest)}

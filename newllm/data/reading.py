@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-PATHS = ("path", "validation_path", "test_path")  # settings of a source that name its files
+PATHS = ("path", "validation_path", "test_path", "name")  # settings that may name files
 LONGEST_LINE = 300  # characters of a message that quotes a file
 # Control characters, changes of the direction of writing, and surrogates.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from newllm.config.faults import no_such_option
 from newllm.data.reading import parse_json, read_text
 
 PAD, UNK, BOS, EOS = range(4)
@@ -353,8 +354,8 @@ def _piece_pattern() -> str:
 
 def kind_and_size_faults(kind: str, vocabulary_size: int | None) -> list[str]:
     """The faults of arguments of `Tokenizer.train`, a line each."""
-    if kind not in KINDS:
-        return [f"data.tokenizer={kind}: no such option; options: {', '.join(KINDS)}"]
+    if faults := no_such_option("data", KINDS, tokenizer=kind):
+        return faults
     if kind == "bpe" and vocabulary_size is None:
         return ["data.tokenizer=bpe: needs data.vocabulary_size, for example 1000"]
     smallest = NUM_SPECIALS + (1 if kind == "words" else _NUM_BYTES)

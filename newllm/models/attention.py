@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from newllm.config.faults import raise_faults, too_small
 from newllm.models.layer import Layer, State, padding_only_trails, real_tokens, surely, zeros
 from newllm.models.positions import rotary_angles, rotate, token_positions
-from newllm.models.settings import dropout_faults, raise_faults, size_faults
+from newllm.models.settings import dropout_faults
 
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, N, S, K]
 
@@ -111,8 +112,8 @@ class Attention(Layer):
         positions: str = "none",
         leaky: bool = False,
     ) -> None:
-        sizes = size_faults(
-            num_heads=num_heads, num_layers=num_layers, feedforward_dim=feedforward_dim
+        sizes = too_small(
+            "model", 1, num_heads=num_heads, num_layers=num_layers, feedforward_dim=feedforward_dim
         )
         faults = [*sizes, *dropout_faults(dropout=dropout)]
         raise_faults(faults or _head_faults(input_dim, num_heads, positions))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from newllm.config.faults import no_such_option, raise_faults, too_small
 from newllm.models.fnn import FNNS
 from newllm.models.gating import Additive, Gating
 from newllm.models.layer import State, zeros
 from newllm.models.quantization import Quantized
-from newllm.models.settings import dropout_faults, option_faults, raise_faults, size_faults
+from newllm.models.settings import dropout_faults
 
 USUAL_EMBEDDING_DIM = 256  # the summary's; a description mentions only another
 
@@ -104,9 +105,11 @@ class ContextCell(Cell):
         normalization: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
         faults = [
-            *size_faults(context_dim=context_dim, hidden_dim=hidden_dim, num_layers=num_layers),
+            *too_small(
+                "model", 1, context_dim=context_dim, hidden_dim=hidden_dim, num_layers=num_layers
+            ),
             *dropout_faults(dropout=dropout),
-            *option_faults("fnn", fnn, FNNS),
+            *no_such_option("model", FNNS, fnn=fnn),
         ]
         if context_clip is not None and not context_clip > 0:
             faults.append(f"model.context_clip={context_clip}: must be above 0, or null for none")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from newllm.config.faults import no_such_option, raise_faults, too_small
 from newllm.data.tokenizer import PAD
 from newllm.models.initialization import normal
 from newllm.models.layer import Layer, State, check_shapes, surely
@@ -21,10 +22,7 @@ from newllm.models.recurrence.reference import MASK_BLOCK
 from newllm.models.recurrent import Intervene, Recurrent, Rollout
 from newllm.models.settings import (
     dropout_faults,
-    option_faults,
-    raise_faults,
     settings_of,
-    size_faults,
     unknown_faults,
 )
 
@@ -81,8 +79,12 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         faults = [
-            *size_faults(
-                vocabulary_size=vocabulary_size, embedding_dim=embedding_dim, max_length=max_length
+            *too_small(
+                "model",
+                1,
+                vocabulary_size=vocabulary_size,
+                embedding_dim=embedding_dim,
+                max_length=max_length,
             ),
             *dropout_faults(embedding_dropout=embedding_dropout, output_dropout=output_dropout),
             *_layer_faults(layers, positions, settings),
@@ -278,7 +280,7 @@ def _layer_faults(
     taken = set().union(*map(settings_of, layers))
     options = ["none", "learned", *(["rotary"] if "positions" in taken else [])]
     return [
-        *option_faults("positions", positions, options),
+        *no_such_option("model", options, positions=positions),
         *unknown_faults(settings, taken - {"positions"}),
     ]
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from newllm.config.faults import raise_faults, too_small
 from newllm.models.layer import Layer, State, real_tokens, zeros
-from newllm.models.settings import dropout_faults, raise_faults, size_faults
+from newllm.models.settings import dropout_faults
 
 
 class MinGRUStep(nn.Module):
@@ -60,8 +61,12 @@ class MinGRU(Layer):
         feedforward_dim: int,
         dropout: float = 0.0,
     ) -> None:
-        sizes = size_faults(
-            hidden_dim=hidden_dim, num_layers=num_layers, feedforward_dim=feedforward_dim
+        sizes = too_small(
+            "model",
+            1,
+            hidden_dim=hidden_dim,
+            num_layers=num_layers,
+            feedforward_dim=feedforward_dim,
         )
         raise_faults([*sizes, *dropout_faults(dropout=dropout)])
         super().__init__(input_dim, hidden_dim)

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from newllm.config.faults import raise_faults, too_small
+
 
 class Quantized(nn.Module):
     """Rounds each number of the context to one of a few levels from -1 to 1, evenly spaced.
@@ -28,8 +30,7 @@ class Quantized(nn.Module):
     """
 
     def __init__(self, context_dim: int, levels: int = 2) -> None:
-        if not levels >= 1:
-            raise ValueError(f"normalization.levels={levels} must be at least 1")
+        raise_faults(too_small("normalization", 1, levels=levels))
         super().__init__()
         self.levels = levels
         self.bits = context_dim * math.log2(levels)

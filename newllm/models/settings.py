@@ -1,4 +1,4 @@
-"""The settings of a model: which of them a factory takes, and one wording of their faults."""
+"""The settings of a model: which of them a factory takes, and their faults."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterable
@@ -34,13 +34,6 @@ def unknown_faults(settings: Iterable[str], known: Collection[str]) -> list[str]
     return faults
 
 
-def size_faults(**sizes: int) -> list[str]:
-    """One line for each size below 1."""
-    return [
-        f"model.{key}={size}: must be at least 1" for key, size in sizes.items() if not size >= 1
-    ]
-
-
 def dropout_faults(**probabilities: float) -> list[str]:
     """One line for each probability outside [0, 1)."""
     return [
@@ -48,16 +41,3 @@ def dropout_faults(**probabilities: float) -> list[str]:
         for key, probability in probabilities.items()
         if not 0 <= probability < 1
     ]
-
-
-def option_faults(key: str, value: str, options: Collection[str]) -> list[str]:
-    """One line if the value is not among the options."""
-    if value in options:
-        return []
-    return [f"model.{key}={value}: no such option; options: {', '.join(options)}"]
-
-
-def raise_faults(faults: Iterable[str]) -> None:
-    """Raise one ValueError with a line for each fault, if there are any."""
-    if lines := list(faults):
-        raise ValueError("\n".join(lines))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from newllm.config.faults import raise_faults, too_small
 from newllm.models.layer import (
     Layer,
     State,
@@ -18,7 +19,7 @@ from newllm.models.layer import (
     where_row,
     zeros,
 )
-from newllm.models.settings import dropout_faults, raise_faults, size_faults
+from newllm.models.settings import dropout_faults
 
 
 class TorchRNN(Layer):
@@ -39,7 +40,7 @@ class TorchRNN(Layer):
     def __init__(
         self, input_dim: int, hidden_dim: int, num_layers: int, dropout: float = 0.0
     ) -> None:
-        sizes = size_faults(hidden_dim=hidden_dim, num_layers=num_layers)
+        sizes = too_small("model", 1, hidden_dim=hidden_dim, num_layers=num_layers)
         raise_faults([*sizes, *dropout_faults(dropout=dropout)])
         super().__init__(input_dim, hidden_dim)
         self.network = self.network_class(

@@ -32,9 +32,8 @@ MANY_WORDS = 40  # more do not fit side by side
 
 def run_title(name: str, data: Mapping[str, Any], seed: object) -> str:
     """The title of a figure of one run: its name, corpus or file, and seed."""
-    corpus = data.get("corpus") or str(data["_target_"]).rpartition(".")[2]
-    if corpus == "text":
-        corpus = Path(data["path"]).name
+    given = data.get("corpus") or data.get("name") or data.get("path")
+    corpus = Path(str(given)).name if given else str(data["_target_"]).rpartition(".")[2]
     return f"{name}, {corpus}, seed {seed}"
 
 

@@ -137,8 +137,9 @@ def _with_absolute_paths(config: DictConfig) -> DictConfig:
     """A copy with absolute paths, so that a recorded configuration finds its text from anywhere."""
     config = config.copy()
     for key in (*PATHS, "directory"):
-        if config.data.get(key):
-            config.data[key] = to_absolute_path(str(config.data[key]))
+        text = config.data.get(key)
+        if text and (key != "name" or Path(to_absolute_path(str(text))).exists()):
+            config.data[key] = to_absolute_path(str(text))
     return config
 
 

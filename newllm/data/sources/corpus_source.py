@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,26 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from newllm.config.faults import no_such_option, raise_faults, too_small
 from newllm.data.batching import BATCHINGS, EvaluationBatches, TrainingBatches
 from newllm.data.cache import Arrays, Cache
 from newllm.data.card import card
 from newllm.data.encoded import EncodedSplit
 from newllm.data.source import Source
-from newllm.data.sources.corpora import BUILT_IN, SPLITS, Corpus, Counts, build_corpus
-from newllm.data.sources.standard_library import (
-    PAIR_READERS,
-    READERS,
-    library_digest,
-    standard_library_corpus,
-    version_faults,
-)
-from newllm.data.sources.text import PAIR, UNITS, plural, read_text_corpus, text_digest, text_size
+from newllm.data.sources.corpora import SPLITS, Corpus, Counts
 from newllm.data.tokenizer import UNK, Tokenizer, kind_and_size_faults
 
-NAMES = (*BUILT_IN, *READERS, "text", "pairs")
 TOO_LONG = ("error", "truncate", "drop", "chunk")
 EXACT_METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
-LARGE_TEXT = 500_000  # bytes of a text from which on computed arrays are cached
 
 
 class CorpusSource(Source):
@@ -39,33 +31,31 @@ class CorpusSource(Source):
     Each row starts from a fresh state, that of a later chunk of a document as well. Of a pair of
     prompt and response, only the response is scored.
 
+    A subclass reads the corpus. It says what the text depends on, and whether it takes long.
+
     Args:
-        corpus: one of `NAMES`.
+        name: of the corpus.
+        unit: what its sequences are called: `sentences`, which are lines of words, `pairs`, or
+            `documents` and other texts.
+        lowercase: whether text and prompts are lower-cased.
+        faults: of the settings of the subclass, raised with the others.
         order_seed: decides the order of the training batches and nothing else.
         batch_size: rows in a training batch.
         batching: `shuffled` or `bucketed` (sentences of similar length together).
-        seed: redraws and splits the corpus anew. None gives the published corpus.
         directory: where `write` leaves the files of the corpus and, in the folder `cache`, arrays
             computed from a large text. None writes nothing.
-        tokenizer: `words`, `bpe` or `bytes`. None takes `words` for lines and `bytes` for other
+        tokenizer: `words`, `bpe` or `bytes`. None takes `words` for sentences and `bytes` for other
             units.
         vocabulary_size: the largest vocabulary, the four specials counted. None keeps all words.
         max_length: positions that a row may take: `<BOS>` and its tokens, without `<EOS>`. None
-            takes 32 for lines and 256 for other units.
+            takes 32 for sentences and 256 for other units.
         too_long: what happens to a longer sequence. `truncate` cuts it and its `<EOS>` off, `chunk`
-            makes several rows of it and loses no token. None takes `error` for lines and `chunk`
-            for other units.
+            makes several rows of it and loses no token. None takes `error` for sentences and pairs
+            and `chunk` for other units.
         train_sentences: keep only this many training sequences. The vocabulary is still that of
             all training sequences. None keeps all.
         validation_sentences: keep at most this many validation sequences. None keeps all.
         test_sentences: keep at most this many test sequences. None keeps all.
-        path: the file or folder of `text`.
-        validation_path, test_path: files or folders to evaluate on, instead of a part of `path`.
-        unit: what a sequence of `text` is; see `read_text_corpus`.
-        lowercase: whether text and prompts are lower-cased. None lower-cases lines alone.
-        validation_fraction: share of the sequences of `text` to validate on.
-        test_fraction: share of the sequences of `text` to test on.
-        python: the version of Python whose standard library is read.
 
     Raises:
         ValueError: an argument is out of range; `setup` raises it for faults of the text.
@@ -75,11 +65,14 @@ class CorpusSource(Source):
 
     def __init__(
         self,
-        corpus: str,
+        name: str,
+        unit: str,
+        lowercase: bool,
+        faults: Iterable[str],
+        /,
         order_seed: int,
         batch_size: int = 16,
         batching: str = "shuffled",
-        seed: int | None = None,
         directory: str | None = "data",
         tokenizer: str | None = None,
         vocabulary_size: int | None = None,
@@ -88,100 +81,63 @@ class CorpusSource(Source):
         train_sentences: int | None = None,
         validation_sentences: int | None = None,
         test_sentences: int | None = None,
-        path: str | None = None,
-        validation_path: str | None = None,
-        test_path: str | None = None,
-        unit: str = "line",
-        lowercase: bool | None = None,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        python: str | None = None,
     ) -> None:
-        is_of_pairs = corpus == "pairs" or corpus in PAIR_READERS
-        is_of_lines = unit == "line" and corpus not in READERS and not is_of_pairs
+        is_of_lines, is_of_pairs = unit == "sentences", unit == "pairs"
         tokenizer = tokenizer or ("words" if is_of_lines else "bytes")
         too_long = too_long or ("error" if is_of_lines or is_of_pairs else "chunk")
         max_length = (32 if is_of_lines else 256) if max_length is None else max_length
-        paths = {"path": path, "validation_path": validation_path, "test_path": test_path}
         self._limits = {
             "train": train_sentences,
             "validation": validation_sentences,
             "test": test_sentences,
         }
-        choices = {
-            "corpus": (corpus, NAMES),
-            "batching": (batching, BATCHINGS),
-            "too_long": (too_long, TOO_LONG),
-            "unit": (unit, UNITS),
-        }
-        faults = [
-            f"data.{key}={value}: no such option; options: {', '.join(known)}"
-            for key, (value, known) in choices.items()
-            if value not in known
-        ]
-        numbers = [("seed", order_seed, 0), ("data.seed", 0 if seed is None else seed, 0)]
-        numbers += [("data.batch_size", batch_size, 1), ("data.max_length", max_length, 1)]
-        numbers += [
-            (f"data.{split}_sentences", limit, 1)
-            for split, limit in self._limits.items()
-            if limit is not None
-        ]
-        faults += [
-            f"{key}={number}: must be at least {smallest}"
-            for key, number, smallest in numbers
-            if number < smallest
-        ]
+        faults = [*faults, *no_such_option("data", BATCHINGS, batching=batching)]
+        faults += no_such_option("data", TOO_LONG, too_long=too_long)
+        if order_seed < 0:
+            faults.append(f"seed={order_seed}: must be at least 0")
+        limits = {f"{split}_sentences": limit for split, limit in self._limits.items()}
+        faults += too_small("data", 1, batch_size=batch_size, max_length=max_length, **limits)
         faults += kind_and_size_faults(tokenizer, vocabulary_size)
-        is_of_files = corpus in ("text", "pairs")
-        if is_of_files and not path:
-            faults.append(f"data={corpus}: needs data.path=FILE")
         if is_of_pairs and too_long not in ("error", "drop"):
             faults.append(f"data.too_long={too_long}: a pair cannot be cut; choose error or drop")
         if is_of_pairs and tokenizer == "words":
             faults.append("data.tokenizer=words: pairs need bpe or bytes")
-        faults += [
-            f"data.{key}={given}: is used by data=text only, not by data={corpus}"
-            for key, given in paths.items()
-            if given and not is_of_files
-        ]
-        if unit != "line" and corpus != "text":
-            faults.append(f"data.unit={unit}: is used by data=text only, not by data={corpus}")
-        faults += version_faults(python)
-        if faults:
-            raise ValueError("\n".join(faults))
+        raise_faults(faults)
 
-        self.name, self.max_length = corpus, max_length
-        self.unit = "documents" if corpus in READERS else plural(unit)
-        if is_of_pairs:
-            self.unit = "pairs"
+        self.name, self.unit, self.max_length = name, unit, max_length
         self.num_sentences: dict[str, int] = {}  # of each split, dropped ones counted
         self.num_too_long: dict[str, int] = {}
         self.num_lost_tokens = 0  # that too long sequences cost all splits
         self._num_tokens = 0
-        self._paths = {key: Path(given) for key, given in paths.items() if given}
-        self._reading: dict[str, Any] = {
-            "seed": seed,
-            "unit": PAIR if is_of_pairs else unit,
-            "lowercase": is_of_lines if lowercase is None else lowercase,
-            "validation_fraction": validation_fraction,
-            "test_fraction": test_fraction,
-        }
         self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
-        self._too_long = too_long
+        self._lowercase, self._too_long = lowercase, too_long
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
         self._directory = None if directory is None else Path(directory)
-        self._is_large = False
         self.cache = Cache(None)
         self._kept: dict[str, np.ndarray] = {}  # indices, for splits with dropped sentences
         self._splits: dict[str, EncodedSplit] = {}
-        self._oracle_losses: dict[str, float | None] = {}
+
+    @abstractmethod
+    def read(self) -> Corpus:
+        """Read the corpus, without the limits to its sequences."""
+
+    @abstractmethod
+    def text_settings(self) -> dict[str, Any]:
+        """Everything that the text of the corpus depends on beside the code, as plain values.
+
+        Raises:
+            ValueError: the text cannot be read.
+        """
+
+    def is_large(self) -> bool:
+        """Whether what is computed from the text is cached, and announced."""
+        return False
 
     def setup(self) -> None:
         """Read the corpus, train the tokenizer on its training split and encode every split."""
         if self._splits:
             return
-        settings = self._text_settings  # raises for a file that cannot be read
-        self._is_large = self.name in READERS or text_size(self._paths) >= LARGE_TEXT
+        settings = self._settings  # raises for a file that cannot be read
         if self._directory and self._is_large:
             self.cache = Cache(self._directory / "cache")
         tokens = self.cache.get("tokens", settings, self._tokens)
@@ -216,13 +172,7 @@ class CorpusSource(Source):
         self.digest = counted["sha256"].tobytes().decode()
 
     def write(self) -> None:
-        """Write the files of a corpus of this package, or the cached arrays of a large text.
-
-        Raises:
-            ValueError: the files of a corpus cannot be written.
-        """
-        if self._directory and self.name in BUILT_IN:
-            build_corpus(self.name, self._reading["seed"]).write(self._directory)
+        """Write the cached arrays of a large text."""
         self.cache.write()
 
     def announce(self, stage: str) -> None:
@@ -230,31 +180,27 @@ class CorpusSource(Source):
             print(f"{stage} ...", file=sys.stderr, flush=True)
 
     @cached_property
-    def _text_settings(self) -> dict[str, Any]:
+    def _is_large(self) -> bool:
+        return self.is_large()
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
         """Everything that the tokens depend on beside the code."""
-        text = library_digest() if self.name in READERS else text_digest(self._paths)
         return {
-            "corpus": self.name,
-            "text": text,
             "tokenizer": self._tokenizer_kind,
             "vocabulary_size": self._vocabulary_size,
-            **self._reading,
+            "lowercase": self._lowercase,
+            **self.text_settings(),
         }
 
     def cached(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         limits = {"max_length": self.max_length, "too_long": self._too_long, **self._limits}
-        return self.cache.get(name, self._text_settings | limits, compute)
+        return self.cache.get(name, self._settings | limits, compute)
 
     @cached_property
     def _whole(self) -> Corpus:
         """The corpus without limits. A large text is only read when this is needed."""
-        if self.name in BUILT_IN:
-            return build_corpus(self.name, self._reading["seed"])
-        if self.name in READERS:
-            self.announce("reading the standard library of Python")
-            return standard_library_corpus(self.name)
-        self.announce(f"reading {self._paths['path']}")
-        return read_text_corpus(self._paths, **self._reading)
+        return self.read()
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -277,7 +223,7 @@ class CorpusSource(Source):
             corpus.whole("train"),
             self._tokenizer_kind,
             self._vocabulary_size,
-            self._reading["lowercase"],
+            self._lowercase,
             is_exact=self.unit != "sentences",
             is_of_pairs=self.unit == "pairs",
         )

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from newllm.config.faults import raise_faults, too_small
 from newllm.data.sources.processes import Copier, Machine, Process
 from newllm.data.tasks.automata import drawn_automaton
-from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Rows, Task, too_small
+from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Rows, Task
 
 
 class ProcessSource(Task):
@@ -30,8 +31,7 @@ class ProcessSource(Task):
     """
 
     def __init__(self, name: str, process: Process, /, unscored: int = 1, **settings: Any) -> None:
-        if faults := too_small(1, unscored=unscored):
-            raise ValueError("\n".join(faults))
+        raise_faults(too_small("data", 1, unscored=unscored))
         self.process, self.unscored = process, unscored
         self._oracle_losses: dict[str, float] = {}
         super().__init__(name, process.num_symbols, process.num_symbols, **settings)
@@ -138,12 +138,13 @@ def drawn_machine(
     Raises:
         ValueError: a setting is out of range, or `drawn_automaton` finds no connected automaton.
     """
-    faults = too_small(1, num_states=num_states) + too_small(2, num_symbols=num_symbols)
-    faults += too_small(0, machine_seed=seed)
+    faults = too_small("data", 1, num_states=num_states) + too_small(
+        "data", 2, num_symbols=num_symbols
+    )
+    faults += too_small("data", 0, machine_seed=seed)
     if not 0 < concentration < math.inf:
         faults.append(f"data.concentration={concentration}: must be above 0 and finite")
-    if faults:
-        raise ValueError("\n".join(faults))
+    raise_faults(faults)
     rng = np.random.default_rng((num_states, num_symbols, seed))
     shape = num_states, num_symbols, num_states
     if not unifilar:
@@ -170,9 +171,8 @@ class DelayedCopy(ProcessSource):
     """
 
     def __init__(self, kinds: int = 8, delay: int = 2, noise: float = 0.1, **settings: Any) -> None:
-        faults = too_small(2, kinds=kinds) + too_small(1, delay=delay)
+        faults = too_small("data", 2, kinds=kinds) + too_small("data", 1, delay=delay)
         if not 0 < noise <= 1:
             faults.append(f"data.noise={noise}: must be above 0 and at most 1")
-        if faults:
-            raise ValueError("\n".join(faults))
+        raise_faults(faults)
         super().__init__("delayed_copy", Copier(kinds, delay, noise), **settings)

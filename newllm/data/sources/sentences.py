@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from newllm.data.sources.corpora import BUILT_IN
+from newllm.config.faults import no_such_option, too_small
+from newllm.data.sources.corpora import BUILT_IN, Corpus, build_corpus
 from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.grammar import Grammar
 from newllm.data.sources.grammar_memory import context_information, window_losses
@@ -19,12 +21,41 @@ NUM_WINDOWS = 3  # whose losses a card shows
 
 
 class SentenceSource(CorpusSource):
-    """A corpus of sentences, with the losses of the grammar that drew them, if there is one."""
+    """A corpus of this package, with the losses of the grammar that drew it, if there is one.
+
+    Args:
+        corpus: one of `BUILT_IN`.
+        seed: redraws and splits the corpus anew. None gives the published corpus.
+        settings: of `CorpusSource`.
+    """
+
+    def __init__(self, corpus: str, seed: int | None = None, **settings: Any) -> None:
+        faults = no_such_option("data", BUILT_IN, corpus=corpus) + too_small("data", 0, seed=seed)
+        super().__init__(corpus, "sentences", True, faults, **settings)
+        self._seed = seed
+        self._oracle_losses: dict[str, float | None] = {}
+
+    def read(self) -> Corpus:
+        """Build the corpus."""
+        return build_corpus(self.name, self._seed)
+
+    def text_settings(self) -> dict[str, Any]:
+        """The corpus and its seed."""
+        return {"corpus": self.name, "seed": self._seed}
+
+    def write(self) -> None:
+        """Write the splits to files.
+
+        Raises:
+            ValueError: they cannot be written.
+        """
+        if self._directory:
+            self._whole.write(self._directory)
 
     @property
     def grammar(self) -> Grammar | None:
         """The distribution that the sentences were drawn from, if there is one."""
-        return self._whole.grammar if self.name in BUILT_IN else None
+        return self._whole.grammar
 
     def oracle_loss(self, split: str) -> float | None:
         """The mean -log p of a split's targets under the grammar, in nats per token.

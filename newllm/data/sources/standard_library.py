@@ -20,7 +20,9 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from newllm.config.faults import no_such_option
 from newllm.data.sources.corpora import SPLIT_SEED, SPLITS, Corpus
+from newllm.data.sources.corpus_source import CorpusSource
 
 # Tests, installed packages, and files that the installation generates.
 LEFT_OUT = re.compile(
@@ -157,9 +159,37 @@ def _is_blank(text: str | tuple[str, str]) -> bool:
     return not all(part.strip() for part in ([text] if isinstance(text, str) else text))
 
 
-def version_faults(python: str | None) -> list[str]:
-    """A fault if another version of Python is asked for than the one that runs."""
-    own = platform.python_version()
-    if python in (None, own):
-        return []
-    return [f"data.python={python}: this is Python {own}, whose library differs"]
+class LibrarySource(CorpusSource):
+    """Texts from the standard library.
+
+    Args:
+        corpus: one of `READERS`.
+        python: the version of Python whose library is read. None takes the one that runs.
+        settings: of `CorpusSource`.
+    """
+
+    def __init__(self, corpus: str, python: str | None = None, **settings: Any) -> None:
+        faults = no_such_option("data", READERS, corpus=corpus)
+        self._python = platform.python_version()
+        if python not in (None, self._python):
+            told = f"this is Python {self._python}, whose library differs"
+            faults.append(f"data.python={python}: {told}")
+        unit = "pairs" if corpus in PAIR_READERS else "documents"
+        super().__init__(corpus, unit, False, faults, **settings)
+
+    def read(self) -> Corpus:
+        """Read the corpus from the files of the library."""
+        self.announce("reading the standard library of Python")
+        return standard_library_corpus(self.name)
+
+    def text_settings(self) -> dict[str, Any]:
+        """The corpus and a digest of the library."""
+        return {"corpus": self.name, "text": library_digest()}
+
+    def is_large(self) -> bool:
+        """Always."""
+        return True
+
+    def card(self) -> dict[str, str]:
+        """The usual card, and the version of Python."""
+        return super().card() | {"Python": self._python}

@@ -4,158 +4,121 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import random
-import re
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from newllm.config.faults import no_such_option, too_small
 from newllm.data.reading import files_below, parse_json, read_bytes, read_text
-from newllm.data.sources.corpora import SPLIT_SEED, Corpus
+from newllm.data.sources.corpora import Corpus
+from newllm.data.sources.corpus_source import CorpusSource
+from newllm.data.sources.splitting import (
+    PAIR,
+    UNITS,
+    Sequences,
+    fraction_faults,
+    plural,
+    split_corpus,
+)
 
 LARGEST_TEXT = 1 << 36  # bytes
-
-# How the text of a file is cut into sequences. Lines are sentences, their white space normalized.
-CUTS: dict[str, Callable[[str], Iterable[str]]] = {
-    "line": lambda text: text.split("\n"),  # str.splitlines would also cut at form feeds
-    "paragraph": re.compile(r"\n(?:[ \t]*\n)+").split,
-    "article": re.compile(r"^(?= = [^=\s].* = ?$)", re.MULTILINE).split,  # as WikiText begins them
-    "document": lambda text: [text],
-}
-UNITS = tuple(CUTS)
-PAIR = "pair"
+LARGE_TEXT = 500_000  # bytes of a text from which on computed arrays are cached
 
 
-@dataclass
-class _Sequences:
-    """The sequences of a file or a folder, and the lines of a file that they were."""
+class TextSource(CorpusSource):
+    """A corpus of UTF-8 files.
 
-    path: Path
-    texts: list[str] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    line_numbers: array[int] = field(default_factory=lambda: array("i"))
-    num_blank_lines: int = 0
+    A path is a file, or a folder of which all files are read but hidden ones. A file that ends in
+    `.jsonl` holds an object on each line, with a `text`, or with a `prompt` and a `response`.
+
+    Args:
+        path: a file or folder.
+        validation_path, test_path: files or folders to evaluate on, instead of a part of `path`.
+        unit: what a sequence is: a `line`, with its words separated by single blanks; a
+            `paragraph`, which ends at a blank line; an `article`, which begins at a line
+            ` = TITLE = `; a whole `document`; or a `pair`, whose response is the sequence.
+        lowercase: whether text is lower-cased. None lower-cases lines alone.
+        seed: of the split. None gives the usual one.
+        validation_fraction, test_fraction: shares of the sequences of `path`.
+        settings: of `CorpusSource`.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        validation_path: str | None = None,
+        test_path: str | None = None,
+        unit: str = "line",
+        lowercase: bool | None = None,
+        seed: int | None = None,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        **settings: Any,
+    ) -> None:
+        name = "pairs" if unit == PAIR else "text"
+        faults = no_such_option("data", UNITS, unit=unit) + too_small("data", 0, seed=seed)
+        faults += fraction_faults(validation_fraction, test_fraction)
+        if not path:
+            faults.append(f"data={name}: needs data.path=FILE")
+        lowercase = unit == "line" if lowercase is None else lowercase
+        super().__init__(name, plural(unit), lowercase, faults, **settings)
+        paths = {"path": path, "validation_path": validation_path, "test_path": test_path}
+        self._paths = {key: Path(given) for key, given in paths.items() if given}
+        self._reading: dict[str, Any] = {
+            "unit": unit,
+            "lowercase": lowercase,
+            "seed": seed,
+            "validation_fraction": validation_fraction,
+            "test_fraction": test_fraction,
+        }
+
+    def read(self) -> Corpus:
+        """Read the files."""
+        self.announce(f"reading {self._paths['path']}")
+        return read_text_corpus(self._paths, **self._reading)
+
+    def text_settings(self) -> dict[str, Any]:
+        """A digest of the files, and how they are read."""
+        return {"text": text_digest(self._paths), **self._reading}
+
+    def is_large(self) -> bool:
+        """Whether the files have `LARGE_TEXT` bytes."""
+        return text_size(self._paths) >= LARGE_TEXT
 
 
 def read_text_corpus(
-    paths: Mapping[str, Path],
-    *,
-    unit: str = "line",
-    seed: int | None = None,
-    lowercase: bool = True,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
+    paths: Mapping[str, Path], *, unit: str = "line", lowercase: bool = True, **splitting: Any
 ) -> Corpus:
-    """The sequences of UTF-8 files, those without a word left out.
-
-    Each path is a file or a folder, of which all files are read but hidden ones. A file that ends
-    in `.jsonl` holds an object on each line, with a `text`, or with a `prompt` and a `response`.
+    """The sequences of files, those without a word left out.
 
     Args:
         paths: `path` is what to train on; `validation_path` and `test_path` are what to evaluate
             on, instead of parts of `path`.
-        unit: what a sequence is: a `line`, with its words separated by single blanks; a
-            `paragraph`, which ends at a blank line; an `article`, which begins at a line
-            ` = TITLE = `; a whole `document`; or a `pair`, whose response is the sequence.
-        seed: of the split. None gives the usual one.
-        lowercase: whether the text is lower-cased.
-        validation_fraction, test_fraction: shares of the sequences of `path`.
+        unit, lowercase: as in `TextSource`.
+        splitting: arguments of `split_corpus`.
 
     Raises:
-        ValueError: fractions that leave nothing to train on, or a file that is missing, not UTF-8
-            text, empty, or too short to be split.
+        ValueError: a file is missing, not UTF-8 text, empty, or too short to be split.
     """
-    _check_fractions(validation_fraction, test_fraction)
     read = {key: _read(key, path, unit, lowercase) for key, path in paths.items()}
     whole = read.pop("path")
     own = {key.removesuffix("_path"): sequences for key, sequences in read.items()}
-    number = len(whole.texts)
-    num_validation = 0 if "validation" in own else max(1, round(validation_fraction * number))
-    num_test = 0
-    if "test" not in own and test_fraction:
-        num_test = max(1, round(test_fraction * number))
-    num_train = number - num_validation - num_test
-    if num_train < 1:
-        raise ValueError(
-            f"data.path={whole.path}: it holds too few {plural(unit)} to be split ({number}): "
-            + ("put one on each line, at least one for each split" if unit == "line" else
-               "name other files with data.validation_path and data.test_path")
-        )  # fmt: skip
-    order = list(range(number))
-    if num_train < number:
-        random.Random(SPLIT_SEED if seed is None else seed).shuffle(order)
-    indices = {
-        "train": order[:num_train],
-        "validation": order[num_train : num_train + num_validation],
-        "test": order[num_train + num_validation :],
-    }
-    chosen = {split: _chosen(whole, indices[split]) for split in indices} | own
-    return Corpus(
-        "text",
-        chosen["train"].texts,
-        chosen["validation"].texts,
-        chosen["test"].texts,
-        seed,
-        unit=plural(unit),
-        files={split: sequences.path for split, sequences in chosen.items()},
-        line_numbers={split: sequences.line_numbers for split, sequences in chosen.items()},
-        num_blank_lines=sum(sequences.num_blank_lines for sequences in (whole, *own.values())),
-        prompts={split: found.prompts for split, found in chosen.items()} if whole.prompts else {},
-    )
+    remedy = "name other files with data.validation_path and data.test_path"
+    if unit == "line":
+        remedy = "put one on each line, at least one for each split"
+    return split_corpus("text", whole, own, unit=unit, remedy=remedy, **splitting)
 
 
-def plural(unit: str) -> str:
-    """What the sequences of a unit are called."""
-    return "sentences" if unit == "line" else f"{unit}s"
-
-
-def _chosen(whole: _Sequences, indices: list[int]) -> _Sequences:
-    numbers = whole.line_numbers
-    return _Sequences(
-        whole.path,
-        [whole.texts[i] for i in indices],
-        [whole.prompts[i] for i in indices] if whole.prompts else [],
-        array("i", (numbers[i] for i in indices) if numbers else ()),
-    )
-
-
-def _read(key: str, path: Path, unit: str, lowercase: bool) -> _Sequences:
-    found = _Sequences(path)
+def _read(key: str, path: Path, unit: str, lowercase: bool) -> Sequences:
+    found = Sequences(f"data.{key}={path}", path=path)
     for file in _files(key, path):
         if unit == PAIR:
             for prompt, response in _records(key, file, ("prompt", "response")):
-                found.prompts.append(prompt.lower() if lowercase else prompt)
-                found.texts.append(response.lower() if lowercase else response)
+                found.add_pair(prompt, response, lowercase)
             continue
         for text in _texts(key, file):
-            for number, piece in enumerate(_pieces(text, unit), start=1):
-                if not (words := piece.split()):
-                    found.num_blank_lines += unit == "line"
-                    continue
-                piece = " ".join(words) if unit == "line" else piece
-                found.texts.append(piece.lower() if lowercase else piece)
-                if unit == "line" and file == path:
-                    found.line_numbers.append(number)
-    if not found.texts:
-        raise ValueError(f"data.{key}={path}: it is empty: it needs {plural(unit)}")
+            found.add(text, unit, lowercase, is_file=file == path)
     return found
-
-
-def _pieces(text: str, unit: str) -> Iterable[str]:
-    return CUTS[unit](text.removesuffix("\n") if unit == "line" else text)
-
-
-def _check_fractions(validation: float, test: float) -> None:
-    if not 0 < validation < 1:
-        raise ValueError(f"data.validation_fraction={validation}: must lie between 0 and 1")
-    if not 0 <= test < 1:
-        raise ValueError(f"data.test_fraction={test}: must be 0 or lie between 0 and 1")
-    if validation + test >= 1:
-        raise ValueError(
-            f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing"
-            " to train on: their sum must be below 1"
-        )
 
 
 def text_digest(paths: Mapping[str, Path]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
+from newllm.config.faults import no_such_option, raise_faults, too_small
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
 SCORED = ("every", "last")
 
@@ -40,10 +41,9 @@ class Automaton(Task):
         scored: str = "every",
         **settings: Any,
     ) -> None:
-        if scored not in SCORED:
-            raise ValueError(f"data.scored={scored}: choose {' or '.join(SCORED)}")
-        if fault := _table_fault(transitions, start):
-            raise ValueError(fault)
+        raise_faults(
+            [*no_such_option("data", SCORED, scored=scored), *_table_faults(transitions, start)]
+        )
         self.transitions_SK = np.array(transitions, dtype=np.int64)
         self.start, self._scored = start, scored
         num_states, num_symbols = self.transitions_SK.shape
@@ -79,14 +79,14 @@ class Automaton(Task):
         return math.log2(most)
 
 
-def _table_fault(transitions: Any, start: int) -> str | None:
+def _table_faults(transitions: Any, start: int) -> list[str]:
     rows = transitions if isinstance(transitions, Sequence) else []
     if not rows or any(not isinstance(row, Sequence) or len(row) != len(rows[0]) for row in rows):
-        return "data.transitions: must be a list with a list of next states for each state"
+        return ["data.transitions: must be a list with a list of next states for each state"]
     states = range(len(rows))
     if not rows[0] or any(state not in states for row in rows for state in row):
-        return f"data.transitions: next states must be from 0 to {states[-1]}"
-    return None if start in states else f"data.start={start}: must be from 0 to {states[-1]}"
+        return [f"data.transitions: next states must be from 0 to {states[-1]}"]
+    return [] if start in states else [f"data.start={start}: must be from 0 to {states[-1]}"]
 
 
 class Regular(Automaton):
@@ -123,9 +123,10 @@ def drawn_automaton(num_states: int, num_symbols: int, seed: int) -> np.ndarray:
     Raises:
         ValueError: a number is too small, or none of many drawn automata is connected.
     """
-    faults = too_small(2, num_states=num_states) + too_small(1, num_symbols=num_symbols)
-    if faults := [*faults, *too_small(0, automaton_seed=seed)]:
-        raise ValueError("\n".join(faults))
+    faults = too_small("data", 2, num_states=num_states) + too_small(
+        "data", 1, num_symbols=num_symbols
+    )
+    raise_faults([*faults, *too_small("data", 0, automaton_seed=seed)])
     rng = np.random.default_rng((num_states, num_symbols, seed))
     if num_symbols == 1:  # connected only as a cycle, which is rarely drawn
         order_S = rng.permutation(num_states)
@@ -183,8 +184,7 @@ class Group(Automaton):
     """
 
     def __init__(self, group: str = "s3", **settings: Any) -> None:
-        if group not in GROUPS:
-            raise ValueError(f"data.group={group}: choose {', '.join(GROUPS)}")
+        raise_faults(no_such_option("data", GROUPS, group=group))
         super().__init__(f"group_{group}", multiplication(group), **settings)
 
 

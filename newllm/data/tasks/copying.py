@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
+from newllm.config.faults import raise_faults, too_small
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
 
 class Copy(Task):
@@ -29,8 +30,7 @@ class Copy(Task):
     reverses = False
 
     def __init__(self, kinds: int = 16, **settings: Any) -> None:
-        if faults := too_small(2, kinds=kinds):
-            raise ValueError("\n".join(faults))
+        raise_faults(too_small("data", 2, kinds=kinds))
         self.kinds = kinds
         super().__init__(type(self).__name__.lower(), kinds + 1, kinds, **settings)
 
@@ -76,8 +76,7 @@ class SelectiveCopy(Task):
     answers_are_items = True
 
     def __init__(self, kinds: int = 14, num_items: int = 16, **settings: Any) -> None:
-        if faults := too_small(2, kinds=kinds) + too_small(1, num_items=num_items):
-            raise ValueError("\n".join(faults))
+        raise_faults(too_small("data", 2, kinds=kinds) + too_small("data", 1, num_items=num_items))
         self.kinds, self.num_items = kinds, num_items
         super().__init__("selective_copy", kinds + 2, kinds, **settings)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
+from newllm.config.faults import raise_faults, too_small
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
 
 class Dyck(Task):
@@ -31,8 +32,7 @@ class Dyck(Task):
     least_length = 2
 
     def __init__(self, kinds: int = 2, depth: int = 8, **settings: Any) -> None:
-        if faults := too_small(1, kinds=kinds, depth=depth):
-            raise ValueError("\n".join(faults))
+        raise_faults(too_small("data", 1, kinds=kinds, depth=depth))
         self.kinds, self.depth = kinds, depth
         super().__init__("dyck", 2 * kinds, kinds, **settings)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
+from newllm.config.faults import raise_faults, too_small
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
 
 class Induction(Task):
@@ -30,8 +31,7 @@ class Induction(Task):
     answers_are_items = True
 
     def __init__(self, kinds: int = 16, **settings: Any) -> None:
-        if faults := too_small(2, kinds=kinds):
-            raise ValueError("\n".join(faults))
+        raise_faults(too_small("data", 2, kinds=kinds))
         self.kinds = kinds
         super().__init__("induction", kinds + 1, kinds, **settings)
 
@@ -68,8 +68,7 @@ class Passkey(Task):
     answers_are_items = True
 
     def __init__(self, kinds: int = 16, digits: int = 5, **settings: Any) -> None:
-        if faults := too_small(1, kinds=kinds, digits=digits):
-            raise ValueError("\n".join(faults))
+        raise_faults(too_small("data", 1, kinds=kinds, digits=digits))
         self.kinds, self.digits, self.least_length = kinds, digits, digits + 1
         super().__init__("passkey", 12 + kinds, 10, **settings)
 

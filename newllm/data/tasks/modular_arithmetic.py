@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from newllm.config.faults import no_such_option, raise_faults, too_small
 from newllm.data.tasks.automata import SCORED
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
 PLUS, MINUS, TIMES, OPEN, CLOSE, EQUALS = range(6)  # symbols after the numbers
 
@@ -29,10 +30,9 @@ class ModularArithmetic(Task):
     """
 
     def __init__(self, modulus: int = 5, scored: str = "every", **settings: Any) -> None:
-        if scored not in SCORED:
-            raise ValueError(f"data.scored={scored}: choose {' or '.join(SCORED)}")
-        if faults := too_small(2, modulus=modulus):
-            raise ValueError("\n".join(faults))
+        raise_faults(
+            [*no_such_option("data", SCORED, scored=scored), *too_small("data", 2, modulus=modulus)]
+        )
         self.modulus, self._scored = modulus, scored
         super().__init__("modular_arithmetic", modulus + 3, modulus, **settings)
 
@@ -82,8 +82,7 @@ class BracketedArithmetic(Task):
     """
 
     def __init__(self, modulus: int = 5, **settings: Any) -> None:
-        if faults := too_small(2, modulus=modulus):
-            raise ValueError("\n".join(faults))
+        raise_faults(too_small("data", 2, modulus=modulus))
         self.modulus = modulus
         super().__init__("bracketed_arithmetic", modulus + 6, modulus, **settings)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.tasks.task import NOT_SCORED, Rows, Task, too_small
+from newllm.config.faults import raise_faults, too_small
+from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
 LEAST_POSITIONS = 4  # of a pair: key and value, and a query and a filler
 GAP_POWER = 0.01  # the paper's alpha: the nearer a place, the likelier a query
@@ -47,11 +48,10 @@ class Recall(Task):
     def __init__(
         self, vocabulary: int = 8192, positions_per_pair: int = 16, **settings: Any
     ) -> None:
-        faults = too_small(LEAST_POSITIONS, positions_per_pair=positions_per_pair)
+        faults = too_small("data", LEAST_POSITIONS, positions_per_pair=positions_per_pair)
         if vocabulary < 4 or vocabulary % 2:
             faults.append(f"data.vocabulary={vocabulary}: must be even, from 4")
-        if faults:
-            raise ValueError("\n".join(faults))
+        raise_faults(faults)
         self.num_keys, self.positions_per_pair = vocabulary // 2, positions_per_pair
         super().__init__("recall", vocabulary + 1, self.num_keys, **settings)
         most_pairs = max(*settings["lengths"], *settings.get("evaluation_lengths", ()))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from newllm.config.faults import raise_faults, too_small
 from newllm.data.batch import IGNORE, Batch
 from newllm.data.source import TEST, VALIDATION, Source, Split
 from newllm.data.tokenizer import NUM_SPECIALS
@@ -33,15 +34,6 @@ class Rows(NamedTuple):
     symbols_BT: np.ndarray
     answers_BT: np.ndarray
     slice_B: np.ndarray | None = None
-
-
-def too_small(least: int, **settings: int) -> list[str]:
-    """A fault for each setting of a source that is below the least value it may have."""
-    return [
-        f"data.{name}={value}: must be at least {least}"
-        for name, value in settings.items()
-        if value < least
-    ]
 
 
 class Task(Source):
@@ -100,9 +92,9 @@ class Task(Source):
         seed: int = 1,
     ) -> None:
         faults = too_small(
-            1, batch_tokens=batch_tokens, max_rows=max_rows, evaluation_rows=evaluation_rows
+            "data", 1, batch_tokens=batch_tokens, max_rows=max_rows, evaluation_rows=evaluation_rows
         )
-        faults += too_small(0, curriculum=curriculum, seed=seed)
+        faults += too_small("data", 0, curriculum=curriculum, seed=seed)
         if len(lengths) != 2 or not self._are_lengths(lengths) or lengths[0] > lengths[1]:
             faults.append(
                 f"data.lengths={[*lengths]}: must be [SHORTEST,LONGEST], from {self.least_length}"
@@ -112,8 +104,7 @@ class Task(Source):
                 f"data.evaluation_lengths={[*evaluation_lengths]}: must be whole numbers "
                 f"from {self.least_length}"
             )
-        if faults:
-            raise ValueError("\n".join(faults))
+        raise_faults(faults)
         longest = max(*lengths, *evaluation_lengths)
         num_positions = self.num_positions(longest)
         if max_length is not None and max_length < num_positions:

@@ -1,0 +1,208 @@
+"""Datasets laid out as on the Hugging Face Hub, read from folders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from conftest import TINY_CONTEXT, Command, Compose
+from pyarrow import parquet
+
+from newllm.data.sources.corpora import SPLITS
+from newllm.data.sources.hub import HubSource
+from newllm.runs.identity import config_hash
+
+Columns = dict[str, list[Any]]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+def write_parquet(file: Path, columns: Columns) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), file)
+
+
+def write_lines(file: Path, columns: Columns) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = zip(*columns.values(), strict=True)
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def source(folder: Path, **settings: Any) -> HubSource:
+    built = HubSource(str(folder), **{"order_seed": 1, "directory": None} | settings)
+    built.setup()
+    return built
+
+
+def wikitext(split: str, number: int) -> list[str]:
+    """Records as in WikiText: lines with their ends, an empty one around each heading."""
+    lines = []
+    for n in range(number):
+        lines += ["", f" = Title {n} of {split} = \n", "", f" Words of {split} number {n} . \n"]
+        lines += ["", " = = Part = = \n", "", f" More @-@ words {n} . \n"]
+    return lines
+
+
+@pytest.fixture
+def wiki(tmp_path: Path) -> Path:
+    for split, number in zip(SPLITS, (9, 3, 2), strict=True):
+        file = tmp_path / "wiki" / f"{split}-00000-of-00001.parquet"
+        write_parquet(file, {"text": wikitext(split, number)})
+    return tmp_path / "wiki"
+
+
+def test_articles_of_wikitext(wiki: Path) -> None:
+    data = source(wiki, unit="article")
+    assert data.num_sentences == {"train": 9, "validation": 3, "test": 2}
+    for split in SPLITS:  # nothing is lost or reordered
+        assert "".join(data.corpus.split(split)) == "".join(wikitext(split, 9))[: sum(
+            map(len, data.corpus.split(split))
+        )]  # fmt: skip
+        assert all(text.startswith(" = Title") for text in data.corpus.split(split))
+    assert data.card()["articles"] == "9 train / 3 validation / 2 test"
+    assert data.name == "wiki"
+
+
+def test_lines_of_wikitext_and_records(wiki: Path) -> None:
+    lines = source(wiki, unit="line", vocabulary_size=50)
+    assert lines.unit == "sentences"
+    assert lines.corpus.test[:2] == ["= title 0 of test =", "words of test number 0 ."]
+    records = source(wiki)
+    assert records.corpus.test[0] == " = Title 0 of test = \n"
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_lines])
+def test_sentences_of_bookcorpus_are_split(
+    tmp_path: Path, write: Callable[[Path, Columns], None]
+) -> None:
+    """BookCorpus has a training split alone, with a sentence in each record."""
+    sentences = [f"the cat saw {n} dogs ." for n in range(40)]
+    suffix = "parquet" if write is write_parquet else "jsonl"
+    write(tmp_path / "books" / f"train.{suffix}", {"text": sentences})
+    data = source(tmp_path / "books", unit="line")
+    assert data.num_sentences == {"train": 32, "validation": 4, "test": 4}
+    assert sorted(text for split in SPLITS for text in data.corpus.split(split)) == sorted(
+        sentences
+    )
+    again = source(tmp_path / "books", unit="line", seed=3)
+    assert again.corpus.train != data.corpus.train
+
+
+def test_pairs(tmp_path: Path) -> None:
+    questions = [f"Ask {n}" for n in range(20)]
+    columns = {"question": questions, "id": [*range(20)], "answer": ["Told"] * 20}
+    write_lines(tmp_path / "faq" / "train.jsonl", columns)
+    chosen = {"prompt_column": "question", "response_column": "answer", "unit": "pair"}
+    data = source(tmp_path / "faq", **chosen)
+    prompts = [prompt for split in SPLITS for prompt in data.corpus.prompts[split]]
+    assert sorted(prompts) == sorted(questions)
+    assert {*data.corpus.train} == {"Told"}
+    with pytest.raises(ValueError, match=r"no text in a column prompt; columns: question, id, ans"):
+        source(tmp_path / "faq", unit="pair")
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "many" / "train.jsonl", {"text": [f"text {n}" for n in range(900)]})
+    read: list[int] = []
+    fields = HubSource._fields
+
+    def counted(self: HubSource, records: Any) -> Any:
+        for number, found in enumerate(fields(self, records)):
+            read.append(number)
+            yield found
+
+    monkeypatch.setattr(HubSource, "_fields", counted)
+    data = source(tmp_path / "many", train_sentences=80, validation_sentences=5, unit="line")
+    assert data.num_sentences == {"train": 80, "validation": 5, "test": 10}
+    assert len(read) < 110
+
+
+def test_files_named_after_other_splits(tmp_path: Path) -> None:
+    for name in ("train", "validation_matched"):
+        write_lines(tmp_path / "set" / f"{name}.jsonl", {"text": [f"{name} {n}" for n in range(8)]})
+    readme = "configs:\n- config_name: default\n  data_files:\n" + "".join(
+        f"  - split: {name}\n    path: {name}.jsonl\n" for name in ("train", "validation_matched")
+    )
+    (tmp_path / "set" / "README.md").write_text(f"---\n{readme}---\n")
+    data = source(tmp_path / "set", validation_split="validation_matched", test_fraction=0.0)
+    assert data.num_sentences == {"train": 8, "validation": 8, "test": 0}
+    with pytest.raises(
+        ValueError, match=r"has no split dev \(data\.test_split\); splits: train, validation_m"
+    ):
+        source(tmp_path / "set", test_split="dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.parquet", "not parquet", "Parquet"),
+        ("train.jsonl", '{"text": 3}\n', "record 1 has no text in a column text; columns: text"),
+        ("train.jsonl", '{"text": null}\n', "record 1 has no text in a column text"),
+        ("train.jsonl", '{"text": "a"}\n' * 2, r"too few documents to be split \(2\)"),
+        ("set.py", "print('ran')", "scripts are no longer supported"),
+        (".hidden", "", "doesn't contain any data files"),
+    ],
+)
+def test_faulty_datasets_are_refused_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: str, message: str
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as fault:
+        source(tmp_path / "set")
+    assert str(fault.value).startswith(f"data.name={tmp_path / 'set'}: ")
+    assert "\n" not in str(fault.value)
+    assert "ran" not in capfd.readouterr().out
+
+
+def test_an_unknown_dataset_and_no_name() -> None:
+    with pytest.raises(ValueError, match=r"^data\.name=nobody/nothing: .*nobody/nothing"):
+        source("nobody/nothing")
+    with pytest.raises(ValueError, match=r"^data=hub: needs data\.name=NAME"):
+        HubSource(order_seed=1)
+
+
+def test_tokens_are_read_again_from_the_cache(
+    wiki: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"unit": "article", "directory": str(tmp_path / "data")}
+    first = source(wiki, **settings)
+    assert "reading train" in capsys.readouterr().err
+    first.write()
+    second = source(wiki, **settings)
+    assert capsys.readouterr().err == ""
+    assert second.encoded("train").targets.equal(first.encoded("train").targets)
+    source(wiki, **settings, train_sentences=4)
+    assert "reading train" in capsys.readouterr().err
+
+
+def test_the_content_of_a_folder_is_in_the_hash(
+    wiki: Path, compose_config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["data=hub", f"data.name={wiki}", "data.unit=article"]
+    before = config_hash(compose_config(*overrides))
+    monkeypatch.chdir(wiki.parent)
+    assert config_hash(compose_config("data=hub", "data.name=wiki", overrides[-1])) == before
+    write_parquet(wiki / "test-00000-of-00001.parquet", {"text": wikitext("test", 4)})
+    assert config_hash(compose_config(*overrides)) != before
+
+
+def test_a_run_on_articles(wiki: Path, command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = command(
+        "newllm.train", "data=hub", f"data.name={wiki.name}", "data.unit=article", *TINY_CONTEXT,
+        "recipe=modern", "countermeasure=none", "trainer=smoke", f"hydra.run.dir={run}",
+        folder=wiki.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "result.json").read_text())
+    assert result["corpus"] == "wiki"
+    assert "xz" in result["references_bits_per_byte"]
+    done = command("newllm.evaluate", str(run))
+    assert done.returncode == 0, done.stderr
