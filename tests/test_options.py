@@ -10,6 +10,7 @@ from library import small_library
 from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
+from newllm.runs.identity import config_hash, variant_hash
 from newllm.training.experiment import build_experiment
 
 GROUPS = sorted(path.name for path in conf_directory().iterdir() if path.is_dir())
@@ -55,6 +56,7 @@ def test_option_builds_and_takes_a_step(
     config = compose_config(*overrides)
     tiny = OmegaConf.from_dotlist([*TINY])
     config.model.update({size: tiny[size] for size in tiny if size in config.model})
+    assert config_hash(config) != variant_hash(config)  # both can be computed
     experiment = build_experiment(config, tmp_path)
     batch = next(iter(experiment.data.train_dataloader()))
     optimizer = experiment.module.make_optimizer(experiment.model.parameters())

@@ -53,7 +53,6 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
         (tmp_path / "books" / f"{number}.txt").write_text(f"A book.\n\nNumber {number}. " * 20)
     pair = json.dumps({"prompt": "ask", "response": "told"})
     (tmp_path / "pairs.jsonl").write_text(f"{pair}\n" * 20)
-    line = line.replace("data=stdlib_docs", "data=text data.path=books data.unit=document")
     line = re.sub(r"max_steps=\d+", "max_steps=2", line)
     if line.startswith("-m"):
         line = line.replace("seed=1,2,3", "seed=1")

@@ -37,7 +37,7 @@ def variant_hash(config: DictConfig) -> str:
     kept = hashed(config)
     del kept["seed"]
     kept["data"].pop("order_seed", None)
-    if OmegaConf.is_interpolation(config.data, "seed"):
+    if "seed" in config.data and OmegaConf.is_interpolation(config.data, "seed"):
         del kept["data"]["seed"]  # of a task, the same seed
     return _digest(kept)
 
