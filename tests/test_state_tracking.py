@@ -12,9 +12,10 @@ from newllm.reporting.formatting import percent_at_least
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
+from newllm.statistics.trials import purpose
 from newllm.studies import found_studies
 from newllm.studies.state_tracking import DEFINITIONS, own_runs
-from newllm.studies.state_tracking.results import MODELS, TASKS, entries, purpose
+from newllm.studies.state_tracking.results import MODELS, NAME, TASKS, entries
 
 ANSWERS = {"parity": 2, "s3": 6, "regular": 8}
 RATES = {"t01": "0.001", "t02": "0.002", "t03": "0.004"}
@@ -108,7 +109,7 @@ def test_other_runs_are_none_of_it() -> None:
         make_run("parity_gated", "t02", 2, 0.1, PERFECT, name="mine"),
         *model("s3_lstm")[:3],  # without a later run
     ]
-    assert [purpose(run) for run in others] == ["again", None, None, *["trial"] * 3]
+    assert [purpose(NAME, run) for run in others] == ["again", None, None, *["trial"] * 3]
     assert entries([*RUNS, *others]) == entries(RUNS)
     assert [*map(id, own_runs([*RUNS, *others]))] == [*map(id, [*RUNS, others[0]])]
 

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from newllm.config.naming import TRIAL, split
-from newllm.config.study_file import sweeper_of, variants_of
+from newllm.config.naming import split
+from newllm.config.study_file import variants_of
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval, mean_interval
+from newllm.statistics.trials import best_trials, purpose
 
 NAME = "recall"
 # Variants are called PART_MODEL or PART_MODEL_SIZE.
@@ -112,31 +113,19 @@ class Contestant:
 
 def contestants(runs: Sequence[Run]) -> list[Contestant]:
     """All variants whose best trial was run again, in the order of the sweep."""
-    found = []
-    for variant in variants_of(NAME):
-        own = [run for run in runs if run.known_as == variant]
-        trials = [run for run in own if purpose(run) == "trial"]
-        if trials:
-            best = min(trials, key=lambda run: run.result["best_val_loss"]).choices[TRIAL]
-            again = [run for run in own if purpose(run) == "again" and run.choices[TRIAL] == best]
-            found += [Contestant(variant, again)] * bool(again)
-    return found
+    return [Contestant(best.variant, best.again) for best in best_trials(NAME, runs, _is_complete)]
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
     """The trials and all later runs of the variants that have a result."""
     found = {one.variant for one in contestants(runs)}
-    return [run for run in runs if run.known_as in found and purpose(run)]
+    return [
+        run for run in runs if run.known_as in found and _is_complete(run) and purpose(NAME, run)
+    ]
 
 
-def purpose(run: Run) -> str | None:
-    """The purpose of a finished run: `trial`, `again` for the best trial's, or None for others."""
-    chosen = run.choices
-    is_one = run.study == NAME and run.is_done and chosen.pop(TRIAL, None) is not None
-    if not is_one or chosen or not _numbers_of_pairs(run):
-        return None
-    is_first = str(run.result["seed"]) == sweeper_of(NAME)["params"]["seed"]
-    return "trial" if is_first else "again"
+def _is_complete(run: Run) -> bool:
+    return run.is_done and bool(_numbers_of_pairs(run))
 
 
 def _numbers_of_pairs(run: Run) -> set[int]:

@@ -20,7 +20,7 @@ from newllm.studies.state_tracking.results import (
     Entry,
     entries,
     lengths_of,
-    purpose,
+    own_runs,
 )
 
 DEFINITION = (
@@ -52,12 +52,6 @@ SOLVED_IN = {
     "some": "Solved in some runs: {models}.",
     "none": "Solved in no run: {models}.",
 }
-
-
-def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The trials and all later runs of the models that have a result."""
-    found = {f"{entry.task}_{entry.model}" for entry in entries(runs)}
-    return [run for run in runs if run.known_as in found and purpose(run)]
 
 
 def state_tracking(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:

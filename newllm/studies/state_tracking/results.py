@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from newllm.config.study_file import stage_of, sweeper_of, variants_of
 from newllm.data.source import TEST
-from newllm.runs.directory import ENDS
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval, mean_interval
+from newllm.statistics.trials import best_trials, purpose
 
 NAME = "state_tracking"
 SOLVED = 0.999  # accuracy at every length
@@ -109,26 +108,13 @@ def lengths_of(found: Sequence[Entry]) -> list[int]:
 def entries(runs: Sequence[Run]) -> list[Entry]:
     """All models on all tasks whose best trial was run again, in the order of the sweep."""
     found = []
-    for variant in variants_of(NAME):
-        own = [run for run in runs if run.known_as == variant and purpose(run)]
-        trials = [run for run in own if purpose(run) == "trial" and run.is_done]
-        if trials:
-            best = min(trials, key=lambda run: run.result["best_val_loss"])
-            again = [run for run in own if purpose(run) == "again" and _trial(run) == _trial(best)]
-            task, _, model = variant.partition("_")
-            found += [Entry(task, model, best, again)] * bool(again)
+    for best in best_trials(NAME, runs):
+        task, _, model = best.variant.partition("_")
+        found.append(Entry(task, model, best.trial, best.again))
     return found
 
 
-def _trial(run: Run) -> str | None:
-    return run.choices.get("trial")
-
-
-def purpose(run: Run) -> str | None:
-    """The purpose of a run: `trial`, `again` for the best trial's, or None for other runs."""
-    chosen = run.choices
-    if run.study != NAME or run.status not in ENDS or chosen.pop("trial", None) is None:
-        return None
-    if not chosen and str(run.result["seed"]) == sweeper_of(NAME)["params"]["seed"]:
-        return "trial"
-    return "again" if stage_of(NAME, chosen) else None
+def own_runs(runs: Sequence[Run]) -> list[Run]:
+    """The trials and all later runs of the models that have a result."""
+    found = {f"{entry.task}_{entry.model}" for entry in entries(runs)}
+    return [run for run in runs if run.known_as in found and purpose(NAME, run)]
