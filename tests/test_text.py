@@ -178,12 +178,15 @@ def test_the_commands(command: Command, documents: Path, tmp_path: Path) -> None
     assert test["value"] == pytest.approx(result["evaluation"]["test"]["bits_per_byte"], rel=1e-4)
     assert test["value"] == result["test_bits_per_byte"]
     assert {"xz", "trigram"} <= result["references_bits_per_byte"].keys()
+    of_test = result["test_references_bits_per_byte"]
+    assert of_test.keys() == result["references_bits_per_byte"].keys()
     assert result["data_card"]["sha256"] == result["data_sha256"]
     done = command("newllm.evaluate", str(run))
     assert done.returncode == 0, done.stderr
     found = json.loads((run / "evaluation" / "evaluation.json").read_text())["splits"]
     assert found["test"]["bits_per_byte"]["value"] == pytest.approx(test["value"], rel=1e-4)
     assert found["validation"]["references_bits_per_byte"] == result["references_bits_per_byte"]
+    assert found["test"]["references_bits_per_byte"] == of_test
     assert re.search(r"^ *bits per byte +train +validation +test", done.stdout, re.MULTILINE)
     done = command("newllm.generate", str(run), "--prompt", "Docu\nment", "--num", "2")
     assert done.stdout.count("Docu\nment") == 2, done.stderr

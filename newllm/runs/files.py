@@ -36,6 +36,7 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(("best_val_loss", "best_val_loss_batch_mean", "best_epoch"), float | None),
     **dict.fromkeys(("val_accuracy", "gap_closed", "test_loss", "val_kl"), float | None),
     "test_bits_per_byte": float | None,
+    "test_references_bits_per_byte": dict[str, float] | None,
     **dict.fromkeys(("oracle_loss", "test_oracle_loss", "entropy_floor"), float | None),
     **dict.fromkeys(("seconds", "state_bits"), float | None),
     **dict.fromkeys(("sees_the_future", "has_tokenizer"), bool),

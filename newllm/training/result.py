@@ -18,7 +18,7 @@ from newllm.reporting.drawing import never_fatal
 from newllm.runs.directory import RunDirectory, write_text
 from newllm.runs.identity import config_hash, git_revision, variant_hash
 from newllm.statistics.predictions import bits_per_byte, divergences, target_losses
-from newllm.statistics.references import gap_closed, mean_by_position
+from newllm.statistics.references import gap_closed, mean_by_position, references_on
 from newllm.statistics.spikes import spikes_of_run
 from newllm.training import loggers
 from newllm.training.experiment import Experiment
@@ -46,7 +46,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         has_tokenizer=source.tokenizer is not None,
         **dict.fromkeys(measured(experiment)),
         **dict.fromkeys(("test_loss", "evaluation", "val_loss_by_position", "error")),
-        **dict.fromkeys(("bits_per_byte", "test_bits_per_byte")),
+        **dict.fromkeys(("bits_per_byte", "test_bits_per_byte", "test_references_bits_per_byte")),
         **dict.fromkeys(("val_kl", "val_kl_by_position")),
         oracle_loss=source.oracle_loss(VALIDATION),
         test_oracle_loss=source.oracle_loss(TEST) if config.test else None,
@@ -100,6 +100,9 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
         "bits_per_byte": (bits := _bits_per_byte(experiment, losses)),
         "test_bits_per_byte": bits[TEST]["value"] if TEST in bits else None,
     }
+    if TEST in bits:
+        found["test_references_bits_per_byte"] = references_on(source, TEST).in_bits_per_byte
+        source.write()  # the next run finds them in the cache
     kl = divergences(model, source)
     if kl is not None:
         found |= {"val_kl": float(kl.mean()), "val_kl_by_position": mean_by_position(kl, positions)}
