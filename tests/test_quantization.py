@@ -58,5 +58,5 @@ def test_it_keeps_the_contract_and_has_no_native_code() -> None:
 
 
 def test_no_levels_are_a_fault() -> None:
-    with pytest.raises(ValueError, match=r"normalization\.levels=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"normalization\.levels=0: must be at least 1"):
         cell_of(0)
