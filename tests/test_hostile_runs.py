@@ -19,6 +19,7 @@ from hostile import LAYER as PART
 from omegaconf import OmegaConf
 
 from newllm.data.reading import LONGEST_LINE
+from newllm.data.sources.text import TextSource
 from newllm.reporting.document import quoted
 from newllm.runs.directory import has_ended, load_run, read_result
 from newllm.runs.files import FIELDS
@@ -26,7 +27,7 @@ from newllm.runs.gathering import gather, read_run
 from newllm.training.evaluation import load_source
 
 CONFIG, RESULT, TOKENIZER = "config.yaml", "result.json", "tokenizer.json"
-TEXT = "newllm.data.sources.text.TextSource"
+TEXT = f"{TextSource.__module__}.{TextSource.__name__}"
 BEST = "checkpoints/best.ckpt"
 
 

@@ -89,7 +89,8 @@ class Run:
         Args:
             curve: `val_by_step` or `val_by_epoch`.
         """
-        return bool(self.looks if curve == "val_by_step" else self.epochs)
+        rows = self.looks if curve == "val_by_step" else self.epochs
+        return self.result.get("spikes") is not None and bool(rows)
 
     def largest_spike(self, curve: str) -> dict[str, Any] | None:
         """The spike with the largest ratio in `val_by_step` or `val_by_epoch`, if any."""

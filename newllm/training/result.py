@@ -75,6 +75,9 @@ def measured(experiment: Experiment) -> dict[str, Any]:
     best_row: Mapping[str, float] = next((row for row in epochs if row["step"] == best_step), {})
     batch_means = [row.get("val/loss_batch_mean", math.nan) for row in epochs]
     looks = [callback.rows for callback in experiment.callbacks(StepValidation)]
+    spikes = None  # of an endless split, whose batches differ in difficulty
+    if experiment.source.train.num_batches is not None:
+        spikes = spikes_of_run(epochs, history.steps, looks[0] if looks else [])
     return {
         "steps": trainer.global_step,
         "epochs": sum("train/loss" in row for row in epochs),
@@ -84,7 +87,7 @@ def measured(experiment: Experiment) -> dict[str, Any]:
         "best_step": best_step,
         "gap_closed": None if loss is None else gap_closed(loss, experiment.references.means),
         "val_accuracy": best_row.get("val/accuracy"),
-        "spikes": spikes_of_run(epochs, history.steps, looks[0] if looks else []),
+        "spikes": spikes,
     }
 
 
