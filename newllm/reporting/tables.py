@@ -21,6 +21,7 @@ COSTS = (
     "test loss",
     "test bits per byte",
     "gap closed",
+    "val accuracy",
     "parameters",
     "state (bytes)",
     "seconds",
@@ -54,13 +55,14 @@ def comparison(contest: Contest, _: Translate) -> Table:
 
 
 def costs(contest: Contest) -> Table:
-    """Test losses, sizes and times."""
+    """Test losses, accuracies, sizes and times."""
     rows = [
         [
             variant.label,
             bounds(variant.interval("test_loss")),
             bounds(variant.interval("test_bits_per_byte")),
             percent(_mean(variant, "gap_closed")),
+            percent(_mean(variant, "val_accuracy")),
             whole(variant.first("parameters")),
             whole(variant.first("state_bytes")),
             whole(_mean(variant, "seconds")),
