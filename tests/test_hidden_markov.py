@@ -5,6 +5,7 @@ Shape suffixes: S states, K symbols, N states after a symbol.
 
 import itertools
 import math
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,12 +19,13 @@ from scipy.stats import chisquare
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.data.source import source_faults
+from newllm.data.sources.grammar import END, Grammar
 from newllm.data.sources.hidden_markov import ProcessSource, drawn_machine
 from newllm.data.sources.processes import Copier, Machine
 from newllm.training.experiment import build_experiment
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
-NAMES = ("hidden_markov", "delayed_copy")
+NAMES = ("hidden_markov", "delayed_copy", "grammar")
 SETTINGS = {"lengths": [8, 8], "evaluation_lengths": [], "evaluation_rows": 50}
 EVEN = [[[0.5, 0.0], [0.0, 0.5]], [[0.0, 0.0], [1.0, 0.0]]]  # ones come in even numbers
 
@@ -151,6 +153,20 @@ def test_losses_are_those_of_all_paths() -> None:
     assert sum(found) == pytest.approx(1)
 
 
+def test_sentences_have_the_losses_of_their_grammar() -> None:
+    endless = source("grammar", unscored=2)
+    rules = OmegaConf.to_container(OmegaConf.load(CONF / "grammar.yaml").rules)
+    grammar, rng = Grammar(rules, "sentence"), random.Random(1)
+    drawn = [grammar.sample(rng) for _ in range(30)]
+    words = [END, *(word for sentence in drawn for word in [*sentence, END])]
+    # What precedes an end says nothing of what follows it.
+    symbols_BT = np.array([[endless.words.index(word) for word in words]])
+    expected = [log for sentence in drawn for log in grammar.token_log_probabilities(sentence)]
+    assert endless.process.losses(symbols_BT)[0, 1:] == pytest.approx([-log for log in expected])
+    assert endless.process.windows.entropy_rate == pytest.approx(grammar.entropy_per_token())
+    assert END in endless.words
+
+
 def test_words_are_drawn_with_their_probabilities() -> None:
     joint_SKN = drawn_machine(3, 2, 1.0, False, 1)
     machine = Machine(joint_SKN)
@@ -215,6 +231,10 @@ ALL = "must be at least 0 and add up to 1"
         ("hidden_markov", "data.num_states=0", "data.num_states=0: must be at least 1"),
         ("hidden_markov", "data.concentration=0", "data.concentration=0: must be above 0"),
         ("hidden_markov", "data.machine_seed=-1", "data.machine_seed=-1: must be at least 0"),
+        ("grammar", "data.start=text", "data.rules: grammar: the start uses <text>, which has no"),
+        ("grammar", "data.rules={sentence:['<sentence>']}", "must not contain itself: <sentence>"),
+        ("grammar", "+data.rules.more=5", "data.rules: "),
+        ("grammar", "data.rules=5", "data.rules: "),
         ("delayed_copy", "data.kinds=1", "data.kinds=1: must be at least 2"),
         ("delayed_copy", "data.delay=0", "data.delay=0: must be at least 1"),
         ("delayed_copy", "data.unscored=0", "data.unscored=0: must be at least 1"),

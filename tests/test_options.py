@@ -20,7 +20,7 @@ OPTIONS = [
 TASKS = {  # whose training data are endless
     path.stem
     for path in (conf_directory() / "data").iterdir()
-    if re.search("newllm.data.(tasks|sources.hidden_markov)", path.read_text())
+    if re.search("newllm.data.(tasks|sources.(hidden_markov|endless))", path.read_text())
 }
 CHOOSE_DATA = ("data", "countermeasure", "experiment", "sweep")
 

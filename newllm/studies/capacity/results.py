@@ -22,6 +22,7 @@ SOURCES = {
     "copy_3": "delayed copy of 8 kinds",
     "copy_6": "delayed copy of 64 kinds",
     "even": "even process",
+    "grammar": "sentences of a grammar",
     "drawn1": "drawn machine 1",
     "drawn2": "drawn machine 2",
     "drawn3": "drawn machine 3",
