@@ -53,6 +53,15 @@ FAULTY = {
         "countermeasure=[weight_decay,weight_decay]: lists an option twice"
     ],
     "model=[gated,lstm]": ["model=[gated,lstm]: takes one option, not a list"],
+    "sweep=recall data.curiculum=10": [
+        "data.curiculum: unknown key; did you mean data.curriculum?"
+    ],
+    "sweep=recall data.curriculum=x": [
+        "data.curriculum=x: must be a whole number, like the default 2500"
+    ],
+    "sweep=state_tracking only=s3_* data.groop=s5": [
+        "data.groop: unknown key; did you mean data.group?"
+    ],
     "model=transformer countermeasure=context_clipping": [
         "model.context_clip (from countermeasure=context_clipping): Attention takes no context_clip"
     ],
@@ -310,6 +319,7 @@ def test_positional_arguments_do_not_pass_unseen() -> None:
         "-m seed=range(1,4)",
         "-m experiment=glob(phase3_*) seed=1,2",
         "sweep=series only=phase1*,lstm seed=1,2",
+        "sweep=recall data.curriculum=10 data.evaluation_rows=2",
         "recipe.gradient_clip=[]",
         "name=2026",
         "recipe.output_classes=null data.train_sentences=null",

@@ -22,7 +22,8 @@ from newllm.config.arguments import RUN
 from newllm.config.build import ConfigFault
 from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
-from newllm.config.overrides import Composer, hydras_reason, is_hydras
+from newllm.config.overrides import Composer, Composition, hydras_reason, is_hydras
+from newllm.config.study_file import are_overrides, joined, matching
 from newllm.config.sweeper import sweeper_faults
 from newllm.config.trust import TRUSTED
 from newllm.config.values import shown
@@ -95,7 +96,7 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
         overrides, unread = composer.parse([*flags.overrides, *mode])
         faults += unread
         try:
-            found = composer.compose(overrides)
+            found = _composed_with_a_variant(composer, overrides)
             faults += found.own_faults
             in_sweep = _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
             place = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
@@ -113,6 +114,23 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             own = [str(item.input_line) for item in overrides if not is_hydras(item)]
             config.hydra.overrides.task = own
         yield config
+
+
+def _composed_with_a_variant(composer: Composer, overrides: list[Override]) -> Composition:
+    """The overrides; on top of the first variant of their sweep, if they fit that better.
+
+    The variants of a study may be on other data, with other keys. Each job is checked later.
+    """
+    found = composer.compose(overrides)
+    variants = _selected(found.config, "hydra.sweeper.variants") if found.own_faults else None
+    plain: Any = OmegaConf.to_container(variants) if isinstance(variants, DictConfig) else {}
+    for name in matching(list(plain), str(found.config.get("only") or "*"))[:1]:
+        if are_overrides(plain[name]):
+            of_variant, _ = composer.parse(list(joined(plain[name])))
+            with_variant = composer.compose([*of_variant, *overrides])
+            if len(with_variant.own_faults) <= len(found.own_faults):
+                return with_variant
+    return found
 
 
 def _parse_flags(
