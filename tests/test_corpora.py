@@ -236,7 +236,7 @@ def test_three_lines_are_enough(tmp_path: Path) -> None:
         (b" \n\t\n", "is empty"),
         (random.Random(0).randbytes(1000), "is not UTF-8 text"),
         ("œuvre\n".encode("latin-1", errors="replace") + b"\xe9t\xe9\n", "is not UTF-8 text"),
-        (b"a b\0c\n" * 9, "is a binary file"),
+        (b"a b\0c\n" * 9, "it is binary, not text"),
         (b"one single line\n", r"holds too few sentences to be split \(1\)"),
         (b"one\ntwo\n", r"holds too few sentences to be split \(2\)"),
     ],

@@ -1,6 +1,8 @@
 """Datasets laid out as on the Hugging Face Hub, read from folders."""
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,12 +88,17 @@ def test_sentences_of_bookcorpus_are_split(
     suffix = "parquet" if write is write_parquet else "jsonl"
     write(tmp_path / "books" / f"train.{suffix}", {"text": sentences})
     data = source(tmp_path / "books", unit="line")
-    assert data.num_sentences == {"train": 32, "validation": 4, "test": 4}
+    sizes = data.num_sentences
+    assert sizes["train"] > 20
+    assert min(sizes["validation"], sizes["test"]) > 0
     assert sorted(text for split in SPLITS for text in data.corpus.split(split)) == sorted(
         sentences
     )
     again = source(tmp_path / "books", unit="line", seed=3)
     assert again.corpus.train != data.corpus.train
+    fewer = source(tmp_path / "books", unit="line", train_sentences=9, validation_sentences=1)
+    assert fewer.corpus.train == data.corpus.train[:9]  # limits do not move the shares
+    assert fewer.corpus.validation == data.corpus.validation[:1]
 
 
 def test_pairs(tmp_path: Path) -> None:
@@ -103,24 +110,28 @@ def test_pairs(tmp_path: Path) -> None:
     prompts = [prompt for split in SPLITS for prompt in data.corpus.prompts[split]]
     assert sorted(prompts) == sorted(questions)
     assert {*data.corpus.train} == {"Told"}
-    with pytest.raises(ValueError, match=r"no text in a column prompt; columns: question, id, ans"):
+    with pytest.raises(
+        ValueError,
+        match="record 1 .* no column prompt; columns: question, id, ans",
+    ):
         source(tmp_path / "faq", unit="pair")
 
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines(tmp_path / "many" / "train.jsonl", {"text": [f"text {n}" for n in range(900)]})
     read: list[int] = []
-    fields = HubSource._fields
+    field = HubSource._field
 
-    def counted(self: HubSource, records: Any) -> Any:
-        for number, found in enumerate(fields(self, records)):
-            read.append(number)
-            yield found
+    def counted(self: HubSource, split: str, number: int, *place: Any) -> str:
+        read.append(number)
+        return field(self, split, number, *place)
 
-    monkeypatch.setattr(HubSource, "_fields", counted)
-    data = source(tmp_path / "many", train_sentences=80, validation_sentences=5, unit="line")
-    assert data.num_sentences == {"train": 80, "validation": 5, "test": 10}
-    assert len(read) < 110
+    monkeypatch.setattr(HubSource, "_field", counted)
+    limits = {"train_sentences": 80, "validation_sentences": 5, "test_sentences": 5}
+    data = source(tmp_path / "many", unit="line", **limits)
+    assert data.num_sentences == {"train": 80, "validation": 5, "test": 5}
+    assert data.tokenizer.size == 4 + 1 + 80  # the words of what is kept
+    assert 90 <= len(read) < 200
 
 
 def test_files_named_after_other_splits(tmp_path: Path) -> None:
@@ -133,7 +144,7 @@ def test_files_named_after_other_splits(tmp_path: Path) -> None:
     data = source(tmp_path / "set", validation_split="validation_matched", test_fraction=0.0)
     assert data.num_sentences == {"train": 8, "validation": 8, "test": 0}
     with pytest.raises(
-        ValueError, match=r"has no split dev \(data\.test_split\); splits: train, validation_m"
+        ValueError, match=r"^data\.test_split=dev: no such split; splits: train, validation_matched"
     ):
         source(tmp_path / "set", test_split="dev")
 
@@ -142,9 +153,13 @@ def test_files_named_after_other_splits(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("train.parquet", "not parquet", "Parquet"),
-        ("train.jsonl", '{"text": 3}\n', "record 1 has no text in a column text; columns: text"),
-        ("train.jsonl", '{"text": null}\n', "record 1 has no text in a column text"),
-        ("train.jsonl", '{"text": "a"}\n' * 2, r"too few documents to be split \(2\)"),
+        ("train.jsonl", '{"text": 3}\n', "record 1 of split train: its column text is not text"),
+        ("train.jsonl", '{"text": null}\n', "record 1 of split train: its column text is null"),
+        (
+            "train.jsonl",
+            '{"text": "a"}\n' * 2,
+            "the share for test: it is empty: it needs",
+        ),
         ("set.py", "print('ran')", "scripts are no longer supported"),
         (".hidden", "", "doesn't contain any data files"),
     ],
@@ -159,6 +174,47 @@ def test_faulty_datasets_are_refused_in_one_line(
     assert str(fault.value).startswith(f"data.name={tmp_path / 'set'}: ")
     assert "\n" not in str(fault.value)
     assert "ran" not in capfd.readouterr().out
+
+
+def test_lines_of_text_files_keep_their_ends(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for split in SPLITS:
+        (tmp_path / "set" / f"{split}.txt").write_text("".join(wikitext(split, 3)) + "end\r\n")
+    data = source(tmp_path / "set", unit="article")
+    assert "".join(data.corpus.train) == "".join(wikitext("train", 3)) + "end\n"
+
+
+def test_a_folder_may_not_read_outside_of_itself(tmp_path: Path) -> None:
+    write_lines(tmp_path / "secret.jsonl", {"text": ["told"] * 30})
+    (tmp_path / "set").mkdir()
+    files = "configs:\n- config_name: default\n  data_files: ../secret.jsonl\n"
+    (tmp_path / "set" / "README.md").write_text(f"---\n{files}---\n")
+    with pytest.raises(ValueError, match=r"reads a file outside the folder: .*secret\.jsonl"):
+        source(tmp_path / "set")
+
+
+def test_own_splits_can_be_left_alone(wiki: Path) -> None:
+    data = source(wiki, unit="article", validation_split="none", test_split="none",
+                  validation_fraction=0.4, test_fraction=0.0)  # fmt: skip
+    assert data.num_sentences["test"] == 0
+    assert sum(data.num_sentences.values()) == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "csv"}, "data.name=csv: is neither a folder nor the name of a dataset"),
+        ({"name": "x" * 5000}, "data.name=xxx"),
+        ({"name": __file__}, f"data.name={__file__}: is a file; give its folder"),
+        ({"name": ".", "revision": "main"}, "data.revision=main: is not used with a folder"),
+        ({"name": "a/b", "prompt_column": "x"}, "data.prompt_column=x: is not used with data.unit"),
+        ({"name": "a/b", "unit": "pair", "text_column": "x"}, "data.text_column=x: is not used"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as fault:
+        HubSource(**settings, order_seed=1)
+    assert "\n" not in str(fault.value)
 
 
 def test_an_unknown_dataset_and_no_name() -> None:
@@ -180,6 +236,19 @@ def test_tokens_are_read_again_from_the_cache(
     assert second.encoded("train").targets.equal(first.encoded("train").targets)
     source(wiki, **settings, train_sentences=4)
     assert "reading train" in capsys.readouterr().err
+
+
+def test_the_cache_notices_other_content(tmp_path: Path) -> None:
+    """The hash of a folder with a README is that of its patterns alone."""
+    folder, settings = tmp_path / "set", {"directory": str(tmp_path / "data"), "test_fraction": 0.0}
+    for word in ("first", "other"):
+        write_lines(folder / "a.jsonl", {"text": [f"{word} {n}" for n in range(30)]})
+        files = "configs:\n- config_name: default\n  data_files: a.jsonl\n"
+        (folder / "README.md").write_text(f"---\n{files}---\n")
+        os.utime(folder / "a.jsonl", (0, 0))
+        data = source(folder, **settings)
+        data.write()
+        assert word in data.tokenizer.decode(data.encoded("train")[0].tolist())
 
 
 def test_the_content_of_a_folder_is_in_the_hash(
@@ -204,5 +273,8 @@ def test_a_run_on_articles(wiki: Path, command: Command, tmp_path: Path) -> None
     result = json.loads((run / "result.json").read_text())
     assert result["corpus"] == "wiki"
     assert "xz" in result["references_bits_per_byte"]
-    done = command("newllm.evaluate", str(run))
+    done = command("newllm.evaluate", str(run))  # a stranger's run must not read from the Hub
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--trust newllm" in done.stderr
+    done = command("newllm.evaluate", str(run), "--trust", "newllm")
     assert done.returncode == 0, done.stderr

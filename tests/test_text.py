@@ -197,5 +197,5 @@ def test_settings_that_do_not_fit_are_refused(documents: Path) -> None:
         TextSource(path=str(documents), unit="word", order_seed=1)
     path = documents / "0.txt"
     path.write_text(json.dumps("x") + "\0")
-    with pytest.raises(ValueError, match=rf"data\.path={path}: it is a binary file"):
+    with pytest.raises(ValueError, match=rf"data\.path={path}: it is binary, not text"):
         source(documents, unit="document")

@@ -30,6 +30,14 @@ def one_line(text: object) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
 
+def is_there(path: str) -> bool:
+    """Whether a text is the path of a file or folder."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with a null byte
+        return False
+
+
 def files_below(path: Path) -> list[Path]:
     """The files in a folder and its subfolders in order, without hidden ones; else the path."""
     if not path.is_dir():

@@ -153,7 +153,8 @@ class RunDirectory:
 ENDS = ("done", "diverged")  # a run with one of these would end the same way again
 
 INVISIBLE = (
-    "its text (data.path) has changed or is missing, or it was made by another version of newllm"
+    "its text (data.path or data.name) has changed or is missing, or it was made by another "
+    "version of newllm"
 )
 WAYS_OUT = "use name=NEW to keep both, or overwrite=true to move the old run aside"
 

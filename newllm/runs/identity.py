@@ -14,7 +14,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.budget import decided_sizes, named_sizes
-from newllm.data.reading import PATHS, files_below
+from newllm.data.reading import PATHS, files_below, is_there
 
 # Parts of the configuration that decide the weights; paths, logging and threads do not.
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
@@ -71,7 +71,8 @@ def hashed(config: DictConfig) -> dict[str, Any]:
         kept[part] = {k: value for k, value in (kept[part] or {}).items() if k not in names}
     for key in PATHS:
         text = kept["data"].get(key)
-        if text and (path := Path(to_absolute_path(str(text)))).exists():
+        if text and is_there(path_text := to_absolute_path(str(text))):
+            path = Path(path_text)
             files = files_below(path)  # their content counts, not their path
             statuses = [(file, file.stat()) for file in files]
             stamps = ((file, found.st_size, found.st_mtime_ns) for file, found in statuses)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.origins import blame_origin
 from newllm.data.module import DataModule
-from newllm.data.reading import PATHS
+from newllm.data.reading import PATHS, is_there
 from newllm.data.source import VALIDATION, Source, reference_faults, source_faults
 from newllm.models.language_model import LanguageModel
 from newllm.models.sizes import Budget
@@ -138,8 +138,9 @@ def _with_absolute_paths(config: DictConfig) -> DictConfig:
     config = config.copy()
     for key in (*PATHS, "directory"):
         text = config.data.get(key)
-        if text and (key != "name" or Path(to_absolute_path(str(text))).exists()):
-            config.data[key] = to_absolute_path(str(text))
+        path = to_absolute_path(str(text))
+        if text and (key != "name" or is_there(path)):  # else of a dataset on the Hub
+            config.data[key] = path
     return config
 
 

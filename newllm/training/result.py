@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from newllm.config.naming import record_of
-from newllm.data.source import TEST, VALIDATION
+from newllm.data.source import TEST, VALIDATION, Source
 from newllm.models.sizes import num_parameters
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
@@ -46,7 +46,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         has_tokenizer=source.tokenizer is not None,
         **dict.fromkeys(measured(experiment)),
         **dict.fromkeys(("test_loss", "evaluation", "val_loss_by_position", "error")),
-        **dict.fromkeys(("bits_per_byte", "test_bits_per_byte", "test_references_bits_per_byte")),
+        **dict.fromkeys(("bits_per_byte", "test_bits_per_byte")),
         **dict.fromkeys(("val_kl", "val_kl_by_position")),
         oracle_loss=source.oracle_loss(VALIDATION),
         test_oracle_loss=source.oracle_loss(TEST) if config.test else None,
@@ -54,6 +54,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         references=dict(references.means),
         references_by_position=_rounded(references.by_position),
         references_bits_per_byte=references.in_bits_per_byte or None,
+        test_references_bits_per_byte=_of_test(source) if config.test else None,
         data_card=source.card(),
         preflight=experiment.preflight.as_result(),
         seconds=run.seconds_before or None,
@@ -65,6 +66,15 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         variant_hash=run.result.get("variant_hash") or variant_hash(config),
     )
     loggers.log_start(experiment.trainer.loggers, experiment.hyperparameters, references.means)
+
+
+def _of_test(source: Source) -> dict[str, float] | None:
+    """The references of the test split in bits per byte, if its tokens stand for bytes."""
+    if TEST not in source.evaluation or not source.num_bytes(TEST):
+        return None
+    found = references_on(source, TEST).in_bits_per_byte
+    source.write()  # the next run finds them in the cache
+    return found
 
 
 def measured(experiment: Experiment) -> dict[str, Any]:
@@ -103,9 +113,6 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
         "bits_per_byte": (bits := _bits_per_byte(experiment, losses)),
         "test_bits_per_byte": bits[TEST]["value"] if TEST in bits else None,
     }
-    if TEST in bits:
-        found["test_references_bits_per_byte"] = references_on(source, TEST).in_bits_per_byte
-        source.write()  # the next run finds them in the cache
     kl = divergences(model, source)
     if kl is not None:
         found |= {"val_kl": float(kl.mean()), "val_kl_by_position": mean_by_position(kl, positions)}

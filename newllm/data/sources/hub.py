@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
+import logging
+import random
+import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newllm.config.faults import no_such_option, too_small
-from newllm.data.reading import one_line
-from newllm.data.sources.corpora import SPLITS, Corpus
+from newllm.data.reading import is_there, one_line
+from newllm.data.sources.corpora import SPLIT_SEED, SPLITS, Corpus
 from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.splitting import (
     HEADING,
@@ -19,33 +22,42 @@ from newllm.data.sources.splitting import (
     UNITS,
     Sequences,
     fraction_faults,
+    plain_text,
     plural,
     split_corpus,
 )
+from newllm.data.sources.text import text_digest
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
+
+ON_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a name alone would be a reader of `datasets`
+NO_SPLIT = "none"
+COLUMNS = {"text": "text_column", "prompt": "prompt_column", "response": "response_column"}
 
 
 class HubSource(CorpusSource):
     """A dataset with columns of text, or of prompts and responses.
 
-    Records are read in order, and only as many as `train_sentences`, `validation_sentences` and
-    `test_sentences` ask for. The vocabulary is therefore that of the sequences that are kept.
+    Records are read in order, and only until there are as many sequences as `train_sentences`,
+    `validation_sentences` and `test_sentences` ask for. The vocabulary is that of the training
+    sequences that were read.
 
     Args:
         name: of the dataset on the Hub, such as `Salesforce/wikitext`, or a folder of Parquet, JSON
             Lines, CSV or text files.
         subset: of a dataset that has several.
-        revision: a branch, tag or commit of the dataset. None takes the newest.
+        revision: a branch, tag or commit of a dataset on the Hub. None takes the newest.
         text_column: of the text.
         prompt_column, response_column: of pairs.
-        train_split, validation_split, test_split: names of its splits. None takes the split of
-            this name, or a share of the training split if there is none.
+        train_split: None takes `train`.
+        validation_split, test_split: names of splits of the dataset. None takes the split of this
+            name if there is one. `none`, and a dataset without it, gives a random share of the
+            records of the training split, which limits do not change.
         unit: what a sequence is: the text of a record (`document`), a `line` or `paragraph` of
             one, an `article` of WikiText, whose records are lines, or a `pair`.
         lowercase: whether text is lower-cased. None lower-cases lines alone.
-        seed: of the split. None gives the usual one.
+        seed: of the shares. None gives the usual ones.
         validation_fraction, test_fraction: shares of the training split.
         settings: of `CorpusSource`.
     """
@@ -70,105 +82,161 @@ class HubSource(CorpusSource):
     ) -> None:
         faults = no_such_option("data", UNITS, unit=unit) + too_small("data", 0, seed=seed)
         faults += fraction_faults(validation_fraction, test_fraction)
-        if not name:
-            faults.append("data=hub: needs data.name=NAME, such as Salesforce/wikitext")
+        faults += _name_faults(name, revision)
+        columns = dict(zip(COLUMNS, (text_column, prompt_column, response_column), strict=True))
+        used = ["prompt", "response"] if unit == PAIR else ["text"]
+        faults += [
+            f"data.{COLUMNS[what]}={column}: is not used with data.unit={unit}"
+            for what, column in columns.items()
+            if what not in used and column != what
+        ]
         lowercase = unit == "line" if lowercase is None else lowercase
         self._dataset, self._subset, self._revision = str(name), subset, revision
-        shown = Path(self._dataset).name if Path(self._dataset).is_dir() else self._dataset
+        self._is_folder = is_there(self._dataset)
+        shown = Path(self._dataset).name if self._is_folder else self._dataset
+        shown = f"{shown} {subset}" if subset else shown
         super().__init__(shown, plural(unit), lowercase, faults, **settings)
         self._names = dict(zip(SPLITS, (train_split, validation_split, test_split), strict=True))
-        self._columns = [prompt_column, response_column] if unit == PAIR else [text_column]
-        self._unit = unit
-        self._splitting: dict[str, Any] = {
-            "seed": seed,
-            "validation_fraction": validation_fraction,
-            "test_fraction": test_fraction,
-        }
+        self._columns = [columns[what] for what in used]
+        self._unit, self._seed = unit, seed
+        self._fractions = {"validation": validation_fraction, "test": test_fraction}
 
     def read(self) -> Corpus:
         """Read as many records as are asked for."""
         with _faults_of(self._dataset):
             streams = self._builder.as_streaming_dataset()
-            names = self._names_in(streams)
-            found = {}
-            for split, name in names.items():
-                self.announce(f"reading {name} of {self._dataset}")
-                found[split] = self._sequences(streams[name], self._num_wanted(split, names))
+        names = self._names_in(streams)
+        found: dict[str, Sequences] = {}
+        for split, name in names.items():
+            self.announce(f"reading {name} of {self._dataset}")
+            records = self._fields(name, streams[name])
+            shares = {split: 1.0} if split != "train" else self._shares(names)
+            found |= self._sequences(name, records, shares)
         whole = found.pop("train")
-        remedy = "choose splits with data.validation_split and data.test_split"
-        return split_corpus(
-            self.name, whole, found, unit=self._unit, remedy=remedy, **self._splitting
-        )
+        return split_corpus(self.name, whole, found, unit=self._unit, test_fraction=0.0)
 
     def text_settings(self) -> dict[str, Any]:
         """The version of the dataset, and how it is read."""
+        builder = self._builder
+        files = text_digest({"name": Path(self._dataset)}) if self._is_folder else builder.hash
         return {
-            "dataset": [self._dataset, self._builder.config_id, self._builder.hash],
+            "dataset": [self._dataset, builder.config_id, files],
             "columns": self._columns,
             "splits": self._names,
             "limits": self._limits,
             "unit": self._unit,
-            **self._splitting,
+            "seed": self._seed,
+            "fractions": self._fractions,
         }
 
     def is_large(self) -> bool:
         """Always, since it may have to be downloaded."""
         return True
 
+    def card(self) -> dict[str, str]:
+        """The usual card, and what was read."""
+        subset = f", subset {self._subset}" if self._subset else ""
+        revision = "" if self._is_folder else f", revision {self._revision or 'newest'}"
+        return super().card() | {"dataset": f"{self._dataset}{subset}{revision}"}
+
     @cached_property
     def _builder(self) -> DatasetBuilder:
         try:
             import datasets
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ValueError('data=hub: needs the extra: pip install "newllm[text]"') from error
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # faults are told by the caller
+        # Faults are told by the caller.
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
         with _faults_of(self._dataset):
-            return datasets.load_dataset_builder(
+            builder = datasets.load_dataset_builder(
                 self._dataset, self._subset, revision=self._revision
             )
+            folder = Path(self._dataset).resolve()
+            for file in (file for files in builder.config.data_files.values() for file in files):
+                if self._is_folder and folder not in Path(str(file)).resolve().parents:
+                    raise ValueError(f"it reads a file outside the folder: {file}")
+        return builder
 
     def _names_in(self, streams: Collection[str]) -> dict[str, str]:
         """The name of each split in the dataset, without the evaluation splits that it lacks."""
         names = {split: name or split for split, name in self._names.items()}
         for split, name in names.items():
-            if name not in streams and (self._names[split] or split == "train"):
+            is_asked_for = self._names[split] not in (None, NO_SPLIT) or split == "train"
+            if name not in streams and is_asked_for:
                 there = ", ".join(map(str, streams))
-                raise ValueError(f"it has no split {name} (data.{split}_split); splits: {there}")
+                raise ValueError(f"data.{split}_split={name}: no such split; splits: {there}")
         return {split: name for split, name in names.items() if name in streams}
 
-    def _num_wanted(self, split: str, names: Collection[str]) -> int | None:
-        """Sequences to read of a split: the training split also has the shares of the others."""
-        limit = self._limits[split]
-        if limit is None or split != "train":
-            return limit
-        shares = [self._splitting[f"{other}_fraction"] for other in SPLITS if other not in names]
-        return math.ceil(limit / (1 - sum(shares))) + len(shares)
+    def _shares(self, names: Collection[str]) -> dict[str, float]:
+        """The share of the training split that each split takes, `train` last."""
+        shares = {split: share for split, share in self._fractions.items() if split not in names}
+        return {**shares, "train": 1 - sum(shares.values())}
 
-    def _sequences(self, records: Iterable[dict[str, Any]], num_wanted: int | None) -> Sequences:
-        found = Sequences(f"data.name={self._dataset}")
-        fields = self._fields(records)
-        if self._unit == "article":
-            fields = ([article] for article in _articles(text for (text,) in fields))
-        for texts in fields:
-            if num_wanted is not None and len(found) >= num_wanted:
-                break
-            if self._unit == PAIR:
-                prompt, response = texts
-                found.add_pair(prompt, response, self._lowercase)
+    def _sequences(
+        self, name: str, records: Iterable[list[str]], shares: dict[str, float]
+    ) -> dict[str, Sequences]:
+        """The sequences of a split of the dataset, or of the splits that share its records."""
+        rng = random.Random(SPLIT_SEED if self._seed is None else self._seed)
+        splits, weights = list(shares), list(shares.values())
+        place = f"data.name={self._dataset}: split {name}"
+        found = {
+            split: Sequences(place if len(shares) == 1 else f"{place}, the share for {split}")
+            for split in splits
+            if shares[split] > 0
+        }
+        for texts in records:
+            (split,) = rng.choices(splits, weights)
+            if self._is_full(split, found[split]):
+                if all(self._is_full(*each) for each in found.items()):
+                    break
+            elif self._unit == PAIR:
+                found[split].add_pair(texts[0], texts[1], self._lowercase)
             else:
-                found.add(texts[0], self._unit, self._lowercase)
+                unit = "document" if self._unit == "article" else self._unit
+                found[split].add(texts[0], unit, self._lowercase)
         return found
 
-    def _fields(self, records: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
-        """The columns of text of each record."""
-        for number, record in enumerate(records, start=1):
-            for column in self._columns:
-                if not isinstance(record.get(column), str):
-                    there = ", ".join(record)
-                    raise ValueError(
-                        f"record {number} has no text in a column {column}; columns: {there}"
-                    )
-            yield [record[column] for column in self._columns]
+    def _is_full(self, split: str, sequences: Sequences) -> bool:
+        limit = self._limits[split]
+        return limit is not None and len(sequences) >= limit
+
+    def _fields(self, split: str, records: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
+        """The columns of text of each record, or of the lines of an article."""
+        fields = self._records(split, records)
+        if self._unit == "article":
+            return ([article] for article in _articles(text for (text,) in fields))
+        return fields
+
+    def _records(self, split: str, records: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
+        iterator = iter(records)
+        for number in itertools.count(1):
+            with _faults_of(self._dataset):
+                record = next(iterator, None)
+                if record is None:
+                    return
+                texts = [self._field(split, number, record, name) for name in self._columns]
+            yield texts
+
+    def _field(self, split: str, number: int, record: dict[str, Any], column: str) -> str:
+        place = f"record {number} of split {split}"
+        if column not in record:
+            raise ValueError(f"{place} has no column {column}; columns: {', '.join(record)}")
+        if not isinstance(text := record[column], str):
+            kind = "null" if text is None else "not text"
+            raise ValueError(f"{place}: its column {column} is {kind}")
+        return plain_text(text)
+
+
+def _name_faults(name: str | None, revision: str | None) -> list[str]:
+    if not name:
+        return ["data=hub: needs data.name=NAME, such as Salesforce/wikitext"]
+    if not is_there(name):
+        told = "is neither a folder nor the name of a dataset on the Hub (OWNER/NAME)"
+        return [] if ON_HUB.fullmatch(name) else [f"data.name={one_line(name)}: {told}"]
+    if not Path(name).is_dir():
+        return [f"data.name={name}: is a file; give its folder, or read it with data=text"]
+    return [f"data.revision={revision}: is not used with a folder"] if revision else []
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
@@ -178,7 +246,7 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
         if HEADING.match(line) and article:
             yield "".join(article)
             article = []
-        article.append(line)
+        article.append(line if line.endswith("\n") or not line else f"{line}\n")
     yield "".join(article)
 
 

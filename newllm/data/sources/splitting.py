@@ -24,6 +24,17 @@ PAIR = "pair"
 UNITS = (*CUTS, PAIR)
 
 
+def plain_text(text: str) -> str:
+    """The text with line ends of one kind.
+
+    Raises:
+        ValueError: it holds zero bytes.
+    """
+    if "\0" in text:
+        raise ValueError("it is binary, not text: it holds zero bytes")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def plural(unit: str) -> str:
     """What the sequences of a unit are called."""
     return "sentences" if unit == "line" else f"{unit}s"
@@ -69,7 +80,10 @@ class Sequences:
                 self.line_numbers.append(number)
 
     def add_pair(self, prompt: str, response: str, lowercase: bool) -> None:
-        """Add a response and its prompt."""
+        """Add a response and its prompt, unless one of them holds no word."""
+        if not (prompt.strip() and response.strip()):
+            self.num_blank_lines += 1
+            return
         self.prompts.append(prompt.lower() if lowercase else prompt)
         self.texts.append(response.lower() if lowercase else response)
 

@@ -17,6 +17,7 @@ from newllm.data.sources.splitting import (
     UNITS,
     Sequences,
     fraction_faults,
+    plain_text,
     plural,
     split_corpus,
 )
@@ -185,8 +186,4 @@ def _records(key: str, file: Path, fields: tuple[str, ...]) -> Iterator[list[str
 
 
 def _text(file: Path) -> str:
-    """The text of a file with line ends of one kind."""
-    text = read_text(file, LARGEST_TEXT).removeprefix("\ufeff")
-    if "\0" in text:
-        raise ValueError("it is a binary file, not text: it holds zero bytes")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return plain_text(read_text(file, LARGEST_TEXT).removeprefix("\ufeff"))

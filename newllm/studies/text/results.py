@@ -78,5 +78,8 @@ def references(found: Sequence[Contestant]) -> Mapping[str, float]:
 
 
 def _is_tested(run: Run) -> bool:
-    bits, references = (run.result.get(name) for name in ("test_bits_per_byte", REFERENCES))
-    return run.is_done and isinstance(bits, int | float) and bool(references)
+    result = run.result
+    of_documents = ((result.get("bits_per_byte") or {}).get("test") or {}).get("half_width")
+    numbers = [*map(result.get, ("test_bits_per_byte", "seconds", "steps")), of_documents]
+    is_complete = all(isinstance(number, int | float) for number in numbers)
+    return run.is_done and is_complete and bool(result.get(REFERENCES))
