@@ -112,7 +112,7 @@ def test_pairs(tmp_path: Path) -> None:
     assert {*data.corpus.train} == {"Told"}
     with pytest.raises(
         ValueError,
-        match="record 1 .* no column prompt; columns: question, id, ans",
+        match=r"record 1 .* no column prompt; columns: question, id, ans",
     ):
         source(tmp_path / "faq", unit="pair")
 
