@@ -38,7 +38,7 @@ def test_option_builds_and_takes_a_step(
     overrides = [f"{group}={option}"]
     pair = '{"prompt": "ask", "response": "told"}'
     Path("some.jsonl").write_text("\n".join([pair] * 40))
-    if option in ("text", "pairs"):
+    if group == "data" and option in ("text", "pairs"):
         overrides.append(f"data.path=some.{'txt' if option == 'text' else 'jsonl'}")
     if option == "hub":
         Path("folder").mkdir()
