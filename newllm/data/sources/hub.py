@@ -12,19 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newllm.config.faults import no_such_option, too_small
 from newllm.data.reading import is_there, one_line
 from newllm.data.sources.corpora import SPLIT_SEED, SPLITS, Corpus
 from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.splitting import (
     HEADING,
     PAIR,
-    UNITS,
     Sequences,
-    fraction_faults,
     plain_text,
     plural,
     split_corpus,
+    splitting_faults,
 )
 from newllm.data.sources.text import text_digest
 
@@ -80,8 +78,7 @@ class HubSource(CorpusSource):
         test_fraction: float = 0.1,
         **settings: Any,
     ) -> None:
-        faults = no_such_option("data", UNITS, unit=unit) + too_small("data", 0, seed=seed)
-        faults += fraction_faults(validation_fraction, test_fraction)
+        faults = splitting_faults(unit, seed, validation_fraction, test_fraction)
         faults += _name_faults(name, revision)
         columns = dict(zip(COLUMNS, (text_column, prompt_column, response_column), strict=True))
         used = ["prompt", "response"] if unit == PAIR else ["text"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from newllm.config.faults import no_such_option, too_small
 from newllm.data.sources.corpora import SPLIT_SEED, SPLITS, Corpus
 
 HEADING = re.compile(r"^ = [^=\s].* = ?$", re.MULTILINE)  # of an article of WikiText
@@ -99,8 +100,13 @@ class Sequences:
         )
 
 
-def fraction_faults(validation: float, test: float) -> list[str]:
-    """The faults of the shares of the sequences to validate and to test on."""
+def splitting_faults(unit: str, seed: int | None, validation: float, test: float) -> list[str]:
+    """The faults of a unit, and of the seed and the shares of the evaluation splits."""
+    shares = _share_faults(validation, test)
+    return no_such_option("data", UNITS, unit=unit) + too_small("data", 0, seed=seed) + shares
+
+
+def _share_faults(validation: float, test: float) -> list[str]:
     faults = []
     if not 0 < validation < 1:
         faults.append(f"data.validation_fraction={validation}: must lie between 0 and 1")

@@ -8,18 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from newllm.config.faults import no_such_option, too_small
 from newllm.data.reading import files_below, parse_json, read_bytes, read_text
 from newllm.data.sources.corpora import Corpus
 from newllm.data.sources.corpus_source import CorpusSource
 from newllm.data.sources.splitting import (
     PAIR,
-    UNITS,
     Sequences,
-    fraction_faults,
     plain_text,
     plural,
     split_corpus,
+    splitting_faults,
 )
 
 LARGEST_TEXT = 1 << 36  # bytes
@@ -57,8 +55,7 @@ class TextSource(CorpusSource):
         **settings: Any,
     ) -> None:
         name = "pairs" if unit == PAIR else "text"
-        faults = no_such_option("data", UNITS, unit=unit) + too_small("data", 0, seed=seed)
-        faults += fraction_faults(validation_fraction, test_fraction)
+        faults = splitting_faults(unit, seed, validation_fraction, test_fraction)
         if not path:
             faults.append(f"data={name}: needs data.path=FILE")
         lowercase = unit == "line" if lowercase is None else lowercase
