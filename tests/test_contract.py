@@ -17,6 +17,7 @@ from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.layer import Layer, State, zeros
 from newllm.models.mingru import MinGRU
 from newllm.models.positions import LearnedPositions
+from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Chunk, Reference
 from newllm.models.torch_rnn import GRU, LSTM, Elman
 
@@ -115,7 +116,7 @@ def test_cell(name: str) -> None:
     cell = CELLS[name]()
     for parameter in cell.parameters():  # away from LayerNorm's 1 and 0, which would hide faults
         nn.init.normal_(parameter, std=0.5)
-    check_cell(cell)
+    check_cell(cell, [Parallel(), Parallel(newton=True)])
 
 
 class Running(Layer):

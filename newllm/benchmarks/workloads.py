@@ -28,6 +28,7 @@ from newllm.models.cell import ContextCell
 from newllm.models.gating import LSTMGating
 from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.fused import Fused
+from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Recurrence, Reference
 from newllm.models.recurrent import Recurrent
 from newllm.models.sizes import num_parameters
@@ -47,7 +48,7 @@ class OwnCell(ContextCell):
 
 @dataclass(frozen=True)
 class Size:
-    """A gated context model with LayerNorm; C=512 and E=256 as in the summary if H >= 256."""
+    """A gated context model; C=512 and E=256 as in the summary if H >= 256."""
 
     hidden_dim: int
     num_layers: int
@@ -60,6 +61,7 @@ class Size:
         recurrence: Recurrence,
         recompute: bool = False,
         cell: type[ContextCell] = ContextCell,
+        normalization: type[nn.Module] = nn.LayerNorm,
     ) -> LanguageModel:
         torch.manual_seed(0)
         small = self.hidden_dim < 256
@@ -73,7 +75,7 @@ class Size:
             hidden_dim=self.hidden_dim,
             num_layers=self.num_layers,
             gating=LSTMGating,
-            normalization=nn.LayerNorm,
+            normalization=normalization,
             recurrence=recurrence,
         )
 
@@ -232,6 +234,25 @@ def measure_recompute(extent: Extent) -> Rows:
             yield f"memory {prefix}", _memory(size, length)
 
 
+def measure_parallel(extent: Extent) -> Rows:
+    """One long row, token by token and all tokens at once, by a cell that forgets.
+
+    As initialized, its gates halve the context at each token. LayerNorm would undo that.
+    """
+    size = extent.main_size
+    build = partial(size.build, normalization=nn.Identity)
+    recurrences: dict[str, Recurrence] = {
+        "reference": Reference(),
+        "fused": Fused(),
+        "parallel": Parallel(),
+        "parallel, 8 iterations": Parallel(8),
+    }
+    trainees = {name: Trainee(build(each)) for name, each in recurrences.items()}
+    for length in extent.long_lengths[:3]:
+        steps = {name: trainee.step(1, length) for name, trainee in trainees.items()}
+        yield f"parallel {size} B1 T{length}", side_by_side(steps, 3, num_warmup=1)
+
+
 def _memory(size: Size, length: int) -> dict[str, Timing]:
     rows: dict[str, Timing] = {}
     for name, recompute in {"kept": False, "recomputed": True}.items():
@@ -275,6 +296,7 @@ MEASUREMENTS = (
     measure_baselines,
     measure_roofline,
     measure_recompute,
+    measure_parallel,
 )
 
 

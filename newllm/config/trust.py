@@ -57,6 +57,7 @@ OWN = (  # classes and functions of newllm that are of none of these kinds
     "newllm.data.sources.text.TextSource",
     "newllm.models.sizes.Budget",
     "newllm.models.recurrence.fused.Fused",
+    "newllm.models.recurrence.parallel.Parallel",
     "newllm.models.initialization.normal",
     "newllm.models.initialization.variance_preserving",
     "newllm.models.recurrence.reference.Reference",

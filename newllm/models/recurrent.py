@@ -90,7 +90,7 @@ class Recurrent(Layer):
         gates: list[dict[str, Tensor]] = []
 
         def watch(t: int, state: State, step_gates: dict[str, Tensor]) -> State:
-            context_BC = _as_vector(state)
+            context_BC = as_vector(state)
             if intervene is not None:
                 context_BC = intervene(t, context_BC)
                 state = _as_state(context_BC, state)
@@ -108,14 +108,14 @@ class Recurrent(Layer):
         return self.cell.description
 
 
-def _as_vector(state: State) -> Tensor:
+def as_vector(state: State) -> Tensor:
     """All floating-point numbers of a state as one vector [B, C]."""
     parts = [part.flatten(1) for part in state if part.is_floating_point()]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _as_state(context_BC: Tensor, like: State) -> State:
-    """The inverse of `_as_vector`; other parts are those of `like`."""
+    """The inverse of `as_vector`; other parts are those of `like`."""
     sizes = [part.flatten(1).shape[1] for part in like if part.is_floating_point()]
     parts = iter(context_BC.split(sizes, dim=1))
     return tuple(next(parts).view_as(part) if part.is_floating_point() else part for part in like)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -174,11 +175,16 @@ def _dynamics_lines(found: Mapping[str, Any]) -> list[str]:
     low, high = found["singular_value_range"]
     norms = found["gradient_norms"]
     reach = f", {len(norms) - 1} tokens before: {norms[-1]:.5f}" if len(norms) > 1 else ""
+    after = [k for k in (1, 2, 4, 8, 12) if k <= len(found["iteration_errors"])]
+    errors = [f"{found['iteration_errors'][number - 1]:.2g}" for number in after]
+    predicted = [f"{math.exp(found['lyapunov_exponent'] * number):.2g}" for number in after]
     return [
         f"effective rank of the contexts: {found['effective_rank']:.1f} of {found['context_dim']}",
         f"largest singular value of d context_t / d context_(t-1): {found['singular_value']:.3f} "
         f"({low:.3f} to {high:.3f})",
         f"largest Lyapunov exponent, over a sentence: {found['lyapunov_exponent']:+.3f} nats per "
         "token",
+        f"error of all contexts computed at once after {', '.join(map(str, after))} iterations: "
+        f"{', '.join(errors)} times the first; by this exponent {', '.join(predicted)}",
         f"gradient of a loss by the context just before it: {norms[0]:.4f}{reach}",
     ]

@@ -21,6 +21,7 @@ from newllm.data.batching import EvaluationBatches
 from newllm.data.encoded import EncodedSplit
 from newllm.data.tokenizer import PAD
 from newllm.models.language_model import LanguageModel, score_logits
+from newllm.statistics.iterations import iteration_errors
 
 FROZEN_AFTER = (1, 2, 4, 8)
 NUM_SENTENCES = 16  # with a Jacobian at every step
@@ -68,6 +69,7 @@ class Dynamics:
         gradient_norms: of a target's loss by the context 0, 1, ... tokens before it.
         singular_value: largest of d context_t / d context_{t-1}, median over steps.
         singular_value_range: its 5th and 95th percentile.
+        iteration_errors: of the contexts, all computed at once: `iterations.iteration_errors`.
         lyapunov_exponent: largest finite-time exponent, in nats per token: logarithm of the largest
             singular value of the product of a sentence's Jacobians, divided by its length; mean
             over sentences. Over few tokens it exceeds the limit of long times.
@@ -79,6 +81,7 @@ class Dynamics:
     singular_value: float
     singular_value_range: tuple[float, float]
     lyapunov_exponent: float
+    iteration_errors: Sequence[float]
 
 
 @torch.no_grad()
@@ -155,6 +158,7 @@ def dynamics(model: LanguageModel, split: EncodedSplit) -> Dynamics:
         singular_value=middle,
         singular_value_range=(low, high),
         lyapunov_exponent=float(np.mean(exponents)),
+        iteration_errors=iteration_errors(model, batch.tokens_BT[:, :MAX_STEPS]),
     )
 
 

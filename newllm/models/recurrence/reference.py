@@ -139,7 +139,7 @@ def roll(cell: Cell, chunk: Chunk, watch: Watch | None = None) -> tuple[Tensor, 
             state = where_row(reset_BT[:, t], initial, state)
         results = cell(inputs_BTE[:, t], state, step_masks)
         if t == 0:
-            _check_step(cell, batch_size, results, state)
+            check_step(cell, batch_size, results, state)
         output_BH, after, gates = results
         state = after if pad_BT is None else where_row(pad_BT[:, t], state, after)
         if watch is not None:
@@ -148,7 +148,7 @@ def roll(cell: Cell, chunk: Chunk, watch: Watch | None = None) -> tuple[Tensor, 
     return torch.stack(outputs, dim=1), state
 
 
-def _check_step(cell: Cell, batch_size: int, results: Any, before: State) -> None:
+def check_step(cell: Cell, batch_size: int, results: Any, before: State) -> None:
     """Raise a ValueError that names the cell if a step returns anything malformed."""
     name = f"{type(cell).__name__} ({cell.description})"
     if not (isinstance(results, tuple) and len(results) == 3 and isinstance(results[2], dict)):

@@ -1,0 +1,255 @@
+"""Any cell over time without a loop over time: all tokens at once, until nothing changes.
+
+An iteration takes one step of the cell at every token, each from the last estimate of the state
+before it (Jacobi's method). After k iterations the first k states are exact, and the error of the
+others has passed k Jacobians: it shrinks as exp(k times the largest Lyapunov exponent).
+
+Newton's method would add a linear recurrence with these Jacobians (DEER, Lim et al. 2024, arXiv
+2309.12252). With their diagonals alone, this costs little (quasi-DEER, Gonzalez et al. 2024, arXiv
+2407.19115). There the diagonals are exact; here they are estimated by one product with random signs
+(Hutchinson 1989), for any cell, and limited to +- 1.
+
+Shapes: T time (tokens), B batch, N = T * B rows, E input, H output; a state is [T, B, ...], after
+every token, or [T - 1, B, ...], before every token but the first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from newllm.config.faults import raise_faults, too_small
+from newllm.models.cell import Cell
+from newllm.models.layer import State, where_row
+from newllm.models.recurrence.reference import Chunk, check_step, roll
+
+SETTLED = 4  # times the rounding error of the largest number: a smaller change counts as none
+
+
+class Parallel:
+    """Carries any cell over time by taking all steps of a chunk at once, several times.
+
+    It pays for long sequences in few rows and a cell that forgets. Gradients are carried back in
+    the same way.
+
+    Args:
+        num_iterations: for the states, and as many for the gradients. None means until they no
+            longer change, after T at the latest, which gives what the plain loop gives; a number
+            below T may give less.
+        newton: whether an iteration uses the diagonals of the Jacobians. It then costs about three
+            times as much, and fewer are needed.
+
+    Raises:
+        ValueError: `num_iterations` is below 1.
+    """
+
+    def __init__(self, num_iterations: int | None = None, newton: bool = False) -> None:
+        if num_iterations is not None:
+            raise_faults(too_small("recurrence", 1, num_iterations=num_iterations))
+        self.num_iterations = num_iterations
+        self.newton = newton
+
+    def __call__(self, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
+        """Read a chunk; its `found` are the states after all tokens."""
+        if chunk.inputs_BTE.shape[1] == 1 or torch.compiler.is_exporting():
+            return roll(cell, chunk)
+        steps, found = _Steps(cell, chunk), chunk.found
+        states = tuple(found) if found and torch.is_grad_enabled() else _last(self._states(steps))
+        if found is not None and not torch.is_grad_enabled():
+            found.extend(states)
+        before = _before(states)
+        outputs_TBH, after = steps.take(before)
+        if torch.is_grad_enabled():
+            outputs_TBH, *after = _Adjoint.apply(self, before, outputs_TBH, *after)
+        return outputs_TBH.transpose(0, 1).contiguous(), tuple(part[-1] for part in after)
+
+    def estimates(self, cell: Cell, chunk: Chunk) -> Iterator[State]:
+        """The states after all tokens, as first guessed and after each iteration."""
+        return self._states(_Steps(cell, chunk))
+
+    def _states(self, steps: _Steps) -> Iterator[State]:
+
+        def improved(states: State) -> State:
+            before = _before(states)
+            with torch.set_grad_enabled(self.newton):
+                _, after = steps.take(before)
+            if not self.newton:
+                return after
+            return _corrected(states, after, _diagonals(before, after))
+
+        yield from self._iterate(improved, steps.first_guess())
+
+    def gradients(self, before: State, results: State, grads: State) -> State:
+        """Gradients of outputs and states, completed by what reaches a state from the next ones.
+
+        Args:
+            before: the states before the tokens, constants from which a step was taken.
+            results: the outputs and the states after the tokens.
+            grads: the gradients of these as far as they do not come from states.
+        """
+        of_outputs, *direct = grads
+        diagonals = _diagonals(before, results[1:]) if self.newton else []
+        backwards = [None if each is None else each.flip(0) for each in diagonals]
+
+        def improved(adjoints: State) -> State:
+            carried = _pulled_back(before, results, (of_outputs, *adjoints))
+            after = tuple(
+                own if back is None else torch.cat((own[:-1] + back, own[-1:]))
+                for own, back in zip(direct, carried, strict=True)
+            )
+            if not self.newton:
+                return after
+            return _flipped(_corrected(_flipped(adjoints), _flipped(after), backwards))
+
+        return (of_outputs, *_last(self._iterate(improved, tuple(direct))))
+
+    def _iterate(self, improved: Callable[[State], State], states: State) -> Iterator[State]:
+        """An estimate, improved as often as asked for, or until it stays as it is."""
+        yield states
+        num_steps = len(states[0])
+        for _ in range(min(self.num_iterations or num_steps, num_steps)):
+            last, states = states, tuple(part.detach() for part in improved(states))
+            yield states
+            if self.num_iterations is None and _is_settled(last, states):
+                return
+
+
+class _Steps:
+    """All steps of a chunk, to be taken at once."""
+
+    def __init__(self, cell: Cell, chunk: Chunk) -> None:
+        batch_size, self._num_steps, _ = chunk.inputs_BTE.shape
+        self._num_rows = self._num_steps * batch_size
+        self._cell = cell
+        self._state = chunk.state
+        self._inputs_NE = chunk.inputs_BTE.transpose(0, 1).flatten(0, 1)
+        self._pad_N, self._reset_N = (
+            None if flags_BT is None else flags_BT.t().flatten()
+            for flags_BT in (chunk.pad_BT, chunk.reset_BT)
+        )
+        self._masks = None
+        if chunk.masks is not None:
+            of_steps = zip(*chunk.masks.steps(self._num_steps), strict=True)
+            self._masks = [torch.cat(masks) for masks in of_steps]
+
+    def first_guess(self) -> State:
+        """The state before the chunk, after every token."""
+        return tuple(part.detach().expand(self._num_steps, *part.shape) for part in self._state)
+
+    def take(self, before: State) -> tuple[Tensor, State]:
+        """The outputs [T, B, H] and the states after all tokens."""
+        rows = tuple(
+            torch.cat((first[None], part)).flatten(0, 1)
+            for first, part in zip(self._state, before, strict=True)
+        )
+        if self._reset_N is not None:
+            rows = where_row(self._reset_N, self._cell.initial_state(self._num_rows), rows)
+        results = self._cell(self._inputs_NE, rows, self._masks)
+        check_step(self._cell, self._num_rows, results, rows)
+        output_NH, after, _ = results
+        if self._pad_N is not None:
+            after = where_row(self._pad_N, rows, after)
+        return self._by_step(output_NH), tuple(map(self._by_step, after))
+
+    def _by_step(self, rows: Tensor) -> Tensor:
+        return rows.reshape(self._num_steps, -1, *rows.shape[1:])
+
+
+class _Adjoint(torch.autograd.Function):
+    """Passes the results of `_Steps.take` on, and completes their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, parallel: Parallel, before: State, *results: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.parallel, ctx.before, ctx.results = parallel, before, results
+        return tuple(result.view_as(result) for result in results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return None, None, *ctx.parallel.gradients(ctx.before, ctx.results, grads)
+
+
+def _last(estimates: Iterator[State]) -> State:
+    return deque(estimates, maxlen=1)[0]
+
+
+def _before(states: State) -> State:
+    """The states before all tokens but the first, as constants to differentiate by."""
+    return tuple(part[:-1].detach().requires_grad_(part.is_floating_point()) for part in states)
+
+
+def _pulled_back(before: State, results: State, grads: State) -> list[Tensor | None]:
+    """Gradients of the states before the tokens from those of results; None for whole numbers."""
+    learned = [index for index, result in enumerate(results) if result.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [results[index] for index in learned],
+            [part for part in before if part.requires_grad],
+            [grads[index] for index in learned],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+    return [next(found) if part.requires_grad else None for part in before]
+
+
+def _diagonals(before: State, after: State) -> list[Tensor | None]:
+    """Estimated diagonals of d after_t / d before_t; None for whole numbers.
+
+    The sign of a number times its row of the Jacobian times all signs is its diagonal element and
+    noise of mean zero.
+    """
+    generator = torch.Generator(after[0].device).manual_seed(0)  # leaves torch's own alone
+    signs = tuple(
+        torch.randint(2, part.shape, generator=generator, device=part.device).to(part) * 2 - 1
+        for part in after
+    )
+    products = _pulled_back(before, after, signs)
+    return [
+        None if product is None else (product * sign[1:]).clamp_(-1, 1)
+        for product, sign in zip(products, signs, strict=True)
+    ]
+
+
+def _corrected(old: State, new: State, diagonals: Sequence[Tensor | None]) -> State:
+    """A Newton step: each change is carried on to the later steps by the diagonals."""
+    return tuple(
+        to if diagonal is None else was + _carried(to.detach() - was, diagonal)
+        for was, to, diagonal in zip(old, new, diagonals, strict=True)
+    )
+
+
+def _flipped(state: State) -> State:
+    return tuple(part.flip(0) for part in state)
+
+
+def _carried(changes: Tensor, factors: Tensor) -> Tensor:
+    """Totals with total_t = change_t + factor_t * total_{t-1}, by log2 T sums over all steps."""
+    factors = torch.cat((torch.zeros_like(factors[:1]), factors))
+    distance = 1
+    while distance < len(changes):
+        further = torch.addcmul(changes[distance:], factors[distance:], changes[:-distance])
+        changes = torch.cat((changes[:distance], further))
+        factors = torch.cat((factors[:distance], factors[distance:] * factors[:-distance]))
+        distance *= 2
+    return changes
+
+
+def _is_settled(last: State, states: State) -> bool:
+    """Whether no state has changed by more than rounding."""
+
+    def is_same(one: Tensor, other: Tensor) -> Tensor:
+        if not one.is_floating_point():
+            return (one == other).all()
+        largest = SETTLED * torch.finfo(one.dtype).eps * other.abs().amax()
+        return (one - other).abs().amax() <= largest
+
+    return bool(torch.stack([*map(is_same, last, states)]).all())
