@@ -59,7 +59,7 @@ def test_option_builds_and_takes_a_step(
     assert config_hash(config) != variant_hash(config)  # both can be computed
     experiment = build_experiment(config, tmp_path)
     batch = next(iter(experiment.data.train_dataloader()))
-    optimizer = experiment.module.make_optimizer(experiment.model.parameters())
+    optimizer = experiment.module.make_optimizer(experiment.model)
     before = torch.cat([weight.detach().flatten() for weight in experiment.model.parameters()])
     loss = experiment.module.train().loss(batch)
     loss.backward()

@@ -26,13 +26,13 @@ from newllm.config.values import can_be_left_out, shown
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
 # it acts only where one of these refers to it as ${part}.
 BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger", "callbacks")
-READ = (*BUILT, "recipe.gradient_clip", "recipe.name")
+READ = (*BUILT, "recipe.gradient_clip", "recipe.name", "recipe.base_fan_in")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
     *("checkpoint_steps", "trusted_packages", "only", "study", "variant", "trial", "hydra"),
 )
 # Groups that bundle other choices: nothing reads them by their name.
-BUNDLES = ("experiment", "recipe", "countermeasure", "sweep")
+BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "scale")
 
 
 def composed_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:

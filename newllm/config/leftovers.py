@@ -1,4 +1,4 @@
-"""Files of the configuration: what an experiment sets for another model than the chosen one."""
+"""Files of the configuration: sizes in them that the chosen model does not have."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
 
 
 def without_leftovers(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration without the sizes of an experiment that the chosen model does not take.
+    """The configuration without sizes that come from a file and that its model does not take.
 
-    `experiment=modern model=lstm` leaves `context_dim` out and notes it in `left_out`. Choices of
-    the command line stay, since they are faults. Hydra must be initialised.
+    `experiment=modern model=lstm` leaves `context_dim` out and notes it in `left_out`. A scale is
+    for any model, so what it leaves out is not noted. Choices of the command line stay, since they
+    are faults. Hydra must be initialised.
 
     Args:
         config: as composed.
         overrides: what was explicitly chosen on the command line.
     """
     chosen = dict(map(split, overrides))
+    if "scale" in config:
+        config = config.copy()
+        with open_dict(config):
+            for name in config.budget.widths.keys() - config.model.keys():
+                if f"budget.widths.{name}" not in chosen:
+                    del config.budget.widths[name]
     if not chose_another_model(overrides):
         return config
     known = {key.rpartition(".")[2] for key in keys_of(f"model/{chosen['model']}")}

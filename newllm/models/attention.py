@@ -15,6 +15,7 @@ from newllm.models.layer import Layer, State, padding_only_trails, real_tokens, 
 from newllm.models.positions import rotary_angles, rotate, token_positions
 from newllm.models.settings import dropout_faults
 
+HEAD_WIDTH = 64
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, N, S, K]
 
 
@@ -86,7 +87,7 @@ class Attention(Layer):
 
     Args:
         input_dim: D.
-        num_heads: N, which must divide D.
+        num_heads: N, which must divide D; None means heads of `HEAD_WIDTH`.
         num_layers: blocks.
         feedforward_dim: F.
         dropout: probability on attention weights, inside the feed-forward network and at the end
@@ -104,7 +105,7 @@ class Attention(Layer):
     def __init__(
         self,
         input_dim: int,
-        num_heads: int,
+        num_heads: int | None,
         num_layers: int,
         feedforward_dim: int,
         dropout: float = 0.0,
@@ -112,6 +113,8 @@ class Attention(Layer):
         positions: str = "none",
         leaky: bool = False,
     ) -> None:
+        if num_heads is None:
+            num_heads = max(1, input_dim // HEAD_WIDTH)
         sizes = too_small(
             "model", 1, num_heads=num_heads, num_layers=num_layers, feedforward_dim=feedforward_dim
         )

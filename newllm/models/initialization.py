@@ -21,7 +21,10 @@ def normal(model: nn.Module, std: float = 0.02) -> None:
 
 
 def variance_preserving(
-    model: nn.Module, embedding_std: float = 1.0, output_gain: float = 0.1
+    model: nn.Module,
+    embedding_std: float = 1.0,
+    output_gain: float = 0.1,
+    base_fan_in: int | None = None,
 ) -> None:
     """Weights that keep the variance of the signal at any depth, and biases 0.
 
@@ -34,6 +37,8 @@ def variance_preserving(
         embedding_std: standard deviation of embedding tables; 1 is that of a normalized context.
         output_gain: scale of the logits; small, so that training starts near the uniform
             distribution.
+        base_fan_in: if given, the scale of the logits falls with the width of the output layer, in
+            proportion to the root of this over the width, as `OptimizerFactory` assumes.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -48,6 +53,8 @@ def variance_preserving(
                 _draw(linear, math.sqrt(2 / (linear.in_features * num_blocks)))
     output = model.get_submodule("output")
     assert isinstance(output, nn.Linear)
+    if base_fan_in is not None:
+        output_gain *= math.sqrt(base_fan_in / output.in_features)
     _draw(output, output_gain / math.sqrt(output.in_features))
 
 

@@ -82,7 +82,7 @@ class _Rehearsal:
         self.device = experiment.trainer.strategy.root_device
         self.module = copy.deepcopy(experiment.module).to(self.device)
         self.precision.convert_module(self.module)  # in place
-        self.optimizer = self.module.make_optimizer(self.module.model.parameters())
+        self.optimizer = self.module.make_optimizer(self.module.model)
 
     def step(self, batch: Batch) -> None:
         """Train on a batch; the states of the generators are restored."""

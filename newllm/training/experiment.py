@@ -29,6 +29,7 @@ from newllm.training.history import History
 from newllm.training.loggers import build_loggers
 from newllm.training.metrics import Scores
 from newllm.training.module import LanguageModule, Schedule
+from newllm.training.optimizer import OptimizerFactory
 from newllm.training.preflight import Preflight, check
 from newllm.training.trainer import build_trainer, planned_steps
 from newllm.training.watching import Curves
@@ -115,7 +116,7 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     num_steps = 1
     if trainer and clock:
         num_steps = faults.collect(lambda: planned_steps(trainer, clock.epoch_length)) or 1
-    optimizer = faults.collect(lambda: _build(config, config.optimizer))
+    optimizer = faults.collect(lambda: _build_optimizer(config))
     num_epochs = trainer.max_epochs if trainer else 1
     if model and optimizer:
         faults.collect(lambda: _check_schedule(model, optimizer, schedule, num_steps, num_epochs))
@@ -194,6 +195,10 @@ def _build_callbacks(config: DictConfig) -> list[Callback]:
     return [_build(config, node) for node in nodes if node and "_target_" in node]
 
 
+def _build_optimizer(config: DictConfig) -> OptimizerFactory:
+    return OptimizerFactory(_build(config, config.optimizer), config.recipe.get("base_fan_in"))
+
+
 def _build_source(config: DictConfig) -> Source:
     source = _build(config, config.data)
     target = f"data._target_={config.data._target_}"
@@ -257,7 +262,7 @@ def _check_schedule(
     """Build the optimizer and its scheduler once, because only that shows their faults."""
     part = "optimizer"
     try:
-        built = optimizer(model.parameters())
+        built = optimizer(model)
         part = "schedule"
         if schedule is not None:
             schedule.check(built, num_steps, num_epochs)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from newllm.data.batch import Batch
@@ -47,7 +47,12 @@ class Schedule:
         if self.interval == "epoch":
             return self.scheduler(optimizer)
         arguments: dict[str, Any] = {"total_steps": max(total_steps, 2)}  # a cycle needs two
-        share = getattr(self.scheduler, "keywords", {}).get("pct_start")
+        chosen = getattr(self.scheduler, "keywords", {})
+        groups = optimizer.param_groups
+        if "max_lr" in chosen and len(groups) > 1:
+            of_all = optimizer.defaults["lr"]
+            arguments["max_lr"] = [chosen["max_lr"] * group["lr"] / of_all for group in groups]
+        share = chosen.get("pct_start")
         if share and share * arguments["total_steps"] == 1:
             # OneCycleLR divides by the steps of its warm-up less one. A slightly shorter warm-up
             # begins near the peak, as it does with even fewer steps.
@@ -83,7 +88,7 @@ class LanguageModule(LightningModule):
 
     Args:
         model: to be trained.
-        optimizer: makes an optimizer of parameters.
+        optimizer: makes the optimizer of a model.
         schedule: of the learning rate; None keeps it constant.
         gradient_clip: the largest norm of the gradient, by epoch.
         num_steps: optimizer steps planned.
@@ -96,7 +101,7 @@ class LanguageModule(LightningModule):
     def __init__(
         self,
         model: LanguageModel,
-        optimizer: Callable[..., Optimizer],
+        optimizer: Callable[[nn.Module], Optimizer],
         schedule: Schedule | None,
         gradient_clip: GradientClip,
         num_steps: int,
@@ -202,7 +207,7 @@ class LanguageModule(LightningModule):
         self._state = checkpoint["carried_state"]
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.model.parameters())
+        optimizer = self.make_optimizer(self.model)
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule.build(optimizer, self.num_steps)
