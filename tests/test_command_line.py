@@ -189,7 +189,7 @@ FAULTY = {
     ],
     # Values that cannot be told.
     "+callbacks.a=${callbacks}": [
-        "callbacks={progress,steps,curves,samples,context,early_stopping,a}: "
+        "callbacks={progress,throughput,steps,curves,samples,context,early_stopping,a}: "
         "Interpolation to parent node detected"
     ],
     "callbacks.context._target_=???": ["callbacks.context._target_=???: has no value; set it"],

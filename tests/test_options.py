@@ -10,6 +10,7 @@ from library import small_library
 from omegaconf import OmegaConf
 
 from newllm.config.composing import conf_directory
+from newllm.config.leftovers import without_leftovers
 from newllm.runs.identity import config_hash, variant_hash
 from newllm.training.experiment import build_experiment
 
@@ -54,6 +55,9 @@ def test_option_builds_and_takes_a_step(
         overrides.append("plan=true")  # these packages are nobody's who does not want them
         monkeypatch.setattr("newllm.training.loggers.PACKAGES", {})
     config = compose_config(*overrides)
+    if group == "scale":
+        config = without_leftovers(config, overrides)
+        config.budget.update(parameters=20_000, step=4)
     tiny = OmegaConf.from_dotlist([*TINY])
     config.model.update({size: tiny[size] for size in tiny if size in config.model})
     assert config_hash(config) != variant_hash(config)  # both can be computed

@@ -4,14 +4,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Compose
 from small_models import rnn_model, transformer
 
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.composed import composed_faults
+from newllm.config.leftovers import without_leftovers
 from newllm.config.study_file import sweeper_of, variants_of
 from newllm.config.trials import draw_trials
-from newllm.models.sizes import Budget, nearest_width
+from newllm.models.sizes import Budget, nearest_width, num_parameters
 from newllm.runs.identity import config_hash
 from newllm.training.experiment import build_experiment
 
@@ -139,3 +141,35 @@ def test_widths_can_be_named_and_dropped(compose_config: Compose) -> None:
     assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
     config = compose_config(*FAIR["lstm_200k"], "budget.widths.embedding_dim=null")
     assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
+
+
+@pytest.mark.parametrize("model", ["gated", "context", "transformer", "lstm", "gru", "mingru"])
+@pytest.mark.parametrize(
+    ("scale", "parameters"), [("10m", 10e6), ("30m", 30e6), ("100m", 100e6), ("300m", 300e6)]
+)
+def test_a_scale_sets_the_widths_of_any_model(
+    compose_config: Compose, model: str, scale: str, parameters: float
+) -> None:
+    overrides = (f"model={model}", f"scale={scale}", "countermeasure=none")
+    config = without_leftovers(compose_config(*overrides), overrides)
+    assert composed_faults(compose_config(*overrides), overrides) == []
+    assert config.recipe.name == "scaled"
+    config.model.vocabulary_size = 1000
+    build = partial(instantiate, config.model, ())
+    sizes = instantiate(config.budget).sizes(build)
+    with torch.device("meta"):
+        built = build(**sizes)
+    assert num_parameters(built) == pytest.approx(parameters, rel=0.15)
+    if model == "transformer":
+        assert sizes["feedforward_dim"] == 4 * sizes["embedding_dim"]
+        assert built.layers[0].num_heads == sizes["embedding_dim"] // 64
+
+
+def test_what_is_chosen_beside_a_scale_wins(compose_config: Compose) -> None:
+    overrides = ("scale=10m", "recipe=modern", "budget.parameters=1000000", "experiment=modern")
+    config = without_leftovers(compose_config(*overrides), overrides)
+    assert (config.recipe.name, config.budget.parameters) == ("modern", 1_000_000)
+    assert config.model.num_layers == 3
+    unknown = ("scale=10m", "budget.widths.feedforward_dim=2")
+    config = without_leftovers(compose_config(*unknown), unknown)
+    assert config.budget.widths.feedforward_dim == 2  # a fault that is told

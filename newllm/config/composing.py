@@ -17,7 +17,7 @@ NODES: dict[str, dict[str, Any]] = {
     "hydra/launcher": {"local": {"_target_": f"{PLUGIN_MODULE}.LocalLauncher"}},
     "hydra/sweeper": {"each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER}},
     # The option `none` of a group.
-    **{name: {"none": {}} for name in ("experiment", "sweep", "countermeasure")},
+    **{name: {"none": {}} for name in ("experiment", "scale", "sweep", "countermeasure")},
     **{name: {"none": {}} for name in ("logger", "callbacks")},
 }
 IN_THE_ROOT = ("experiment", "sweep", "countermeasure")  # the package of these groups

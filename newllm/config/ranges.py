@@ -36,6 +36,7 @@ RANGES: dict[str, dict[str, str]] = {
         "at least 0 and below 1": "base_momentum max_momentum",
     },
     "callbacks": {
+        "above 0": "peak_tflops",
         "at least 0": "patience min_delta small num_steps",
         "at least 1": "every_n_steps every_n_epochs num_sentences",
     },

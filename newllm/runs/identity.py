@@ -20,7 +20,9 @@ from newllm.data.reading import PATHS, files_below, is_there
 HASHED = ("model", "data", "optimizer", "schedule", "recipe", "countermeasures", "trainer", "seed")
 
 # Callbacks of these modules only watch.
-WATCHING = tuple(f"newllm.training.{name}." for name in ("progress", "step_validation", "watching"))
+WATCHING = tuple(
+    f"newllm.training.{name}." for name in ("progress", "step_validation", "throughput", "watching")
+)
 
 
 def config_hash(config: DictConfig) -> str:

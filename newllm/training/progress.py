@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from newllm.training.clock import is_due
 from newllm.training.history import history_of
 from newllm.training.module import LanguageModule
+from newllm.training.throughput import Throughput
 
 
 class ProgressLine(Callback):
@@ -25,13 +26,14 @@ class ProgressLine(Callback):
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self._console,
             refresh_per_second=4,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", epoch=1, losses="")
+        self._task = self._bar.add_task("", epoch=1, losses="", speed="")
         self._started = time.monotonic()
         self._step_of_line = 0
 
@@ -48,7 +50,9 @@ class ProgressLine(Callback):
         assert isinstance(module, LanguageModule)
         step, num_steps = trainer.global_step, module.num_steps
         if not self._bar.disable:
-            self._bar.update(self._task, completed=step, epoch=_epoch(trainer))
+            self._bar.update(
+                self._task, completed=step, epoch=_epoch(trainer), speed=_speed(trainer)
+            )
         elif 10 * (step - self._step_of_line) >= num_steps and not trainer.is_last_batch:
             loss = history_of(trainer).last_loss  # of an earlier step: nothing waits for this one
             shown = "" if math.isnan(loss) else f"  train {loss:.3f}"
@@ -64,7 +68,8 @@ class ProgressLine(Callback):
     def _print(self, trainer: Trainer, losses: str) -> None:
         self._step_of_line = trainer.global_step
         seconds = time.monotonic() - self._started
-        self._console.print(f"epoch {_epoch(trainer)}  {losses}  {seconds:.0f} s", highlight=False)
+        words = [f"epoch {_epoch(trainer)}", losses, f"{seconds:.0f} s", _speed(trainer)]
+        self._console.print("  ".join(filter(None, words)), highlight=False)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._bar.stop()
@@ -73,6 +78,11 @@ class ProgressLine(Callback):
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
         self._bar.stop()
+
+
+def _speed(trainer: Trainer) -> str:
+    callbacks: list[Callback] = getattr(trainer, "callbacks")  # noqa: B009  (untyped in Lightning)
+    return next((each.line for each in callbacks if isinstance(each, Throughput)), "")
 
 
 def _epoch(trainer: Trainer) -> str:
