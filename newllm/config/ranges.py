@@ -40,7 +40,7 @@ RANGES: dict[str, dict[str, str]] = {
         "at least 0": "patience min_delta small num_steps",
         "at least 1": "every_n_steps every_n_epochs num_sentences",
     },
-    "trainer": {"1: a run is one process on one device": "devices"},
+    "trainer": {"at least 1": "devices"},
     "budget": {"at least 1": "parameters state_bytes step widths state_widths"},
 }
 PARTS = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "budget")

@@ -39,6 +39,15 @@ class Batch(NamedTuple):
         """Whether each target is scored. bool."""
         return self.targets_BT != IGNORE
 
+    def share(self, rank: int, size: int) -> Batch:
+        """Every `size`-th row from row `rank` on; without any, a row that is not scored."""
+        mine = slice(rank, None, size) if rank < len(self.tokens_BT) else slice(0, 1)
+        given = {name: field for name, field in self._asdict().items() if field is not None}
+        batch = self._replace(**{name: field[mine] for name, field in given.items()})
+        if rank < len(self.tokens_BT):
+            return batch
+        return batch._replace(targets_BT=torch.full_like(batch.targets_BT, IGNORE))
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         given = {name: field for name, field in self._asdict().items() if field is not None}

@@ -18,10 +18,14 @@ class TrainingLoader:
     Args:
         split: the batches.
         epoch_length: batches in an epoch of an endless split.
+        share: number of this process and of all; each takes its share of the rows of every batch.
     """
 
-    def __init__(self, split: Split, epoch_length: int | None = None) -> None:
+    def __init__(
+        self, split: Split, epoch_length: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> None:
         self._split = split
+        self._share = share
         self._length = epoch_length if split.num_batches is None else split.num_batches
         self._epoch = 0
         self._num_used = 0
@@ -55,9 +59,10 @@ class TrainingLoader:
         is_endless = self._split.num_batches is None
         while self._num_used < len(self):
             if is_endless:
-                yield self._split.batch(0, self._epoch * len(self) + self._num_used)
+                batch = self._split.batch(0, self._epoch * len(self) + self._num_used)
             else:
-                yield self._split.batch(self._epoch, self._num_used)
+                batch = self._split.batch(self._epoch, self._num_used)
+            yield batch if self._share == (0, 1) else batch.share(*self._share)
             self._num_used += 1
 
 
@@ -68,13 +73,20 @@ class DataModule(LightningDataModule):
         source: a source that is set up.
         epoch_length: batches in an epoch of an endless training split.
         test: whether the test split is evaluated.
+        share: as in `TrainingLoader`; every process evaluates all rows.
     """
 
-    def __init__(self, source: Source, epoch_length: int | None = None, test: bool = True) -> None:
+    def __init__(
+        self,
+        source: Source,
+        epoch_length: int | None = None,
+        test: bool = True,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         super().__init__()
         self.source = source
         self.test = test
-        self._training = TrainingLoader(source.train, epoch_length)
+        self._training = TrainingLoader(source.train, epoch_length, share)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -117,7 +117,9 @@ class Checkpoints(Callback):
     def _write_last(self, trainer: Trainer) -> None:
         self.folder.mkdir(exist_ok=True)
         with written_whole(self.folder / "last.ckpt") as partial:
-            trainer.save_checkpoint(partial)
+            # `trainer.save_checkpoint` would wait for processes that do not know of it.
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.save_checkpoint(checkpoint, partial)
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]

@@ -130,7 +130,8 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
             callback.references = dict(references.means)
             callback.title = run_title(name, config.data, config.seed)
     preflight = check(model, source, num_steps, instantiate(config.budget))
-    data = DataModule(source, clock.epoch_length, config.test)
+    share = trainer.global_rank, trainer.world_size
+    data = DataModule(source, clock.epoch_length, config.test, share)
     return Experiment(config, name, source, data, module, trainer, history, references, preflight)
 
 

@@ -77,7 +77,7 @@ class History(Callback):
     ) -> None:
         rows: RowSums = outputs["rows"]
         self._train_scores.add(rows)
-        self._batches.append(rows.sums_BK[:, :2].sum(0))
+        self._batches.append(outputs["totals"])
         if trainer.global_step == len(self._steps):
             return  # the gradients are still accumulated
         loss, num_tokens = torch.stack(self._batches).sum(0)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from newllm.data.batch import Batch
@@ -135,18 +136,36 @@ class LanguageModule(LightningModule):
 
     def on_train_start(self) -> None:
         self._state = _detached(self._state, self.device)  # that of a checkpoint may be on another
+        if self._averages_itself:
+            wrapped = self.trainer.strategy.model
+            assert isinstance(wrapped, DistributedDataParallel)
+            wrapped.require_backward_grad_sync = False
+
+    @property
+    def _averages_itself(self) -> bool:
+        """Whether gradients are averaged over processes here.
+
+        DDP averages a gradient once it is complete. It takes it for complete after the first block
+        of steps that is recomputed.
+        """
+        return self.trainer.world_size > 1 and self.model.recompute
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        """The loss of a batch, and its `RowSums`.
+        """The loss of a batch, its `RowSums`, and the sums of losses and tokens in all processes.
 
         Accumulated batches are weighted by their tokens: the losses of all are divided by the
         number of tokens of the first one, and `configure_gradient_clipping` corrects the gradients
         once the total is known.
         """
         loss_BT, correct_BT, self._state = self._score(batch, self._state)
-        self._num_tokens_of_step.append(batch.scored_BT.sum().clamp(min=1))
-        loss = loss_BT.sum() / self._num_tokens_of_step[0]
-        return {"loss": loss, "rows": sum_rows(loss_BT.detach(), correct_BT, batch)}
+        rows = sum_rows(loss_BT.detach(), correct_BT, batch)
+        totals = rows.sums_BK[:, :2].sum(0)  # loss, tokens
+        if (num_processes := self.trainer.world_size) > 1:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        self._num_tokens_of_step.append(totals[1].clamp(min=1).float())
+        # `ddp` averages the gradients of the processes.
+        loss = loss_BT.sum() * num_processes / self._num_tokens_of_step[0]
+        return {"loss": loss, "rows": rows, "totals": totals}
 
     def configure_gradient_clipping(
         self,
@@ -154,6 +173,8 @@ class LanguageModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        if self._averages_itself:
+            _average([weight.grad for weight in self.model.parameters() if weight.grad is not None])
         num_tokens, self._num_tokens_of_step = self._num_tokens_of_step, []
         if (num_batches := self.trainer.accumulate_grad_batches) > 1:
             # Lightning has divided the loss of each batch by their number.
@@ -212,6 +233,16 @@ class LanguageModule(LightningModule):
             return optimizer
         scheduler = self.schedule.build(optimizer, self.num_steps)
         return [optimizer], [{"scheduler": scheduler, "interval": self.schedule.interval}]
+
+
+def _average(gradients: list[Tensor]) -> None:
+    """Average gradients over all processes, in place."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, averaged in zip(gradients, flat.split(sizes), strict=True):
+        gradient.copy_(averaged.view_as(gradient))
 
 
 def _detached(state: State | None, device: torch.device | None = None) -> State | None:

@@ -27,11 +27,15 @@ from newllm.runs.directory import ENDS, RunConflict, RunDirectory, load_weights
 from newllm.training.estimate import estimate, warm_up
 from newllm.training.experiment import Experiment, build_experiment
 from newllm.training.history import Diverged
+from newllm.training.processes import Processes
 from newllm.training.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.training.summary import print_banner, print_result
 
 # Messages of Lightning at every start that no user of this program can act on.
-LIGHTNING_CHATTER = (".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*")
+LIGHTNING_CHATTER = (
+    *(".*does not have many workers.*", ".*LeafSpec.*", ".*lr_scheduler.step.*"),
+    ".*sync_dist=True.*",  # all processes log the same
+)
 
 MAX_MESSAGE = 500  # characters of another library's exception
 
@@ -62,6 +66,17 @@ def train(
     check_settings(config)
     if config.threads:
         torch.set_num_threads(config.threads)
+    with Processes(config) as processes:
+        return _train(config, folder, overrides, goes_on, processes)
+
+
+def _train(
+    config: DictConfig,
+    folder: Path,
+    overrides: Sequence[str],
+    goes_on: bool,
+    processes: Processes,
+) -> dict[str, Any]:
     seed_everything(config.seed, verbose=False)
     experiment = build_experiment(config, folder)
     print_banner(experiment)
@@ -81,7 +96,7 @@ def train(
         run.check_last_checkpoint()
         if run.status in ENDS:  # another sweep was faster
             return run.result
-        result = _run(experiment, run, overrides)
+        result = _run(experiment, run, overrides, processes)
     finally:
         run.release()
     draw_positions(result, experiment, folder)
@@ -90,7 +105,9 @@ def train(
     return result
 
 
-def _run(experiment: Experiment, run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
+def _run(
+    experiment: Experiment, run: RunDirectory, overrides: Sequence[str], processes: Processes
+) -> dict[str, Any]:
     """Fit and test, and record how it ended."""
     config = experiment.config
     before, started = run.seconds_before, time.monotonic()
@@ -100,7 +117,11 @@ def _run(experiment: Experiment, run: RunDirectory, overrides: Sequence[str]) ->
         record_start(run, experiment, overrides)
         warm_up(experiment)
         started = time.monotonic()
-        result = _fit_and_test(experiment, run) | predicted(experiment) | {"status": "done"}
+        last, best = run.last_checkpoint, run.checkpoints / "best.ckpt"
+        processes.start(config, last, best)
+        result = fit_and_test(experiment, last, best)
+        processes.join()
+        result |= predicted(experiment) | {"status": "done"}
     except Diverged as error:
         result = {"status": "diverged", "error": str(error)}
         raise
@@ -122,11 +143,12 @@ def _run(experiment: Experiment, run: RunDirectory, overrides: Sequence[str]) ->
     return result
 
 
-def _fit_and_test(experiment: Experiment, run: RunDirectory) -> dict[str, Any]:
+def fit_and_test(experiment: Experiment, last: Path | None, best: Path) -> dict[str, Any]:
     """Train, from the last checkpoint if there is one, and evaluate the best weights."""
     trainer, module, data = experiment.trainer, experiment.module, experiment.data
-    trainer.fit(module, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
-    load_weights(experiment.model, run.checkpoints / "best.ckpt")
+    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+    trainer.strategy.barrier()  # the first process has written the best weights
+    load_weights(experiment.model, best)
     if not data.test_names:
         return {}
     trainer.test(module, datamodule=data, verbose=False)
@@ -173,6 +195,7 @@ def in_a_line(error: Exception) -> str:
 
 def quiet_lightning() -> None:
     """Silence Lightning's routine messages."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in LIGHTNING_CHATTER:
         warnings.filterwarnings("ignore", message)

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -78,8 +77,8 @@ def build_trainer(
     }
     if name := chosen.get("profiler"):
         arguments["profiler"] = PROFILERS[name](dirpath=folder, filename="profile")
-    # A run is one process, even in a job of a cluster, where Lightning would look for the others
-    # and write events in the first one alone.
+    # A run starts its processes itself, even in a job of a cluster, where Lightning would look for
+    # others and write events in the first one alone.
     rank_zero_only.rank = 0  # type: ignore[attr-defined]
     try:
         trainer: Trainer = instantiate(chosen, config.trusted_packages, **arguments)
@@ -91,10 +90,11 @@ def build_trainer(
         raise ValueError(f"{place}: {' '.join(str(error).split())}") from error
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
-    if trainer.num_devices != 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+    strategies = ("auto",) if trainer.num_devices == 1 else ("auto", "ddp")
+    if chosen.strategy not in strategies:
         raise ValueError(
-            f"trainer.devices={chosen.devices} trainer.strategy={chosen.strategy}: "
-            "a run is one process on one device; leave them at 1 and auto"
+            f"trainer.devices={chosen.devices} trainer.strategy={chosen.strategy}: must be auto, "
+            "or ddp for several devices"
         )
     return trainer
 
