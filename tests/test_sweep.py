@@ -3,8 +3,11 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from omegaconf import OmegaConf
 from preloaded import Program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from newllm.config.composing import conf_directory
 from newllm.config.naming import run_folder, run_name
 from newllm.reporting.page import Study
 from newllm.reporting.tensorboard import FOLDER, write_bands
@@ -349,3 +353,16 @@ def test_standing(compose_config: Compose, tmp_path: Path) -> None:
     aside = move_aside(tmp_path / "broken", tmp_path)
     assert (aside / "result.json").read_text() == "{"
     assert not (tmp_path / "broken").exists()
+
+
+def test_a_process_of_a_sweep_can_resolve_every_configuration() -> None:
+    texts = [path.read_text() for path in conf_directory().rglob("*.yaml")]
+    names = {name for text in texts for name in re.findall(r"\$\{([a-z_.]+):", text)}
+    assert {"larger", "python_version"} <= names
+    program = (
+        "import newllm.training.run; from omegaconf import OmegaConf; "
+        f"print([name for name in {sorted(names)} if not OmegaConf.has_resolver(name)])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

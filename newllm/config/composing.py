@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
 # Hydra instantiates plugins from below `hydra_plugins` only.
@@ -20,10 +21,11 @@ NODES: dict[str, dict[str, Any]] = {
     **{name: {"none": {}} for name in ("experiment", "scale", "sweep", "countermeasure")},
     **{name: {"none": {}} for name in ("logger", "callbacks")},
 }
-IN_THE_ROOT = ("experiment", "sweep", "countermeasure")  # the package of these groups
+IN_THE_ROOT = ("experiment", "scale", "sweep", "countermeasure")  # the package of these groups
 
-# In YAML, `${larger:A,B}`.
+# In YAML, `${larger:A,B}`; and those of Hydra, which a process of a sweep does not have otherwise.
 OmegaConf.register_new_resolver("larger", max, replace=True)
+setup_globals()
 
 for group, nodes in NODES.items():
     for name, node in nodes.items():
