@@ -1,56 +1,105 @@
-"""Sample sentences from a language model: `python -m newllm.generate RUN --prompt "the nurse"`."""
+"""Generate text with a trained model: `python -m newllm.generate RUN --prompt "the nurse"`."""
 
 from __future__ import annotations
 
+import math
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.config.loading import loading
+
+SENTENCE = 32  # tokens
+LIMITS = ("top_k", "top_p", "min_p", "repetition_penalty")  # of `Sampling`
 
 
 @ends_with_its_reader
 def main() -> None:
     """The command line."""
     parser = Arguments(
-        prog="python -m newllm.generate", description="Sample sentences from a trained run."
+        prog="python -m newllm.generate",
+        description=(
+            "Generate text with a trained run: sentences, one text as it is drawn (-n 1), text "
+            "without end (--endless), or answers to lines (--interactive)."
+        ),
     )
-    parser.add_argument("run", help="a run directory")
-    parser.add_argument("--prompt", default="", help="words to start with")
-    parser.add_argument("--num", type=int, default=5, help="number of sentences (5)")
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="sampling temperature; below 1, likelier words (1)",
-    )
-    parser.add_argument(
-        "--max-tokens", type=int, default=32, help="maximum length of a sentence (32)"
-    )
-    parser.add_argument("--trust", metavar="PACKAGE", action="append", default=[],
-                        help="a package that the model may load classes from")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
+    add = parser.add_argument
+    add("run", help="a run directory")
+    add("--prompt", default="", help="text to start with; - reads standard input")
+    add("-n", "--num", type=int, default=5, help="number of sentences (5)")
+    add("--max-tokens", type=int, help=(
+        f"longest text, including the prompt; 0: without bound ({SENTENCE}, or 0 with --endless "
+        "and --interactive)"
+    ))  # fmt: skip
+    add("--temperature", type=float, default=1.0, help="below 1: likelier tokens; 0: as --greedy")
+    add("--greedy", action="store_true", help="always the likeliest token")
+    add("--top-k", type=int, help="only the K likeliest tokens")
+    add("--top-p", type=float, default=1.0, help="only the likeliest that reach probability P")
+    add("--min-p", type=float, default=0.0, help="only those with P times the largest probability")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repetitions (1)")
+    add("--endless", action="store_true", help="go on after the end of a text, with the state kept")
+    add("--interactive", action="store_true", help="answer lines; the state is kept between them")
+    add("--trust", metavar="PACKAGE", action="append", default=[],
+        help="a package that the model may load classes from")  # fmt: skip
+    add("--seed", type=int, default=0, help="random seed (0)")
     options = parser.parse_args()
+    if options.max_tokens is None:
+        options.max_tokens = 0 if options.endless or options.interactive else SENTENCE
+    if options.prompt == "-":
+        options.prompt = sys.stdin.read()
     with loading():
-        from newllm.data.reading import printable
-        from newllm.models.sampling import sample_sentences
-        from newllm.runs.directory import load_run
+        import torch  # noqa: F401  (what takes seconds)
     try:
-        run = load_run(options.run, options.trust)
-        if run.tokenizer is None:
-            raise ValueError(f"{options.run}: was not trained on text and has no tokenizer")
-        sentences = sample_sentences(
-            run.model,
-            run.tokenizer,
-            options.num,
-            options.prompt,
-            options.max_tokens,
-            options.temperature,
-            options.seed,
-        )
+        for piece in _pieces(options):
+            print(piece, end="", flush=True)
     except ValueError as error:
         sys.exit(str(error))
-    is_of_lines = not any("\n" in sentence for sentence in sentences)
-    print(("\n" if is_of_lines else "\n\n").join(map(printable, sentences)))
+
+
+def _pieces(options: Namespace) -> Iterator[str]:
+    """The text, piece by piece.
+
+    Raises:
+        ValueError: the run cannot be loaded, or an option does not fit it.
+    """
+    from newllm.data.reading import printable
+    from newllm.models.sampling import Continuation, Sampling, prompt_tokens, sample_sentences
+    from newllm.runs.directory import load_run
+    from newllm.runs.generation import COMMANDS, Dialogue, text_of
+
+    run = load_run(options.run, options.trust)
+    model, tokenizer = run.model, run.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{options.run}: was not trained on text and has no tokenizer")
+    temperature = 0.0 if options.greedy else options.temperature
+    limits = {name: getattr(options, name) for name in LIMITS}
+    sampling = Sampling(temperature=temperature, **limits)
+    max_tokens = options.max_tokens or math.inf
+    if options.num != 1 and not (options.endless or options.interactive):
+        if max_tokens == math.inf:
+            raise ValueError("--max-tokens 0: needs -n 1, --endless or --interactive")
+        given = options.num, options.prompt, max_tokens, sampling, options.seed
+        sentences = sample_sentences(model, tokenizer, *given)
+        is_of_lines = not any("\n" in sentence for sentence in sentences)
+        yield ("\n" if is_of_lines else "\n\n").join(map(printable, sentences)) + "\n"
+        return
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens={max_tokens}: must be at least 0")
+    continuation = Continuation(
+        model, tokenizer, sampling, seed=options.seed, is_endless=options.endless
+    )
+    if options.interactive:
+        print(f"write the beginning of a text; {COMMANDS}", file=sys.stderr)
+        dialogue = Dialogue(continuation, tokenizer, max_tokens)
+        yield from dialogue.answers(line.rstrip("\n") for line in sys.stdin)
+        return
+    tokens = prompt_tokens(tokenizer, options.prompt)
+    if len(tokens) > max_tokens:
+        raise ValueError(f"the prompt has {len(tokens)} tokens; the maximum is {max_tokens}")
+    continuation.read(tokens)
+    start = () if tokenizer.is_of_pairs else tokens
+    yield from text_of(continuation, tokenizer, max_tokens - len(tokens), start)
 
 
 if __name__ == "__main__":

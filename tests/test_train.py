@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,19 @@ def test_the_best_model_is_loaded_again(command: Command, tmp_path: Path) -> Non
     done = command("newllm.generate", "run", "--num", "3", "--prompt", "the old")
     assert done.returncode == 0, done.stderr
     assert [line[:7] for line in done.stdout.splitlines()] == ["the old"] * 3
+    for more in (("-n", "1"), ("--endless", "--top-k", "5"), ("-n", "1", "--greedy")):
+        done = command("newllm.generate", "run", "--prompt", "the old", "--max-tokens", "12", *more)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("the old")
+        assert len(done.stdout.split()) <= 11  # words: all tokens but <BOS>
+    for more in (("--top-p", "2"), ("-n", "1", "--max-tokens", "-1"), ("--max-tokens", "0")):
+        done = command("newllm.generate", "run", *more)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    talk = [sys.executable, "-m", "newllm.generate", "run", "--interactive", "--max-tokens", "4"]
+    told = subprocess.run(
+        talk, input="the old\n/reset\n", cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines()[-1] == "the state is that of the beginning"
     done = command("newllm.generate", "nowhere", fresh=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     done = command("newllm.report", "run", "run", "--figure", "both.png")

@@ -1,0 +1,100 @@
+"""Text as a model draws it, and a dialogue whose state is kept from line to line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from newllm.data.reading import printable
+from newllm.data.text_stream import TextStream
+from newllm.data.tokenizer import EOS, Tokenizer
+from newllm.models.sampling import Continuation, prompt_tokens
+from newllm.runs.directory import written_whole
+
+COMMANDS = "/reset forgets everything, /save FILE and /load FILE keep the state, /quit ends"
+
+
+def text_of(
+    continuation: Continuation,
+    tokenizer: Tokenizer,
+    max_tokens: float = math.inf,
+    start: Sequence[int] = (),
+) -> Iterator[str]:
+    """A continuation of one row as text, piece by piece; `<EOS>` and the end are line breaks.
+
+    Args:
+        continuation: of one row.
+        tokenizer: of the model.
+        max_tokens: to draw.
+        start: tokens whose text comes first; they are not read.
+    """
+    stream = TextStream(tokenizer)
+    yield printable("".join(map(stream.add, start)))
+    at_end = False
+    try:
+        while max_tokens > 0 and (token_B := next(continuation, None)) is not None:
+            max_tokens -= 1
+            if at_end := int(token_B[0]) == EOS:
+                yield "\n"
+                stream = TextStream(tokenizer)
+            else:
+                yield printable(stream.add(int(token_B[0])))
+    finally:  # also where the model can draw no more
+        if not at_end:
+            yield "\n"
+
+
+class Dialogue:
+    """Answers lines with a model's continuation of them.
+
+    Args:
+        continuation: of one row; the state is its own.
+        tokenizer: of the model.
+        max_tokens: of an answer.
+    """
+
+    def __init__(
+        self, continuation: Continuation, tokenizer: Tokenizer, max_tokens: float = math.inf
+    ) -> None:
+        self._continuation, self._tokenizer = continuation, tokenizer
+        self._max_tokens = max_tokens
+
+    def answers(self, lines: Iterable[str]) -> Iterator[str]:
+        """Pieces of the answers to all lines, each ended by a line break."""
+        for line in lines:
+            try:
+                if line.strip() == "/quit":
+                    return
+                if line.startswith("/"):
+                    yield self._obey(*line.split(maxsplit=1)) + "\n"
+                    continue
+                self._continuation.read(prompt_tokens(self._tokenizer, line))
+                yield from text_of(self._continuation, self._tokenizer, self._max_tokens)
+            except (ValueError, OSError) as error:
+                yield f"{error}\n"
+
+    def _obey(self, command: str, argument: str = "") -> str:
+        path = Path(argument.strip())
+        if command == "/reset" and not argument:
+            self._continuation.reset()
+            return "the state is that of the beginning"
+        if command == "/save" and argument:
+            with written_whole(path) as partial:
+                torch.save(self._continuation.state_dict(), partial)
+            return f"the state is in {path}"
+        if command == "/load" and argument:
+            self._continuation.load_state_dict(_read_state(path))
+            return f"the state is that of {path}"
+        return f"no such command; {COMMANDS}"
+
+
+def _read_state(path: Path) -> object:
+    try:
+        return torch.load(path, weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except Exception as error:  # of many kinds, for a file that is something else
+        raise ValueError(f"{path}: is not a saved state") from error
