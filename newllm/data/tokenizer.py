@@ -153,14 +153,26 @@ class Tokenizer:
     def encode_all(self, sentences: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """`encode` for many: all ids end to end, and the number of ids of each sentence. int32."""
         ids, lengths = array("i"), array("i")
-        is_of_bytes = self.is_exact and self.size == NUM_SPECIALS + _NUM_BYTES
-        encode = self._words if self.is_of_words else self._bytes if is_of_bytes else self._pieces
-        for sentence_ids in encode(sentences):
+        for sentence_ids in self._each(sentences):
             ids.append(BOS)
             ids.extend(sentence_ids)
             ids.append(EOS)
             lengths.append(len(sentence_ids) + 2)
         return np.array(ids, np.int32), np.array(lengths, np.int32)
+
+    def encode_blocks(self, blocks: Iterable[str]) -> Iterator[Sequence[int]]:
+        """The tokens of a text that comes in blocks, block by block, without specials.
+
+        They are those of the whole text if every block but the first begins with a single blank or
+        line break that follows a word. Unless they are exact, all white space counts as a blank.
+        """
+        return self._each(blocks if self.is_exact else (f" {' '.join(b.split())}" for b in blocks))
+
+    def _each(self, texts: Iterable[str]) -> Iterator[Sequence[int]]:
+        """The ids of each text, without specials."""
+        is_of_bytes = self.is_exact and self.size == NUM_SPECIALS + _NUM_BYTES
+        encode = self._words if self.is_of_words else self._bytes if is_of_bytes else self._pieces
+        return encode(texts)
 
     def _words(self, sentences: Iterable[str]) -> Iterator[list[int]]:
         """The ids of each sentence. The library takes ten times as long for whole words."""

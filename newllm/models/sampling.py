@@ -158,7 +158,6 @@ class Continuation(Iterator[Tensor]):
             ValueError: it is that of another model or number of rows, or something else.
         """
         own = {"_seen_BV": self._seen_BV.shape, "_is_done_B": self._is_done_B.shape}
-        initial = self._model.initial_state(self._num_rows)
         if not (
             isinstance(content, dict)
             and content.keys() == set(OF_A_CONTINUATION)
@@ -166,7 +165,7 @@ class Continuation(Iterator[Tensor]):
                 isinstance(content[name], Tensor) and content[name].shape == shape
                 for name, shape in own.items()
             )
-            and _is_like(content["state"], initial)
+            and is_state_of(self._model, content["state"], self._num_rows)
         ):
             raise ValueError("the saved state is not that of this model")
         for name, value in content.items():
@@ -221,8 +220,9 @@ class Continuation(Iterator[Tensor]):
         return token_B
 
 
-def _is_like(state: object, initial: State) -> bool:
-    """Whether a state may be one of a model; a growing state may have any length."""
+def is_state_of(model: LanguageModel, state: object, num_rows: int) -> bool:
+    """Whether a state may be one of a model, or None; a growing state may have any length."""
+    initial = model.initial_state(num_rows)
     if state is None:
         return True
     return (

@@ -14,6 +14,7 @@ from newllm.reporting.formatting import in_bits_per_byte, number, percent
 from newllm.reporting.tables import comparison, costs
 from newllm.reporting.translation import translator
 from newllm.statistics.comparisons import Contest
+from newllm.statistics.text_score import TextScore
 
 MOST_ROWS = 40  # groups; more of them are on the page alone
 MOST_REASONS = 10
@@ -109,6 +110,21 @@ def print_evaluation(found: Mapping[str, Any], sees_the_future: bool, out: Conso
         out.print(_ablation_table(found["ablations"]))
         out.print()
         out.print("\n".join(_dynamics_lines(found["dynamics"])))
+
+
+def print_score(score: TextScore, out: Console) -> None:
+    """The loss on a text, by the distance of its targets to the start."""
+    rows = [
+        [f"{2**octave:,} to {2 ** (octave + 1) - 1:,}", f"{size:,}", number(loss / size)]
+        for octave, (loss, size) in enumerate(zip(score.losses, score.numbers, strict=True))
+    ]
+    out.print(_table(["positions", "tokens", "nats per token"], rows))
+    line = f"{score.num_tokens:,} tokens: {number(score.loss)} nats per token"
+    if score.bits_per_byte is not None:
+        line += f", {number(score.bits_per_byte)} bits per byte"
+    if score.num_unknown:
+        line += f"; {score.num_unknown / score.num_tokens:.1%} of them are <UNK>"
+    out.print(line)
 
 
 def _print_tenths(found: Mapping[str, Any], out: Console) -> None:

@@ -8,17 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.source import VALIDATION, Source
 from newllm.data.tasks.task import Task
+from newllm.models.language_model import LanguageModel
+from newllm.models.sampling import is_state_of
 from newllm.reporting import figures
-from newllm.reporting.terminal import console, print_evaluation
-from newllm.runs.directory import LoadedRun, load_run, telling, write_text
+from newllm.reporting.terminal import console, print_evaluation, print_score
+from newllm.runs.directory import LoadedRun, load_run, telling, write_text, written_whole
 from newllm.statistics.ablations import ablate, dynamics
 from newllm.statistics.drift import by_tenths
 from newllm.statistics.predictions import bits_per_byte, divergences, target_losses
 from newllm.statistics.references import ReferenceModels, gap_closed
+from newllm.statistics.text_score import TextScore, score_text, tokens_of_file
 from newllm.training.metrics import split_metrics
 
 
@@ -58,6 +63,52 @@ def evaluate(path: Path, trusted_packages: Sequence[str] = ()) -> Path:
         figures.tenths(found["tenths"], title).write_png(folder / "positions.png")
     print_evaluation(found, run.model.sees_the_future, console())
     return folder
+
+
+def evaluate_text(
+    path: Path,
+    text: Path,
+    trusted_packages: Sequence[str] = (),
+    start: Path | None = None,
+    end: Path | None = None,
+) -> None:
+    """Score a text of any length with one state, and print the loss by distance to its start.
+
+    Args:
+        path: the run's directory.
+        text: a file in UTF-8, read as one text.
+        trusted_packages: further packages that parts of the run may come from.
+        start: where an earlier call saved its state, to go on from; the text then continues its.
+        end: where to save the state; the text then goes on, and has no `<EOS>`.
+
+    Raises:
+        ValueError: the run, the text or the saved state cannot be loaded, or the text is longer
+            than a model with a table of positions can read.
+    """
+    run = load_run(path, trusted_packages)
+    if run.tokenizer is None or run.model.sees_the_future:
+        reason = "has no tokenizer" if run.tokenizer is None else "sees the future"
+        raise ValueError(f"{path}: {reason} and cannot score a text")
+    score = TextScore() if start is None else _load_score(start, run.model)
+    tokens = tokens_of_file(text, run.tokenizer, is_whole=end is None)
+    score_text(run.model, run.tokenizer, tokens, score)
+    print_score(score, console())
+    if end is not None:
+        with written_whole(end) as partial:
+            torch.save(vars(score), partial)
+
+
+def _load_score(path: Path, model: LanguageModel) -> TextScore:
+    try:
+        content: Any = torch.load(path, weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except Exception as error:  # of many kinds, for a file that is something else
+        raise ValueError(f"{path}: is not a saved state") from error
+    is_score = isinstance(content, dict) and content.keys() == vars(TextScore()).keys()
+    if not is_score or not is_state_of(model, content["state"], 1):
+        raise ValueError(f"{path}: is not a saved state of this model")
+    return TextScore(**content)
 
 
 def _evaluate_sequences(run: LoadedRun, source: Source) -> dict[str, Any]:

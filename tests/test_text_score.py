@@ -1,0 +1,105 @@
+"""A text of any length, scored with one state, against the whole text at once.
+
+Shapes: B one row, T tokens.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_CONTEXT, Command
+from small_models import context_model, rnn_model, transformer
+
+from newllm.data.tokenizer import BOS, EOS, UNK, Tokenizer
+from newllm.models.language_model import LanguageModel
+from newllm.statistics import text_score
+from newllm.statistics.text_score import TextScore, score_text, tokens_of_file
+
+WORDS = "the cat sleeps while a dog barks at the moon and nobody sings"
+TEXT = "\n".join(WORDS[i % 7 : i % 7 + 26] + " \u00e9\u6f22" * (i % 3) for i in range(60))
+KINDS = {
+    "words": {"kind": "words"},
+    "bpe": {"kind": "bpe", "vocabulary_size": 300},
+    "exact": {"kind": "bpe", "vocabulary_size": 300, "is_exact": True, "lowercase": False},
+    "bytes": {"kind": "bytes", "lowercase": False},
+}
+
+
+def tokenizer_of(kind: str) -> Tokenizer:
+    return Tokenizer.train([TEXT.replace("\n", " ")], **KINDS[kind])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_give_the_tokens_of_the_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_score, "BLOCK", 37)
+    tokenizer, file = tokenizer_of(kind), tmp_path / "text.txt"
+    file.write_text(TEXT)
+    whole = TEXT if tokenizer.is_exact else " ".join(TEXT.split())
+    assert [BOS, *tokens_of_file(file, tokenizer)] == tokenizer.encode(whole)
+    assert [BOS, *tokens_of_file(file, tokenizer, is_whole=False)] == tokenizer.encode(whole)[:-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [context_model, rnn_model, partial(transformer, max_length=200)])
+def test_chunks_give_the_losses_of_the_whole(
+    make: Callable[[int], LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_score, "CHUNK", 11)
+    tokenizer = tokenizer_of("exact")
+    torch.manual_seed(0)
+    model = make(tokenizer.size).eval()
+    ids = tokenizer.encode(TEXT)[:200]
+    tokens_BT = torch.tensor([ids])
+    loss_BT, *_ = model.score(tokens_BT[:, :-1], tokens_BT[:, 1:])
+    score = TextScore()
+    score_text(model, tokenizer, ids[1:], score)
+    assert score.numbers == [1, 2, 4, 8, 16, 32, 64, 72]
+    expected = [float(loss_BT[0, 2**k - 1 : 2 ** (k + 1) - 1].sum()) for k in range(8)]
+    assert score.losses == pytest.approx(expected, rel=1e-5)
+    assert score.loss == pytest.approx(float(loss_BT.mean()), rel=1e-5)
+    num_bytes = len(tokenizer.decode(ids).encode())
+    assert score.bits_per_byte == pytest.approx(float(loss_BT.sum()) / math.log(2) / num_bytes)
+
+
+def test_unknown_words_are_counted_and_stand_for_no_bytes() -> None:
+    tokenizer = tokenizer_of("words")
+    score = TextScore()
+    score_text(context_model(tokenizer.size).eval(), tokenizer, [7, UNK, UNK, EOS], score)
+    assert (score.num_unknown, score.num_tokens, score.bits_per_byte) == (2, 4, None)
+
+
+def test_the_command(command: Command, tmp_path: Path) -> None:
+    data = ["data=text", "data.path=text.txt", "data.tokenizer=bytes", "data.too_long=chunk"]
+    (tmp_path / "text.txt").write_text(TEXT)
+    made = command("newllm.train", *data, "trainer=smoke", *TINY_CONTEXT, "countermeasure=none",
+                   "logger=none", "hydra.run.dir=run")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+
+    def last_line(*arguments: str) -> str:
+        done = command("newllm.evaluate", "run", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    (tmp_path / "one.txt").write_text(TEXT[:700])
+    (tmp_path / "two.txt").write_text(TEXT[700:])
+    whole = last_line("--text", "text.txt")
+    assert "bits per byte" in whole
+    last_line("--text", "one.txt", "--save-state", "state.pt")
+    assert last_line("--text", "two.txt", "--state", "state.pt") == whole
+    (tmp_path / "broken.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "other.pt").write_text(json.dumps({}))
+    for wrong in (
+        ("--text", "nowhere"),
+        ("--text", "broken.txt"),
+        ("--text", "one.txt", "--state", "nowhere"),
+        ("--text", "one.txt", "--state", "other.pt"),
+        ("--state", "state.pt"),
+    ):
+        done = command("newllm.evaluate", "run", *wrong)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
