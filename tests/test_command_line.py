@@ -433,7 +433,7 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ),
         ("trainer.precision=17", "17"),
         ("seed=-1 threads=abc", "seed=-1: must be a whole number from 0"),
-        ("trainer.devices=0", "trainer.devices=0: must be at least 1"),
+        ("trainer.devices=0", "trainer.devices=0: must be a whole number from 1"),
         ("trainer.strategy=ddp", "trainer.strategy"),
         ("optimizer.betas=[0.9]", "optimizer: list index out of range"),
         ("hydra.run.dir=one.txt", "hydra.run.dir=one.txt: is a file, not a folder"),

@@ -62,6 +62,17 @@ def test_a_schedule_scales_all_rates() -> None:
     assert full[0] == LR
 
 
+def test_rates_of_a_schedule_by_epoch() -> None:
+    optimizer = OptimizerFactory(adamw, 3)(context_model(9))
+    full = [group["lr"] for group in optimizer.param_groups]
+    cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=LR, total_steps=10)
+    Schedule("epoch", cycle).build(optimizer, 100)
+    assert [group["max_lr"] for group in optimizer.param_groups] == pytest.approx(full)
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=10, eta_min=1e-4)
+    with pytest.raises(ValueError, match="eta_min must be 0, since rates differ by width"):
+        Schedule("epoch", cosine).build(optimizer, 100)
+
+
 def test_the_scale_of_the_logits_falls_with_the_width() -> None:
     def logit_std(width: int) -> float:
         model = nn.Sequential()

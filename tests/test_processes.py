@@ -1,6 +1,8 @@
 """A run in two processes follows the run in one, and goes on after an interruption."""
 
 import csv
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from newllm.data.batch import IGNORE, Batch
 from newllm.data.module import TrainingLoader
 from newllm.data.source import Split
 from newllm.training.experiment import build_experiment
-from newllm.training.processes import OwnNoise
+from newllm.training.processes import OwnNoise, Processes
 
 RUN = (
     *("recipe=modern", "data=tiny30", "countermeasure=none", "logger=none"),
@@ -61,7 +63,6 @@ def test_two_processes_follow_one(command: Command, tmp_path: Path, more: tuple[
     for name, weight in weights_of(two).items():
         torch.testing.assert_close(weight, theirs[name], atol=1e-3, rtol=1e-3)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
-    assert (two / "log.txt").exists() == (one / "log.txt").exists()
 
 
 @pytest.mark.long
@@ -148,3 +149,74 @@ def test_other_strategies_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=fault):
         build_experiment(compose_config(*RUN, *chosen), tmp_path)
+
+
+def test_streams_and_too_few_rows_are_refused(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config(*RUN, "trainer.devices=31")
+    with pytest.raises(ValueError, match=r"trainer.devices=31: a batch has 16 rows to share"):
+        build_experiment(config, tmp_path)
+    config = compose_config("trainer.devices=2", "countermeasure=none", "logger=none")
+    config.data = {"_target_": "copy_task.Stream"}
+    config.trusted_packages = ["copy_task"]
+    with pytest.raises(ValueError, match="continue across batches, which takes one device"):
+        build_experiment(config, tmp_path)
+
+
+def slow_run(folder: Path) -> subprocess.Popen[str]:
+    chosen = [*RUN, "trainer.devices=2", "trainer.max_epochs=100000", "hydra.run.dir=run"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "newllm.train", *chosen],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def other_process_of(run: subprocess.Popen[str]) -> int:
+    """The id of the process that a run has started."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    while True:
+        assert run.poll() is None, run.communicate()
+        for child in children.read_text().split():
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+        time.sleep(0.01)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_process_that_is_killed_ends_the_run(tmp_path: Path, is_training: bool) -> None:
+    run = slow_run(tmp_path)
+    other = other_process_of(run)
+    while is_training and not (tmp_path / "run" / "metrics.csv").exists():
+        time.sleep(0.01)
+    os.kill(other, signal.SIGKILL)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    assert "process 1 was killed by SIGKILL" in told
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["error"][-7:]) == ("failed", "SIGKILL")
+
+
+@pytest.mark.long
+def test_an_interruption_while_the_others_start(tmp_path: Path) -> None:
+    run = slow_run(tmp_path)
+    other = other_process_of(run)
+    os.kill(other, signal.SIGINT)  # as a terminal sends it to all
+    run.send_signal(signal.SIGINT)
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
+
+
+def test_a_divergence_is_told_once(command: Command) -> None:
+    chosen = (*RUN, "trainer.devices=2", "trainer.max_epochs=2", "optimizer.lr=1e30")
+    done = command("newllm.train", *chosen, "hydra.run.dir=run")
+    assert (done.returncode, done.stderr.count("try a lower optimizer.lr")) == (1, 1), done.stderr
+
+
+def test_threads_and_environment_are_given_back(compose_config: Compose) -> None:
+    before = torch.get_num_threads(), dict(os.environ)
+    with Processes(compose_config("trainer.devices=2")):
+        assert os.environ["LOCAL_RANK"] == "0"
+    assert (torch.get_num_threads(), dict(os.environ)) == before

@@ -42,7 +42,9 @@ def make_module() -> LanguageModule:
 def make_trainer(logged: list[dict[str, float]]) -> Any:
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(precision="32-true", strategy=strategy, loggers=[logger], global_step=1)
+    return SimpleNamespace(
+        precision="32-true", strategy=strategy, loggers=[logger], global_step=1, world_size=1
+    )
 
 
 BATCH = Batch(torch.tensor([[5, 6, 7], [5, PAD, PAD]]), torch.zeros(2, 3).long(), torch.arange(2))

@@ -246,6 +246,7 @@ def _setting_faults(config: DictConfig) -> Iterator[str]:
     for key, smallest, may_be_null in (
         ("max_epochs", 1, False),
         ("max_steps", -1, False),
+        ("devices", 1, False),
         ("accumulate_grad_batches", 1, True),
         ("check_val_every_n_epoch", 1, True),
     ):

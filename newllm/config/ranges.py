@@ -16,7 +16,6 @@ HOLDS: dict[str, Callable[[float], bool]] = {
     "at least 0": lambda number: number >= 0,
     "at least 1": lambda number: number >= 1,
     "at least 0 and below 1": lambda number: 0 <= number < 1,
-    "1: a run is one process on one device": lambda number: number == 1,
 }
 # By part: the arguments with a range. The classes check the others.
 RANGES: dict[str, dict[str, str]] = {
@@ -40,7 +39,6 @@ RANGES: dict[str, dict[str, str]] = {
         "at least 0": "patience min_delta small num_steps",
         "at least 1": "every_n_steps every_n_epochs num_sentences",
     },
-    "trainer": {"at least 1": "devices"},
     "budget": {"at least 1": "parameters state_bytes step widths state_widths"},
 }
 PARTS = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "budget")

@@ -86,7 +86,12 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.source = source
         self.test = test
+        self._share = share
         self._training = TrainingLoader(source.train, epoch_length, share)
+
+    def share_of(self, batch: Batch) -> Batch:
+        """The rows of a training batch that this process takes."""
+        return batch if self._share == (0, 1) else batch.share(*self._share)
 
     @property
     def steps_per_epoch(self) -> int:

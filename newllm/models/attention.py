@@ -87,7 +87,7 @@ class Attention(Layer):
 
     Args:
         input_dim: D.
-        num_heads: N, which must divide D; None means heads of `HEAD_WIDTH`.
+        num_heads: N, which must divide D; None means heads of 64, which must then divide D.
         num_layers: blocks.
         feedforward_dim: F.
         dropout: probability on attention weights, inside the feed-forward network and at the end
@@ -114,7 +114,11 @@ class Attention(Layer):
         leaky: bool = False,
     ) -> None:
         if num_heads is None:
-            num_heads = max(1, input_dim // HEAD_WIDTH)
+            if input_dim % HEAD_WIDTH:
+                raise_faults(
+                    [f"model.num_heads=null: {HEAD_WIDTH} must divide {_layer_told(input_dim)}"]
+                )
+            num_heads = input_dim // HEAD_WIDTH
         sizes = too_small(
             "model", 1, num_heads=num_heads, num_layers=num_layers, feedforward_dim=feedforward_dim
         )
@@ -219,8 +223,12 @@ class Attention(Layer):
         return super().flops_per_token(num_tokens) + 2 * products
 
 
+def _layer_told(width: int) -> str:
+    return f"the width of the layer, {width} (model.embedding_dim, if it is the first)"
+
+
 def _head_faults(width: int, num_heads: int, positions: str) -> list[str]:
-    layer = f"the width of the layer, {width} (model.embedding_dim, if it is the first)"
+    layer = _layer_told(width)
     if width % num_heads:
         return [f"model.num_heads={num_heads}: must divide {layer}"]
     if positions == "rotary" and (width // num_heads) % 2:

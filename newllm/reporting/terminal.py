@@ -191,16 +191,23 @@ def _dynamics_lines(found: Mapping[str, Any]) -> list[str]:
     low, high = found["singular_value_range"]
     norms = found["gradient_norms"]
     reach = f", {len(norms) - 1} tokens before: {norms[-1]:.5f}" if len(norms) > 1 else ""
-    after = [k for k in (1, 2, 4, 8, 12) if k <= len(found["iteration_errors"])]
-    errors = [f"{found['iteration_errors'][number - 1]:.2g}" for number in after]
-    predicted = [f"{math.exp(found['lyapunov_exponent'] * number):.2g}" for number in after]
     return [
         f"effective rank of the contexts: {found['effective_rank']:.1f} of {found['context_dim']}",
         f"largest singular value of d context_t / d context_(t-1): {found['singular_value']:.3f} "
         f"({low:.3f} to {high:.3f})",
         f"largest Lyapunov exponent, over a sentence: {found['lyapunov_exponent']:+.3f} nats per "
         "token",
-        f"error of all contexts computed at once after {', '.join(map(str, after))} iterations: "
-        f"{', '.join(errors)} times the first; by this exponent {', '.join(predicted)}",
+        *_iteration_lines(found["iteration_errors"], found["lyapunov_exponent"]),
         f"gradient of a loss by the context just before it: {norms[0]:.4f}{reach}",
     ]
+
+
+def _iteration_lines(errors: Sequence[float], exponent: float) -> Iterator[str]:
+    """The error of `recurrence=parallel` after some iterations, if there are any."""
+    if numbers := [number for number in (1, 2, 4, 8, 12) if number <= len(errors)]:
+        measured = ", ".join(f"{errors[number - 1]:.2g}" for number in numbers)
+        predicted = ", ".join(f"{math.exp(exponent * number):.2g}" for number in numbers)
+        yield (
+            f"error of all contexts computed at once after {', '.join(map(str, numbers))} "
+            f"iterations: {measured} times the first; by this exponent {predicted}"
+        )

@@ -118,8 +118,9 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
 
 
 def _side_by_side(config: DictConfig, num_jobs: int) -> int:
-    """How many jobs run at once: as many as was asked for, else one for each core."""
-    return max(1, min(num_jobs, config.jobs or torch.get_num_threads()))
+    """How many jobs run at once: as many as was asked for, else a process for each core."""
+    affordable = torch.get_num_threads() // max(1, config.trainer.devices)
+    return max(1, min(num_jobs, config.jobs or affordable))
 
 
 def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path, study: str) -> None:

@@ -26,7 +26,7 @@ SECONDS_A_STEP, SECONDS_AN_EPOCH, SECONDS_A_RUN = 0.002, 0.1, 2.0
 
 def warm_up(experiment: Experiment) -> None:
     """Take a short training step, which compiles everything that is compiled on demand."""
-    batch = experiment.source.train.batch(0, 0)
+    batch = experiment.data.share_of(experiment.source.train.batch(0, 0))
     # All rows, because a custom cell is compiled for their number.
     short = {
         name: getattr(batch, name)[:, :WARM_UP_TOKENS]
@@ -44,7 +44,9 @@ def estimate(experiment: Experiment) -> tuple[float, float]:
     warm_up(experiment)
     rehearsal, source, data = _Rehearsal(experiment), experiment.source, experiment.data
     rehearsal.step(source.train.batch(0, 0))  # creates the optimizer's state
-    seconds_of_batch = _mean_seconds(rehearsal.step, source.train)
+    seconds_of_batch = _mean_seconds(
+        lambda batch: rehearsal.step(data.share_of(batch)), source.train
+    )
     seconds_of_look = _mean_seconds(rehearsal.validate, source.evaluation[VALIDATION])
 
     trainer, num_steps = experiment.trainer, experiment.module.num_steps

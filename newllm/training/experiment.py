@@ -113,6 +113,8 @@ def build_experiment(config: DictConfig, folder: Path) -> Experiment:
     all_callbacks = [history, checkpoints, *(callbacks or [])]
     loggers = faults.collect(lambda: build_loggers(config, folder)) or []
     trainer = faults.collect(lambda: build_trainer(config, folder, all_callbacks, loggers, clock))
+    if trainer and source:
+        faults.collect(lambda: _check_processes(trainer, source))
     num_steps = 1
     if trainer and clock:
         num_steps = faults.collect(lambda: planned_steps(trainer, clock.epoch_length)) or 1
@@ -254,6 +256,21 @@ def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
         yield (
             f"model.positions=learned: the rows of {source.name} continue across "
             "batches, so positions are unbounded; set model.positions to none or rotary"
+        )
+
+
+def _check_processes(trainer: Trainer, source: Source) -> None:
+    """Check that a source can be trained on in as many processes."""
+    batch, number = source.train.batch(0, 0), trainer.world_size
+    if number > 1 and batch.reset_BT is not None:
+        # A checkpoint holds the carried states of the first process alone.
+        raise ValueError(
+            f"trainer.devices={number}: the rows of {source.name} continue across batches, which "
+            "takes one device"
+        )
+    if number > len(batch.tokens_BT):
+        raise ValueError(
+            f"trainer.devices={number}: a batch has {len(batch.tokens_BT)} rows to share"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,11 @@ class Schedule:
 
     def build(self, optimizer: Optimizer, total_steps: int) -> Any:
         """The scheduler of an optimizer, for a run of so many steps."""
-        if self.interval == "epoch":
-            return self.scheduler(optimizer)
-        arguments: dict[str, Any] = {"total_steps": max(total_steps, 2)}  # a cycle needs two
         chosen = getattr(self.scheduler, "keywords", {})
-        groups = optimizer.param_groups
-        if "max_lr" in chosen and len(groups) > 1:
-            of_all = optimizer.defaults["lr"]
-            arguments["max_lr"] = [chosen["max_lr"] * group["lr"] / of_all for group in groups]
+        arguments: dict[str, Any] = _rates_of_groups(optimizer, chosen)
+        if self.interval == "epoch":
+            return self.scheduler(optimizer, **arguments)
+        arguments["total_steps"] = max(total_steps, 2)  # a cycle needs two
         share = chosen.get("pct_start")
         if share and share * arguments["total_steps"] == 1:
             # OneCycleLR divides by the steps of its warm-up less one. A slightly shorter warm-up
@@ -76,6 +73,25 @@ class Schedule:
                     if not 0 <= group["lr"] < math.inf:
                         message = f"the learning rate is {group['lr']} after {step} of its"
                         raise ValueError(f"{message} {self.interval}s")
+
+
+def _rates_of_groups(optimizer: Optimizer, chosen: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The rates of a schedule for each group of an optimizer, whose rates may differ.
+
+    Raises:
+        ValueError: a rate can only be given for all groups together.
+    """
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return {}
+    for name in ("eta_min", "min_lr"):
+        if chosen.get(name):
+            raise ValueError(f"{name} must be 0, since rates differ by width (recipe.base_fan_in)")
+    return {
+        name: [chosen[name] * group["lr"] / optimizer.defaults["lr"] for group in groups]
+        for name in ("max_lr", "base_lr")
+        if name in chosen
+    }
 
 
 class LanguageModule(LightningModule):

@@ -18,11 +18,11 @@ class OptimizerFactory:
 
     Args:
         make: makes an optimizer of parameters, or of groups of them.
-        base_fan_in: if given, a weight matrix with more inputs learns more slowly, in inverse
-            proportion, as the maximal update parametrization prescribes for Adam (Yang et al. 2022,
-            arXiv 2203.03466, table 8): a learning rate found for a narrow model then suits a wide
-            one. The product of learning rate and weight decay stays as it is. Embeddings, biases
-            and normalizations learn as fast at any width.
+        base_fan_in: if given, a weight matrix with more inputs learns more slowly, and one with
+            fewer faster, in inverse proportion, as the maximal update parametrization prescribes
+            for Adam (Yang et al. 2022, arXiv 2203.03466, table 8): a learning rate found for a
+            narrow model then suits a wide one. The product of learning rate and weight decay stays
+            as it is. Embeddings, biases and normalizations learn as fast at any width.
 
     Raises:
         ValueError: `base_fan_in` is below 1.

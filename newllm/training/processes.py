@@ -13,21 +13,27 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.runs.identity import WATCHING
+from newllm.training.history import Diverged
 
 NEVER = 2**62  # steps
+GRACE = 60.0  # seconds for the first process to notice that another is gone
 # Read by Lightning's LightningEnvironment.
 RANK, ADDRESS, PORT = VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -35,54 +41,124 @@ RANK, ADDRESS, PORT = VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 class Processes:
     """The processes of a run, one for each of `trainer.devices`; this one is the first.
 
-    Within its context, Lightning's trainer takes itself for the first of them. At the end, the
-    others are stopped if they still run.
+    Within its context, Lightning's trainer takes itself for the first of them, and the cores are
+    divided. At the end, the others are stopped if they still run.
     """
 
     def __init__(self, config: DictConfig) -> None:
-        devices = config.trainer.devices
-        self.number = devices if isinstance(devices, int) else 1
-        self._others: list[BaseProcess] = []
-        self._environment = {name: os.environ.get(name) for name in VARIABLES}
-        self._port = str(find_free_network_port()) if self.number > 1 else ""
-        self._threads = max(1, torch.get_num_threads() // max(1, self.number))
+        self.number = max(1, config.trainer.devices)
+        self._others: dict[BaseProcess, Connection] = {}
 
     def __enter__(self) -> Processes:
         if self.number > 1:
-            torch.set_num_threads(self._threads)
+            self._environment = {name: os.environ.get(name) for name in VARIABLES}
+            self._threads = torch.get_num_threads()
+            self._port = str(find_free_network_port())
+            self._folder = TemporaryDirectory()
+            torch.set_num_threads(self._share_of_threads)
             _join_group(0, self._port)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.number == 1:
+            return
         for process in self._others:
             process.kill()
             process.join()
-        if self.number > 1:
-            for name, value in self._environment.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+        self._others = {}
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        self._folder.cleanup()
+        torch.set_num_threads(self._threads)
+        for name, value in self._environment.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    @property
+    def _share_of_threads(self) -> int:
+        return max(1, self._threads // self.number)
 
     def start(self, config: DictConfig, last: Path | None, best: Path) -> None:
-        """Start the other processes.
+        """Start the other processes and wait until they are ready.
 
         Args:
             config: of the run, with all sizes filled in.
             last: the checkpoint to resume from.
             best: where the best weights will be.
+
+        Raises:
+            RuntimeError: one of them ended before.
         """
+        if self.number == 1:
+            return
         context = multiprocessing.get_context("spawn")
-        content = OmegaConf.to_yaml(config)
+        content, threads = OmegaConf.to_yaml(config), self._share_of_threads
+        handler = _ignore_interrupts()  # from their first moment on
         for rank in range(1, self.number):
-            arguments = (content, rank, self._port, self._threads, last, best)
-            process = context.Process(target=_follow, args=arguments, name=f"process {rank}")
+            here, there = context.Pipe(duplex=False)
+            folder = Path(self._folder.name, str(rank))
+            arguments = (there, content, rank, self._port, threads, folder, last, best)
+            process: BaseProcess = context.Process(
+                target=_follow, args=arguments, name=f"process {rank}"
+            )
             process.start()
-            self._others.append(process)
+            there.close()
+            self._others[process] = here
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        for process, pipe in self._others.items():
+            connection.wait([pipe, process.sentinel])
+            if not self._is_ready(pipe):
+                process.join()
+                raise RuntimeError(self._end_of(process))
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @staticmethod
+    def _is_ready(pipe: Connection) -> bool:
+        try:
+            return pipe.recv() is None
+        except EOFError:
+            return False
+
+    def _end_of(self, process: BaseProcess) -> str:
+        """How a process ended; it has told its reason itself, unless it was killed."""
+        if (code := process.exitcode or 0) < 0:
+            return f"{process.name} was killed by {signal.Signals(-code).name}"
+        return f"{process.name} failed"
+
+    def _watch(self) -> None:
+        """End this process if another is gone, and it has not noticed by itself.
+
+        What waits for the others on a device cannot be interrupted.
+        """
+        running = set(self._others)
+        while running:
+            connection.wait([process.sentinel for process in running])
+            ended = {process for process in running if process.exitcode is not None}
+            running -= ended
+            if lost := [process for process in ended if process.exitcode]:
+                time.sleep(GRACE)
+                if lost[0] in self._others:
+                    print(f"{self._end_of(lost[0])}; the run can be resumed", file=sys.stderr)
+                    os._exit(1)
+
+    @property
+    def failure(self) -> str | None:
+        """How one of the other processes failed; None if none did."""
+        lost = [process for process in self._others if process.exitcode]
+        return self._end_of(lost[0]) if lost else None
 
     def join(self) -> None:
-        """Wait for the other processes."""
+        """Wait for the other processes, which have nothing left to do."""
         for process in self._others:
             process.join()
+        self._others = {}
+
+
+def _ignore_interrupts() -> Any:
+    """Ignore Ctrl-C, which reaches all processes; the handler so far, if this thread has one."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _join_group(rank: int, port: str) -> None:
@@ -90,7 +166,14 @@ def _join_group(rank: int, port: str) -> None:
 
 
 def _follow(
-    content: str, rank: int, port: str, threads: int, last: Path | None, best: Path
+    pipe: Connection,
+    content: str,
+    rank: int,
+    port: str,
+    threads: int,
+    folder: Path,
+    last: Path | None,
+    best: Path,
 ) -> None:
     """Take part in a run as one of its other processes."""
     from newllm.training.estimate import warm_up
@@ -98,11 +181,10 @@ def _follow(
     from newllm.training.run import fit_and_test, in_a_line, quiet_lightning
 
     _end_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first process decides
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first process decides
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     quiet_lightning()
-    warnings.simplefilter("ignore")  # the first process has told them
+    warnings.simplefilter("ignore")  # the first process shows the same ones
     _join_group(rank, port)
     torch.set_num_threads(threads)
     config = OmegaConf.create(content)
@@ -115,14 +197,18 @@ def _follow(
     }
     seed_everything(config.seed, verbose=False)
     try:
-        with TemporaryDirectory() as folder:
-            experiment = build_experiment(config, Path(folder))
-            callbacks: list[Callback] = getattr(experiment.trainer, "callbacks")  # noqa: B009
-            callbacks.append(OwnNoise(config.seed, rank))
-            warm_up(experiment)
-            fit_and_test(experiment, last, best)
+        folder.mkdir()
+        experiment = build_experiment(config, folder)
+        experiment.trainer.loggers = [DummyLogger()]  # for callbacks that need one
+        callbacks: list[Callback] = getattr(experiment.trainer, "callbacks")  # noqa: B009
+        callbacks.append(OwnNoise(config.seed, rank))
+        warm_up(experiment)
+        pipe.send(None)
+        fit_and_test(experiment, last, best)
+    except Diverged:
+        os._exit(0)  # as the first process, which says so
     except Exception as error:
-        print(f"process {rank}: {in_a_line(error)}", file=sys.stderr)
+        print(f"process {rank}: {in_a_line(error)}", file=sys.stderr, flush=True)
         os._exit(1)  # without waiting for the others
 
 
@@ -139,7 +225,9 @@ class OwnNoise(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        torch.manual_seed(hash((self._seed, self._rank, trainer.current_epoch, batch_idx)))
+        place = self._seed, self._rank, trainer.current_epoch, batch_idx
+        (seed,) = np.random.SeedSequence(place).generate_state(1)
+        torch.manual_seed(int(seed))
 
 
 def _end_with_parent() -> None:

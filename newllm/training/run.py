@@ -116,9 +116,9 @@ def _run(
         run.record(status="running")
         record_start(run, experiment, overrides)
         warm_up(experiment)
-        started = time.monotonic()
         last, best = run.last_checkpoint, run.checkpoints / "best.ckpt"
         processes.start(config, last, best)
+        started = time.monotonic()
         result = fit_and_test(experiment, last, best)
         processes.join()
         result |= predicted(experiment) | {"status": "done"}
@@ -134,6 +134,9 @@ def _run(
         ) from end
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        if failure := processes.failure:  # which only looked like a broken connection from here
+            result["error"] = failure
+            raise RuntimeError(failure) from error
         raise
     finally:
         seconds = round(before + time.monotonic() - started, 1)

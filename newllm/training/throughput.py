@@ -17,8 +17,10 @@ from newllm.training.module import LanguageModule
 WINDOW = 50  # steps between two values
 # Dense TFLOP/s by name of the device: in half precision, tf32 and float32 (data sheets of NVIDIA).
 PEAKS = {
+    "H200 NVL": (835.0, 418.0, 60.0),
     "H200": (989.0, 494.0, 67.0),
     "H100 PCIe": (756.0, 378.0, 51.0),
+    "H100 NVL": (835.0, 418.0, 60.0),
     "H100": (989.0, 494.0, 67.0),
     "A100": (312.0, 156.0, 19.5),
 }
@@ -27,7 +29,8 @@ PEAKS = {
 class Throughput(Callback):
     """Logs `speed/tokens_per_second` and `speed/mfu`, every 50 steps and at the end of an epoch.
 
-    Tokens are those read in training, without padding. Validations do not count, except for those
+    Tokens are those read in training by all processes (about: as many by each as by the first),
+    without padding. Validations do not count, except for those
     of `StepValidation`.
 
     The model FLOPs utilization is the share of the peak rate that the products with weight matrices
@@ -83,7 +86,7 @@ class Throughput(Callback):
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
         num_tokens, flops = self._sums.tolist()  # waits for the device, so the time comes after it
         seconds = self._seconds + time.perf_counter() - self._started
-        self.tokens_per_second = num_tokens / seconds
+        self.tokens_per_second = trainer.world_size * num_tokens / seconds
         found = {"speed/tokens_per_second": self.tokens_per_second}
         if self.peak_tflops is not None:
             found["speed/mfu"] = self.mfu = flops / seconds / (1e12 * self.peak_tflops)
