@@ -164,7 +164,7 @@ class LanguageModule(LightningModule):
         DDP averages a gradient once it is complete. It takes it for complete after the first block
         of steps that is recomputed.
         """
-        return self.trainer.world_size > 1 and self.model.recompute
+        return num_processes() > 1 and self.model.recompute
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """The loss of a batch, its `RowSums`, and the sums of losses and tokens in all processes.
@@ -176,11 +176,11 @@ class LanguageModule(LightningModule):
         loss_BT, correct_BT, self._state = self._score(batch, self._state)
         rows = sum_rows(loss_BT.detach(), correct_BT, batch)
         totals = rows.sums_BK[:, :2].sum(0)  # loss, tokens
-        if (num_processes := self.trainer.world_size) > 1:
-            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        if (number := num_processes()) > 1:
+            torch.distributed.all_reduce(totals)
         self._num_tokens_of_step.append(totals[1].clamp(min=1).float())
         # `ddp` averages the gradients of the processes.
-        loss = loss_BT.sum() * num_processes / self._num_tokens_of_step[0]
+        loss = loss_BT.sum() * number / self._num_tokens_of_step[0]
         return {"loss": loss, "rows": rows, "totals": totals}
 
     def configure_gradient_clipping(
@@ -251,11 +251,16 @@ class LanguageModule(LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": self.schedule.interval}]
 
 
+def num_processes() -> int:
+    """The processes of this run."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def _average(gradients: list[Tensor]) -> None:
     """Average gradients over all processes, in place."""
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
+    flat /= num_processes()
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, averaged in zip(gradients, flat.split(sizes), strict=True):
         gradient.copy_(averaged.view_as(gradient))
