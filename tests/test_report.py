@@ -464,10 +464,6 @@ def test_a_module_that_is_no_study_is_told(
         sys.modules.pop("newllm.studies.mine", None)
 
 
-# The words of text are asked for in its own test, since none of its runs are committed.
-WITH_COMMITTED_RUNS = [study for study in found_studies() if study.name != "text"]
-
-
 @pytest.fixture(scope="module")
 def committed_runs() -> list[Run]:
     return gather(sorted((DOCS / "data").glob("*.json.gz")))
@@ -475,7 +471,7 @@ def committed_runs() -> list[Run]:
 
 @pytest.mark.usefixtures("words_alone")
 @pytest.mark.parametrize("lang", set(LANGUAGES) - {"en"})
-@pytest.mark.parametrize("study", WITH_COMMITTED_RUNS, ids=lambda study: study.name)
+@pytest.mark.parametrize("study", found_studies(), ids=lambda study: study.name)
 def test_every_word_of_a_study_is_in_each_language(
     study: Study, lang: str, committed_runs: list[Run], tmp_path: Path
 ) -> None:
