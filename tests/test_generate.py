@@ -195,7 +195,7 @@ def test_a_saved_state_goes_on(model: LanguageModel, tokenizer: Tokenizer) -> No
     other.load_state_dict(saved)
     assert next_ten(other) == next_ten(first)
     for wrong in (7, {}, saved | {"state": (torch.zeros(2, 4),)}, saved | {"state": ()}):
-        with pytest.raises(ValueError, match="not that of this model"):
+        with pytest.raises(ValueError, match="it is not a state of this model"):
             other.load_state_dict(wrong)
     other.reset()
     assert other.state is None
@@ -251,4 +251,4 @@ def test_a_dialogue_keeps_its_state(
     words = ["unknown words: ['zebra']", "no such command; /reset", "nowhere.pt: No such file"]
     assert len(faults) == 4
     assert all(word in line for word, line in zip(words, faults, strict=False))
-    assert faults[3].endswith("is not a saved state")
+    assert faults[3].endswith("it is damaged")

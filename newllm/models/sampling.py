@@ -167,9 +167,11 @@ class Continuation(Iterator[Tensor]):
             )
             and is_state_of(self._model, content["state"], self._num_rows)
         ):
-            raise ValueError("the saved state is not that of this model")
+            raise ValueError("it is not a state of this model")
         for name, value in content.items():
             setattr(self, name, value)
+        if self.state is not None:
+            self.state = tuple(part.to(self._device) for part in self.state)
 
     def read(self, tokens: Sequence[int]) -> None:
         """Let every row read some tokens, after those that it has drawn.

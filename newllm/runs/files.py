@@ -137,13 +137,22 @@ def _check_yaml(text: str) -> None:
             raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name, mapped into memory."""
+def read_saved(file: Path, mmap: bool = False) -> Any:
+    """Tensors, numbers and containers that `torch.save` wrote; `mmap` maps them into memory.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else.
+    """
     _check_archive(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises a dozen kinds, and adds advice that is dangerous here
         raise ValueError("it is damaged") from error
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name, mapped into memory."""
+    content = read_saved(file, mmap=True)
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise ValueError("it contains no model")

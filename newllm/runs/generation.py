@@ -13,6 +13,7 @@ from newllm.data.text_stream import TextStream
 from newllm.data.tokenizer import EOS, Tokenizer
 from newllm.models.sampling import Continuation, prompt_tokens
 from newllm.runs.directory import written_whole
+from newllm.runs.files import read_saved
 
 COMMANDS = "/reset forgets everything, /save FILE and /load FILE keep the state, /quit ends"
 
@@ -86,15 +87,9 @@ class Dialogue:
                 torch.save(self._continuation.state_dict(), partial)
             return f"the state is in {path}"
         if command == "/load" and argument:
-            self._continuation.load_state_dict(_read_state(path))
+            try:
+                self._continuation.load_state_dict(read_saved(path))
+            except ValueError as error:
+                return f"{path}: {error}"
             return f"the state is that of {path}"
         return f"no such command; {COMMANDS}"
-
-
-def _read_state(path: Path) -> object:
-    try:
-        return torch.load(path, weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except Exception as error:  # of many kinds, for a file that is something else
-        raise ValueError(f"{path}: is not a saved state") from error

@@ -12,6 +12,7 @@ import torch
 
 from newllm.config.build import checked
 from newllm.config.trust import Trust
+from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
 from newllm.data.tasks.task import Task
 from newllm.models.language_model import LanguageModel
@@ -19,6 +20,7 @@ from newllm.models.sampling import is_state_of
 from newllm.reporting import figures
 from newllm.reporting.terminal import console, print_evaluation, print_score
 from newllm.runs.directory import LoadedRun, load_run, telling, write_text, written_whole
+from newllm.runs.files import read_saved
 from newllm.statistics.ablations import ablate, dynamics
 from newllm.statistics.drift import by_tenths
 from newllm.statistics.predictions import bits_per_byte, divergences, target_losses
@@ -99,16 +101,15 @@ def evaluate_text(
 
 
 def _load_score(path: Path, model: LanguageModel) -> TextScore:
-    try:
-        content: Any = torch.load(path, weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except Exception as error:  # of many kinds, for a file that is something else
-        raise ValueError(f"{path}: is not a saved state") from error
-    is_score = isinstance(content, dict) and content.keys() == vars(TextScore()).keys()
-    if not is_score or not is_state_of(model, content["state"], 1):
-        raise ValueError(f"{path}: is not a saved state of this model")
-    return TextScore(**content)
+    with telling(path, "is not a saved state"):
+        content = read_saved(path)
+        is_score = isinstance(content, dict) and content.keys() == vars(TextScore()).keys()
+        if not is_score or not is_state_of(model, content["state"], 1):
+            raise ValueError("it is not a state of this model")
+    score = TextScore(**content)
+    if score.state is not None:
+        score.state = tuple(part.to(device_of(model)) for part in score.state)
+    return score
 
 
 def _evaluate_sequences(run: LoadedRun, source: Source) -> dict[str, Any]:
