@@ -41,6 +41,8 @@ class Batch(NamedTuple):
 
     def share(self, rank: int, size: int) -> Batch:
         """Every `size`-th row from row `rank` on; without any, a row that is not scored."""
+        if size == 1:
+            return self
         mine = slice(rank, None, size) if rank < len(self.tokens_BT) else slice(0, 1)
         given = {name: field for name, field in self._asdict().items() if field is not None}
         batch = self._replace(**{name: field[mine] for name, field in given.items()})

@@ -62,7 +62,7 @@ class TrainingLoader:
                 batch = self._split.batch(0, self._epoch * len(self) + self._num_used)
             else:
                 batch = self._split.batch(self._epoch, self._num_used)
-            yield batch if self._share == (0, 1) else batch.share(*self._share)
+            yield batch.share(*self._share)
             self._num_used += 1
 
 
@@ -91,7 +91,7 @@ class DataModule(LightningDataModule):
 
     def share_of(self, batch: Batch) -> Batch:
         """The rows of a training batch that this process takes."""
-        return batch if self._share == (0, 1) else batch.share(*self._share)
+        return batch.share(*self._share)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -29,9 +29,8 @@ PEAKS = {
 class Throughput(Callback):
     """Logs `speed/tokens_per_second` and `speed/mfu`, every 50 steps and at the end of an epoch.
 
-    Tokens are those read in training by all processes (about: as many by each as by the first),
-    without padding. Validations do not count, except for those
-    of `StepValidation`.
+    Tokens are those read in training, without padding; every process is taken to read as many as
+    the first. Validations do not count, except for those of `StepValidation`.
 
     The model FLOPs utilization is the share of the peak rate that the products with weight matrices
     and those of attention take, with a backward pass that costs twice the forward pass (Chowdhery
