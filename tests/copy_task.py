@@ -67,6 +67,7 @@ class Chunks(Split):
             targets_BT=self.tokens_BS[:, following].masked_fill(is_last_BT, IGNORE),
             row_B=torch.arange(len(self.tokens_BS)) + number * len(self.tokens_BS),
             reset_BT=self.starts_BS[:, here],
+            continues_B=torch.arange(len(self.tokens_BS)),
         )
 
 

@@ -210,7 +210,7 @@ def test_a_batch_is_scored_where_the_model_is() -> None:
     module = LanguageModule(model, torch.optim.Adam, None, GradientClip([]), 1)
     tokens_BT, row_B = torch.full((2, 5), 4), torch.arange(2)
     reset_BT = torch.zeros(2, 5, dtype=torch.bool)
-    (batch,) = on_device_of(model, [Batch(tokens_BT, tokens_BT, row_B, row_B, reset_BT)])
+    (batch,) = on_device_of(model, [Batch(tokens_BT, tokens_BT, row_B, row_B, reset_BT, row_B)])
     assert {field.device for field in batch} == {device_of(model)} == {torch.device("meta")}
     step = module.training_step(batch, 0)
     assert step["loss"].device.type == "meta"

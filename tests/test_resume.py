@@ -55,6 +55,11 @@ OPTIONS = {
     "plain loop": ("recurrence=reference",),
     "recomputed": ("model.recompute=true",),
 }
+# 20 short documents in two rows: five steps an epoch, with the state carried from step to step.
+STREAM = (
+    *("data=text", "data.path=text.txt", "data.feed=stream", "data.tbptt_steps=12"),
+    *("data.batch_size=2", "data.validation_fraction=0.2", "recipe.output_classes=null"),
+)
 # Before these steps, from 0: after the first one, within an epoch, its last, its first.
 MOMENTS = (1, 7, 9, 10)
 
@@ -65,6 +70,12 @@ CASES = [
       for _sized in [(f"model={model}", *SIZES[MODELS[model]])]),
     *((f"gated, modern, {name}", ("model=gated", *SIZES["context"], *RECIPES["modern"], *chosen))
       for name, chosen in (SCHEDULES | OPTIONS).items()),
+    *((f"{model}, stream, {state}", (f"model={model}", *SIZES[MODELS[model]], *RECIPES["modern"],
+                                     *STREAM, f"data.start_state={state}", *more))
+      for model, state, more in [
+          ("gated", "kept", ("model.recompute=true",)), ("gated", "drawn", ()),
+          ("lstm", "kept", ()), ("transformer", "zero", ("model.positions=rotary",)),
+      ]),
 ]  # fmt: skip
 # All of it with all of it: minutes.
 ALL_CASES = [
@@ -117,6 +128,7 @@ def test_resumed_equals_uninterrupted(
     chosen: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("".join(f"to be {n} or not\n" for n in range(28)))
     config = compose_config(*RUN, *chosen)
     whole = fit(config, tmp_path / "whole", seed=3)
     (saver,) = whole.callbacks(SaveBefore)

@@ -24,8 +24,10 @@ class Batch(NamedTuple):
         row_B: the index of each row within its split. int64.
         slice_B: the slice of each row, an index into `Split.slices`. None for a split without
             slices. int64.
-        reset_BT: true if a row forgets everything before it reads that token. None starts every row
-            from a fresh state; otherwise row b continues row b of the batch before. bool.
+        reset_BT: true if a row forgets everything before it reads that token. None means nowhere.
+            bool.
+        continues_B: the row of the batch before from whose last state each row starts. None starts
+            every row from the initial state. int64.
     """
 
     tokens_BT: Tensor
@@ -33,6 +35,7 @@ class Batch(NamedTuple):
     row_B: Tensor
     slice_B: Tensor | None = None
     reset_BT: Tensor | None = None
+    continues_B: Tensor | None = None
 
     @property
     def scored_BT(self) -> Tensor:

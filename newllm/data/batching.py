@@ -53,6 +53,10 @@ class EvaluationBatches(SentenceBatches):
     def batch(self, epoch: int, number: int) -> Batch:
         return self._split.batch(self._batches[number])
 
+    def target_indices(self, number: int) -> np.ndarray:
+        """The indices of a batch's scored targets, row by row, among the targets of the split."""
+        return self._split.target_indices(self.batch(0, number))
+
 
 def _sizes(length_N: Tensor, batch_size: int, max_positions: int) -> list[int]:
     """The number of sentences in each batch, given their lengths from short to long."""

@@ -31,6 +31,9 @@ class EncodedSplit:
             prompt. None scores all targets. Such sequences cannot be cut.
 
     Attributes:
+        num_positions_D: of each sequence.
+        num_targets_D: scored targets of each sequence, which are its last ones.
+        first_target_D: the index of the first target of each sequence among all targets.
         num_positions_N: of each row. A row of n tokens takes n - 1 positions: its last token is
             only a target.
         num_targets_N: scored targets of each row.
@@ -56,6 +59,10 @@ class EncodedSplit:
         self._length_D = torch.from_numpy(length_D.astype(np.int64))
         self._start_D = self._length_D.cumsum(0) - self._length_D
         self._max_positions, self._num_unscored_D = max_positions, num_unscored_D
+        unscored = 0 if num_unscored_D is None else torch.from_numpy(num_unscored_D.astype(int))
+        self.num_positions_D = self._length_D - 1
+        self.num_targets_D = self.num_positions_D - unscored
+        self.first_target_D = self.num_targets_D.cumsum(0) - self.num_targets_D
 
         longest = max_positions or len(ids_S) or 1
         num_rows_D = (self._length_D - 2) // longest + 1
@@ -65,7 +72,6 @@ class EncodedSplit:
         self._start_N = self._start_D[self.sequence_N] + place_N * longest
         left_N = self._length_D[self.sequence_N] - 1 - place_N * longest
         self.num_positions_N = left_N.clamp(max=longest)
-        unscored = 0 if num_unscored_D is None else torch.from_numpy(num_unscored_D.astype(int))
         self.num_targets_N = self.num_positions_N - unscored
         self.first_target_N = self.num_targets_N.cumsum(0) - self.num_targets_N
 
@@ -101,6 +107,12 @@ class EncodedSplit:
         for start in range(0, len(self._ids_S), BLOCK):
             occurs_V[self._ids_S[start : start + BLOCK]] = True
         return set(np.flatnonzero(occurs_V).tolist())
+
+    def cut(self, max_positions: int) -> EncodedSplit:
+        """The same sequences in rows of at most `max_positions`, unless they cannot be cut."""
+        if self._num_unscored_D is not None or int(self.num_positions_N.max()) <= max_positions:
+            return self
+        return EncodedSplit(self._ids_S, self._length_D.numpy(), max_positions)
 
     def head(self, num_targets: int) -> EncodedSplit:
         """The first rows that have at most `num_targets` targets together, at least one."""
@@ -162,6 +174,10 @@ class EncodedSplit:
             targets_BT=torch.where(is_scored_BT, self._at(index_BT + 1), IGNORE),
             row_B=row_B,
         )
+
+    def ids_at(self, sequence_BT: Tensor, place_BT: Tensor) -> Tensor:
+        """The ids at places of sequences; that of `<BOS>` is at place 0. int64."""
+        return self._at(self._start_D[sequence_BT] + place_BT)
 
     def _at(self, index_BT: Tensor) -> Tensor:
         return torch.from_numpy(self._ids_S[index_BT.numpy()].astype(np.int64))

@@ -118,6 +118,7 @@ def positions(
     title: str,
     numbers: Sequence[int] | None = None,
     unit: str = "words",
+    places: Sequence[float] | None = None,
 ) -> Figure:
     """Validation loss at each position of a sentence beside the references; KL from the grammar.
 
@@ -131,28 +132,30 @@ def positions(
         title: of the run.
         numbers: of targets at each position, the weights of the means; None for equal numbers.
         unit: of a position: `words` or `tokens`.
+        places: the mean position of each bin, if the losses are those of bins of positions.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 1 if divergences is None else 2, squeeze=False)[0]
     edges = _bins(len(losses))
     weights = np.ones(len(losses)) if numbers is None else np.array(numbers, float)
-    places = _means(np.arange(1, len(losses) + 1), weights, edges)
+    binned = len(edges) <= len(losses) or places is not None
+    middles = np.arange(1, len(losses) + 1) if places is None else places
+    place_of_bin = _means(middles, weights, edges)
     styles = {"oracle": (GREEN, "-"), "grammar_known": (GREEN, "--")}
     greys = iter((":", "-.", "--", (0, (1, 3))))
     for name, reference in references.items():
         colour, style = styles.get(name) or (GREY, next(greys))
         label = name.replace("_", " ")
         means = _means(reference, weights, edges)
-        panels[0].plot(places, means, color=colour, linestyle=style, linewidth=1, label=label)
+        panels[0].plot(place_of_bin, means, color=colour, linestyle=style, linewidth=1, label=label)
     own = {"color": ORANGE, "marker": "o", "markersize": 3}
-    panels[0].plot(places, _means(losses, weights, edges), **own, label="this run")
+    panels[0].plot(place_of_bin, _means(losses, weights, edges), **own, label="this run")
     panels[0].set_ylabel("validation loss (nats)")
     panels[0].legend(fontsize=7, ncols=2, framealpha=0.9)
     if divergences is not None:
-        panels[1].plot(places, _means(divergences, weights, edges), **own)
+        panels[1].plot(place_of_bin, _means(divergences, weights, edges), **own)
         panels[1].set_ylabel("KL from the grammar (nats)")
         panels[1].set_ylim(bottom=0)
-    binned = len(edges) <= len(losses)
     for axes in panels:
         what = f"{unit}; means over neighbours" if binned else unit
         epoch_axis(axes, f"position in the sentence ({what})")

@@ -44,7 +44,10 @@ FIELDS: dict[str, Any] = {
     "sizes": dict[str, int | bool],
     "references": dict[str, float],
     "references_by_position": dict[str, list[float | None]],
-    **dict.fromkeys(("val_loss_by_position", "val_kl_by_position"), list[float | None] | None),
+    **dict.fromkeys(
+        ("val_loss_by_position", "val_kl_by_position", "places_by_position"),
+        list[float | None] | None,
+    ),
     "spikes": dict[str, list[dict[str, float | None]]] | None,
     "evaluation": dict[str, dict] | None,
 }

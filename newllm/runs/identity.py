@@ -61,6 +61,8 @@ def hashed(config: DictConfig) -> dict[str, Any]:
         recurrence.pop("compile", None)  # how it computes, not what
     if (kept["recipe"] or {}).get("output_classes") is None:
         left_out["model"] = ["vocabulary_size"]  # follows from the data
+    if (kept["data"] or {}).get("feed") == "rows":
+        left_out["data"] += ["feed", "tbptt_steps", "start_state"]  # older runs have none
     if decides_length(kept["data"] or {}):
         left_out["model"] = [*left_out.get("model", ()), "max_length"]  # as well
     budget = content.get("budget") or {}  # older runs have none

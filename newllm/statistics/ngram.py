@@ -22,6 +22,7 @@ from newllm.data.tokenizer import NUM_NEVER_PREDICTED
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 NUM_FOLDS = 5
+LONGEST_UNIT = 256  # targets that are in one fold, if there are few sequences
 
 
 class NGram:
@@ -127,9 +128,12 @@ def _pick(counts: np.ndarray, number_S: np.ndarray) -> np.ndarray:
 
 
 def _folds(train: EncodedSplit) -> np.ndarray:
-    """The fold of each target. Sequences are assigned in turn; rows, of very few sequences."""
-    is_split = train.num_sequences >= NUM_FOLDS
-    unit_N = train.sequence_N.numpy() if is_split else np.arange(len(train))
+    """The fold of each target. Sequences are assigned in turn; parts of them, if they are few."""
+    if train.num_sequences >= NUM_FOLDS:
+        unit_N = train.sequence_N.numpy()
+    else:
+        train = train.cut(LONGEST_UNIT)
+        unit_N = np.arange(len(train))
     return np.repeat((unit_N % NUM_FOLDS).astype(np.int8), train.num_targets_N.numpy())
 
 

@@ -9,17 +9,19 @@ from newllm.data.batch import on_device_of
 from newllm.data.batching import EvaluationBatches
 from newllm.data.encoded import EncodedSplit
 from newllm.data.source import Source
+from newllm.data.streaming import evaluation_batches
 from newllm.models.language_model import LanguageModel
 from newllm.statistics.intervals import ratio_interval
+from newllm.statistics.scoring import score_batches
 
 
-@torch.no_grad()
 def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
     """Cross-entropy of every target in nats, in the order of the split."""
     losses = np.empty(split.num_targets)
-    for batch in on_device_of(model, EvaluationBatches(split)):
-        loss_BT, _, _ = model.score(batch.tokens_BT, batch.targets_BT)
-        losses[split.target_indices(batch)] = loss_BT[batch.scored_BT].double().numpy(force=True)
+    batches = evaluation_batches(split)
+    for number, scored in enumerate(score_batches(model, batches)):
+        loss_S = scored.loss_BT[scored.batch.scored_BT]
+        losses[batches.target_indices(number)] = loss_S.double().numpy(force=True)
     return losses
 
 

@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from newllm.statistics.ngram import NGram
 
 NGRAMS = ("unigram", "bigram", "trigram")  # by order
 MAX_COUNTED = 2_000_000  # training targets for n-grams, from the first sequence on
+MOST_POSITIONS = 1024  # of which losses are told one by one
+NUM_BINS = 40  # of more positions, wider ones farther from the start
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,16 @@ class References:
     Attributes:
         means: by name, nats per token.
         losses: by name, one for each target, in the order of the split.
-        positions: of each target in its row, 1 for the first.
+        positions: of each target in its row, 1 for the first. Where rows are longer than
+            `MOST_POSITIONS`, the number of a bin of positions instead.
+        places: the mean position of the targets of each bin; None without bins.
         num_bytes: of text that the targets stand for, if each token stands for some.
     """
 
     means: Mapping[str, float]
     losses: Mapping[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray | None = None
+    places: Sequence[float] | None = None
     num_bytes: int | None = None
 
     def bits_per_byte(self, loss: float) -> float | None:
@@ -55,7 +61,7 @@ class References:
 
     @property
     def by_position(self) -> dict[str, list[float]]:
-        """Nats per token at the first, second, ... word of a sentence."""
+        """Nats per token at the first, second, ... position or bin."""
         if self.positions is None:
             return {}
         return {
@@ -92,7 +98,7 @@ class ReferenceModels:
         return References(
             means={name: float(np.mean(loss)) for name, loss in losses.items()},
             losses={name: loss for name, loss in losses.items() if isinstance(loss, np.ndarray)},
-            positions=None if encoded is None else positions(encoded),
+            **_positions(encoded),
             num_bytes=source.num_bytes(split),
         )
 
@@ -112,13 +118,27 @@ class ReferenceModels:
     def _ngram(self) -> NGram:
         train = self._source.encoded("train")
         assert train is not None, "a source with encoded splits has encoded training data"
-        return NGram(train.head(MAX_COUNTED), len(NGRAMS), self._source.vocabulary_size)
+        train = train.cut(MAX_COUNTED).head(MAX_COUNTED)
+        return NGram(train, len(NGRAMS), self._source.vocabulary_size)
 
 
 def positions(split: EncodedSplit) -> np.ndarray:
     """The position of every target in its row, 1 for the first one that is scored."""
     first_S = np.repeat(split.first_target_N.numpy(), split.num_targets_N.numpy())
     return np.arange(1, split.num_targets + 1) - first_S
+
+
+def _positions(split: EncodedSplit | None) -> dict[str, Any]:
+    """`positions` and `places` of `References`."""
+    if split is None:
+        return {}
+    position_S = positions(split)
+    longest = int(position_S.max(initial=0))
+    if longest <= MOST_POSITIONS:
+        return {"positions": position_S}
+    starts = np.unique(np.geomspace(1, longest, NUM_BINS, dtype=int))
+    bin_S = np.searchsorted(starts, position_S, side="right")
+    return {"positions": bin_S, "places": mean_by_position(position_S, bin_S)}
 
 
 def mean_by_position(values: np.ndarray, positions: np.ndarray) -> list[float]:

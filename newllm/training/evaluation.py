@@ -14,6 +14,7 @@ from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
+from newllm.data.streaming import WINDOW
 from newllm.data.tasks.task import Task
 from newllm.models.language_model import LanguageModel
 from newllm.models.sampling import is_state_of
@@ -137,8 +138,9 @@ def _evaluate_sequences(run: LoadedRun, source: Source) -> dict[str, Any]:
             }
     split = source.encoded(VALIDATION)
     if run.model.recurrent_layers and split is not None:
-        found["ablations"] = asdict(ablate(run.model, split))
-        found["dynamics"] = asdict(dynamics(run.model, split))
+        rows = split.cut(WINDOW)
+        found["ablations"] = asdict(ablate(run.model, rows))
+        found["dynamics"] = asdict(dynamics(run.model, rows))
     return found
 
 

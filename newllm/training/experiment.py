@@ -252,7 +252,8 @@ def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
             f"model.vocabulary_size={model.vocabulary_size}: the vocabulary has "
             f"{source.vocabulary_size} tokens; set data.vocabulary_size={model.vocabulary_size}"
         )
-    if model.positions is not None and source.train.batch(0, 0).reset_BT is not None:
+    splits = source.train, *(split for split in source.evaluation.values() if len(split))
+    if model.positions and any(split.batch(0, 0).continues_B is not None for split in splits):
         yield (
             f"model.positions=learned: the rows of {source.name} continue across "
             "batches, so positions are unbounded; set model.positions to none or rotary"
@@ -262,7 +263,7 @@ def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
 def _check_processes(trainer: Trainer, source: Source) -> None:
     """Check that a source can be trained on in as many processes."""
     batch, number = source.train.batch(0, 0), trainer.world_size
-    if number > 1 and batch.reset_BT is not None:
+    if number > 1 and batch.continues_B is not None:
         # A checkpoint holds the carried states of the first process alone.
         raise ValueError(
             f"trainer.devices={number}: the rows of {source.name} continue across batches, which "

@@ -14,10 +14,11 @@ import torch
 from scipy.special import entr
 from torch import Tensor
 
-from newllm.data.batch import Batch, on_device_of
+from newllm.data.batch import Batch
 from newllm.data.source import Split
 from newllm.data.tokenizer import UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
+from newllm.statistics.scoring import score_batches
 
 # The published validation loss is a mean over batches of this many sentences, in split order.
 PUBLISHED_BATCH_SIZE = 16
@@ -205,12 +206,8 @@ class Scores:
 def split_metrics(
     model: LanguageModel, split: Split, tokenizer: Tokenizer | None = None
 ) -> dict[str, float]:
-    """Evaluate a model on a split; the state is carried if its batches contain `reset_BT`."""
-    scores, state = Scores.of(split, tokenizer), None
-    for batch in on_device_of(model, split):
-        carried = state if batch.reset_BT is not None else None
-        loss_BT, correct_BT, state = model.score(
-            batch.tokens_BT, batch.targets_BT, carried, batch.reset_BT
-        )
-        scores.add(sum_rows(loss_BT, correct_BT, batch, scores.bytes_V))
+    """Evaluate a model on a split; the state is carried if its batches contain `continues_B`."""
+    scores = Scores.of(split, tokenizer)
+    for scored in score_batches(model, split):
+        scores.add(sum_rows(scored.loss_BT, scored.correct_BT, scored.batch, scores.bytes_V))
     return scores.metrics()

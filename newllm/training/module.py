@@ -21,6 +21,7 @@ from newllm.data.batch import Batch
 from newllm.data.module import DataModule
 from newllm.data.source import TEST, VALIDATION
 from newllm.models.language_model import LanguageModel, State
+from newllm.statistics.scoring import score_batch
 from newllm.training.clipping import GradientClip, clip_gradients
 from newllm.training.metrics import Scores, sum_rows
 
@@ -100,8 +101,8 @@ class LanguageModule(LightningModule):
     Logs the metrics of each evaluation split, as `val/...`, `test/...` or `NAME/...`. Another split
     is logged as `best/NAME/...` when it is evaluated with the best weights.
 
-    If the batches of a source contain `reset_BT`, the state is carried from batch to batch, without
-    its gradient.
+    If the batches of a source contain `continues_B`, the state is carried from batch to batch,
+    without its gradient.
 
     Args:
         model: to be trained.
@@ -138,17 +139,14 @@ class LanguageModule(LightningModule):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the scored targets of a batch, in nats."""
-        loss_BT, _, _ = self._score(batch, None)
+        loss_BT = score_batch(self.model, batch, None).loss_BT
         return loss_BT.sum() / batch.scored_BT.sum()
 
     def _score(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State | None]:
         """Losses and correctness [B, T], and the state to carry on."""
-        if batch.reset_BT is None:
-            return *self.model.score(batch.tokens_BT, batch.targets_BT)[:2], None
-        loss_BT, correct_BT, state = self.model.score(
-            batch.tokens_BT, batch.targets_BT, state, batch.reset_BT
-        )
-        return loss_BT, correct_BT, _detached(state)
+        scored = score_batch(self.model, batch, state)
+        carried = None if batch.continues_B is None else _detached(scored.state)
+        return scored.loss_BT, scored.correct_BT, carried
 
     def on_train_start(self) -> None:
         self._state = _detached(self._state, self.device)  # that of a checkpoint may be on another

@@ -53,6 +53,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         entropy_floor=source.entropy_floor,
         references=dict(references.means),
         references_by_position=_rounded(references.by_position),
+        places_by_position=references.places,
         references_bits_per_byte=references.in_bits_per_byte or None,
         test_references_bits_per_byte=_of_test(source) if config.test else None,
         data_card=source.card(),
@@ -153,6 +154,7 @@ def draw_positions(result: Mapping[str, Any], experiment: Experiment, folder: Pa
             figures.run_title(experiment.name, experiment.config.data, experiment.config.seed),
             numbers=np.bincount(references.positions)[1:].tolist(),
             unit="words" if tokenizer and tokenizer.is_of_words else "tokens",
+            places=references.places,
         )
         figure.write_png(folder / "positions.png")
         loggers.log_figure(trainer.loggers, "positions", figure, trainer.global_step)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
+from newllm.data.streaming import WINDOW
 from newllm.data.tokenizer import PAD
 from newllm.models.language_model import Trace
 from newllm.models.sampling import sample_sentences
@@ -130,7 +131,8 @@ class ContextInspector(Callback):
 def _first_rows(source: Source) -> Tensor:
     """Tokens of the first validation rows [B, T]."""
     if (split := source.encoded(VALIDATION)) is not None:
-        batch = split.batch(torch.arange(min(len(split), NUM_TRACED_ROWS)))
+        rows = split.cut(WINDOW)
+        batch = rows.batch(torch.arange(min(len(rows), NUM_TRACED_ROWS)))
     else:
         batch = source.evaluation[VALIDATION].batch(0, 0)
     return batch.tokens_BT[:NUM_TRACED_ROWS, :MAX_TRACED_TOKENS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +17,21 @@ from newllm.data.batching import BATCHINGS, EvaluationBatches, TrainingBatches
 from newllm.data.cache import Arrays, Cache
 from newllm.data.card import card
 from newllm.data.encoded import EncodedSplit
-from newllm.data.source import Source
+from newllm.data.source import Source, Split
 from newllm.data.sources.corpora import SPLITS, Corpus, Counts
+from newllm.data.streaming import START_STATES, EvaluationStream, TrainingStream
 from newllm.data.tokenizer import UNK, Tokenizer, kind_and_size_faults
 
 TOO_LONG = ("error", "truncate", "drop", "chunk")
+FEEDS = ("rows", "stream")
 EXACT_METRICS = ("loss", "perplexity", "accuracy", "bits_per_byte")
 
 
 class CorpusSource(Source):
     """A corpus in batches of rows: sentences, chunks of documents, or pairs.
 
-    Each row starts from a fresh state, that of a later chunk of a document as well. Of a pair of
-    prompt and response, only the response is scored.
+    Each row starts from a fresh state, that of a later chunk of a document as well, unless the feed
+    is a stream. Of a pair of prompt and response, only the response is scored.
 
     A subclass reads the corpus. It says what the text depends on, and whether it takes long.
 
@@ -56,6 +58,11 @@ class CorpusSource(Source):
             all training sequences. None keeps all.
         validation_sentences: keep at most this many validation sequences. None keeps all.
         test_sentences: keep at most this many test sequences. None keeps all.
+        feed: what a row of a batch is: `rows` of at most `max_length` positions, in random order,
+            or `stream`: the next window of a stream of whole sequences, end to end.
+        tbptt_steps: tokens of a window. None takes `max_length`.
+        start_state: the state that a training window starts from: `kept`, `zero` or `drawn`
+            (`TrainingStream`). None takes `kept`.
 
     Raises:
         ValueError: an argument is out of range; `setup` raises it for faults of the text.
@@ -81,10 +88,14 @@ class CorpusSource(Source):
         train_sentences: int | None = None,
         validation_sentences: int | None = None,
         test_sentences: int | None = None,
+        feed: str = "rows",
+        tbptt_steps: int | None = None,
+        start_state: str | None = None,
     ) -> None:
         is_of_lines, is_of_pairs = unit == "sentences", unit == "pairs"
         tokenizer = tokenizer or ("words" if is_of_lines else "bytes")
-        too_long = too_long or ("error" if is_of_lines or is_of_pairs else "chunk")
+        cuts = feed == "stream" or not (is_of_lines or is_of_pairs)
+        too_long = too_long or ("chunk" if cuts else "error")
         max_length = (32 if is_of_lines else 256) if max_length is None else max_length
         self._limits = {
             "train": train_sentences,
@@ -93,6 +104,7 @@ class CorpusSource(Source):
         }
         faults = [*faults, *no_such_option("data", BATCHINGS, batching=batching)]
         faults += no_such_option("data", TOO_LONG, too_long=too_long)
+        faults += _feed_faults(feed, tbptt_steps, start_state, too_long, is_of_pairs)
         if order_seed < 0:
             faults.append(f"seed={order_seed}: must be at least 0")
         limits = {f"{split}_sentences": limit for split, limit in self._limits.items()}
@@ -112,6 +124,8 @@ class CorpusSource(Source):
         self._tokenizer_kind, self._vocabulary_size = tokenizer, vocabulary_size
         self._lowercase, self._too_long = lowercase, too_long
         self._batch_size, self._batching, self._order_seed = batch_size, batching, order_seed
+        self._is_stream = feed == "stream"
+        self._num_steps, self._start_state = tbptt_steps or max_length, start_state or "kept"
         self._directory = None if directory is None else Path(directory)
         self.cache = Cache(None)
         self._kept: dict[str, np.ndarray] = {}  # indices, for splits with dropped sentences
@@ -160,16 +174,26 @@ class CorpusSource(Source):
                     f" {self.unit.removesuffix('s')} in the {name} split"
                 )
         self._splits = splits
-        self.train = TrainingBatches(
-            splits["train"], self._batch_size, self._batching, self._order_seed
-        )
-        self.evaluation = {name: EvaluationBatches(splits[name]) for name in ("validation", "test")}
+        self.train = self._training_batches(splits["train"])
+        self.evaluation = {
+            name: EvaluationStream(split, self._num_steps)
+            if self._is_stream
+            else EvaluationBatches(split)
+            for name, split in splits.items()
+            if name != "train"
+        }
         if self.tokenizer.is_exact:
             for batches in (self.train, *self.evaluation.values()):
                 batches.metrics = EXACT_METRICS
         counted = self.cached("counts", self._counted)
         self.counts = Counts(*counted["counts"].tolist())
         self.digest = counted["sha256"].tobytes().decode()
+
+    def _training_batches(self, split: EncodedSplit) -> Split:
+        size, seed = self._batch_size, self._order_seed
+        if self._is_stream:
+            return TrainingStream(split, size, self._num_steps, seed, self._start_state)
+        return TrainingBatches(split, size, self._batching, seed)
 
     def write(self) -> None:
         """Write the cached arrays of a large text."""
@@ -194,7 +218,8 @@ class CorpusSource(Source):
         }
 
     def cached(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        limits = {"max_length": self.max_length, "too_long": self._too_long, **self._limits}
+        too_long = "stream" if self._is_stream else self._too_long
+        limits = {"max_length": self.max_length, "too_long": too_long, **self._limits}
         return self.cache.get(name, self._settings | limits, compute)
 
     @cached_property
@@ -252,7 +277,7 @@ class CorpusSource(Source):
         self._num_tokens += len(ids_S)
         if self._too_long == "chunk":
             self.num_too_long[split] = 0
-            return EncodedSplit(ids_S, length_N, self.max_length)
+            return EncodedSplit(ids_S, length_N, None if self._is_stream else self.max_length)
         fits_N = length_N <= self.max_length + 1
         too_long = np.flatnonzero(~fits_N)
         self.num_too_long[split] = len(too_long)
@@ -343,3 +368,26 @@ class CorpusSource(Source):
             f"{blank_lines:,} blank lines" if blank_lines else "",
         ]
         return f"{self.name}: " + ", ".join(filter(None, parts))
+
+
+def _feed_faults(
+    feed: str,
+    tbptt_steps: int | None,
+    start_state: str | None,
+    too_long: str,
+    is_of_pairs: bool,
+) -> Iterator[str]:
+    """The faults of the settings of a stream."""
+    yield from no_such_option("data", FEEDS, feed=feed)
+    if feed == "stream":
+        yield from too_small("data", 1, tbptt_steps=tbptt_steps)
+        if start_state is not None:
+            yield from no_such_option("data", START_STATES, start_state=start_state)
+        if is_of_pairs:
+            yield "data.feed=stream: pairs are read one by one; choose rows"
+        elif too_long != "chunk":
+            yield f"data.too_long={too_long}: a stream reads sequences of any length; remove it"
+        return
+    for name, value in {"tbptt_steps": tbptt_steps, "start_state": start_state}.items():
+        if value is not None:
+            yield f"data.{name}={value}: is a setting of streams; set data.feed=stream"
