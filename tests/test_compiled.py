@@ -99,6 +99,20 @@ def test_smaller_batches_take_the_same_step(compiled: Compiled) -> None:
     assert compiled._steps == steps
 
 
+def test_larger_batches_are_read_in_groups(
+    compiled: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of few long rows after batches of many short ones, as tasks have, waste nothing."""
+    monkeypatch.setattr("newllm.models.recurrence.compiled.MOST_ROWS", 2)
+    cell = DeltaMemory(E).double()
+    for batch_size in (5, 2, 1):
+        expected = results(Reference(), cell, batch_size)
+        torch.testing.assert_close(results(compiled, cell, batch_size), expected)
+    (step,) = compiled._steps.values()
+    assert step is not None
+    assert step.batch_size == 2
+
+
 def test_what_changes_the_equations_is_compiled_anew(compiled: Compiled) -> None:
     cell = DeltaMemory(E).double()
     cell.decay = 0.5
