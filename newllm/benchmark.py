@@ -1,10 +1,14 @@
-"""Measure the speed of training: `python -m newllm.benchmark [--quick] [--compare OLD.json]`.
+"""Measure speed and memory: `python -m newllm.benchmark [--quick] [--memory] [--compare OLD.json]`.
 
 All contestants take turns in one process: the fused recurrence and the plain loop, an epoch as the
 original trained it and as it is trained now, the context model and a Transformer and LSTMs of equal
 size, a step and the machine's own rate of matrix products, long sequences with and without
 recomputation, and all tokens of a long sequence at once. Writes `benchmark.json` (a flat map),
 `benchmark.md` and `benchmark.png`.
+
+With --memory, memory and latency are measured by length instead: reading of up to 131,072 tokens by
+models with a fixed state and by a Transformer with a cache, and training by length. Writes
+`memory.json`, `memory.md` and `memory.png`.
 """
 
 from __future__ import annotations
@@ -20,12 +24,18 @@ def main() -> None:
     """The command line."""
     parser = Arguments(prog="python -m newllm.benchmark", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small model only, about a minute")
+    parser.add_argument("--memory", action="store_true", help="memory and latency by length")
     parser.add_argument("--threads", help="such as 1,2 (default: 1 and all)")
     parser.add_argument("--compare", type=Path, help="an older benchmark.json to compare with")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder")
     options = parser.parse_args()
     from newllm.benchmarks.timing import changes, read_timings
 
+    if options.memory:
+        if options.threads or options.compare:
+            sys.exit("--memory: takes neither --threads nor --compare")
+        _measure_memory(options.quick, options.output)
+        return
     try:
         threads = _thread_counts(options.threads) if options.threads is not None else None
         old = read_timings(options.compare) if options.compare else {}
@@ -44,6 +54,22 @@ def main() -> None:
     for name, ratio in changes(old, rows).items():
         print(f"{name}: {ratio:.2f} times faster than in {options.compare}")
     print(f"written to {options.output}")
+
+
+def _measure_memory(is_quick: bool, output: Path) -> None:
+    # Here, because torch takes seconds to import.
+    from newllm.benchmarks.memory import QUICK, Lengths, measure_memory
+    from newllm.benchmarks.memory_report import Findings
+    from newllm.benchmarks.results import machine
+
+    measured_on = machine()
+    print(measured_on)
+    output.mkdir(parents=True, exist_ok=True)
+    found = measure_memory(QUICK if is_quick else Lengths(), output / "memory.json")
+    findings = Findings(found)
+    findings.picture().savefig(output / "memory.png", dpi=120)
+    (output / "memory.md").write_text(findings.markdown(measured_on))
+    print(f"written to {output}")
 
 
 def _thread_counts(text: str) -> list[int]:

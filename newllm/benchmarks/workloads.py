@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from newllm.benchmarks.timing import Timing, side_by_side, write_timings
@@ -110,11 +110,14 @@ class Trainee:
         """Take one step for each batch."""
         for batch in batches:
             loss_BT, _, _ = self.model.score(batch.tokens_BT, batch.targets_BT)
-            loss = loss_BT.sum() / batch.scored_BT.sum()
-            self.optimizer.zero_grad()
-            loss.backward()
-            clip_gradients(self.optimizer, 1.0)
-            self.optimizer.step()
+            self.take(loss_BT.sum() / batch.scored_BT.sum())
+
+    def take(self, loss: Tensor) -> None:
+        """Take the step of a loss."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        clip_gradients(self.optimizer, 1.0)
+        self.optimizer.step()
 
     def step(self, batch_size: int, length: int) -> Callable[[], None]:
         """A step on random tokens without padding."""

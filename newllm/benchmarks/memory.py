@@ -1,0 +1,180 @@
+"""Memory and latency by length: fixed states, and a Transformer that caches all tokens.
+
+Every point is measured in a process of its own, whose allocator holds nothing of other points.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from newllm.benchmarks.decoders import CHUNK, CONTEXT, MODELS, PARAMETERS, build, decoder
+from newllm.benchmarks.workloads import VOCABULARY, Trainee, peak_bytes
+from newllm.runs.directory import written_whole
+
+TIMED_TOKENS = 100
+WINDOW = 256  # of training on streams
+INFERENCE = "inference"
+TRAINING = "training through all tokens", "training with recompute", "training on streams"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model at one length.
+
+    Attributes:
+        what: `inference`, or a way of training.
+        model: its name.
+        length: tokens before those that are timed, or those of a training row.
+        megabytes: by which the resident memory of the process rises at its peak. In inference, the
+            model has already read a chunk.
+        state_bytes: of one sequence.
+        milliseconds: median per token, in inference.
+    """
+
+    what: str
+    model: str
+    length: int
+    megabytes: float
+    state_bytes: int
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Which lengths are measured, as powers of two, and which numbers of rows."""
+
+    inference: Sequence[int] = tuple(2**k for k in range(8, 18))
+    training: Sequence[int] = tuple(2**k for k in range(8, 15))
+    batch_sizes: Sequence[int] = (1, 4, 16, 64)
+    parameters: int = PARAMETERS
+
+
+QUICK = Lengths((256, 512, 1024), (256, 512, 1024), (1, 4), 50_000)
+
+
+def measure_memory(lengths: Lengths, file: Path) -> dict[str, Any]:
+    """Take all measurements; print and write each as it is taken.
+
+    Args:
+        lengths: what to measure.
+        file: where to write `points`, and `tokens_per_second` by model and number of rows.
+    """
+    found: dict[str, Any] = {
+        "parameters": lengths.parameters,
+        "points": [],
+        "tokens_per_second": {},
+    }
+    for point in _points(lengths):
+        found["points"].append(asdict(point))
+        _tell(point)
+        _write(file, found)
+    for name in MODELS:
+        rates = {
+            size: _in_a_process(_tokens_per_second, name, size, lengths.parameters)
+            for size in lengths.batch_sizes
+        }
+        found["tokens_per_second"][name] = rates
+        print(f"tokens per second, {name}: {rates}", flush=True)
+        _write(file, found)
+    return found
+
+
+def _points(lengths: Lengths) -> Iterator[Point]:
+    for name in MODELS:
+        for length in lengths.inference:
+            yield _in_a_process(_inference, name, length, lengths.parameters)
+    for what in TRAINING:
+        for length in lengths.training:
+            yield _in_a_process(_training, what, length, lengths.parameters)
+
+
+def _tell(point: Point) -> None:
+    speed = "" if point.milliseconds is None else f", {point.milliseconds:.3f} ms per token"
+    print(
+        f"{point.what}, {point.model}, {point.length:,} tokens: {point.megabytes:.2f} MB, "
+        f"state {point.state_bytes:,} bytes{speed}",
+        flush=True,
+    )
+
+
+def _write(file: Path, found: Mapping[str, Any]) -> None:
+    with written_whole(file) as partial_file:
+        partial_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+Result = TypeVar("Result")
+
+
+def _in_a_process(measure: Callable[..., Result], *arguments: Any) -> Result:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_on_one_thread, measure, arguments).result()
+
+
+def _on_one_thread(measure: Callable[..., Result], arguments: Sequence[Any]) -> Result:
+    torch.set_num_threads(1)
+    return measure(*arguments)
+
+
+def _inference(name: str, length: int, parameters: int) -> Point:
+    """Read `length` tokens, then time more of them one by one."""
+    decode = decoder(name, 1, length + TIMED_TOKENS, parameters)
+    decode.read(CHUNK)  # takes what every process takes once
+    seconds: list[float] = []
+
+    def run() -> None:
+        decode.read(length)
+        for number in range(TIMED_TOKENS):
+            started = time.perf_counter()
+            decode.step(length + number)
+            seconds.append(time.perf_counter() - started)
+
+    megabytes = peak_bytes(run) / 1e6
+    milliseconds = 1000 * statistics.median(seconds)
+    return Point(INFERENCE, name, length, megabytes, decode.state_bytes(length), milliseconds)
+
+
+def _tokens_per_second(name: str, num_rows: int, parameters: int) -> float:
+    """Tokens of all rows together, after as many as fill two chunks."""
+    decode = decoder(name, num_rows, 2 * CHUNK + TIMED_TOKENS, parameters)
+    decode.read(2 * CHUNK)
+    seconds = []
+    for number in range(TIMED_TOKENS):
+        started = time.perf_counter()
+        decode.step(2 * CHUNK + number)
+        seconds.append(time.perf_counter() - started)
+    return round(num_rows / statistics.median(seconds), 1)
+
+
+def _training(what: str, length: int, parameters: int) -> Point:
+    """Train the context model on one row of `length` tokens, in one step or window by window."""
+    model = build(CONTEXT, parameters)
+    model.recompute = what == TRAINING[1]
+    trainee = Trainee(model)
+    trainee.step(1, WINDOW)()  # creates the gradients and the optimizer's state
+    step = (
+        partial(_train_on_stream, trainee, length)
+        if what == TRAINING[2]
+        else trainee.step(1, length)
+    )
+    return Point(what, CONTEXT, length, peak_bytes(step) / 1e6, model.state_bytes(length))
+
+
+def _train_on_stream(trainee: Trainee, length: int) -> None:
+    """Carry the state from window to window, without its gradient."""
+    state = None
+    for _ in range(0, length, WINDOW):
+        tokens_BT = torch.randint(4, VOCABULARY, (1, WINDOW + 1))
+        loss_BT, _, state = trainee.model.score(tokens_BT[:, :-1], tokens_BT[:, 1:], state)
+        trainee.take(loss_BT.mean())
+        state = tuple(part.detach() for part in state)
