@@ -40,6 +40,11 @@ def is_in_cache() -> bool:
     return compiling.is_in_cache(_entry(), CALL)
 
 
+def prepare() -> None:
+    """Load the code, or compile it."""
+    _compiled()
+
+
 @cache
 def _compiled() -> Any:
     with compiling.one_at_a_time("generation"), tell_of_compiling(WHAT, SECONDS):
