@@ -3,8 +3,8 @@
 All contestants take turns in one process: the fused recurrence and the plain loop, an epoch as the
 original trained it and as it is trained now, the context model and a Transformer and LSTMs of equal
 size, a step and the machine's own rate of matrix products, long sequences with and without
-recomputation, and all tokens of a long sequence at once. Writes `benchmark.json` (a flat map),
-`benchmark.md` and `benchmark.png`.
+recomputation, all tokens of a long sequence at once, and generation. Writes `benchmark.json` (a
+flat map), `benchmark.md` and `benchmark.png`.
 
 With --memory, memory and latency are measured by length instead: reading of up to 131,072 tokens by
 models with a fixed state and by a Transformer with a cache, and training by length. Writes

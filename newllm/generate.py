@@ -64,7 +64,8 @@ def _pieces(options: Namespace) -> Iterator[str]:
         ValueError: the run cannot be loaded, or an option does not fit it.
     """
     from newllm.data.reading import printable
-    from newllm.models.sampling import Continuation, Sampling, prompt_tokens, sample_sentences
+    from newllm.models.distribution import Sampling
+    from newllm.models.sampling import Continuation, prompt_tokens, sample_sentences
     from newllm.runs.directory import load_run
     from newllm.runs.generation import COMMANDS, Dialogue, text_of
 

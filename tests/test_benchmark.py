@@ -62,7 +62,7 @@ def test_the_quick_benchmark_writes_its_files(command: Command, tmp_path: Path) 
     rows = json.loads((tmp_path / "first" / "benchmark.json").read_text())
     assert all({"seconds", "ratio", "spread"} <= set(row) for row in rows.values())
     kinds = {name.partition(" ")[0] for name in rows}
-    assert kinds == {"step", "epoch", "roofline", "long", "memory", "parallel"}
+    assert kinds == {"step", "epoch", "roofline", "long", "memory", "parallel", "generation"}
     measured = {name.partition(" ")[0] for name, row in rows.items() if "megabytes" in row}
     assert measured == {"memory"}
     assert "not measured" in (tmp_path / "first" / "benchmark.md").read_text()

@@ -11,8 +11,9 @@ from small_models import context_model, transformer
 
 from newllm.data.text_stream import MOST_TOKENS, TextStream
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from newllm.models.distribution import Sampling
 from newllm.models.language_model import LanguageModel
-from newllm.models.sampling import Continuation, NoMorePositions, Sampling, sample_sentences
+from newllm.models.sampling import Continuation, NoMorePositions, sample_sentences
 from newllm.runs.generation import Dialogue, text_of
 
 SENTENCES = ["the cat sleeps", "the dog barks", "a dog sleeps"]

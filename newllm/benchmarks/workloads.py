@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,21 +23,24 @@ from torch.nn import functional as F
 from newllm.benchmarks.timing import Timing, side_by_side, write_timings
 from newllm.data.batch import IGNORE, Batch
 from newllm.data.sources.sentences import SentenceSource
-from newllm.data.tokenizer import PAD
+from newllm.data.tokenizer import BOS, PAD, Tokenizer
 from newllm.models.attention import Attention
 from newllm.models.cell import ContextCell
 from newllm.models.gating import LSTMGating
+from newllm.models.generation import launch
 from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Recurrence, Reference
 from newllm.models.recurrent import Recurrent
+from newllm.models.sampling import Continuation
 from newllm.models.sizes import num_parameters
 from newllm.models.torch_rnn import LSTM
 from newllm.training.clipping import clip_gradients
 
 VOCABULARY = 1000
 LONG_BATCH = 4
+GENERATED = 200  # tokens of each row
 PROCESS = Path("/proc/self")
 
 Rows = Iterator[tuple[str, dict[str, Timing]]]
@@ -256,6 +260,44 @@ def measure_parallel(extent: Extent) -> Rows:
         yield f"parallel {size} B1 T{length}", side_by_side(steps, 3, num_warmup=1)
 
 
+def measure_generation(extent: Extent) -> Rows:
+    """Tokens drawn by a loop that calls the model for each, and in machine code.
+
+    For one row, reading its weights as often as the tokens need them is the least time.
+    """
+    words = [f"word{number}" for number in range(VOCABULARY)]
+    tokenizer = Tokenizer.train(words, vocabulary_size=VOCABULARY)
+    launch.prepare()
+    for size in extent.sizes:
+        model = size.build(Fused()).eval()
+        for batch_size in (1, *extent.batch_sizes):
+            continuation = Continuation(model, tokenizer, num_rows=batch_size, is_endless=True)
+            actions: dict[str, Callable[[], object]] = {
+                "token by token": partial(_generate, model, batch_size),
+                "machine code": partial(_take, continuation, GENERATED),
+            }
+            if batch_size == 1:
+                read = num_parameters(model) - model.embedding.weight.numel()
+                weights = torch.randn(read).expand(GENERATED, -1)
+                actions["reading the weights"] = weights.sum
+            prefix = f"generation {size} B{batch_size}, {GENERATED} tokens"
+            yield prefix, side_by_side(actions, extent.num_rounds)
+
+
+@torch.inference_mode()
+def _generate(model: LanguageModel, batch_size: int) -> None:
+    """Draw tokens from all logits by calling the model for each."""
+    token_B, state = torch.full((batch_size,), BOS), None
+    for _ in range(GENERATED):
+        logits_B1V, state = model(token_B[:, None], state)
+        token_B = logits_B1V[:, -1].softmax(-1).multinomial(1)[:, 0]
+
+
+def _take(continuation: Continuation, num_tokens: int) -> None:
+    for _ in islice(continuation, num_tokens):
+        pass
+
+
 def _memory(size: Size, length: int) -> dict[str, Timing]:
     rows: dict[str, Timing] = {}
     for name, recompute in {"kept": False, "recomputed": True}.items():
@@ -300,6 +342,7 @@ MEASUREMENTS = (
     measure_roofline,
     measure_recompute,
     measure_parallel,
+    measure_generation,
 )
 
 

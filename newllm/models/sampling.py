@@ -1,88 +1,29 @@
-"""Drawing tokens from a language model.
+"""Tokens that a language model draws, one after the other.
 
-Shapes: B rows, V vocabulary.
+Shapes: B rows, T time (tokens), K tokens of a block, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from newllm.config.faults import raise_faults
 from newllm.data.batch import device_of
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from newllm.models.distribution import Sampling, Uniforms, draw
+from newllm.models.generation import launch
+from newllm.models.generation.block import Block, Place, TokenBlocks, has_machine_code
 from newllm.models.language_model import LanguageModel, State
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The distribution that tokens are drawn from. What limits it acts in the order given here.
-
-    Attributes:
-        repetition_penalty: by which the logits of tokens that were read or drawn are divided, or
-            multiplied if they are negative (Keskar et al. 2019, arXiv 1909.05858).
-        temperature: by which logits are divided; 0 always takes the likeliest token.
-        top_k: only the `top_k` likeliest tokens; None means all.
-        top_p: only the likeliest tokens that together reach this probability (Holtzman et al.
-            2020, arXiv 1904.09751).
-        min_p: only tokens with at least this share of the probability of the likeliest one (Nguyen
-            et al. 2024, arXiv 2407.01082).
-
-    Raises:
-        ValueError: an attribute is out of range; one line for each.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        wanted = {
-            "temperature": (0 <= self.temperature < math.inf, "must be at least 0"),
-            "top_k": (self.top_k is None or self.top_k >= 1, "must be at least 1"),
-            "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1"),
-            "min_p": (0 <= self.min_p <= 1, "must be from 0 to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "must be above 0"),
-        }
-        wrong = {name: told for name, (is_right, told) in wanted.items() if not is_right}
-        raise_faults([f"{name}={getattr(self, name)}: {told}" for name, told in wrong.items()])
-
-    def probabilities(self, logits_BV: Tensor, seen_BV: Tensor) -> Tensor:
-        """The probabilities [B, V] of logits; `seen_BV` is true for tokens that occurred."""
-        if self.repetition_penalty != 1:
-            penalty = self.repetition_penalty
-            lowered_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-            logits_BV = torch.where(seen_BV, lowered_BV, logits_BV)
-        if self.temperature == 0:
-            likeliest_B = logits_BV.argmax(-1, keepdim=True)
-            return torch.zeros_like(logits_BV).scatter_(-1, likeliest_B, 1.0)
-        logits_BV = logits_BV / self.temperature
-        if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
-            lowest_B1 = logits_BV.topk(self.top_k).values[:, -1:]
-            logits_BV = logits_BV.masked_fill(logits_BV < lowest_B1, -torch.inf)
-        probability_BV = logits_BV.softmax(-1)
-        if self.top_p < 1:
-            sorted_BV, order_BV = probability_BV.sort(descending=True)
-            before_BV = sorted_BV.cumsum(-1) - sorted_BV
-            kept_BV = torch.zeros_like(sorted_BV).scatter_(
-                -1, order_BV, sorted_BV * (before_BV < self.top_p)
-            )
-            probability_BV = kept_BV / kept_BV.sum(-1, keepdim=True)
-        if self.min_p > 0:
-            least_B1 = self.min_p * probability_BV.amax(-1, keepdim=True)
-            probability_BV = probability_BV * (probability_BV >= least_B1)
-        return probability_BV / probability_BV.sum(-1, keepdim=True)
-
 
 # What `Continuation.state_dict` holds.
 OF_A_CONTINUATION = ("state", "_num_read", "_logits_BV", "_drawn_B", "_seen_BV", "_is_done_B")
+# A text that is this long by the model alone is likely to last until machine code has paid for the
+# time that it takes to be loaded (0.4 s), or compiled where no earlier process has done so (10 s).
+WORTH_LOADING, WORTH_COMPILING = 1_000, 30_000
 
 
 class NoMorePositions(ValueError):
@@ -96,6 +37,10 @@ class Continuation(Iterator[Tensor]):
     have; an endless one begins a new text after `<EOS>`, with its state as it is. `<PAD>`, `<UNK>`,
     `<BOS>` and classes without a token are never drawn. `read` may be called at any time.
 
+    A model with `has_machine_code` draws blocks of tokens ahead. Nothing shows this but the speed:
+    what was drawn and not yet handed out is forgotten and drawn again where it matters. The tokens
+    are the same as without, except where rounding decides between two of them.
+
     Args:
         model: in evaluation mode.
         tokenizer: of the model.
@@ -103,9 +48,6 @@ class Continuation(Iterator[Tensor]):
         num_rows: B.
         seed: of the draws.
         is_endless: whether it goes on after `<EOS>`.
-
-    Attributes:
-        state: after all tokens that were read and drawn, except for the last one drawn.
 
     Raises:
         ValueError: the model sees the future, or an argument is out of range.
@@ -131,25 +73,44 @@ class Continuation(Iterator[Tensor]):
         self._model, self._sampling = model, sampling or Sampling()
         self._num_rows, self._is_endless = num_rows, is_endless
         self._device = device_of(model)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._uniforms = Uniforms(num_rows, seed)
         self._never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
         self._never_V[: tokenizer.size] = False
         self._never_V[[PAD, UNK, BOS]] = True
         self._num_positions = model.positions.max_length if model.positions else math.inf
-        self.reset()
+        self._num_drawn = 0  # since it was made
+        self._blocks: TokenBlocks | None = None
+        self._forget()
 
-    def reset(self) -> None:
-        """Forget everything that was read and drawn; the draws go on."""
-        self.state: State | None = None
+    def _forget(self) -> None:
+        self._state: State | None = None
         self._num_read = 0
         self._logits_BV: Tensor | None = None
         self._drawn_B: Tensor | None = None  # not yet read
         self._seen_BV = torch.zeros(self._num_rows, len(self._never_V), dtype=torch.bool)
         self._is_done_B = torch.zeros(self._num_rows, dtype=torch.bool)
+        # Drawn from where the attributes above are, and the number of tokens handed out of it.
+        self._block: Block | None = None
+        self._ahead: list[Tensor] = []
+        self._num_taken = 0
+
+    def reset(self) -> None:
+        """Forget everything that was read and drawn; the draws go on."""
+        self._settle()
+        self._forget()
+
+    @property
+    def state(self) -> State | None:
+        """After all tokens that were read and drawn, except for the last one drawn."""
+        self._settle()
+        return self._state
 
     def state_dict(self) -> dict[str, object]:
         """Everything but the model and the generator of the draws, as tensors and numbers."""
-        return {name: getattr(self, name) for name in OF_A_CONTINUATION}
+        state = self.state
+        return {
+            name: state if name == "state" else getattr(self, name) for name in OF_A_CONTINUATION
+        }
 
     def load_state_dict(self, content: object) -> None:
         """Restore what `state_dict` returned.
@@ -168,10 +129,11 @@ class Continuation(Iterator[Tensor]):
             and is_state_of(self._model, content["state"], self._num_rows)
         ):
             raise ValueError("it is not a state of this model")
+        self.reset()
         for name, value in content.items():
-            setattr(self, name, value)
-        if self.state is not None:
-            self.state = tuple(part.to(self._device) for part in self.state)
+            setattr(self, "_state" if name == "state" else name, value)
+        if self._state is not None:
+            self._state = tuple(part.to(self._device) for part in self._state)
 
     def read(self, tokens: Sequence[int]) -> None:
         """Let every row read some tokens, after those that it has drawn.
@@ -179,35 +141,46 @@ class Continuation(Iterator[Tensor]):
         Raises:
             NoMorePositions: the model has a table of positions, which is too short.
         """
+        self._settle()
         if self._drawn_B is not None:
             self._advance(self._drawn_B.masked_fill(self._drawn_B == EOS, PAD)[:, None])
         self._drawn_B = None
-        self._is_done_B[:] = False
+        self._is_done_B = torch.zeros_like(self._is_done_B)
         if tokens:
             self._advance(torch.tensor([list(tokens)] * self._num_rows))
 
     @torch.inference_mode()
     def _advance(self, tokens_BT: Tensor) -> None:
-        self._num_read += int((tokens_BT != PAD).sum(1).amax())
+        self._note_read(tokens_BT)
         if self._num_read > self._num_positions:
             raise NoMorePositions(
                 f"the model has a table of {self._num_positions} positions and cannot go on"
             )
-        logits_BTV, self.state = self._model(tokens_BT.to(self._device), self.state)
+        logits_BTV, self._state = self._model(tokens_BT.to(self._device), self._state)
         self._logits_BV = logits_BTV[:, -1].cpu()
-        self._seen_BV.scatter_(1, tokens_BT, True)
+
+    def _note_read(self, tokens_BT: Tensor) -> None:
+        self._num_read += int((tokens_BT != PAD).sum(1).amax())
+        self._seen_BV = self._seen_BV.scatter(1, tokens_BT, True)
+
+    def __next__(self) -> Tensor:
+        if self._num_taken < len(self._ahead):
+            self._num_taken += 1
+            return self._ahead[self._num_taken - 1]
+        self._settle()
+        if self._drawn_B is not None and not self._is_endless and self._is_done_B.all():
+            raise StopIteration
+        return next(self) if self._draw_ahead() else self._draw_one()
+
+    def _following(self, drawn: Tensor) -> Tensor:
+        """What rows read after the tokens that they have drawn."""
+        return drawn.masked_fill(drawn == EOS, BOS if self._is_endless else PAD)
 
     @torch.inference_mode()
-    def __next__(self) -> Tensor:
+    def _draw_one(self) -> Tensor:
+        """Draw a token by the model itself."""
         if self._drawn_B is not None:
-            following_B = self._drawn_B
-            if self._is_endless:
-                following_B = following_B.masked_fill(following_B == EOS, BOS)
-            elif self._is_done_B.all():
-                raise StopIteration
-            else:
-                following_B = following_B.masked_fill(self._is_done_B, PAD)
-            self._advance(following_B[:, None])
+            self._advance(self._following(self._drawn_B)[:, None])
         if self._logits_BV is None:
             self._advance(torch.full((self._num_rows, 1), BOS))
         logits_BV = self._logits_BV
@@ -216,10 +189,66 @@ class Continuation(Iterator[Tensor]):
             raise ValueError("the model's logits are not finite: its weights are too large")
         allowed_BV = logits_BV.masked_fill(self._never_V, -torch.inf)
         probability_BV = self._sampling.probabilities(allowed_BV, self._seen_BV)
-        token_B = torch.multinomial(probability_BV, 1, generator=self._generator)[:, 0]
-        self._drawn_B = token_B = token_B.masked_fill(self._is_done_B, PAD)
-        self._is_done_B |= (token_B == EOS) & (not self._is_endless)
+        token_B = draw(probability_BV, self._uniforms.use(1)[0]).masked_fill(self._is_done_B, PAD)
+        self._note_drawn(token_B[None])
         return token_B
+
+    def _note_drawn(self, tokens_KB: Tensor) -> None:
+        self._drawn_B = tokens_KB[-1]
+        self._num_drawn += len(tokens_KB)
+        if not self._is_endless:
+            self._is_done_B = self._is_done_B | (tokens_KB == EOS).any(0)
+
+    def _draw_ahead(self) -> bool:
+        """Draw a block of tokens in machine code, if there is any for this model."""
+        if self._drawn_B is None or not self._has_blocks():
+            return False
+        assert self._blocks is not None
+        self._block = self._block_of(self._blocks.num_tokens)
+        self._ahead = [] if self._block is None else list(self._block.tokens_KB.unbind())
+        return self._block is not None
+
+    def _has_blocks(self) -> bool:
+        if self._blocks is not None and self._blocks.is_current():
+            return True
+        is_worth_it = launch.is_loaded() or (
+            self._num_drawn >= WORTH_LOADING
+            and (self._num_drawn >= WORTH_COMPILING or launch.is_in_cache())
+        )
+        if not is_worth_it or not has_machine_code(self._model):
+            return False
+        self._blocks = TokenBlocks(
+            self._model, self._never_V, self._sampling, self._num_rows, self._is_endless
+        )
+        return True
+
+    @torch.inference_mode()
+    def _block_of(self, num_tokens: int) -> Block | None:
+        """The next tokens, drawn in machine code; the attributes stay as they are."""
+        assert self._blocks is not None
+        assert self._drawn_B is not None
+        assert self._state is not None
+        unread_B = self._following(self._drawn_B)
+        seen_BV = self._seen_BV.scatter(1, unread_B[:, None], True)
+        place = Place(self._state, unread_B, self._is_done_B, seen_BV)
+        return self._blocks.draw(place, self._uniforms.ahead(num_tokens))
+
+    @torch.inference_mode()
+    def _settle(self) -> None:
+        """Make the attributes those after the last token handed out; forget what comes after it."""
+        num_taken, block = self._num_taken, self._block
+        self._block, self._ahead, self._num_taken = None, [], 0
+        if block is None or num_taken == 0:
+            return
+        if num_taken < len(block.tokens_KB):
+            block = self._block_of(num_taken)
+            assert block is not None
+        assert self._drawn_B is not None
+        self._uniforms.use(num_taken)
+        read_KB = self._following(torch.cat([self._drawn_B[None], block.tokens_KB[:-1]]))
+        self._note_read(read_KB.t())
+        self._state, self._logits_BV = block.state, None  # logits follow when the token is read
+        self._note_drawn(block.tokens_KB)
 
 
 def is_state_of(model: LanguageModel, state: object, num_rows: int) -> bool:

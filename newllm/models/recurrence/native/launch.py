@@ -1,21 +1,16 @@
 """Compiling the native code, and putting torch's threads to work on it."""
 
-import contextlib
-import fcntl
-import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, cfunc, from_dtype, types
+from numba import carray
 
 from newllm.models.recurrence.native.backward import backward
 from newllm.models.recurrence.native.call import BACKWARD, CALL
+from newllm.models.recurrence.native.compiling import compiled_entry, digest_of, one_at_a_time
 from newllm.models.recurrence.native.forward import forward
 from newllm.models.recurrence.native.team import run_on_team
 from newllm.models.recurrence.notice import tell_of_compiling
@@ -25,11 +20,7 @@ SECONDS = 15  # that compiling takes, roughly
 
 
 def _entries(sources: str) -> dict[tuple[str, torch.dtype], Callable[[Any], None]]:
-    """The functions to compile.
-
-    Numba's cache notices what they close over, so `sources` is a digest of all these files; alone
-    it would notice changes in this one only.
-    """
+    """The functions to compile; `sources` as in `digest_of`."""
 
     def forward_float32(call: Any) -> None:
         sources  # noqa: B018
@@ -58,13 +49,11 @@ def _entries(sources: str) -> dict[tuple[str, torch.dtype], Callable[[Any], None
 def prepare(directions: Collection[str], dtype: torch.dtype) -> None:
     """Compile the native code for a type, or load it from numba's cache.
 
-    One process compiles a type while the others wait and then load the result. The cache is
-    `NUMBA_CACHE_DIR` if set, else `__pycache__` beside the code, else, where that is read-only, a
-    folder of the user.
+    One process compiles a type while the others wait and then load the result.
     """
     if all((direction, dtype) in _ready for direction in directions):
         return
-    with _one_at_a_time(dtype), tell_of_compiling(WHAT, SECONDS):
+    with one_at_a_time(dtype), tell_of_compiling(WHAT, SECONDS):
         for direction in directions:
             if (direction, dtype) not in _ready:
                 _ready[direction, dtype] = _compiled(direction, dtype)
@@ -74,31 +63,8 @@ _ready: dict[tuple[str, torch.dtype], Any] = {}
 
 
 def _compiled(direction: str, dtype: torch.dtype) -> Any:
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    signature = types.void(types.CPointer(from_dtype(CALL)))
-    function = _entries(digest)[direction, dtype]
-    try:
-        return cfunc(signature, cache=True, error_model="numpy")(function)
-    except (RuntimeError, OSError):  # nowhere to keep the result
-        return cfunc(signature, error_model="numpy")(function)
-
-
-@contextmanager
-def _one_at_a_time(dtype: torch.dtype) -> Iterator[None]:
-    """Let one process of a user compile a type; without a place for the lock, each does."""
-    path = Path(tempfile.gettempdir()) / f"newllm-compiles-{dtype}-{os.getuid()}.lock"
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+    sources = digest_of(Path(__file__).parent)
+    return compiled_entry(_entries(sources)[direction, dtype], CALL)
 
 
 def run(direction: str, dtype: torch.dtype, fields: Mapping[str, Any]) -> None:

@@ -10,11 +10,19 @@ from numba.extending import intrinsic
 
 from newllm.models.recurrence.native.call import PANEL, VECTOR_BYTES
 
-# With numpy's rules a division by zero is no exception, whose checks would cost the vector code.
-# Nothing of Python calls these functions, so the ways in for it need not be compiled.
-compiled = njit(  # type: ignore[call-overload]  # numba's own types lack two of the options
-    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+
+def compiler(**options: Any) -> Any:
+    """A decorator for functions that only compiled functions call.
+
+    With numpy's rules a division by zero is no exception, whose checks would cost the vector code.
+    Nothing of Python calls these functions, so the ways in for it need not be compiled.
+    """
+    return njit(  # type: ignore[call-overload]  # numba's own types lack two of the options
+        error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
+    )
+
+
+compiled = compiler()
 
 
 def _register_tile() -> tuple[int, int]:
@@ -25,25 +33,26 @@ def _register_tile() -> tuple[int, int]:
     return (8, 32) if features.get("avx2") else (16, 16)
 
 
-def _tile(num_vectors: int, vector_bytes: int) -> tuple[int, Any]:
-    """The inner product kernel, and how many rows it takes.
+def tile(num_vectors: int, vector_bytes: int, most_rows: int = PANEL) -> tuple[int, Any]:
+    """The inner product kernel, and how many rows it takes, `most_rows` at most.
 
-    y[r, v] += sum over k of w[k, r] * x[k, v], with all of y in registers: a row of w is `PANEL`
-    elements, a row of x `x_stride`, and v runs over `num_vectors` vectors.
+    y[r, v] += sum over k of w[k, r] * x[k, v], with all of y in registers: w[k, r] is found at
+    k * w_depth_stride + r * w_row_stride, a row of x is `x_stride` elements, and v runs over
+    `num_vectors` vectors.
     """
     accumulators, register_bytes = _register_tile()
     registers = max(1, vector_bytes // register_bytes) * num_vectors
-    num_rows = min(PANEL, max(1, accumulators // registers))
+    num_rows = min(most_rows, max(1, accumulators // registers))
 
     @intrinsic
     def accumulate(
         typing_context: Any,
         y: Any, y_start: Any, y_stride: Any,
-        w: Any, w_start: Any,
+        w: Any, w_start: Any, w_row_stride: Any, w_depth_stride: Any,
         x: Any, x_start: Any, x_stride: Any, depth: Any,
     ) -> Any:  # fmt: skip
         size = types.intp
-        signature = types.void(y, size, size, w, size, x, size, size, size)
+        signature = types.void(y, size, size, w, size, size, size, x, size, size, size)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             element = context.get_value_type(signature.args[0].dtype)
@@ -54,10 +63,11 @@ def _tile(num_vectors: int, vector_bytes: int) -> tuple[int, Any]:
             fma = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}{number}"
             )
-            _, y_start, y_stride, _, w_start, _, x_start, x_stride, depth = arguments
+            _, y_start, y_stride, _, w_start, w_row_stride, w_depth_stride = arguments[:7]
+            _, x_start, x_stride, depth = arguments[7:]
             y, w, x = (
                 context.make_array(signature.args[i])(context, builder, arguments[i]).data
-                for i in (0, 3, 5)
+                for i in (0, 3, 7)
             )
 
             def at(pointer: Any, index: Any, offset: int = 0) -> Any:
@@ -86,7 +96,8 @@ def _tile(num_vectors: int, vector_bytes: int) -> tuple[int, Any]:
             everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
             results = []
             for r in range(num_rows):
-                place = builder.gep(w, [builder.add(w_index, ir.Constant(word, r))])
+                offset = builder.mul(w_row_stride, ir.Constant(word, r))
+                place = builder.gep(w, [builder.add(w_index, offset)])
                 first = builder.insert_element(
                     undefined, builder.load(place), ir.Constant(ir.IntType(32), 0)
                 )
@@ -96,7 +107,7 @@ def _tile(num_vectors: int, vector_bytes: int) -> tuple[int, Any]:
                     results.append(builder.call(fma, [weight, column, sum_so_far]))
             steps = [
                 builder.add(k, one),
-                builder.add(w_index, ir.Constant(word, PANEL)),
+                builder.add(w_index, w_depth_stride),
                 builder.add(x_index, x_stride),
             ]
             for phi, value in zip(phis, [*steps, *results], strict=True):
@@ -113,10 +124,10 @@ def _tile(num_vectors: int, vector_bytes: int) -> tuple[int, Any]:
     return num_rows, accumulate
 
 
-WIDE_ROWS, _accumulate_wide = _tile(2, VECTOR_BYTES)
-TALL_ROWS, _accumulate_tall = _tile(1, VECTOR_BYTES)
-HALF_ROWS, _accumulate_half = _tile(1, VECTOR_BYTES // 2)
-QUARTER_ROWS, _accumulate_quarter = _tile(1, VECTOR_BYTES // 4)
+WIDE_ROWS, _accumulate_wide = tile(2, VECTOR_BYTES)
+TALL_ROWS, _accumulate_tall = tile(1, VECTOR_BYTES)
+HALF_ROWS, _accumulate_half = tile(1, VECTOR_BYTES // 2)
+QUARTER_ROWS, _accumulate_quarter = tile(1, VECTOR_BYTES // 4)
 
 
 @compiled
@@ -128,20 +139,20 @@ def multiply(y, row, w, start, x, depth, width):
     column, end = 0, -(-width // quarter) * quarter
     while column + 2 * lanes <= end:
         for r in range(0, PANEL, WIDE_ROWS):
-            y_start = (row + r) * y_stride + column
-            _accumulate_wide(y, y_start, y_stride, w, start + r, x, column, x_stride, depth)
+            at = (row + r) * y_stride + column
+            _accumulate_wide(y, at, y_stride, w, start + r, 1, PANEL, x, column, x_stride, depth)
         column += 2 * lanes
     if column + lanes <= end:
         for r in range(0, PANEL, TALL_ROWS):
-            y_start = (row + r) * y_stride + column
-            _accumulate_tall(y, y_start, y_stride, w, start + r, x, column, x_stride, depth)
+            at = (row + r) * y_stride + column
+            _accumulate_tall(y, at, y_stride, w, start + r, 1, PANEL, x, column, x_stride, depth)
         column += lanes
     if column + 2 * quarter <= end:
         for r in range(0, PANEL, HALF_ROWS):
-            y_start = (row + r) * y_stride + column
-            _accumulate_half(y, y_start, y_stride, w, start + r, x, column, x_stride, depth)
+            at = (row + r) * y_stride + column
+            _accumulate_half(y, at, y_stride, w, start + r, 1, PANEL, x, column, x_stride, depth)
         column += 2 * quarter
     if column < end:
         for r in range(0, PANEL, QUARTER_ROWS):
-            y_start = (row + r) * y_stride + column
-            _accumulate_quarter(y, y_start, y_stride, w, start + r, x, column, x_stride, depth)
+            at = (row + r) * y_stride + column
+            _accumulate_quarter(y, at, y_stride, w, start + r, 1, PANEL, x, column, x_stride, depth)
