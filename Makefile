@@ -18,7 +18,7 @@ setup: $(READY)  ## make .venv and install newllm with all that it needs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,text]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,export,text]"
 	@touch $@
 
 train: $(READY)  ## train the default experiment; ARGS="key=value ..." changes it

@@ -93,8 +93,8 @@ class Continuation(Iterator[Tensor]):
     """The tokens [B] that a model draws one after the other, each row on its own.
 
     A row that has drawn `<EOS>` yields `<PAD>` from then on, and the iterator ends when all rows
-    have; an endless one begins a new text after `<EOS>`, with its state as it is. `<PAD>`, `<UNK>`,
-    `<BOS>` and classes without a token are never drawn. `read` may be called at any time.
+    have; an endless one begins a new text after `<EOS>`, with its state as it is. No token of
+    `never_drawn` is drawn. `read` may be called at any time.
 
     Args:
         model: in evaluation mode.
@@ -132,9 +132,7 @@ class Continuation(Iterator[Tensor]):
         self._num_rows, self._is_endless = num_rows, is_endless
         self._device = device_of(model)
         self._generator = torch.Generator().manual_seed(seed)
-        self._never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
-        self._never_V[: tokenizer.size] = False
-        self._never_V[[PAD, UNK, BOS]] = True
+        self._never_V = never_drawn(model, tokenizer)
         self._num_positions = model.positions.max_length if model.positions else math.inf
         self.reset()
 
@@ -220,6 +218,14 @@ class Continuation(Iterator[Tensor]):
         self._drawn_B = token_B = token_B.masked_fill(self._is_done_B, PAD)
         self._is_done_B |= (token_B == EOS) & (not self._is_endless)
         return token_B
+
+
+def never_drawn(model: LanguageModel, tokenizer: Tokenizer) -> Tensor:
+    """Bool [V], true for `<PAD>`, `<UNK>`, `<BOS>` and classes without a token."""
+    never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
+    never_V[: tokenizer.size] = False
+    never_V[[PAD, UNK, BOS]] = True
+    return never_V
 
 
 def is_state_of(model: LanguageModel, state: object, num_rows: int) -> bool:
