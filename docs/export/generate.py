@@ -35,7 +35,7 @@ state = {
     for part in model["state"]
 }
 tokens = list(read)
-for position in range(min(options.max_tokens, model["max_tokens"] or options.max_tokens)):
+for position in range(min(options.max_tokens, model["max_tokens"] or options.max_tokens) - 1):
     fed = {model["token"]: np.array([tokens[position]]), **state}
     logits, *after = session.run(None, fed)
     state = dict(zip(state, after, strict=True))
@@ -47,4 +47,5 @@ for position in range(min(options.max_tokens, model["max_tokens"] or options.max
     if drawn == special["eos"]:
         break
     tokens.append(drawn)
-print(tokenizer.decode(tokens[len(read) if model["is_of_pairs"] else 1 :]))
+text = tokenizer.decode(tokens[len(read) if model["is_of_pairs"] else 1 :])
+print(text if model["keeps_white_space"] else " ".join(text.split()))

@@ -62,7 +62,7 @@ def write_step(model: LanguageModel, tensors: Sequence[StateTensor], file: Path)
             )
     except Exception as error:  # a layer of the user's own may fail in any way
         reason = one_line(error.__cause__ or error)
-        raise ValueError(f"cannot be exported to ONNX; {reason}") from error
+        raise ValueError(f"torch cannot trace its step: {reason}") from error
     assert program is not None
     program.save(file)
 

@@ -71,7 +71,7 @@ def check_steps(model: LanguageModel) -> None:
         ValueError: it sees the future.
     """
     if model.sees_the_future:
-        raise ValueError("sees future tokens and cannot be exported as a step of one token")
+        raise ValueError("it sees future tokens, which a step of one token does not read")
 
 
 @torch.no_grad()
@@ -95,7 +95,10 @@ def state_tensors(model: LanguageModel) -> list[StateTensor]:
         for sizes in zip(*(part.shape[1:] for part in parts), strict=True):
             if sizes not in ((0, 1, 2), (sizes[0],) * 3):
                 told = ", ".join(str(list(part.shape)) for part in parts)
-                raise ValueError(f"has a state that cannot be exported: {name} of shapes {told}")
+                raise ValueError(
+                    f"{name} has shapes {told} after 0, 1 and 2 tokens; a size must stay as it is, "
+                    "or grow from 0 by one with each token"
+                )
             shape.append(sizes[0] if sizes[0] == sizes[1] else TOKENS)
         dtype = str(parts[0].dtype).removeprefix("torch.")
         found.append(StateTensor(name, dtype, tuple(shape), _initial(parts[0][0])))
