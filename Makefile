@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check-all lint style types suite data compare reproduce tensorboard clean
+.PHONY: help setup train test check-all check-page lint style types suite data compare reproduce tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ setup: $(READY)  ## make .venv and install newllm with all that it needs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,text]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,export,text]"
 	@touch $@
 
 train: $(READY)  ## train the default experiment; ARGS="key=value ..." changes it
@@ -28,7 +28,11 @@ test: $(READY) style  ## lint, types and the whole test suite
 	$(MAKE) --jobs=2 types suite
 
 check-all: $(READY) style  ## the test suite and the checks that take minutes each
-	$(MAKE) --jobs=2 types suite MARKED='-m "long or not long"'
+	$(MAKE) --jobs=2 types suite MARKED='-m "not browser"'
+
+check-page: $(READY)  ## the page of docs/export in a browser; needs chromium and npm
+	cd docs/export && npm install --no-audit --no-fund
+	$(BIN)/python -m pytest -m browser tests/test_export_page.py
 
 lint: style types  ## style, types and the order of imports
 

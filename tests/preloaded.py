@@ -14,7 +14,8 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
-ENTRIES = [f"newllm.{name}" for name in ("train", "evaluate", "generate", "report", "benchmark")]
+NAMES = ("train", "evaluate", "generate", "export", "report", "benchmark")
+ENTRIES = [f"newllm.{name}" for name in NAMES]
 LATE = ["newllm.training.evaluation", "newllm.reporting.report"]  # what entries import in `main`
 
 # One server for each process of the test suite.

@@ -475,7 +475,9 @@ def test_a_faulty_run_ends_with_lines_and_code_1(
     assert not [path for path in tmp_path.rglob("outputs/*/*/*") if path.is_file()]
 
 
-@pytest.mark.parametrize("module", ["benchmark", "data.__main__", "evaluate", "generate", "report"])
+@pytest.mark.parametrize(
+    "module", ["benchmark", "data.__main__", "evaluate", "export", "generate", "report"]
+)
 def test_the_other_tools_tell_a_fault_in_a_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
 ) -> None:

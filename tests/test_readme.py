@@ -15,7 +15,7 @@ from torch import nn
 from newllm.models.contract import check_cell, check_layer
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/extending.md", "docs/tasks.md", "docs/text.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("export", "extending", "tasks", "text")))
 README = "".join((ROOT / name).read_text() for name in PAGES)
 COMMANDS = [
     line.partition(" # ")[0].strip()
@@ -41,7 +41,7 @@ def test_the_readme_has_commands_of_every_kind() -> None:
 
 def test_make_knows_every_target_of_the_readme() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in {match for line in COMMANDS for match in re.findall(r"^make (\w+)", line)}:
+    for target in {match for line in COMMANDS for match in re.findall(r"^make ([\w-]+)", line)}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

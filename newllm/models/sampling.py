@@ -34,8 +34,8 @@ class Continuation(Iterator[Tensor]):
     """The tokens [B] that a model draws one after the other, each row on its own.
 
     A row that has drawn `<EOS>` yields `<PAD>` from then on, and the iterator ends when all rows
-    have; an endless one begins a new text after `<EOS>`, with its state as it is. `<PAD>`, `<UNK>`,
-    `<BOS>` and classes without a token are never drawn. `read` may be called at any time.
+    have; an endless one begins a new text after `<EOS>`, with its state as it is. No token of
+    `never_drawn` is drawn. `read` may be called at any time.
 
     A model with `has_machine_code` draws blocks of tokens ahead. Nothing shows this but the speed:
     what was drawn and not yet handed out is forgotten and drawn again where it matters. The tokens
@@ -74,9 +74,7 @@ class Continuation(Iterator[Tensor]):
         self._num_rows, self._is_endless = num_rows, is_endless
         self._device = device_of(model)
         self._uniforms = Uniforms(num_rows, seed)
-        self._never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
-        self._never_V[: tokenizer.size] = False
-        self._never_V[[PAD, UNK, BOS]] = True
+        self._never_V = never_drawn(model, tokenizer)
         self._num_positions = model.positions.max_length if model.positions else math.inf
         self._num_drawn = 0  # since it was made
         self._blocks: TokenBlocks | None = None
@@ -249,6 +247,14 @@ class Continuation(Iterator[Tensor]):
         self._note_read(read_KB.t())
         self._state, self._logits_BV = block.state, None  # logits follow when the token is read
         self._note_drawn(block.tokens_KB)
+
+
+def never_drawn(model: LanguageModel, tokenizer: Tokenizer) -> Tensor:
+    """Bool [V], true for `<PAD>`, `<UNK>`, `<BOS>` and classes without a token."""
+    never_V = torch.ones(model.vocabulary_size, dtype=torch.bool)
+    never_V[: tokenizer.size] = False
+    never_V[[PAD, UNK, BOS]] = True
+    return never_V
 
 
 def is_state_of(model: LanguageModel, state: object, num_rows: int) -> bool:

@@ -21,7 +21,11 @@ OVERHEAD = 4000  # elements that each tensor counts in addition, for the module 
 
 
 def load_model(
-    node: DictConfig, weights: Mapping[str, Tensor], trust: Trust, largest: int
+    node: DictConfig,
+    weights: Mapping[str, Tensor],
+    trust: Trust,
+    largest: int,
+    file: str = "checkpoints/best.ckpt",
 ) -> LanguageModel:
     """Build a model with weights, in evaluation mode.
 
@@ -30,22 +34,23 @@ def load_model(
         weights: of a checkpoint, by name.
         trust: what may be built.
         largest: bytes of the checkpoint. No larger model is built.
+        file: the checkpoint, for messages.
 
     Raises:
         ValueError: the node describes no model that can be built, has these weights and reads.
     """
     part = checked(node, "model", trust)
     try:
-        with _limited(largest + SPARE), torch.device("meta"):  # sizes only, no memory
+        with _limited(largest + SPARE, file), torch.device("meta"):  # sizes only, no memory
             sketch = part.build()
     except Exception as error:
         # A part of a package that the user trusts may need real tensors in its constructor.
         if isinstance(error, TooLarge) or not trust.packages:
             raise
     else:
-        _load_weights(sketch, weights)
-    with _limited(largest + SPARE):
-        model = _load_weights(part.build(), weights).eval()
+        _load_weights(sketch, weights, file)
+    with _limited(largest + SPARE, file):
+        model = _load_weights(part.build(), weights, file).eval()
     with torch.no_grad():  # parts that can be built need not fit each other
         logits_BTV, _ = model(torch.tensor([[BOS]]))
     if logits_BTV.shape != (1, 1, model.vocabulary_size) or not logits_BTV.isfinite().all():
@@ -53,17 +58,17 @@ def load_model(
     return model
 
 
-def _load_weights(model: Any, weights: Mapping[str, Tensor]) -> LanguageModel:
+def _load_weights(model: Any, weights: Mapping[str, Tensor], file: str) -> LanguageModel:
     if not isinstance(model, LanguageModel):
         raise ValueError("it does not describe a language model")
     is_sketch = any(parameter.is_meta for parameter in model.parameters())
     try:
         model.load_state_dict(weights, assign=is_sketch)
     except RuntimeError as error:
-        raise ValueError(f"it does not fit checkpoints/best.ckpt: {error}") from error
+        raise ValueError(f"it does not fit {file}: {error}") from error
     for name, _ in model.named_parameters():
         if not weights[name].isfinite().all():
-            raise ValueError(f"{name} of checkpoints/best.ckpt contains values that are not finite")
+            raise ValueError(f"{name} of {file} contains values that are not finite")
     return model
 
 
@@ -72,7 +77,7 @@ class TooLarge(ValueError):
 
 
 @contextlib.contextmanager
-def _limited(num_elements: int) -> Iterator[None]:
+def _limited(num_elements: int, file: str) -> Iterator[None]:
     """Refuse to build modules with more elements than this in their parameters and buffers."""
     seen: dict[int, Tensor] = {}  # holds the tensors, so that no other gets the same id
     total = 0
@@ -84,7 +89,7 @@ def _limited(num_elements: int) -> Iterator[None]:
         seen[id(tensor)] = tensor
         total += tensor.numel() + OVERHEAD
         if total > num_elements:
-            raise TooLarge("it describes a model that is larger than checkpoints/best.ckpt")
+            raise TooLarge(f"it describes a model that is larger than {file}")
 
     handles = (
         hooks.register_module_parameter_registration_hook(count),

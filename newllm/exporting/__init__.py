@@ -1,0 +1,1 @@
+"""Trained runs in formats that other programs read."""
