@@ -144,7 +144,8 @@ class LanguageModule(LightningModule):
     def _score(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State | None]:
         """Losses and correctness [B, T], and the state to carry on."""
         if batch.reset_BT is None:
-            return *self.model.score(batch.tokens_BT, batch.targets_BT)[:2], None
+            scored = self.model.score(batch.tokens_BT, batch.targets_BT, padding_matters=False)
+            return *scored[:2], None
         loss_BT, correct_BT, state = self.model.score(
             batch.tokens_BT, batch.targets_BT, state, batch.reset_BT
         )

@@ -30,7 +30,8 @@ class Fused:
         """Read a chunk."""
         if chunk.inputs_BTE.shape[1] < FEW_STEPS or torch.compiler.is_exporting():
             return roll(cell, chunk)
-        if torch.is_autocast_enabled(chunk.inputs_BTE.device.type) or not has_native_code(cell):
+        device = chunk.inputs_BTE.device.type
+        if device != "cpu" or torch.is_autocast_enabled(device) or not has_native_code(cell):
             return self._other(cell, chunk)
         assert isinstance(cell, ContextCell)
         y_BTH, *after = read_chunk(cell, self._memory, chunk.inputs_BTE, *chunk.state, *chunk[2:])
