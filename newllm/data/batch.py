@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on a device. Only from pinned memory is it copied to a GPU without waiting for it."""
+    """A tensor on a device. A copy to a GPU only waits for nothing if it is from pinned memory."""
     if tensor.is_cpu and torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

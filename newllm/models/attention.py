@@ -182,9 +182,9 @@ class Attention(Layer):
         self, real_BT: Tensor, past_BS: Tensor, pad_BT: Tensor | None, reset_BT: Tensor | None
     ) -> Tensor | None:
         """Which tokens each query sees [B, 1, T, S]; None if no mask is needed."""
-        if past_BS.shape[1] == 0 and reset_BT is None:
-            if pad_BT is None or (not self.leaky and padding_only_trails(real_BT)):
-                return None
+        is_alone = past_BS.shape[1] == 0 and reset_BT is None
+        if is_alone and (pad_BT is None or (not self.leaky and padding_only_trails(real_BT))):
+            return None
         num_tokens = real_BT.shape[1]
         everything_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=real_BT.device)
         mask_BTT = real_BT[:, None, :] & (everything_TT if self.leaky else everything_TT.tril())

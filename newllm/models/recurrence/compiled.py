@@ -47,7 +47,7 @@ class Compiled:
         """Read a chunk."""
         device = chunk.inputs_BTE.device.type
         if torch.is_grad_enabled() and device == "cpu" and not torch.is_autocast_enabled(device):
-            kind = _kind(cell, chunk)
+            kind = kind_of(cell, chunk)
             step = self._steps.get(kind)
             if kind not in self._steps or (step and step.batch_size < len(chunk.inputs_BTE)):
                 step = self._steps[kind] = _compiled_or_none(cell, chunk)
@@ -56,7 +56,7 @@ class Compiled:
         return roll(cell, chunk)
 
 
-def _kind(cell: Cell, chunk: Chunk) -> Any:
+def kind_of(cell: Cell, chunk: Chunk) -> Any:
     """Key of everything that a compiled step depends on, except for the size of the batch."""
     settings = (
         (
