@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check-all lint style types suite data compare reproduce tensorboard clean
+.PHONY: help setup train test check-all check-gpu measure-gpu lint style types suite data compare reproduce tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,13 @@ test: $(READY) style  ## lint, types and the whole test suite
 
 check-all: $(READY) style  ## the test suite and the checks that take minutes each
 	$(MAKE) --jobs=2 types suite MARKED='-m "long or not long"'
+
+check-gpu: $(READY)  ## check that everything works on a GPU (minutes)
+	@$(BIN)/python -c "import torch, sys; torch.cuda.is_available() or sys.exit('check-gpu: torch finds no GPU here')"
+	$(BIN)/python -m pytest tests/gpu/checks.py --device cuda
+
+measure-gpu: $(READY)  ## measure the speed on a GPU (eight minutes)
+	$(BIN)/python -m newllm.benchmark --device cuda --output outputs/gpu
 
 lint: style types  ## style, types and the order of imports
 
