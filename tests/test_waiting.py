@@ -4,6 +4,7 @@ The device `meta` holds no values, so a step that reads one there fails.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from small_models import context_model, mingru_model, rnn_model, transformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from newllm.data.batch import IGNORE, Batch
+from newllm.data.batch import IGNORE, Batch, device_of
 from newllm.data.tokenizer import PAD
 from newllm.models import language_model
 from newllm.models.language_model import LanguageModel
@@ -81,6 +82,36 @@ def batches(reset: bool) -> Batch:
     return batch._replace(reset_BT=tokens_BT == 5) if reset else batch
 
 
+class StepByStep:
+    """Takes steps as a run does, of two accumulated batches, with the callbacks that count."""
+
+    def __init__(self, model: LanguageModel, folder: Path) -> None:
+        is_fused = device_of(model).type != "meta"  # which no fused optimizer knows
+        optimizer = OptimizerFactory(partial(torch.optim.AdamW, fused=is_fused))
+        self.module = LanguageModule(model.train(), optimizer, None, GradientClip([[0, 1.0]]), 8)
+        self.module.to(device_of(model))
+        self.trainer: Any = SimpleNamespace(
+            accumulate_grad_batches=2, current_epoch=0, global_step=0, world_size=1, loggers=[]
+        )
+        self.module._trainer = self.trainer
+        self.history, self.throughput = History(folder), Throughput()
+        self.throughput._restart(self.module)
+        self.optimizer = self.module.make_optimizer(model)
+
+    def take_steps(self, batch: Batch, num_steps: int) -> None:
+        """Take steps on one batch."""
+        for number in range(2 * num_steps):
+            outputs = self.module.training_step(batch, number)
+            (outputs["loss"] / 2).backward()
+            if number % 2:
+                self.module.configure_gradient_clipping(self.optimizer)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.trainer.global_step += 1
+            for callback in (self.history, self.throughput):
+                callback.on_train_batch_end(self.trainer, self.module, outputs, batch, number)
+
+
 # Attention on a stream forgets what no row sees any more, which only values tell.
 STREAMS = [name for name in MODELS if "transformer" not in name]
 
@@ -90,31 +121,11 @@ STREAMS = [name for name in MODELS if "transformer" not in name]
     ("name", "reset"), [*((name, False) for name in MODELS), *((name, True) for name in STREAMS)]
 )
 def test_a_training_step_reads_no_value(tmp_path: Path, name: str, reset: bool) -> None:
-    model = MODELS[name]().to("meta").train()
     batch = batches(reset).to("meta")
-    module = LanguageModule(
-        model, OptimizerFactory(torch.optim.AdamW), None, GradientClip([[0, 1.0]]), 8
-    )
-    trainer: Any = SimpleNamespace(
-        accumulate_grad_batches=2, current_epoch=0, global_step=0, world_size=1, loggers=[]
-    )
-    module._trainer = trainer
-    module.to("meta")
-    history, throughput = History(tmp_path), Throughput()
-    throughput._restart(module)
-    optimizer = module.make_optimizer(model)
+    trainer = StepByStep(MODELS[name]().to("meta"), tmp_path)
     with NoCopies():
-        for step in range(4):
-            outputs = module.training_step(batch, step)
-            (outputs["loss"] / 2).backward()
-            if step % 2:
-                module.configure_gradient_clipping(optimizer)
-                optimizer.step()
-                optimizer.zero_grad()
-                trainer.global_step += 1
-            history.on_train_batch_end(trainer, module, outputs, batch, step)
-            throughput.on_train_batch_end(trainer, module, outputs, batch, step)
-    assert len(history._steps.pending) == 2
+        trainer.take_steps(batch, 2)
+    assert len(trainer.history._steps.pending) == 2
 
 
 def test_what_is_worth_waiting_for_is_read_on_no_meta_device() -> None:
