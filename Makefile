@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COMPARED := outputs/compare/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check-all check-page lint style types suite data compare reproduce tensorboard clean
+.PHONY: help setup train test check-all check-page check-gpu measure-gpu lint style types suite data compare reproduce tensorboard clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,13 @@ check-all: $(READY) style  ## the test suite and the checks that take minutes ea
 check-page: $(READY)  ## the page of docs/export in a browser; needs chromium and npm
 	cd docs/export && npm install --no-audit --no-fund
 	$(BIN)/python -m pytest -m browser tests/test_export_page.py
+
+check-gpu: $(READY)  ## check that everything works on a GPU (minutes)
+	@$(BIN)/python -c "import torch, sys; torch.cuda.is_available() or sys.exit('check-gpu: torch finds no GPU here')"
+	$(BIN)/python -m pytest tests/gpu/checks.py --device cuda
+
+measure-gpu: $(READY)  ## measure the speed on a GPU (eight minutes)
+	$(BIN)/python -m newllm.benchmark --device cuda --output outputs/gpu
 
 lint: style types  ## style, types and the order of imports
 

@@ -9,6 +9,10 @@ flat map), `benchmark.md` and `benchmark.png`.
 With --memory, memory and latency are measured by length instead: reading of up to 131,072 tokens by
 models with a fixed state and by a Transformer with a cache, and training by length. Writes
 `memory.json`, `memory.md` and `memory.png`.
+
+With `--device cuda`, measures a GPU instead, within eight minutes: the recurrences, a Transformer
+and an LSTM of equal size, the rates of products and of the memory, a long sequence, and the speed
+of whole runs. Writes `device.json` and `device.md`.
 """
 
 from __future__ import annotations
@@ -24,11 +28,18 @@ def main() -> None:
     """The command line."""
     parser = Arguments(prog="python -m newllm.benchmark", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small model only, about a minute")
-    parser.add_argument("--memory", action="store_true", help="memory and latency by length")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--memory", action="store_true", help="memory and latency by length")
+    instead.add_argument("--device", help="cuda, or cpu to try the same measurements there")
     parser.add_argument("--threads", help="such as 1,2 (default: 1 and all)")
     parser.add_argument("--compare", type=Path, help="an older benchmark.json to compare with")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder")
     options = parser.parse_args()
+    if options.device is not None:
+        if options.threads is not None or options.compare is not None:
+            sys.exit("--device: takes neither --threads nor --compare")
+        _measure_device(options.device, options.quick, options.output)
+        return
     from newllm.benchmarks.timing import changes, read_timings
 
     if options.memory:
@@ -70,6 +81,27 @@ def _measure_memory(is_quick: bool, output: Path) -> None:
     findings.picture().savefig(output / "memory.png", dpi=120)
     (output / "memory.md").write_text(findings.markdown(measured_on))
     print(f"written to {output}")
+
+
+def _measure_device(name: str, is_quick: bool, folder: Path) -> None:
+    import torch
+
+    from newllm.benchmarks.device import FULL_DEVICE, QUICK_DEVICE, Measurements
+    from newllm.benchmarks.device_rows import device_markdown
+    from newllm.benchmarks.results import machine
+
+    if name not in ("cpu", "cuda"):
+        sys.exit(f"--device {name}: must be cuda or cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch finds no GPU here")
+    device = torch.device(name)
+    measured_on = machine(device)
+    print(measured_on)
+    folder.mkdir(parents=True, exist_ok=True)
+    extent = QUICK_DEVICE if is_quick else FULL_DEVICE
+    rows = Measurements(device, extent, folder / "device.json").take()
+    (folder / "device.md").write_text(device_markdown(rows, measured_on))
+    print(f"written to {folder}")
 
 
 def _thread_counts(text: str) -> list[int]:

@@ -65,7 +65,7 @@ def test_the_quick_benchmark_writes_its_files(command: Command, tmp_path: Path) 
     assert kinds == {"step", "epoch", "roofline", "long", "memory", "parallel", "generation"}
     measured = {name.partition(" ")[0] for name, row in rows.items() if "megabytes" in row}
     assert measured == {"memory"}
-    assert "not measured" in (tmp_path / "first" / "benchmark.md").read_text()
+    assert "--device cuda" in (tmp_path / "first" / "benchmark.md").read_text()
     assert (tmp_path / "first" / "benchmark.png").stat().st_size > 0
     done = command("newllm.benchmark", "--threads", "0", fresh=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)

@@ -237,7 +237,7 @@ def test_whatever_evaluates_moves_its_batches(
         return batch
 
     def score(
-        model: Any, tokens: Tensor, targets: Tensor, *state: Any
+        model: Any, tokens: Tensor, targets: Tensor, *state: Any, padding_matters: bool = True
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         scored.append(id(tokens) in moved)
         logits_BTV, after = model(tokens)

@@ -78,8 +78,8 @@ def test_the_fast_path_of_attention_equals_the_masked_one() -> None:
     fast, masked = layer(x_BTD, None, pad_BT)[0], layer(x_BTD, None, pad_BT, no_reset_BT)[0]
     torch.testing.assert_close(fast[~pad_BT], masked[~pad_BT])
     real_BT = ~pad_BT
-    assert layer._mask(real_BT, real_BT[:, :0], None) is None
-    assert layer._mask(real_BT, real_BT[:, :0], no_reset_BT) is not None
+    assert layer._mask(real_BT, real_BT[:, :0], pad_BT, None) is None
+    assert layer._mask(real_BT, real_BT[:, :0], pad_BT, no_reset_BT) is not None
 
 
 def test_a_stream_with_resets_holds_no_more_than_its_documents() -> None:
@@ -100,7 +100,7 @@ def test_a_stream_with_resets_holds_no_more_than_its_documents() -> None:
 
 def test_every_query_sees_something() -> None:
     real_BT = torch.tensor([[False, True, False], [False, False, False]])
-    mask_B1TS = attention()._mask(real_BT, torch.zeros(2, 2, dtype=torch.bool), None)
+    mask_B1TS = attention()._mask(real_BT, torch.zeros(2, 2, dtype=torch.bool), ~real_BT, None)
     assert mask_B1TS is not None
     assert mask_B1TS.any(dim=-1).all()
 

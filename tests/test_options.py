@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY, Compose
 from library import small_library
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.composing import conf_directory
 from newllm.config.leftovers import without_leftovers
@@ -26,15 +26,11 @@ TASKS = {  # whose training data are endless
 CHOOSE_DATA = ("data", "countermeasure", "experiment", "sweep")
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_option_builds_and_takes_a_step(
-    compose_config: Compose,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    group: str,
-    option: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def small_config(
+    compose_config: Compose, folder: Path, monkeypatch: pytest.MonkeyPatch, group: str, option: str
+) -> DictConfig:
+    """A small run with an option of a group, whose files are written to a folder."""
+    monkeypatch.chdir(folder)
     Path("some.txt").write_text("\n".join(f"a line of words {i % 7}" for i in range(40)))
     overrides = [f"{group}={option}"]
     pair = '{"prompt": "ask", "response": "told"}'
@@ -46,7 +42,7 @@ def test_option_builds_and_takes_a_step(
         Path("folder", "train.txt").write_text(Path("some.txt").read_text())
         overrides += ["data.name=folder", "data.unit=line"]
     if option.startswith("stdlib"):
-        small_library(tmp_path, monkeypatch)
+        small_library(folder, monkeypatch)
     if group == "data" and option in TASKS:
         overrides += ["recipe=task", "countermeasure=none", "trainer=smoke"]
     if group not in CHOOSE_DATA:
@@ -60,6 +56,18 @@ def test_option_builds_and_takes_a_step(
         config.budget.update(parameters=20_000, step=4)
     tiny = OmegaConf.from_dotlist([*TINY])
     config.model.update({size: tiny[size] for size in tiny if size in config.model})
+    return config
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_builds_and_takes_a_step(
+    compose_config: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    option: str,
+) -> None:
+    config = small_config(compose_config, tmp_path, monkeypatch, group, option)
     assert config_hash(config) != variant_hash(config)  # both can be computed
     experiment = build_experiment(config, tmp_path)
     batch = next(iter(experiment.data.train_dataloader()))

@@ -46,12 +46,17 @@ OPTIONS = {
     "bfloat16": ("trainer.precision=bf16-mixed",),
     "accumulated": ("+trainer.accumulate_grad_batches=2", "trainer.max_epochs=4"),
     "validated often": ("+trainer.val_check_interval=2",),
+    "validated across epochs": (
+        "+trainer.val_check_interval=4",
+        "+trainer.check_val_every_n_epoch=null",
+    ),
     "validated seldom": ("+trainer.check_val_every_n_epoch=2",),
     "averaged": (AVERAGED,),
     "stopped early": ("countermeasure=early_stopping", "countermeasures.early_stopping.patience=1"),
     "one batch an epoch": ("data.batch_size=30", "trainer.max_epochs=11"),
     "bucketed": ("recipe.batching=bucketed",),
     "limited": ("trainer.limit_train_batches=3", "trainer.max_epochs=5"),
+    "by tokens": ("max_tokens=400",),
     "plain loop": ("recurrence=reference",),
     "recomputed": ("model.recompute=true",),
 }

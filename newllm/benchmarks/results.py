@@ -13,10 +13,13 @@ from newllm.benchmarks.timing import Timing
 from newllm.reporting.drawing import BLUE, GREY, Figure
 
 
-def machine() -> str:
-    """Processor, threads and versions, in one line."""
+def machine(device: torch.device | None = None) -> str:
+    """Processor, threads and versions, in one line; with the name of a GPU, if that is measured."""
+    gpu = ""
+    if device is not None and device.type == "cuda":
+        gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, "
     return (
-        f"{get_host_cpu_name()}, {torch.get_num_threads()} threads at most, Python "
+        f"{gpu}{get_host_cpu_name()}, {torch.get_num_threads()} threads at most, Python "
         f"{platform.python_version()}, torch {torch.__version__}, newllm {newllm.__version__}"
     )
 
@@ -30,7 +33,7 @@ def markdown(rows: Mapping[str, Timing], machine: str) -> str:
         f"{'' if row.megabytes is None else format(row.megabytes, '.0f')} |"
         for name, row in rows.items()
     ]
-    return "\n".join([*lines, "", "On a GPU: not measured.", ""])
+    return "\n".join([*lines, "", "On a GPU: python -m newllm.benchmark --device cuda.", ""])
 
 
 def picture(rows: Mapping[str, Timing]) -> Figure:

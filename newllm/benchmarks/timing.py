@@ -32,8 +32,18 @@ class Timing:
         return f"{1000 * self.seconds:.2f} ms +-{100 * self.spread:.0f} %, {self.ratio:.2f}x"
 
 
+def seconds_on_host(action: Callable[[], object]) -> float:
+    """Seconds until an action returns."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
 def side_by_side(
-    contestants: Mapping[str, Callable[[], object]], num_rounds: int, num_warmup: int = 2
+    contestants: Mapping[str, Callable[[], object]],
+    num_rounds: int,
+    num_warmup: int = 2,
+    seconds_of: Callable[[Callable[[], object]], float] = seconds_on_host,
 ) -> dict[str, Timing]:
     """Time actions in turns, so that a slow phase of the machine affects all of them alike.
 
@@ -41,6 +51,7 @@ def side_by_side(
         contestants: actions by name; the first is the baseline of all ratios.
         num_rounds: timed calls of each action.
         num_warmup: calls of each action before that.
+        seconds_of: calls an action and measures its time.
     """
     for _ in range(num_warmup):
         for action in contestants.values():
@@ -48,9 +59,7 @@ def side_by_side(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(num_rounds):
         for name, action in contestants.items():
-            started = time.perf_counter()
-            action()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(seconds_of(action))
     baseline = next(iter(seconds.values()))
     return {name: _summarize(times, baseline) for name, times in seconds.items()}
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from newllm.benchmarks.timing import Timing, side_by_side, write_timings
-from newllm.data.batch import IGNORE, Batch
+from newllm.data.batch import IGNORE, Batch, device_of
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.tokenizer import BOS, PAD, Tokenizer
 from newllm.models.attention import Attention
@@ -104,16 +104,33 @@ QUICK = Extent(3, (MODERN,), MODERN, (16,), (13,), (256,))
 
 
 class Trainee:
-    """A model that takes training steps: loss, gradients, clipping, optimizer."""
+    """A model that takes training steps: loss, gradients, clipping, optimizer.
 
-    def __init__(self, model: LanguageModel, fused_optimizer: bool = True) -> None:
+    Args:
+        model: on the device where it is trained.
+        fused_optimizer: whether the optimizer takes its step in one pass.
+        precision: of products.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        fused_optimizer: bool = True,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         self.model = model.train()
+        self._autocast = partial(
+            torch.autocast, device_of(model).type, precision, precision != torch.float32
+        )
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused_optimizer)
 
     def train(self, batches: list[Batch]) -> None:
         """Take one step for each batch."""
         for batch in batches:
-            loss_BT, _, _ = self.model.score(batch.tokens_BT, batch.targets_BT)
+            with self._autocast():
+                loss_BT, _, _ = self.model.score(
+                    batch.tokens_BT, batch.targets_BT, padding_matters=False
+                )
             self.take(loss_BT.sum() / batch.scored_BT.sum())
 
     def take(self, loss: Tensor) -> None:
@@ -128,7 +145,7 @@ class Trainee:
         generator = torch.Generator().manual_seed(0)
         tokens_BT = torch.randint(4, VOCABULARY, (batch_size, length), generator=generator)
         batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), torch.arange(batch_size))
-        return partial(self.train, [batch])
+        return partial(self.train, [batch.to(device_of(self.model))])
 
 
 def measure_recurrences(extent: Extent) -> Rows:

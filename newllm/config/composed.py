@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 
@@ -29,7 +30,8 @@ BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger"
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name", "recipe.base_fan_in")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
-    *("checkpoint_steps", "trusted_packages", "only", "study", "variant", "trial", "hydra"),
+    *("max_tokens", "checkpoint_steps", "trusted_packages", "only", "study", "variant", "trial"),
+    "hydra",
 )
 # Groups that bundle other choices: nothing reads them by their name.
 BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "scale")
@@ -169,12 +171,14 @@ def _corpus_contradictions(config: DictConfig) -> Iterator[str]:
 
 
 def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
-    """Sizes that a budget decides on; settings of a budget, logger or callback that is none."""
+    """Values that a budget decides on; settings of a budget, logger or callback that is none."""
     decided = decided_sizes(config.budget)
     for key, value in map(split, overrides):
         part, _, name = key.partition(".")
         first = name.partition(".")[0]
-        if part == "model" and name in decided:
+        if config.get("max_tokens") is not None and _sets_length(key, value):
+            yield f"{key}={value}: max_tokens sets the length of the run; remove one of the two"
+        elif part == "model" and name in decided:
             yield f"{key}={value}: is determined by {decided[name]}; remove one of the two"
         elif part == "budget":
             needed = [what for what, names in PAIRS if first in (names, "step")]
@@ -186,6 +190,16 @@ def _idle_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]
             node = descend(raw(config), f"{part}.{first}")
             if isinstance(node, dict) and "_target_" not in node:
                 yield f"{key}={value}: has no effect, since {part} has no {first}; remove it"
+
+
+def _sets_length(key: str, value: str) -> bool:
+    """Whether a choice sets the epochs or steps of a run; an experiment's own may be replaced."""
+    if key == "trainer":
+        content = read_file(f"trainer/{value}")
+        return any(
+            isinstance(content.get(name), int) for name in ("max_epochs", "limit_train_batches")
+        )
+    return key in ("trainer.max_steps", "trainer.max_epochs", "recipe.max_epochs")
 
 
 def _unread_choices(config: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
@@ -233,6 +247,10 @@ def _setting_faults(config: DictConfig) -> Iterator[str]:
         may_be_null = key != "seed" and value is None
         if not (is_number and smallest <= value <= largest) and not may_be_null:
             yield f"{key}={value}: must be a whole number from {smallest} to {largest}"
+    max_tokens = config.get("max_tokens")  # older runs have none
+    is_number = isinstance(max_tokens, int | float) and not isinstance(max_tokens, bool)
+    if max_tokens is not None and not (is_number and 1 <= max_tokens < math.inf):
+        yield f"max_tokens={shown(max_tokens)}: must be a number of at least 1, or null"
     for key in ("name", "only", STUDY, VARIANT, "trial"):
         if OmegaConf.is_config(config[key]):
             yield f"{key}={shown(config[key])}: must be a word"

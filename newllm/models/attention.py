@@ -148,7 +148,7 @@ class Attention(Layer):
             raise ValueError("model.leaky=true sees the future, so it cannot continue from a state")
         real_BT = real_tokens(x_BTD, pad_BT)
         past_BS, caches = (state[0], state[1:]) if state else (real_BT[:, :0], ())
-        mask_B1TS, rotation = self._mask(real_BT, past_BS, reset_BT), None
+        mask_B1TS, rotation = self._mask(real_BT, past_BS, pad_BT, reset_BT), None
         if self.positions == "rotary":
             position_BT, _ = token_positions(real_BT, past_BS.sum(1), reset_BT)
             rotation = rotary_angles(position_BT, self.input_dim // self.num_heads, x_BTD.dtype)
@@ -164,7 +164,7 @@ class Attention(Layer):
             return y_BTD, ()
         visible_BS = _still_visible(real_BT, past_BS, reset_BT)
         is_needed_S = visible_BS.any(0)
-        if reset_BT is not None and surely(~is_needed_S.all()):
+        if reset_BT is not None and surely(~is_needed_S.all(), worth_waiting=True):
             # Tokens that no row will see again would accumulate over a stream.
             visible_BS = visible_BS[:, is_needed_S]
             after = [part_BNSK[:, :, is_needed_S] for part_BNSK in after]
@@ -178,12 +178,12 @@ class Attention(Layer):
         visible_BS = zeros(self, batch_size, 0).bool()
         return (visible_BS, *(zeros(self, *shape) for _ in range(2 * len(self.blocks))))
 
-    def _mask(self, real_BT: Tensor, past_BS: Tensor, reset_BT: Tensor | None) -> Tensor | None:
+    def _mask(
+        self, real_BT: Tensor, past_BS: Tensor, pad_BT: Tensor | None, reset_BT: Tensor | None
+    ) -> Tensor | None:
         """Which tokens each query sees [B, 1, T, S]; None if no mask is needed."""
         is_alone = past_BS.shape[1] == 0 and reset_BT is None
-        if is_alone and self.leaky and surely(real_BT.all()):
-            return None
-        if is_alone and not self.leaky and padding_only_trails(real_BT):
+        if is_alone and (pad_BT is None or (not self.leaky and padding_only_trails(real_BT))):
             return None
         num_tokens = real_BT.shape[1]
         everything_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=real_BT.device)

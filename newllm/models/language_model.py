@@ -133,7 +133,7 @@ class LanguageModel(nn.Module):
         Returns:
             Logits [B, T, V] (those at `<PAD>` mean nothing) and the state after the chunk.
         """
-        return self._read(tokens, state, reset, Layer.__call__)
+        return self._read(tokens, self._padding(tokens), state, reset, Layer.__call__)
 
     def score(
         self,
@@ -141,16 +141,26 @@ class LanguageModel(nn.Module):
         targets: Tensor,
         state: State | None = None,
         reset: Tensor | None = None,
+        padding_matters: bool = True,
     ) -> tuple[Tensor, Tensor, State]:
         """Read a chunk, as `forward` does, and compare the logits with targets [B, T].
+
+        Args:
+            tokens: as in `forward`.
+            targets: token ids [B, T], or `IGNORE`.
+            state: as in `forward`.
+            reset: as in `forward`.
+            padding_matters: false if `<PAD>` only trails and the state after the chunk is not used.
+                An accelerator is then not asked where padding is, and may read it as a token.
 
         Returns:
             Cross-entropy in nats, 0 where the target is `IGNORE`, and whether the likeliest token
             is the target, both [B, T]; the state after the chunk.
         """
         if self.recompute and torch.is_grad_enabled():
-            return self._score_in_blocks(tokens, targets, state, reset)
-        logits_BTV, state = self(tokens, state, reset)
+            return self._score_in_blocks(tokens, targets, state, reset, padding_matters)
+        pad_BT = self._padding(tokens, padding_matters)
+        logits_BTV, state = self._read(tokens, pad_BT, state, reset, Layer.__call__)
         return (*score_logits(logits_BTV, targets), state)
 
     def trace(
@@ -175,19 +185,32 @@ class LanguageModel(nn.Module):
             rollouts.append(traced.trace(x, own, pad, reset, intervene))
             return rollouts[0].outputs_BTD, rollouts[0].state
 
-        logits_BTV, state = self._read(tokens, state, None, call)
+        logits_BTV, state = self._read(tokens, self._padding(tokens), state, None, call)
         return Trace(logits_BTV, rollouts[0].contexts_BTC, rollouts[0].gates, state)
 
+    def _padding(self, tokens: Tensor, matters: bool = True) -> Tensor | None:
+        """Where padding is, bool [B, T]; None if there is none, or where it can be read as tokens.
+
+        A CPU saves the work of rows that have ended, so it always looks.
+        """
+        if not (matters or tokens.is_cpu or self.sees_the_future):
+            return None
+        pad_BT = tokens == PAD
+        return None if surely(~pad_BT.any()) else pad_BT
+
     def _read(
-        self, tokens: Tensor, state: State | None, reset: Tensor | None, call: Call
+        self,
+        tokens: Tensor,
+        pad_BT: Tensor | None,
+        state: State | None,
+        reset: Tensor | None,
+        call: Call,
     ) -> tuple[Tensor, State]:
         """Read a chunk; `call(layer, x, state, pad, reset)` calls a layer."""
         hidden_BTD = self.embedding_dropout(self.embedding(tokens))
-        pad_BT = tokens == PAD
-        pad_or_none = None if surely(~pad_BT.any()) else pad_BT
         after: list[Tensor] = []
         for part, own in zip(self.parts, self._by_part(state), strict=True):
-            hidden_BTD, own_after = call(part, hidden_BTD, own, pad_or_none, reset)
+            hidden_BTD, own_after = call(part, hidden_BTD, own, pad_BT, reset)
             name = f"{type(part).__name__} ({part.description})"
             check_shapes(name, hidden_BTD, (*tokens.shape, part.output_dim), own_after)
             after += own_after
@@ -203,7 +226,12 @@ class LanguageModel(nn.Module):
             first = last
 
     def _score_in_blocks(
-        self, tokens: Tensor, targets: Tensor, state: State | None, reset: Tensor | None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None,
+        reset: Tensor | None,
+        padding_matters: bool,
     ) -> tuple[Tensor, Tensor, State]:
         state = self.initial_state(len(tokens)) if state is None else state
         resets = repeat(None) if reset is None else reset.split(MASK_BLOCK, 1)
@@ -215,7 +243,7 @@ class LanguageModel(nn.Module):
         losses, corrects = [], []
         for block in blocks:
             loss_BK, correct_BK, *state = checkpoint(
-                partial(self._score_block, {}),
+                partial(self._score_block, {}, padding_matters),
                 *(needed, *block, *state),
                 use_reentrant=True,
                 preserve_rng_state=self.training,
@@ -227,6 +255,7 @@ class LanguageModel(nn.Module):
     def _score_block(
         self,
         found: dict[Layer, list[Tensor]],
+        padding_matters: bool,
         needed: Tensor,
         tokens: Tensor,
         targets: Tensor,
@@ -239,7 +268,8 @@ class LanguageModel(nn.Module):
             more = (found.setdefault(part, []),) if isinstance(part, Recurrent) else ()
             return Layer.__call__(part, *arguments, *more)
 
-        logits_BTV, after = self._read(tokens, state, reset, call)
+        pad_BT = self._padding(tokens, padding_matters)
+        logits_BTV, after = self._read(tokens, pad_BT, state, reset, call)
         return (*score_logits(logits_BTV, targets), *after)
 
     def initial_state(self, batch_size: int) -> State:

@@ -126,14 +126,16 @@ def _shape(value: object) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
-def surely(condition: Tensor) -> bool:
+def surely(condition: Tensor, worth_waiting: bool = False) -> bool:
     """Whether a condition is known to hold, for shortcuts that change no result.
 
-    No value is known during an export and on the device `meta`.
+    No value is known during an export and on the device `meta`. The value on an accelerator is only
+    read if it is `worth_waiting` until all that was started there is done.
     """
-    return not (torch.compiler.is_exporting() or condition.is_meta) and bool(condition)
+    is_known = condition.is_cpu or (worth_waiting and not condition.is_meta)
+    return is_known and not torch.compiler.is_exporting() and bool(condition)
 
 
-def padding_only_trails(real_BT: Tensor) -> bool:
-    """Whether it is known that no row has a real token after padding."""
-    return surely((real_BT[:, 1:] <= real_BT[:, :-1]).all())
+def padding_only_trails(real_BT: Tensor, worth_waiting: bool = False) -> bool:
+    """Whether it is known, as in `surely`, that no row has a real token after padding."""
+    return surely((real_BT[:, 1:] <= real_BT[:, :-1]).all(), worth_waiting)

@@ -65,7 +65,9 @@ class TorchRNN(Layer):
         if reset_BT is None and pad_BT is None:
             return self._run(x_BTD, state)
         real_BT = real_tokens(x_BTD, pad_BT)
-        if reset_BT is None and surely(real_BT[:, 0].all()) and padding_only_trails(real_BT):
+        # A loop over the tokens takes longer than waiting.
+        begins_real = reset_BT is None and surely(real_BT[:, 0].all(), worth_waiting=True)
+        if begins_real and padding_only_trails(real_BT, worth_waiting=True):
             length_B = real_BT.sum(1).cpu()
             packed = pack_padded_sequence(x_BTD, length_B, batch_first=True, enforce_sorted=False)
             hidden, state = self._run(packed, state)

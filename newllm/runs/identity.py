@@ -69,6 +69,10 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     if sizes := decided_sizes(budget):
         kept["budget"] = named_sizes(budget)
         left_out["model"] = [*left_out.get("model", ()), *sizes]  # follow from it
+    if (max_tokens := content.get("max_tokens")) is not None:
+        kept["max_tokens"] = max_tokens
+        # Replaced by it.
+        left_out["trainer"] = [*left_out["trainer"], "max_steps", "max_epochs"]
     if not content.get("test", True):
         kept["test"] = False  # such a run lacks the figure
     for part, names in left_out.items():

@@ -26,7 +26,10 @@ def score_batch(model: LanguageModel, batch: Batch, before: State | None) -> Sco
     state = None
     if before is not None and batch.continues_B is not None:
         state = tuple(part[batch.continues_B] for part in before)
-    scores = model.score(batch.tokens_BT, batch.targets_BT, state, batch.reset_BT)
+    is_carried = batch.continues_B is not None
+    scores = model.score(
+        batch.tokens_BT, batch.targets_BT, state, batch.reset_BT, padding_matters=is_carried
+    )
     return Scored(batch, *scores)
 
 

@@ -124,8 +124,11 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Lightning would skip the last batch of an epoch, which has been fetched already.
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        # Lightning would skip the last batch of an epoch, which has been fetched already, and would
+        # count the batch that is about to be trained on twice.
+        progress["is_last_batch"] = False
+        progress["total"]["ready"] = progress["total"]["completed"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"random_states": _random_states()}

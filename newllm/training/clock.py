@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from newllm.config.build import ConfigFault
 from newllm.config.composing import conf_directory
 from newllm.data.source import TEST, Source, Split
+from newllm.training.tokens import steps_of_tokens
 
 SHARE = 0.1  # of the training time, at most, for periodic evaluation
 COST_OF_TRAINING = 3  # in forward passes: a backward pass takes about two
@@ -42,6 +43,42 @@ class Clock:
             ConfigFault: the configuration counts epochs of an endless source, or sets what `auto`
                 determines.
         """
+        if config.get("max_tokens") is not None:
+            return cls._of_tokens(config.copy(), source)
+        return cls._of_steps(config, source)
+
+    @classmethod
+    def _of_tokens(cls, config: DictConfig, source: Source) -> Clock:
+        """The clock of a run whose tokens decide its steps; epochs end where those of the data do.
+
+        Validations are spread over the run, unless the configuration says when they take place.
+        """
+        trainer, num_batches = config.trainer, source.train.num_batches
+        batches_per_step = trainer.get("accumulate_grad_batches") or 1
+        if num_batches is None:
+            trainer.max_steps = steps_of_tokens(config.max_tokens, source, batches_per_step)
+            clock = cls._of_steps(config, source)
+            return cls(clock.epoch_length, {"max_steps": trainer.max_steps} | clock.arguments)
+        epoch = max(1, batches_of_epoch(num_batches, trainer.get("limit_train_batches", 1.0)))
+        steps_per_epoch = math.ceil(epoch / batches_per_step)
+        trainer.max_steps = steps_of_tokens(config.max_tokens, source, epoch / steps_per_epoch)
+        trainer.max_epochs = math.ceil(trainer.max_steps / steps_per_epoch)
+        arguments: dict[str, Any] = {name: trainer[name] for name in ("max_steps", "max_epochs")}
+        says_nothing = trainer.get("check_val_every_n_epoch", 1) == 1
+        if says_nothing and trainer.get("val_check_interval") in (None, AUTO):
+            num_epochs, num_steps = divmod(trainer.max_steps, steps_per_epoch)
+            last_batch = num_epochs * epoch + num_steps * batches_per_step
+            times = max(1, last_batch // _affordable_interval(source, last_batch))
+            arguments |= {
+                "val_check_interval": last_batch // times,
+                "check_val_every_n_epoch": None,  # counts batches across epochs
+            }
+            return cls(num_batches, arguments)
+        clock = cls._of_steps(config, source)
+        return cls(num_batches, arguments | clock.arguments)
+
+    @classmethod
+    def _of_steps(cls, config: DictConfig, source: Source) -> Clock:
         num_batches, trainer = source.train.num_batches, config.trainer
         limit = trainer.get("limit_train_batches", 1.0)
         batches_per_step = trainer.get("accumulate_grad_batches") or 1

@@ -113,17 +113,22 @@ class StepValidation(Callback):
         assert isinstance(module, LanguageModule)
         model = module.model
         model.eval()
-        sums, num_targets = {"unk": 0.0, "eos": 0.0, "other": 0.0}, 0
+        parts = []
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in on_device_of(model, self._batches):
-                loss_BT, _, _ = model.score(batch.tokens_BT, batch.targets_BT)
+                loss_BT, _, _ = model.score(
+                    batch.tokens_BT, batch.targets_BT, padding_matters=False
+                )
                 is_unk_BT, is_eos_BT = batch.targets_BT == UNK, batch.targets_BT == EOS
-                sums["unk"] += float((loss_BT * is_unk_BT).sum())
-                sums["eos"] += float((loss_BT * is_eos_BT).sum())
-                sums["other"] += float((loss_BT * ~(is_unk_BT | is_eos_BT)).sum())
-                num_targets += int(batch.scored_BT.sum())
+                kinds = (is_unk_BT, is_eos_BT, ~(is_unk_BT | is_eos_BT))
+                sums = [(loss_BT * is_kind_BT).sum() for is_kind_BT in kinds]
+                parts.append(torch.stack([*sums, batch.scored_BT.sum()]).double())
         model.train()
-        shares = {kind: total / num_targets for kind, total in sums.items()}
+        *totals, num_targets = torch.stack(parts).sum(0).tolist()  # waits for a device, once
+        shares = {
+            kind: total / num_targets
+            for kind, total in zip(("unk", "eos", "other"), totals, strict=True)
+        }
         loss = sum(shares.values())
         self.rows.append({"step": step, "val/loss": loss, **shares})
         for logger in trainer.loggers:

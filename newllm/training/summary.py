@@ -28,10 +28,12 @@ def print_banner(experiment: Experiment) -> None:
     bits = model.state_bits(source.max_length)
     size = f"{full:,} bytes" if bits == 8 * full else f"{bits:g} bits"
     state = f"{size} of state{growing}"
+    budget = config.get("max_tokens")
+    tokens = "" if budget is None else f", about {budget:,.0f} tokens"
     lines = {
         "run": experiment.name,
         "model": f"{model.description}: {num_parameters(model):,} parameters, {state}",
-        "recipe": f"{config.recipe.name}: {experiment.preflight.num_steps:,} steps planned",
+        "recipe": f"{config.recipe.name}: {experiment.preflight.num_steps:,} steps planned{tokens}",
         "countermeasures": ", ".join(config.countermeasures) or "none",
         "data": source.summary(),
     }

@@ -49,7 +49,7 @@ class Compiled:
         """Read a chunk."""
         device = chunk.inputs_BTE.device.type
         if torch.is_grad_enabled() and device == "cpu" and not torch.is_autocast_enabled(device):
-            kind = _kind(cell, chunk)
+            kind = kind_of(cell, chunk)
             step = self._steps.get(kind)
             num_rows = min(len(chunk.inputs_BTE), MOST_ROWS)
             if kind not in self._steps or (step and step.batch_size < num_rows):
@@ -59,7 +59,7 @@ class Compiled:
         return roll(cell, chunk)
 
 
-def _kind(cell: Cell, chunk: Chunk) -> Any:
+def kind_of(cell: Cell, chunk: Chunk) -> Any:
     """Key of everything that a compiled step depends on, except for the size of the batch."""
     settings = (
         (

@@ -26,8 +26,8 @@ MASK_BLOCK = 64  # steps whose masks are drawn in one call
 class DropoutMasks:
     """The dropout masks of a chunk, drawn in blocks of `MASK_BLOCK` steps.
 
-    A block depends only on the seed, its first step and its length, so it can be drawn again in the
-    backward pass instead of being kept.
+    A block depends only on the seed, its first step, its length and the kind of device, so it can
+    be drawn again in the backward pass instead of being kept.
     """
 
     seed: int
@@ -70,10 +70,16 @@ class DropoutMasks:
         """Uniform int16 draws [N, num_steps, M, B] for the masks of the first steps."""
         num_masks, mask_dim, batch_size = self.step_shape
         shape = (num_masks, num_steps, mask_dim, batch_size)
+        if self.device.type != "cpu":  # a copy from here would have to wait
+            own = torch.Generator(self.device).manual_seed(self.seed + self.first_step)
+            low, high = -(2**15), 2**15
+            return torch.randint(
+                low, high, shape, dtype=torch.int16, device=self.device, generator=own
+            )
         # Four draws from each word of a fast generator: many times faster than bernoulli_.
         generator = np.random.SFC64(self.seed + self.first_step)
         words = generator.random_raw(-(-math.prod(shape) // 4)).view(np.int16)
-        return torch.from_numpy(words[: math.prod(shape)].reshape(shape)).to(self.device)
+        return torch.from_numpy(words[: math.prod(shape)].reshape(shape))
 
     def block(self, num_steps: int) -> Tensor:
         """The masks [N, num_steps, B, M] of the first steps, scaled by 1 / (1 - probability)."""

@@ -166,7 +166,7 @@ def _pure_step(
     for reset_B in resets:
         state = where_row(reset_B, tuple(given.initial), state)
     named = dict(zip(others_of(cell), given.others, strict=True))
-    with _linears_replaced(cell, use):
+    with linears_replaced(cell, use):
         arguments = given.inputs, state, list(given.masks) or None
         output_BH, after, _ = functional_call(cell, named, arguments)
     results = [output_BH.clone(), *where_row(pad_B, state, after)]
@@ -179,7 +179,7 @@ def _pure_step(
 
 
 @contextmanager
-def _linears_replaced(cell: Cell, use: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+def linears_replaced(cell: Cell, use: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Within this context a call of a Linear is `use(number, inputs)`."""
     linears = linears_of(cell)
     try:
