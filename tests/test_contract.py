@@ -25,6 +25,7 @@ from newllm.models.positions import LearnedPositions
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Chunk, Reference
+from newllm.models.recurrent import Recurrent
 from newllm.models.torch_rnn import GRU, LSTM, Elman
 
 D = 8
@@ -71,6 +72,13 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "context_attention": partial(context_attention, ContextCell, num_layers=3, context_dim=4),
     "context_attention_of_delta": partial(
         context_attention, partial(DeltaCell, num_heads=2), 2, num_layers=2, context_dim=4
+    ),
+    "delta": partial(
+        Recurrent,
+        D,
+        partial(DeltaCell, num_heads=2, num_factors=2),
+        Fused(compile=False),
+        **rnn | {"context_dim": 4},
     ),
     "linear_delta": partial(LinearDelta, D, feedforward_dim=10, num_heads=2, **rnn),
     "linear_delta_product": partial(
@@ -143,12 +151,12 @@ CELLS: dict[str, Callable[[], Cell]] = {
     ),
 }
 # The others differ from these in parts that the built-in gatings are tested with, and the step of
-# each takes ten seconds to compile.
+# each takes ten seconds to compile. So does that of "delta", which is a layer of this test as well.
 SHORT = ("coupled Identity plain None", "coupled LayerNorm residual 0.5")
 
 
 def is_long(name: str) -> bool:
-    return name.startswith("coupled") and name not in SHORT
+    return name == "delta" or (name.startswith("coupled") and name not in SHORT)
 
 
 @pytest.mark.parametrize("name", LAYERS)

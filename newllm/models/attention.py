@@ -23,7 +23,9 @@ Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, N, S, K]
 class View(Protocol):
     """What the queries of a chunk see; the same in every block."""
 
-    rotation: tuple[Tensor, Tensor] | None
+    @property
+    def rotation(self) -> tuple[Tensor, Tensor] | None:
+        """Rotation of the queries and keys of the chunk."""
 
     def attend(
         self,

@@ -97,7 +97,7 @@ class ContextAttention(Layer):
     ) -> tuple[Tensor, State]:
         """Read a chunk."""
         num_read_B, *cell_state, keys, values = (
-            self.initial_state(len(x_BTD)) if state is None else state
+            self.initial_state(x_BTD.shape[0]) if state is None else state
         )
         real_BT = real_tokens(x_BTD, pad_BT)
         position_BT, next_B = token_positions(real_BT, num_read_B, reset_BT)
@@ -158,7 +158,7 @@ class ContextAttention(Layer):
         """The outputs of the layer, from those of the cell."""
         initial_1MC = as_vector(self.recurrent.initial_state(1))[:, None]
         initial_key, initial_value = (
-            each.expand(len(keys), -1, -1, -1) for each in self._keys_and_values(initial_1MC)
+            each.expand(keys.shape[0], -1, -1, -1) for each in self._keys_and_values(initial_1MC)
         )
         query_BTH = self.query(self.query_norm(hidden_BTH))
         attended_BNTK = F.scaled_dot_product_attention(

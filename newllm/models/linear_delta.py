@@ -178,7 +178,7 @@ class LinearDelta(Layer):
         reset_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Read a chunk."""
-        memory, recent = self.initial_state(len(x_BTD)) if state is None else state
+        memory, recent = self.initial_state(x_BTD.shape[0]) if state is None else state
         packing = Packing.of(x_BTD, pad_BT, reset_BT)
         hidden_BTH = self.input(packing.pack(x_BTD))
         memories, recents = [], []

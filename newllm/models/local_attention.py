@@ -71,7 +71,7 @@ class LocalAttention(Attention):
         reset_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Read a chunk."""
-        num_read_B, *caches = self.initial_state(len(x_BTD)) if state is None else state
+        num_read_B, *caches = self.initial_state(x_BTD.shape[0]) if state is None else state
         packing = Packing.of(x_BTD, pad_BT, reset_BT)
         num_kept = caches[0].shape[2] - (self.window - 1)
         view = LocalView.of(packing, num_read_B, num_kept, self.window, self.stride)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from newllm.models.cell import Cell
 from newllm.models.layer import State
@@ -22,6 +23,7 @@ from newllm.models.recurrence.reference import Chunk, roll
 from newllm.models.recurrence.step import Given, Step, Use, compile_step, linears_of, others_of
 
 SECONDS = 10  # that compiling takes, roughly
+MOST_ROWS = 64  # of a compiled step; more rows are read in groups, so that few need few
 # Attributes of every module that change no step. Hooks do.
 OF_TORCH = vars(nn.Module()).keys() - {"training", "_forward_hooks", "_forward_pre_hooks"}
 
@@ -49,7 +51,8 @@ class Compiled:
         if torch.is_grad_enabled() and device == "cpu" and not torch.is_autocast_enabled(device):
             kind = _kind(cell, chunk)
             step = self._steps.get(kind)
-            if kind not in self._steps or (step and step.batch_size < len(chunk.inputs_BTE)):
+            num_rows = min(len(chunk.inputs_BTE), MOST_ROWS)
+            if kind not in self._steps or (step and step.batch_size < num_rows):
                 step = self._steps[kind] = _compiled_or_none(cell, chunk)
             if step:
                 return _read(step, cell, chunk)
@@ -75,11 +78,11 @@ def _kind(cell: Cell, chunk: Chunk) -> Any:
 def _compiled_or_none(cell: Cell, chunk: Chunk) -> Step | None:
     name = type(cell).__name__
     first = Given(
-        chunk.inputs_BTE[:, 0],
-        chunk.state,
-        next(chunk.masks.steps(1)) if chunk.masks else (),
-        [flags_BT[:, 0] for flags_BT in _flags(chunk)],
-        _initial(cell, chunk),
+        chunk.inputs_BTE[:MOST_ROWS, 0],
+        [part[:MOST_ROWS] for part in chunk.state],
+        [mask[:MOST_ROWS] for mask in next(chunk.masks.steps(1))] if chunk.masks else (),
+        [flags_BT[:MOST_ROWS, 0] for flags_BT in _flags(chunk)],
+        [part[:MOST_ROWS] for part in _initial(cell, chunk)],
         (),
         [linear.weight for linear in linears_of(cell)],
         list(others_of(cell).values()),
@@ -113,15 +116,28 @@ def _initial(cell: Cell, chunk: Chunk) -> State:
 
 
 def _read(step: Step, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
-    """Outputs and state; if the step takes more rows than the chunk has, repeat the last row."""
-    batch_size, num_steps, _ = chunk.inputs_BTE.shape
-    row_B = torch.arange(step.batch_size).clamp(max=batch_size - 1)
+    """Outputs and state, of as many rows at a time as the step takes."""
+    num_steps = chunk.inputs_BTE.shape[1]
+    masks = [*(chunk.masks.steps(num_steps) if chunk.masks else repeat((), num_steps))]
+    groups = torch.arange(len(chunk.inputs_BTE)).split(step.batch_size)
+    read = [_read_rows(step, cell, chunk, masks, row_B) for row_B in groups]
+    # In the memory order of other recurrences, which decides how torch's dropout rounds.
+    y_BTH, *state = (torch.cat(parts).contiguous() for parts in zip(*read, strict=True))
+    return y_BTH, tuple(state)
+
+
+def _read_rows(
+    step: Step, cell: Cell, chunk: Chunk, masks: Sequence[Sequence[Tensor]], row_B: Tensor
+) -> tuple[Tensor, ...]:
+    """Outputs and state of some rows; the last is repeated if the step takes more."""
+    num_rows = len(row_B)
+    wide_B = F.pad(row_B, (0, step.batch_size - num_rows), value=int(row_B[-1]))
 
     def wide(tensor: Tensor) -> Tensor:
-        return (tensor if len(row_B) == batch_size else tensor[row_B]).contiguous()
+        is_whole = len(tensor) == num_rows == step.batch_size
+        return (tensor if is_whole else tensor[wide_B]).contiguous()
 
     linears = linears_of(cell)
-    masks = chunk.masks.steps(num_steps) if chunk.masks else repeat((), num_steps)
     flags = [wide(flags_BT).t().contiguous().unbind() for flags_BT in _flags(chunk)]
     outputs_TBH, *state = _Read.apply(
         step,
@@ -133,9 +149,7 @@ def _read(step: Step, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
         *(linear.bias for linear in linears),
         *(tensor.contiguous() for tensor in others_of(cell).values()),
     )
-    after = tuple(part[:batch_size] for part in state)
-    # In the memory order of other recurrences, which decides how torch's dropout rounds.
-    return outputs_TBH.transpose(0, 1)[:batch_size].contiguous(), after
+    return tuple(part[:num_rows] for part in (outputs_TBH.transpose(0, 1), *state))
 
 
 class _Read(torch.autograd.Function):
