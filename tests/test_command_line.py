@@ -8,6 +8,7 @@ from conftest import Command, faults_of
 
 from newllm.config.build import ConfigFault
 from newllm.config.command_line import asks_hydra, check_shown
+from newllm.config.composing import conf_directory
 from newllm.config.sweeper import FORMS
 from newllm.train import main
 
@@ -16,13 +17,12 @@ MODEL_KEYS = (
     "max_length, dropout, embedding_dropout, output_dropout, fnn, context_clip, gating, "
     "normalization, recurrence, recompute, initialization"
 )
+MODELS = ", ".join(sorted(path.stem for path in (conf_directory() / "model").iterdir()))
 REMOVED = "experiment=modern recipe.fnn=plain"
 FAULTY = {
     "model=transformer gating=lstm": ["gating=lstm: is not used with the other choices; remove it"],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
-    "model=gatd": [
-        f"model=gatd: no such option; options: {MODELS}"
-    ],
+    "model=gatd": [f"model=gatd: no such option; options: {MODELS}"],
     "trainer.max_epochs=abc seed=abc": [
         "trainer.max_epochs=abc: must be a whole number, like the default 50",
         "seed=abc: must be a whole number, like the default 1",

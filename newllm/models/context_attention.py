@@ -32,9 +32,10 @@ class ContextAttention(Layer):
 
     The state is int64 [B], the number of tokens read, the state of the cell, and the keys and the
     values [B, N, M, K] of the stored contexts: one for n tokens, where attention to tokens has one
-    for each. Attention to the last states of segments is known from the compressive Transformer
-    (Rae et al. 2019, arXiv 1911.05507), which compresses tokens, and the Block-Recurrent
-    Transformer (Hutchins et al. 2022, arXiv 2203.07852), which attends to the latest state only.
+    for each. LSTM networks with attention to their own past (Cheng et al. 2016, arXiv 1601.06733)
+    attend to the states after all tokens, and feed what they find back to the recurrence; the
+    compressive Transformer (Rae et al. 2019, arXiv 1911.05507) keeps one vector for a number of
+    old tokens, but no recurrent state.
 
     Args:
         input_dim: D.
