@@ -15,6 +15,8 @@ from newllm.models.delta import DeltaCell
 from newllm.models.delta_rule import MOST_WRITES, delta_rule
 from newllm.models.linear_delta import LinearDelta, LinearDeltaStep
 from newllm.models.packing import Packing
+from newllm.models.recurrence.parallel import Parallel
+from newllm.models.recurrence.reference import Chunk, Reference
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
@@ -64,6 +66,21 @@ def test_gradients_of_a_step_of_the_cell_are_those_of_finite_differences() -> No
     given = random(2, 2), random(2, 2, 2, 2, seed=2)
     inputs = [tensor.requires_grad_() for tensor in given]
     assert torch.autograd.gradcheck(step, (*inputs, *cell.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("newton", [False, True])
+def test_the_cell_is_the_same_for_all_tokens_at_once(newton: bool) -> None:
+    torch.manual_seed(0)
+    cell = DeltaCell(3, 4, 5, num_layers=2, num_heads=2, num_factors=2).double()
+    results = []
+    for recurrence in (Reference(), Parallel(newton=newton)):
+        x_BTE = random(2, 12, 3).requires_grad_()
+        start_BNKK = random(2, 2, 2, 2, seed=2).requires_grad_()
+        y_BTH, (after_BNKK,) = recurrence(cell, Chunk(x_BTE, (start_BNKK,)))
+        loss = (y_BTH * random(2, 12, 5, seed=3)).sum() + after_BNKK.square().sum()
+        grads = torch.autograd.grad(loss, [x_BTE, start_BNKK, *cell.parameters()])
+        results.append([y_BTH, after_BNKK, *grads])
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("num_factors", [1, 2, 3])
@@ -193,6 +210,8 @@ def test_faults(build: partial[object], message: str) -> None:
 def test_descriptions_and_states() -> None:
     cell = DeltaCell(6, 8, 5, num_layers=2, num_heads=2, num_factors=3)
     assert cell.description == "delta C8 heads2 H5 L2 E6 factors3"
+    deep = DeltaCell(6, 8, 5, num_layers=2, num_heads=2, fnn="residual")
+    assert deep.description == "delta C8 heads2 H5 L2 E6 residual"
     assert cell.initial_state(3)[0].shape == (3, 2, 4, 4)
     layer = LinearDelta(6, 8, 2, 12, num_heads=2, num_factors=2, negative_eigenvalues=False)
     assert layer.description == "linear_delta E6 H8 heads2 L2 F12 factors2 positive"

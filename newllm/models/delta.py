@@ -37,10 +37,10 @@ class DeltaCell(Cell):
     S by the generalized Householder matrix I - beta_j k_j k_j^T; a token multiplies it by J of them
     (DeltaProduct, Siems et al. 2025, arXiv 2502.10297), whose eigenvalues 1 - beta_j lie in (-1, 1)
     (Grazzi et al. 2024, arXiv 2411.12537), and by the forget gate a of the gated delta rule (Yang
-    et al. 2024, arXiv 2412.06464). There, keys, values and betas depend on the input alone,
-    so that the step is linear in S (`newllm.models.linear_delta`). Here they depend on S through
-    the network F, as in fast weights with a recurrent slow network (Irie et al. 2021, arXiv
-    2106.06295), which feeds back its last output instead of a read. The state is [B, N, K, K].
+    et al. 2024, arXiv 2412.06464). There, all of these depend on the input alone, so that the step
+    is linear in S (`newllm.models.linear_delta`). Here they depend on S through the network F, as
+    in fast weights with a recurrent slow network (Irie et al. 2021, arXiv 2106.06295), which feeds
+    back its last output instead of a read. The state is [B, N, K, K].
 
     Args:
         input_dim: E.
@@ -129,11 +129,13 @@ class DeltaCell(Cell):
 
     @property
     def description(self) -> str:
-        """Such as `delta C32 heads2 H64 L2 E64`, then factors if there are several."""
+        """Such as `delta C32 heads2 H64 L2 E64`, then settings that are not the usual ones."""
         words = ["delta", f"C{self.context_dim}", f"heads{self.num_heads}"]
         words += [f"H{self.output_dim}", f"L{self.num_layers}", f"E{self.input_dim}"]
         if self.num_factors > 1:
             words.append(f"factors{self.num_factors}")
+        if not isinstance(self.fnn, FNNS["plain"]):
+            words.append("residual")
         return " ".join(words)
 
 
