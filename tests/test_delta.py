@@ -29,9 +29,10 @@ def written(memory_KK: Tensor, key_K: Tensor, value_K: Tensor, beta: Tensor) -> 
     return memory_KK @ factor_KK + beta * torch.outer(value_K, key_K)
 
 
-def test_a_step_of_the_cell_is_its_equations() -> None:
+@pytest.mark.parametrize("forget_bias", [4.0, -1.0, None])
+def test_a_step_of_the_cell_is_its_equations(forget_bias: float | None) -> None:
     torch.manual_seed(0)
-    cell = DeltaCell(3, 4, 5, num_layers=2, num_heads=2, num_factors=2).double()
+    cell = DeltaCell(3, 4, 5, 2, num_heads=2, num_factors=2, forget_bias=forget_bias).double()
     x_BE, memory_BNKK = random(2, 3), random(2, 2, 2, 2, seed=2)
     hidden_BH, (after_BNKK,), gates = cell(x_BE, (memory_BNKK,))
     for row, (x_E, memory_NKK) in enumerate(zip(x_BE, memory_BNKK, strict=True)):
@@ -42,9 +43,11 @@ def test_a_step_of_the_cell_is_its_equations() -> None:
         torch.testing.assert_close(hidden_BH[row], hidden_H)
         key_JNK, value_JNK = (part(hidden_H).view(2, 2, 2) for part in (cell.key, cell.value))
         beta_JN = 2 * cell.beta(hidden_H).view(2, 2).sigmoid()
-        forget_N = (4 + cell.forget_gate(hidden_H)).sigmoid()
+        forget_N = torch.ones(2, dtype=torch.double)
+        if cell.forget_gate is not None:
+            forget_N = (forget_bias + cell.forget_gate(hidden_H)).sigmoid()
+            torch.testing.assert_close(gates["forget"][row], forget_N)
         torch.testing.assert_close(gates["beta"][row], beta_JN)
-        torch.testing.assert_close(gates["forget"][row], forget_N)
         for head in range(2):
             memory_KK = forget_N[head] * memory_NKK[head]
             for j in range(2):
@@ -211,6 +214,8 @@ def test_descriptions_and_states() -> None:
     cell = DeltaCell(6, 8, 5, num_layers=2, num_heads=2, num_factors=3)
     assert cell.description == "delta C8 heads2 H5 L2 E6 factors3"
     deep = DeltaCell(6, 8, 5, num_layers=2, num_heads=2, fnn="residual")
+    forgets = DeltaCell(6, 8, 5, num_layers=2, num_heads=2, forget_bias=1.0)
+    assert forgets.description == "delta C8 heads2 H5 L2 E6 forget1"
     assert deep.description == "delta C8 heads2 H5 L2 E6 residual"
     assert cell.initial_state(3)[0].shape == (3, 2, 4, 4)
     layer = LinearDelta(6, 8, 2, 12, num_heads=2, num_factors=2, negative_eigenvalues=False)

@@ -16,10 +16,6 @@ from newllm.models.fnn import FNNS
 from newllm.models.layer import State, zeros
 from newllm.models.settings import dropout_faults, head_faults
 
-# Added to the forget gate: at first, a memory fades within some 50 tokens. What is never written
-# over would otherwise pile up, and disturb the reads of sequences longer than those of training.
-REMEMBER = 4.0
-
 
 class DeltaCell(Cell):
     """Read a matrix with a query from the token; write it by a function of what was read.
@@ -30,7 +26,7 @@ class DeltaCell(Cell):
         r    = norm(S_{t-1} q),  norm(s) = g * s / sqrt(1 + mean(s^2))
         h_t  = F(W [x_t; r] + b), the output, from the reads r of all heads
         k_j  = unit(W_k^j h_t + b_k^j),  v_j = W_v^j h_t + b_v^j
-        beta_j = 2 sigmoid(w_b^j h_t + b_b^j),  a = sigmoid(4 + w_a h_t + b_a)
+        beta_j = 2 sigmoid(w_b^j h_t + b_b^j),  a = sigmoid(b + w_a h_t + b_a)
         S_t  = a S_{t-1}, then for j = 1 ... J:  S_t <- S_t - beta_j (S_t k_j - v_j) k_j^T
 
     A write is the delta rule of fast weights (Schlag et al. 2021, arXiv 2102.11174). It multiplies
@@ -49,6 +45,9 @@ class DeltaCell(Cell):
         num_layers: Linear layers before the heads, including the input projection.
         num_heads: N, which must divide C.
         num_factors: J, the writes of a token.
+        forget_bias: b; None never forgets (a = 1). With 4, a memory at first fades within some 50
+            tokens. Without forgetting, what is never written over piles up, and disturbs the reads
+            of sequences longer than those of training.
         dropout: probability inside the feed-forward network.
         fnn: wiring of the feed-forward network, "plain" or "residual".
 
@@ -64,6 +63,7 @@ class DeltaCell(Cell):
         num_layers: int,
         num_heads: int,
         num_factors: int = 1,
+        forget_bias: float | None = 4.0,
         dropout: float = 0.0,
         fnn: str = "plain",
     ) -> None:
@@ -99,7 +99,8 @@ class DeltaCell(Cell):
         self.key = nn.Linear(hidden_dim, num_factors * context_dim)
         self.value = nn.Linear(hidden_dim, num_factors * context_dim)
         self.beta = nn.Linear(hidden_dim, num_factors * num_heads)
-        self.forget_gate = nn.Linear(hidden_dim, num_heads)
+        self.forget_bias = forget_bias
+        self.forget_gate = None if forget_bias is None else nn.Linear(hidden_dim, num_heads)
 
     def initial_state(self, batch_size: int) -> State:
         """Matrices of zeros [B, N, K, K]."""
@@ -118,14 +119,16 @@ class DeltaCell(Cell):
         key_BJNK = F.normalize(self.key(hidden_BH).unflatten(-1, of_factors), dim=-1)
         value_BJNK = self.value(hidden_BH).unflatten(-1, of_factors)
         beta_BJN = 2 * torch.sigmoid(self.beta(hidden_BH)).unflatten(-1, of_factors[:2])
-        forget_BN = torch.sigmoid(REMEMBER + self.forget_gate(hidden_BH))
-        memory_BNKK = forget_BN[..., None, None] * memory_BNKK
+        gates = {"beta": beta_BJN}
+        if self.forget_gate is not None:
+            gates["forget"] = torch.sigmoid(self.forget_gate(hidden_BH) + self.forget_bias)
+            memory_BNKK = gates["forget"][..., None, None] * memory_BNKK
         for j in range(self.num_factors):
             key_BNK = key_BJNK[:, j]
             error_BNK = _read(memory_BNKK, key_BNK) - value_BJNK[:, j]
             change_BNK = beta_BJN[:, j, :, None] * error_BNK
             memory_BNKK = memory_BNKK - change_BNK[..., :, None] * key_BNK[..., None, :]
-        return hidden_BH, (memory_BNKK,), {"beta": beta_BJN, "forget": forget_BN}
+        return hidden_BH, (memory_BNKK,), gates
 
     @property
     def description(self) -> str:
@@ -134,6 +137,8 @@ class DeltaCell(Cell):
         words += [f"H{self.output_dim}", f"L{self.num_layers}", f"E{self.input_dim}"]
         if self.num_factors > 1:
             words.append(f"factors{self.num_factors}")
+        if self.forget_bias != 4:
+            words.append("noforget" if self.forget_bias is None else f"forget{self.forget_bias:g}")
         if not isinstance(self.fnn, FNNS["plain"]):
             words.append("residual")
         return " ".join(words)
