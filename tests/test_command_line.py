@@ -8,6 +8,7 @@ from conftest import Command, faults_of
 
 from newllm.config.build import ConfigFault
 from newllm.config.command_line import asks_hydra, check_shown
+from newllm.config.composing import conf_directory
 from newllm.config.sweeper import FORMS
 from newllm.train import main
 
@@ -16,21 +17,18 @@ MODEL_KEYS = (
     "max_length, dropout, embedding_dropout, output_dropout, fnn, context_clip, gating, "
     "normalization, recurrence, recompute, initialization"
 )
+MODELS = ", ".join(sorted(path.stem for path in (conf_directory() / "model").iterdir()))
 REMOVED = "experiment=modern recipe.fnn=plain"
 FAULTY = {
     "model=transformer gating=lstm": ["gating=lstm: is not used with the other choices; remove it"],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
-    "model=gatd": [
-        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
-        "transformer, transformer_leaky"
-    ],
+    "model=gatd": [f"model=gatd: no such option; options: {MODELS}"],
     "trainer.max_epochs=abc seed=abc": [
         "trainer.max_epochs=abc: must be a whole number, like the default 50",
         "seed=abc: must be a whole number, like the default 1",
     ],
     "model=gatd model.hiden_dim=3 seed=1.5": [
-        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
-        "transformer, transformer_leaky",
+        f"model=gatd: no such option; options: {MODELS}",
         "model.hiden_dim: unknown key; did you mean model.hidden_dim?",
         "seed=1.5: must be a whole number, like the default 1",
     ],
@@ -122,8 +120,7 @@ FAULTY = {
         "data.seed=abc: must be a whole number",
     ],
     "-m model=gatd,lstm seed=1,x": [
-        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
-        "transformer, transformer_leaky",
+        f"model=gatd: no such option; options: {MODELS}",
         "seed=x: must be a whole number, like the default 1",
     ],
     "--config-dir nowhere": ["--config-dir nowhere: no such folder"],

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -11,18 +12,46 @@ from torch.nn import functional as F
 
 from newllm.models.attention import Attention
 from newllm.models.cell import Cell, ContextCell
+from newllm.models.context_attention import ContextAttention
 from newllm.models.contract import check_cell, check_layer
+from newllm.models.delta import DeltaCell
 from newllm.models.fnn import FNNS
 from newllm.models.gating import Additive, Gating, LSTMGating
 from newllm.models.layer import Layer, State, zeros
+from newllm.models.linear_delta import LinearDelta
+from newllm.models.local_attention import LocalAttention, SparseAttention
 from newllm.models.mingru import MinGRU
 from newllm.models.positions import LearnedPositions
+from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Chunk, Reference
+from newllm.models.recurrent import Recurrent
 from newllm.models.torch_rnn import GRU, LSTM, Elman
 
 D = 8
 attention = partial(Attention, D, num_heads=2, num_layers=2, feedforward_dim=12, dropout=0.3)
+
+
+def local(kind: type[LocalAttention], window: int = 3, **settings: Any) -> LocalAttention:
+    return kind(D, 2, 2, feedforward_dim=12, window=window, dropout=0.3, **settings)
+
+
+def context_attention(
+    cell: Callable[..., Cell], block_length: int = 3, **settings: Any
+) -> ContextAttention:
+    return ContextAttention(
+        D,
+        cell,
+        block_length,
+        num_heads=2,
+        feedforward_dim=10,
+        dropout=0.3,
+        hidden_dim=6,
+        recurrence=Fused(compile=False),
+        **settings,
+    )
+
+
 rnn = {"hidden_dim": 6, "num_layers": 2, "dropout": 0.3}
 
 LAYERS: dict[str, Callable[[], Layer]] = {
@@ -30,10 +59,34 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "attention_rotary": partial(attention, positions="rotary"),
     "attention_prenorm": partial(attention, norm_first=True),
     "attention_leaky": partial(attention, leaky=True),
+    "local_attention": partial(local, LocalAttention),
+    "local_attention_rotary": partial(local, LocalAttention, positions="rotary"),
+    "local_attention_of_itself": partial(local, LocalAttention, window=1),
+    "sparse_attention": partial(local, SparseAttention, stride=3),
+    "sparse_attention_rotary": partial(local, SparseAttention, stride=2, positions="rotary"),
+    "sparse_attention_wide": partial(local, SparseAttention, window=9, stride=1),
     "lstm": partial(LSTM, D, **rnn),
     "gru": partial(GRU, D, **rnn),
     "elman": partial(Elman, D, **rnn),
     "mingru": partial(MinGRU, D, feedforward_dim=10, **rnn),
+    "context_attention": partial(context_attention, ContextCell, num_layers=3, context_dim=4),
+    "context_attention_of_delta": partial(
+        context_attention, partial(DeltaCell, num_heads=2), 2, num_layers=2, context_dim=4
+    ),
+    "delta": partial(
+        Recurrent,
+        D,
+        partial(DeltaCell, num_heads=2, num_factors=2),
+        Fused(compile=False),
+        **rnn | {"context_dim": 4},
+    ),
+    "linear_delta": partial(LinearDelta, D, feedforward_dim=10, num_heads=2, **rnn),
+    "linear_delta_product": partial(
+        LinearDelta, D, feedforward_dim=10, num_heads=3, num_factors=2, conv_width=2, **rnn
+    ),
+    "linear_delta_without_convolution": partial(
+        LinearDelta, D, 6, 1, 6, num_heads=1, conv_width=1, negative_eigenvalues=False
+    ),
     "positions": partial(LearnedPositions, D, 16),
 }
 
@@ -91,14 +144,19 @@ CELLS: dict[str, Callable[[], Cell]] = {
     for gating, normalization, fnn, clip in product(
         (Additive, LSTMGating, CoupledGating), (nn.Identity, nn.LayerNorm), FNNS, (None, 0.5)
     )
-} | {"delta memory": partial(DeltaMemory, 5, 4)}
+} | {
+    "delta memory": partial(DeltaMemory, 5, 4),
+    "delta": partial(
+        DeltaCell, 5, 4, 6, num_layers=3, num_heads=2, num_factors=2, dropout=0.3, fnn="residual"
+    ),
+}
 # The others differ from these in parts that the built-in gatings are tested with, and the step of
-# each takes ten seconds to compile.
+# each takes ten seconds to compile. So does that of "delta", which is a layer of this test as well.
 SHORT = ("coupled Identity plain None", "coupled LayerNorm residual 0.5")
 
 
 def is_long(name: str) -> bool:
-    return name.startswith("coupled") and name not in SHORT
+    return name == "delta" or (name.startswith("coupled") and name not in SHORT)
 
 
 @pytest.mark.parametrize("name", LAYERS)

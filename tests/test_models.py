@@ -10,7 +10,16 @@ from functools import partial
 
 import pytest
 import torch
-from small_models import context_model, hybrid, mingru_model, rnn_model, transformer
+from small_models import (
+    context_attention_model,
+    context_model,
+    delta_model,
+    hybrid,
+    linear_delta_model,
+    mingru_model,
+    rnn_model,
+    transformer,
+)
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +29,7 @@ from newllm.data.tokenizer import PAD
 from newllm.models.gating import LSTMGating
 from newllm.models.initialization import variance_preserving
 from newllm.models.language_model import LanguageModel
+from newllm.models.local_attention import LocalAttention, SparseAttention
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.reference import Reference
 from newllm.models.torch_rnn import GRU, LSTM, Elman
@@ -43,6 +53,13 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     "transformer_prenorm": partial(transformer, V, positions="none", norm_first=True, **drops),
     "hybrid": partial(hybrid, V, positions="learned", **drops),
     "hybrid_rotary": partial(hybrid, V, positions="rotary", **drops),
+    "hybrid_local": partial(
+        hybrid, V, partial(LocalAttention, window=3), positions="rotary", **drops
+    ),
+    "hybrid_sparse": partial(hybrid, V, partial(SparseAttention, window=2, stride=2), **drops),
+    "transformer_of_contexts": partial(context_attention_model, V, **drops),
+    "delta": partial(delta_model, V, recurrence=Fused(compile=False), **drops),
+    "linear_delta": partial(linear_delta_model, V, **drops),
     "lstm": partial(rnn_model, V, LSTM, **drops),
     "gru": partial(rnn_model, V, GRU, **drops),
     "elman": partial(rnn_model, V, Elman, **drops),
@@ -170,7 +187,12 @@ def test_fixed_memory_is_fixed(name: str) -> None:
     assert model.flops_per_token(1) == model.flops_per_token(10_000)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("lstm", "gru", "elman")])
+# torch does not count inside its recurrent networks. The others also take products that are not
+# counted: with tokens that a mask hides, with the initial context, and within a group of writes.
+UNCOUNTED = {"lstm", "gru", "elman", "hybrid_sparse", "transformer_of_contexts", "linear_delta"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in UNCOUNTED])
 def test_flops_equal_those_that_torch_counts(name: str) -> None:
     model = build(name)
     num_tokens = 6

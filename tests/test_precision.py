@@ -12,7 +12,10 @@ from newllm.training.experiment import Experiment, build_experiment
 from newllm.training.run import train
 from newllm.training.summary import print_banner
 
-MODELS = ("context", "gated", "lstm", "gru", "elman", "mingru", "transformer")
+MODELS = (
+    *("context", "gated", "lstm", "gru", "elman", "mingru", "transformer"),
+    *("linear_delta", "local_hybrid", "context_attention"),
+)
 SMALL = ("data=tiny30", "callbacks=none", "logger=none", "recipe=modern", "recipe.max_epochs=2")
 SIZES = {
     "context": ("context_dim=16", "hidden_dim=16"),
@@ -50,7 +53,9 @@ def test_a_run_ends_near_that_of_float32(
         choices = overrides(model, *recurrence, f"trainer.precision={name}")
         result = train(compose_config(*choices), tmp_path / name, choices)
         losses.append([result[key] for key in ("best_val_loss", "test_loss")])
-    tolerance = 2e-5 if precision == "64-true" else 2e-3
+    # Where keys become unit vectors, those that were small keep the rounding of bfloat16.
+    of_bfloat16 = 2e-2 if model == "linear_delta" else 2e-3
+    tolerance = 2e-5 if precision == "64-true" else of_bfloat16
     assert losses[1] == pytest.approx(losses[0], abs=tolerance)
 
 

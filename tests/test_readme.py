@@ -82,7 +82,7 @@ def write_examples(folder: Path) -> None:
     ("chosen", "small", "description"),
     [
         ("gating=coupled", [f"model.{size}" for size in TINY], "coupled layernorm C8"),
-        ("model=delta", ["model.embedding_dim=8", "model.hidden_dim=4"], "deltamemory H4"),
+        ("model=memory", ["model.embedding_dim=8", "model.hidden_dim=4"], "deltamemory H4"),
         (
             "model=hybrid",
             [f"model.{size}" for size in TINY],

@@ -4,7 +4,8 @@ Shapes: B batch, T time (tokens), S tokens that the cache holds, D width, N atte
 of a head, F feedforward.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,47 @@ HEAD_WIDTH = 64
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, N, S, K]
 
 
-class View(NamedTuple):
+class View(Protocol):
     """What the queries of a chunk see; the same in every block."""
+
+    @property
+    def rotation(self) -> tuple[Tensor, Tensor] | None:
+        """Rotation of the queries and keys of the chunk."""
+
+    def attend(
+        self,
+        query_BNTK: Tensor,
+        key_BNTK: Tensor,
+        value_BNTK: Tensor,
+        past: Cache | None,
+        dropout: float,
+    ) -> tuple[Tensor, Cache]:
+        """What the queries find [B, N, T, K] in the chunk and the cache; the cache after it."""
+
+
+class FullView(NamedTuple):
+    """All tokens that a mask allows, or all earlier ones; the cache keeps every token."""
 
     mask_B1TS: Tensor | None  # bool, true where seen
     is_causal: bool  # without a mask: each query sees all tokens before it
     rotation: tuple[Tensor, Tensor] | None
+
+    def attend(
+        self,
+        query_BNTK: Tensor,
+        key_BNTK: Tensor,
+        value_BNTK: Tensor,
+        past: Cache | None,
+        dropout: float,
+    ) -> tuple[Tensor, Cache]:
+        """As in `View`."""
+        key, value = key_BNTK, value_BNTK
+        if past is not None:
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+        attended_BNTK = F.scaled_dot_product_attention(
+            query_BNTK, key, value, self.mask_B1TS, dropout, self.is_causal
+        )
+        return attended_BNTK, (key, value)
 
 
 class Block(nn.Module):
@@ -64,13 +100,10 @@ class Block(nn.Module):
         )
         if view.rotation is not None:
             query, key = rotate(query, view.rotation), rotate(key, view.rotation)
-        if past is not None:
-            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        attended_BNTK = F.scaled_dot_product_attention(
-            query, key, value, view.mask_B1TS, self.dropout.p * self.training, view.is_causal
-        )
+        dropout = self.dropout.p * self.training
+        attended_BNTK, cache = view.attend(query, key, value, past, dropout)
         change_BTD = self.attention_output(attended_BNTK.transpose(1, 2).flatten(2))
-        return self.dropout(change_BTD), (key, value)
+        return self.dropout(change_BTD), cache
 
     def _feed_forward(self, hidden_BTD: Tensor) -> Tensor:
         inner_BTF = self.dropout(F.gelu(self.expand(hidden_BTD)))
@@ -152,14 +185,8 @@ class Attention(Layer):
         if self.positions == "rotary":
             position_BT, _ = token_positions(real_BT, past_BS.sum(1), reset_BT)
             rotation = rotary_angles(position_BT, self.input_dim // self.num_heads, x_BTD.dtype)
-        view = View(mask_B1TS, mask_B1TS is None and not self.leaky, rotation)
-        hidden_BTD = x_BTD
-        after: list[Tensor] = []
-        for depth, block in enumerate(self.blocks):
-            past = (caches[2 * depth], caches[2 * depth + 1]) if caches else None
-            hidden_BTD, cache = block(hidden_BTD, view, past)
-            after += cache
-        y_BTD = self.final_norm(hidden_BTD)
+        view = FullView(mask_B1TS, mask_B1TS is None and not self.leaky, rotation)
+        y_BTD, after = self.through_blocks(x_BTD, view, caches)
         if self.leaky:
             return y_BTD, ()
         visible_BS = _still_visible(real_BT, past_BS, reset_BT)
@@ -169,6 +196,17 @@ class Attention(Layer):
             visible_BS = visible_BS[:, is_needed_S]
             after = [part_BNSK[:, :, is_needed_S] for part_BNSK in after]
         return y_BTD, (visible_BS, *after)
+
+    def through_blocks(
+        self, x_BTD: Tensor, view: View, caches: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The outputs, and the caches of all blocks, which start from none if `caches` is empty."""
+        after: list[Tensor] = []
+        for depth, block in enumerate(self.blocks):
+            past = (caches[2 * depth], caches[2 * depth + 1]) if caches else None
+            x_BTD, cache = block(x_BTD, view, past)
+            after += cache
+        return self.final_norm(x_BTD), after
 
     def initial_state(self, batch_size: int) -> State:
         """Caches of no token; nothing if leaky."""

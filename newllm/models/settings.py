@@ -41,3 +41,10 @@ def dropout_faults(**probabilities: float) -> list[str]:
         for key, probability in probabilities.items()
         if not 0 <= probability < 1
     ]
+
+
+def head_faults(name: str, width: int, num_heads: int) -> list[str]:
+    """A line if the heads do not divide a width, as the setting `name` gives it."""
+    if num_heads > 0 and width % num_heads:
+        return [f"model.num_heads={num_heads}: must divide model.{name}={width}"]
+    return []
