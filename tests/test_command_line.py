@@ -21,16 +21,16 @@ FAULTY = {
     "model=transformer gating=lstm": ["gating=lstm: is not used with the other choices; remove it"],
     "model.hiden_dim=3": ["model.hiden_dim: unknown key; did you mean model.hidden_dim?"],
     "model=gatd": [
-        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
-        "transformer, transformer_leaky"
+        "model=gatd: no such option; options: context, elman, gated, gru, hierarchy, lstm, "
+        "mingru, multihead, shallow, skip, stacked, transformer, transformer_leaky"
     ],
     "trainer.max_epochs=abc seed=abc": [
         "trainer.max_epochs=abc: must be a whole number, like the default 50",
         "seed=abc: must be a whole number, like the default 1",
     ],
     "model=gatd model.hiden_dim=3 seed=1.5": [
-        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
-        "transformer, transformer_leaky",
+        "model=gatd: no such option; options: context, elman, gated, gru, hierarchy, lstm, "
+        "mingru, multihead, shallow, skip, stacked, transformer, transformer_leaky",
         "model.hiden_dim: unknown key; did you mean model.hidden_dim?",
         "seed=1.5: must be a whole number, like the default 1",
     ],
@@ -122,8 +122,8 @@ FAULTY = {
         "data.seed=abc: must be a whole number",
     ],
     "-m model=gatd,lstm seed=1,x": [
-        "model=gatd: no such option; options: context, elman, gated, gru, lstm, mingru, "
-        "transformer, transformer_leaky",
+        "model=gatd: no such option; options: context, elman, gated, gru, hierarchy, lstm, "
+        "mingru, multihead, shallow, skip, stacked, transformer, transformer_leaky",
         "seed=x: must be a whole number, like the default 1",
     ],
     "--config-dir nowhere": ["--config-dir nowhere: no such folder"],
