@@ -170,7 +170,8 @@ class _Read(torch.autograd.Function):
             kept.append(found[num_results:])
         ctx.step, ctx.results, ctx.kept = step, results, kept
         ctx.has_bias = [bias is not None for bias in biases]
-        return torch.stack([found[0] for found in results]), *state
+        # What is returned gets this node as its history: kept by the node, it would keep itself.
+        return torch.stack([found[0] for found in results]), *(part.clone() for part in state)
 
     @staticmethod
     @once_differentiable
