@@ -1,6 +1,7 @@
 """The compiled step of any cell: what the plain loop gives, or the plain loop itself."""
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -111,6 +112,37 @@ def test_larger_batches_are_read_in_groups(
     step = compiled._steps[next(iter(compiled._steps))]
     assert step is not None
     assert step.batch_size == 3
+
+
+class TwoContexts(Cell):
+    """A state of several tensors that all have gradients."""
+
+    def __init__(self, input_dim: int) -> None:
+        super().__init__(input_dim, H)
+        self.change = nn.Linear(input_dim, H)
+
+    def initial_state(self, batch_size: int) -> State:
+        return tuple(self.change.weight.new_zeros(batch_size, H) for _ in range(2))
+
+    def forward(
+        self, inputs_BE: Tensor, state: State, masks: list[Tensor] | None = None
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        fast_BH = torch.tanh(state[0] + self.change(inputs_BE))
+        return fast_BH, (fast_BH, (state[1] + fast_BH) / 2), {}
+
+
+def test_nothing_of_a_chunk_outlives_it(compiled: Compiled) -> None:
+    cell = TwoContexts(E)
+    inputs_BTE = torch.randn(3, 5, E)
+    num_tensors = []
+    for _ in range(3):
+        y_BTH, _ = compiled(cell, Chunk(inputs_BTE, cell.initial_state(3)))
+        y_BTH.sum().backward()
+        del y_BTH, _
+        gc.collect()
+        num_tensors.append(sum(type(found) is Tensor for found in gc.get_objects()))
+    assert compiled._steps, "the plain loop keeps nothing in any case"
+    assert num_tensors[2] == num_tensors[1]
 
 
 def test_what_changes_the_equations_is_compiled_anew(compiled: Compiled) -> None:

@@ -17,15 +17,20 @@ from newllm.models.contract import check_cell, check_layer
 from newllm.models.delta import DeltaCell
 from newllm.models.fnn import FNNS
 from newllm.models.gating import Additive, Gating, LSTMGating
+from newllm.models.hierarchy import HierarchyCell
 from newllm.models.layer import Layer, State, zeros
 from newllm.models.linear_delta import LinearDelta
 from newllm.models.local_attention import LocalAttention, SparseAttention
 from newllm.models.mingru import MinGRU
+from newllm.models.multihead import MultiHeadCell
 from newllm.models.positions import LearnedPositions
+from newllm.models.readout import Readout
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Chunk, Reference
 from newllm.models.recurrent import Recurrent
+from newllm.models.skip import SkipCell
+from newllm.models.stacked import StackedCell
 from newllm.models.torch_rnn import GRU, LSTM, Elman
 
 D = 8
@@ -88,6 +93,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
         LinearDelta, D, 6, 1, 6, num_heads=1, conv_width=1, negative_eigenvalues=False
     ),
     "positions": partial(LearnedPositions, D, 16),
+    "readout": partial(Readout, D, num_layers=3, dropout=0.3),
 }
 
 
@@ -137,6 +143,10 @@ class DeltaMemory(Cell):
 
 
 context = partial(ContextCell, 5, context_dim=4, hidden_dim=6, num_layers=3, dropout=0.3)
+parts = {
+    **{"input_dim": 5, "context_dim": 4, "hidden_dim": 6, "num_layers": 2, "dropout": 0.3},
+    **{"gating": LSTMGating, "normalization": nn.LayerNorm, "fnn": "residual"},
+}
 CELLS: dict[str, Callable[[], Cell]] = {
     f"{gating.name} {normalization.__name__} {fnn} {clip}": partial(
         context, gating=gating, normalization=normalization, fnn=fnn, context_clip=clip
@@ -149,14 +159,23 @@ CELLS: dict[str, Callable[[], Cell]] = {
     "delta": partial(
         DeltaCell, 5, 4, 6, num_layers=3, num_heads=2, num_factors=2, dropout=0.3, fnn="residual"
     ),
+    "multihead": partial(MultiHeadCell, num_heads=2, **parts),
+    "clocked": partial(HierarchyCell, periods=[1, 3], **parts),
+    "learned": partial(HierarchyCell, periods=[1, 3], rates="learned", **parts),
+    "skip add": partial(SkipCell, skip_steps=3, **parts),
+    "skip read": partial(SkipCell, skip_steps=3, skip="read", **parts),
+    "stacked": partial(StackedCell, cell=ContextCell, **parts),
 }
 # The others differ from these in parts that the built-in gatings are tested with, and the step of
 # each takes ten seconds to compile. So does that of "delta", which is a layer of this test as well.
+# test_contexts.py asks the plain loop of all other contexts.
 SHORT = ("coupled Identity plain None", "coupled LayerNorm residual 0.5")
+OTHER_CONTEXTS = ("multihead", "clocked", "learned", "skip", "stacked")
 
 
 def is_long(name: str) -> bool:
-    return name == "delta" or (name.startswith("coupled") and name not in SHORT)
+    is_other = name.startswith(("coupled", *OTHER_CONTEXTS)) and name not in SHORT
+    return name == "delta" or is_other
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -20,7 +20,8 @@ HOLDS: dict[str, Callable[[float], bool]] = {
 # By part: the arguments with a range. The classes check the others.
 RANGES: dict[str, dict[str, str]] = {
     "model": {
-        "at least 1": "embedding_dim context_dim hidden_dim feedforward_dim num_layers num_heads",
+        "at least 1": "embedding_dim context_dim hidden_dim feedforward_dim num_layers num_heads "
+        "recurrent_layers num_cells skip_steps periods",
         "at least 0 and below 1": "dropout embedding_dropout output_dropout",
     },
     "data": {"at least 1": "batch_size"},

@@ -13,6 +13,7 @@ from newllm.config.faults import no_such_option, raise_faults, too_small
 from newllm.models.fnn import FNNS
 from newllm.models.gating import Additive, Gating
 from newllm.models.layer import State, zeros
+from newllm.models.parts import PerPart
 from newllm.models.quantization import Quantized
 from newllm.models.settings import dropout_faults
 
@@ -125,7 +126,7 @@ class ContextCell(Cell):
         self.num_masks = self.fnn.num_masks
         self.gating = gating(hidden_dim, context_dim)
         self.normalization = normalization(context_dim)
-        if isinstance(self.normalization, Quantized):
+        if isinstance(self.normalization, Quantized | PerPart):
             self.state_bits = self.normalization.bits
 
     def initial_state(self, batch_size: int) -> State:
@@ -137,19 +138,32 @@ class ContextCell(Cell):
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
         """Take one step; gates are [B, C]."""
         (context_BC,) = state
-        hidden_BH = self.fnn(self.input(torch.cat((inputs_BE, context_BC), dim=-1)), masks)
+        hidden_BH = self.hidden(inputs_BE, context_BC, masks)
         context_BC, gates = self.gating(hidden_BH, context_BC)
+        return hidden_BH, (self.bounded(context_BC),), gates
+
+    def hidden(
+        self, inputs_BE: Tensor, context_BC: Tensor, masks: Sequence[Tensor] | None
+    ) -> Tensor:
+        """The hidden vector [B, H], from the input and the context before the token."""
+        hidden_BH: Tensor = self.fnn(self.input(torch.cat((inputs_BE, context_BC), dim=-1)), masks)
+        return hidden_BH
+
+    def bounded(self, context_BC: Tensor) -> Tensor:
+        """The context, normalized and clamped."""
         context_BC = self.normalization(context_BC)
         if self.context_clip is not None:
             context_BC = context_BC.clamp(-self.context_clip, self.context_clip)
-        return hidden_BH, (context_BC,), gates
+        return context_BC
 
     @property
     def description(self) -> str:
         """Such as `gated layernorm C512 H512 L9`, then settings that differ from the summary's."""
         words = [self.gating.name]
-        if not isinstance(self.normalization, nn.Identity):
-            words.append(type(self.normalization).__name__.lower())
+        normalization = self.normalization
+        kind = normalization.kind if isinstance(normalization, PerPart) else type(normalization)
+        if kind is not nn.Identity:
+            words.append(kind.__name__.lower())
         words += [f"C{self.context_dim}", f"H{self.hidden_dim}", f"L{self.num_layers}"]
         if self.input_dim != USUAL_EMBEDDING_DIM:
             words.append(f"E{self.input_dim}")

@@ -4,7 +4,6 @@ Shapes: B batch, C context, H hidden.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ class Gating(nn.Module, ABC):
     `name` stands for it in the names of runs.
     """
 
-    name: ClassVar[str]
+    name: str
 
     @abstractmethod
     def forward(self, hidden_BH: Tensor, context_BC: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,14 +10,18 @@ from typing import Any
 def settings_of(factory: Callable[..., Any]) -> set[str]:
     """Names of the settings that a factory takes and was not given yet.
 
-    If it takes any keyword, it also takes the settings of the factories among its arguments.
+    If it takes any keyword, it also takes the settings of the factories among its arguments, and
+    those of the class that it is derived from, unless that is abstract.
     """
     given = factory.keywords if isinstance(factory, partial) else {}
+    made = factory.func if isinstance(factory, partial) else factory
     names: set[str] = set()
     for parameter in inspect.signature(factory).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             factories = [each for each in given.values() if isinstance(each, type | partial)]
-            names.update(*map(settings_of, factories))
+            bases = made.__bases__ if isinstance(made, type) else ()
+            concrete = [base for base in bases if not inspect.isabstract(base)]
+            names.update(*map(settings_of, (*factories, *concrete)))
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             names.add(parameter.name)
     return names - {*given, "input_dim"}
