@@ -39,6 +39,17 @@ LONGEST = (
 
 COMPOSED: dict[tuple[str, ...], DictConfig] = {}
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="of `make check-gpu`: cuda, or cpu to try it")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the checks of `tests/gpu` run."""
+    return str(request.config.getoption("--device"))
+
+
 Compose = Callable[..., DictConfig]
 SetThreads = Callable[[int], None]
 Command = Callable[..., subprocess.CompletedProcess[str]]
