@@ -340,11 +340,26 @@ def test_recomputing_gives_the_same_losses_and_gradients(name: str) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
-def shallow_model() -> LanguageModel:
+@pytest.mark.parametrize("normalization", [nn.Identity, nn.LayerNorm])
+@pytest.mark.parametrize("name", [*CELLS, "shallow"])
+def test_states_keep_their_precision_in_autocast(name: str, normalization: Any) -> None:
+    made = shallow_model if name == "shallow" else partial(model_of, name)
+    model = made(normalization=normalization)
+    tokens_BT = torch.randint(4, 11, (2, 6))
+    expected_BTV, _ = model(tokens_BT)
+    with torch.autocast("cpu", torch.bfloat16):
+        found_BTV, state = model(tokens_BT)
+    torch.testing.assert_close(found_BTV.float(), expected_BTV, atol=0.05, rtol=0.05)
+    assert {part.dtype for part in state} <= {torch.float32, torch.int64}
+
+
+def shallow_model(**settings: Any) -> LanguageModel:
     torch.manual_seed(0)
     cell = partial(ContextCell, num_layers=1)
     layers = [partial(Recurrent, cell=cell), Readout]
-    return LanguageModel(11, E, layers, recurrence=Reference(), **{**gated, "num_layers": 3})
+    return LanguageModel(
+        11, E, layers, recurrence=Reference(), **gated | {"num_layers": 3} | settings
+    )
 
 
 @pytest.mark.parametrize("name", [*CELLS, "shallow"])
@@ -449,6 +464,10 @@ def test_a_shallow_recurrence_has_the_parameters_of_a_deep_one_and_one_norm_more
             partial(SkipCell, E, skip_steps=1, skip="both", **plain),
             "model.skip_steps=1: must be at least 2\n"
             "model.skip=both: no such option; options: add, read",
+        ),
+        (
+            partial(SkipCell, E, skip_steps=1025, **plain),
+            "model.skip_steps=1025: must be at most 1024",
         ),
         (partial(CELLS["stacked"], num_cells=0, **plain), "model.num_cells=0: must be at least 1"),
         (

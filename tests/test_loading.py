@@ -24,12 +24,14 @@ from newllm.training.evaluation import evaluation_folder
 
 MODELS = {
     "context": TINY, "gated": TINY, "mingru": ("embedding_dim=8", "hidden_dim=8"),
+    **dict.fromkeys(("multihead", "hierarchy", "skip", "stacked", "shallow"), TINY),
     **dict.fromkeys(("lstm", "gru", "elman"), ("embedding_dim=8", "hidden_dim=8")),
     **dict.fromkeys(("transformer", "transformer_leaky"),
                     ("embedding_dim=8", "num_heads=2", "feedforward_dim=8")),
 }  # fmt: skip
 OTHERS = {
     "context": ("positions=learned", "context_clip=5"),
+    "hierarchy": ("rates=learned", "periods=[1,8]"),
     "transformer": ("positions=rotary",),
 }
 PARTS = {

@@ -15,6 +15,7 @@ from newllm.models.layer import State, zeros
 from newllm.models.shortcut import Shortcut
 
 SKIPS = ("add", "read")
+MOST_STEPS = 1024  # each is a tensor of the state
 
 
 class SkipCell(ContextCell):
@@ -37,7 +38,7 @@ class SkipCell(ContextCell):
     Args:
         input_dim: E.
         context_dim: C.
-        skip_steps: S, at least 2.
+        skip_steps: S, from 2 to 1,024.
         skip: "add" or "read".
         settings: other settings of a `ContextCell`.
 
@@ -53,12 +54,13 @@ class SkipCell(ContextCell):
         skip: str = "add",
         **settings: Any,
     ) -> None:
-        raise_faults(
-            [
-                *too_small("model", 2, skip_steps=skip_steps),
-                *no_such_option("model", SKIPS, skip=skip),
-            ]
-        )
+        faults = [
+            *too_small("model", 2, skip_steps=skip_steps),
+            *no_such_option("model", SKIPS, skip=skip),
+        ]
+        if skip_steps > MOST_STEPS:
+            faults.append(f"model.skip_steps={skip_steps}: must be at most {MOST_STEPS}")
+        raise_faults(faults)
         super().__init__(input_dim + context_dim * (skip == "read"), context_dim, **settings)
         self.input_dim = input_dim  # without what is read of the context
         self.skip_steps = skip_steps
