@@ -72,7 +72,10 @@ def _measure_memory(is_quick: bool, output: Path) -> None:
     from newllm.benchmarks.memory import QUICK, Lengths, measure_memory
     from newllm.benchmarks.memory_report import Findings
     from newllm.benchmarks.results import machine
+    from newllm.benchmarks.workloads import PROCESS
 
+    if not (PROCESS / "clear_refs").exists():
+        sys.exit("--memory: needs Linux, which tells the peak memory of a process")
     measured_on = machine()
     print(measured_on)
     output.mkdir(parents=True, exist_ok=True)

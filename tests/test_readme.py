@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Command
+from conftest import TINY, TINY_CONTEXT, Command
 from torch import nn
 
 from newllm.models.contract import check_cell, check_layer
@@ -60,7 +60,12 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
     elif "budget" in line:
         small = SMALL
     elif "recipe=task" in line:
-        small = ["data.evaluation_rows=2", "logger=none", "callbacks=none", "threads=1"]
+        small = ["logger=none", "callbacks=none", "threads=1"]
+        if "data=stdlib" in line:
+            few = ["data.validation_sentences=2", "data.test_sentences=2"]
+            small += [*TINY_CONTEXT, "trainer.limit_train_batches=2", *few]
+        else:
+            small.append("data.evaluation_rows=2")
     else:
         small = [*SMALL, *(f"model.{size}" for size in TINY)]
     if "sweep=" in line:

@@ -18,11 +18,14 @@ from newllm.config.build import ConfigFault
 from newllm.data import streaming
 from newllm.data.batch import IGNORE
 from newllm.data.batching import EvaluationBatches
+from newllm.data.encoded import EncodedSplit
 from newllm.data.streaming import START_STATES, EvaluationStream, Stream, TrainingStream
 from newllm.data.tokenizer import BOS, EOS, PAD
+from newllm.models.language_model import LanguageModel
 from newllm.models.torch_rnn import GRU, LSTM, Elman
 from newllm.statistics.predictions import target_losses
 from newllm.statistics.references import MOST_POSITIONS, NUM_BINS, _positions, references_on
+from newllm.statistics.scoring import score_batches
 from newllm.training.experiment import build_experiment
 
 documents_of = st.lists(st.lists(st.integers(4, 9), max_size=9), min_size=1, max_size=6)
@@ -91,19 +94,30 @@ def test_each_epoch_has_an_order_of_its_own() -> None:
 def test_where_a_window_starts_from() -> None:
     split = encoded([[BOS, *[4] * 30, EOS]] * 5)
     kept, zero, drawn = (TrainingStream(split, 5, 10, 1, state) for state in START_STATES)
+    assert (
+        kept.batch(0, 0).continues_B.tolist() == drawn.batch(0, 0).continues_B.tolist() == [0] * 5
+    )
     assert kept.batch(0, 1).continues_B.tolist() == [0, 1, 2, 3, 4]
     assert zero.batch(0, 1).continues_B is None
-    others = [drawn.batch(0, number).continues_B.tolist() for number in range(3)]
+    others = [drawn.batch(0, number).continues_B.tolist() for number in range(1, 4)]
     assert all(sorted(rows) == [0, 1, 2, 3, 4] for rows in others)
     assert all(row != other for rows in others for row, other in enumerate(rows))
-    assert others[1] != others[2]
-    assert drawn.batch(0, 1).continues_B.tolist() == others[1]
+    assert others[0] != others[1]
+    assert drawn.batch(0, 1).continues_B.tolist() == others[0]
     assert all(
         torch.equal(kept.batch(0, 1).tokens_BT, other.batch(0, 1).tokens_BT)
         for other in (zero, drawn)
     )
     alone = TrainingStream(split, 1, 10, 1, "drawn")
     assert alone.batch(0, 1).continues_B.tolist() == [0]
+
+
+def drawn_wide(model: LanguageModel) -> LanguageModel:
+    """With weights so large that what was read long ago changes the losses."""
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2, generator=generator)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -120,16 +134,45 @@ def test_long_documents_are_scored_whole(make, monkeypatch: pytest.MonkeyPatch) 
     rng = np.random.default_rng(1)
     lengths = (70, 3, 33, 34, 1, 50)
     split = encoded([[BOS, *rng.integers(4, 12, length), EOS] for length in lengths])
-    torch.manual_seed(1)
-    model = make(12).eval()
-    whole = np.empty(split.num_targets)
+    model = drawn_wide(make(12)).eval()
+    whole, changed = np.empty((2, split.num_targets))
     with torch.no_grad():
         for batch in EvaluationBatches(split, batch_size=2):
             loss_BT = model.score(batch.tokens_BT, batch.targets_BT)[0]
             whole[split.target_indices(batch)] = loss_BT[batch.scored_BT]
     for window in (1, 16, 32):
         monkeypatch.setattr(streaming, "WINDOW", window)
+        monkeypatch.setattr(streaming, "MAX_POSITIONS", 2 * window)  # documents follow others
         np.testing.assert_allclose(target_losses(model, split), whole, atol=1e-5)
+    for name in ("continues_B", "reset_BT"):
+        stream = EvaluationStream(split, 16, 2)
+        batches = [batch._replace(**{name: None}) for batch in stream]
+        for number, scored in enumerate(score_batches(model, batches)):
+            found = scored.loss_BT[scored.batch.scored_BT].numpy()
+            changed[stream.target_indices(number)] = found
+        assert np.abs(changed - whole).max() > 1e-4, name
+
+
+def test_rows_of_one_document_do_not_continue_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document that is cut into rows is read from the initial state in each of them."""
+    document = np.array([BOS, *np.random.default_rng(1).integers(4, 12, 90), EOS])
+    split = EncodedSplit(document, np.array([92]), max_positions=40)
+    model = drawn_wide(transformer(12, max_length=40)).eval()
+    expected = target_losses(model, split)
+    monkeypatch.setattr(streaming, "WINDOW", 16)
+    np.testing.assert_allclose(target_losses(model, split), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("state", START_STATES)
+def test_the_last_row_may_end_before_the_others(state: str) -> None:
+    """The first batch of an epoch then has more rows than the last one of the epoch before."""
+    split = encoded([[BOS, *[4] * 20, EOS], [BOS, *[5] * 5, EOS]])
+    stream = TrainingStream(split, 6, 2, 1, state)
+    sizes = [len(batch.row_B) for batch in stream]
+    assert sizes[-1] < sizes[0]
+    model = context_model(12)
+    batches = [stream.batch(epoch, number) for epoch in (0, 1) for number in range(len(stream))]
+    assert len([*score_batches(model, batches)]) == 2 * len(stream)
 
 
 STREAM = (
@@ -164,8 +207,10 @@ def test_positions_of_long_documents_are_binned() -> None:
     assert found["places"][0] == 1
     assert found["places"] == sorted(found["places"])
     numbers = np.bincount(found["positions"])[1:]
-    mean = (1 + split.num_positions_D).double() / 2
-    assert found["places"] @ numbers == pytest.approx(float(mean @ split.num_positions_D.double()))
+    length_N = split.num_positions_N.double()
+    total = float(((1 + length_N) / 2) @ length_N)
+    assert found["places"] @ numbers == pytest.approx(total)
+    assert numbers[-1] > MOST_POSITIONS / NUM_BINS  # no bin of a single position at the end
 
 
 @pytest.mark.parametrize(
@@ -188,6 +233,14 @@ def test_positions_of_long_documents_are_binned() -> None:
         (
             ("data=stdlib_summaries",),
             r"data\.feed=stream: pairs are read one by one; choose rows",
+        ),
+        (
+            ("data.batching=bucketed",),
+            r"data\.batching=bucketed: a stream reads documents in random order; remove it",
+        ),
+        (
+            ("model=transformer_leaky", "model.positions=none"),
+            r"a model that sees the future cannot; set data\.feed=rows",
         ),
         (
             ("model=transformer", "model.positions=learned", "data.start_state=zero"),

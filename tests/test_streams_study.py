@@ -76,7 +76,9 @@ def test_other_runs_are_none_of_it() -> None:
     changed.result["overrides"].append("optimizer.lr=0.1")
     short = make_run("gated_kept", 5, 1.0, places_by_position=None)
     other = make_run("gated_kept", 6, 1.0, references_by_position={})
-    assert own_runs([changed, short, other, *RUNS]) == RUNS
+    places = [1.5, *PLACES[1:]]
+    elsewhere = make_run("gated_kept", 7, 1.0, places_by_position=places)  # other documents
+    assert own_runs([changed, short, other, *RUNS, elsewhere]) == RUNS
 
 
 @pytest.mark.usefixtures("every_word")

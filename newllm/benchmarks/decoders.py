@@ -95,7 +95,7 @@ class CachedDecoder:
         self._model, self._layer = model, layer
         self._head_width = layer.input_dim // layer.num_heads
         shape = 2 * len(layer.blocks), num_rows, layer.num_heads, size, self._head_width
-        self.caches = torch.zeros(shape)
+        self.caches = torch.empty(shape)  # takes memory where it is written to
 
     def step(self, tokens_B: Tensor, position: int) -> Tensor:
         """The logits [B, V] after the token at a position, from 0, whose past is in the cache."""
@@ -125,10 +125,14 @@ class Decoder(ABC):
     """Reads random tokens in chunks, or one by one."""
 
     def __init__(self, model: LanguageModel, num_rows: int, size: int) -> None:
-        self._model, self._num_rows, self._size = model, num_rows, size
+        self._model = model
         generator = torch.Generator().manual_seed(0)
         shape = num_rows, CHUNK
         self._tokens_BT = torch.randint(4, VOCABULARY, shape, generator=generator)
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Take the memory that a chunk and a token take, and none that later ones need."""
 
     @abstractmethod
     def read(self, length: int) -> None:
@@ -146,6 +150,9 @@ class Decoder(ABC):
 class _Stateful(Decoder):
     """A model with a fixed state, through its usual interface."""
 
+    def warm_up(self) -> None:
+        self.read(CHUNK)
+
     @torch.inference_mode()
     def read(self, length: int) -> None:
         self._state: State | None = None
@@ -162,9 +169,15 @@ class _Stateful(Decoder):
 class _Cached(Decoder):
     """A Transformer, whose cache is filled with random numbers: what they are takes no time."""
 
+    def __init__(self, model: LanguageModel, num_rows: int, size: int) -> None:
+        super().__init__(model, num_rows, size)
+        self._decoder = CachedDecoder(model, num_rows, size)
+
+    def warm_up(self) -> None:
+        self.step(0)
+
     @torch.inference_mode()
     def read(self, length: int) -> None:
-        self._decoder = CachedDecoder(self._model, self._num_rows, self._size)
         self._decoder.caches[..., :length, :].normal_()
 
     @torch.inference_mode()

@@ -129,7 +129,7 @@ def _on_one_thread(measure: Callable[..., Result], arguments: Sequence[Any]) -> 
 def _inference(name: str, length: int, parameters: int) -> Point:
     """Read `length` tokens, then time more of them one by one."""
     decode = decoder(name, 1, length + TIMED_TOKENS, parameters)
-    decode.read(CHUNK)  # takes what every process takes once
+    decode.warm_up()  # takes what every process takes once
     seconds: list[float] = []
 
     def run() -> None:

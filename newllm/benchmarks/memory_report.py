@@ -111,6 +111,8 @@ class Findings:
         lines = [
             f"Measured on {machine}, one thread, models of {self.parameters:,} parameters.",
             "",
+            "MB: weights, and by how much the memory of the process rose above that.",
+            "",
             f"| inference | {_lengths(self.inference[CONTEXT])} MB | slope | "
             f"{_lengths(self.inference[CONTEXT])} ms per token | slope |",
             "|---|---:|---:|---:|---:|",

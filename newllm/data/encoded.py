@@ -31,9 +31,6 @@ class EncodedSplit:
             prompt. None scores all targets. Such sequences cannot be cut.
 
     Attributes:
-        num_positions_D: of each sequence.
-        num_targets_D: scored targets of each sequence, which are its last ones.
-        first_target_D: the index of the first target of each sequence among all targets.
         num_positions_N: of each row. A row of n tokens takes n - 1 positions: its last token is
             only a target.
         num_targets_N: scored targets of each row.
@@ -59,10 +56,6 @@ class EncodedSplit:
         self._length_D = torch.from_numpy(length_D.astype(np.int64))
         self._start_D = self._length_D.cumsum(0) - self._length_D
         self._max_positions, self._num_unscored_D = max_positions, num_unscored_D
-        unscored = 0 if num_unscored_D is None else torch.from_numpy(num_unscored_D.astype(int))
-        self.num_positions_D = self._length_D - 1
-        self.num_targets_D = self.num_positions_D - unscored
-        self.first_target_D = self.num_targets_D.cumsum(0) - self.num_targets_D
 
         longest = max_positions or len(ids_S) or 1
         num_rows_D = (self._length_D - 2) // longest + 1
@@ -72,6 +65,7 @@ class EncodedSplit:
         self._start_N = self._start_D[self.sequence_N] + place_N * longest
         left_N = self._length_D[self.sequence_N] - 1 - place_N * longest
         self.num_positions_N = left_N.clamp(max=longest)
+        unscored = 0 if num_unscored_D is None else torch.from_numpy(num_unscored_D.astype(int))
         self.num_targets_N = self.num_positions_N - unscored
         self.first_target_N = self.num_targets_N.cumsum(0) - self.num_targets_N
 
@@ -175,9 +169,9 @@ class EncodedSplit:
             row_B=row_B,
         )
 
-    def ids_at(self, sequence_BT: Tensor, place_BT: Tensor) -> Tensor:
-        """The ids at places of sequences; that of `<BOS>` is at place 0. int64."""
-        return self._at(self._start_D[sequence_BT] + place_BT)
+    def ids_at(self, row_BT: Tensor, place_BT: Tensor) -> Tensor:
+        """The ids at places of rows, from 0. int64."""
+        return self._at(self._start_N[row_BT] + place_BT)
 
     def _at(self, index_BT: Tensor) -> Tensor:
         return torch.from_numpy(self._ids_S[index_BT.numpy()].astype(np.int64))

@@ -1,6 +1,6 @@
 """Batches of a stream: documents end to end, of which every batch reads the next window.
 
-Shape suffixes: B rows, T time, D documents.
+Shape suffixes: B rows of a batch, T time, D documents, which are the N rows of a split.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Stream(Split):
         Rows must be ordered from long to short.
         """
         self._order_D = order_D
-        self._stop_D = self._split.num_positions_D[order_D].cumsum(0)
+        self._stop_D = self._split.num_positions_N[order_D].cumsum(0)
         self._start_B = start_B
-        self._length_B = start_B.diff(append=self._split.num_positions_D.sum()[None])
+        self._length_B = start_B.diff(append=self._split.num_positions_N.sum()[None])
         assert (self._length_B.diff() <= 0).all()
         self.num_batches = -(-int(self._length_B[0]) // self._num_steps)
 
@@ -61,7 +61,8 @@ class Stream(Split):
             targets_BT=torch.where(is_scored_BT, targets_BT, IGNORE),
             row_B=row_B,
             reset_BT=reset_BT,
-            continues_B=row_B,
+            # All forget at the start of an epoch; the batch before may have had fewer rows.
+            continues_B=torch.zeros_like(row_B) if number == 0 else row_B,
         )
 
     def target_indices(self, number: int) -> np.ndarray:
@@ -69,11 +70,11 @@ class Stream(Split):
         document_BT, place_BT, is_real_BT = self._read(number)
         index_BT = place_BT - self._num_unscored(document_BT)
         is_scored_BT = is_real_BT & (index_BT >= 0)
-        return (self._split.first_target_D[document_BT] + index_BT)[is_scored_BT].numpy()
+        return (self._split.first_target_N[document_BT] + index_BT)[is_scored_BT].numpy()
 
     def _num_unscored(self, document_BT: Tensor) -> Tensor:
         split = self._split
-        return (split.num_positions_D - split.num_targets_D)[document_BT]
+        return (split.num_positions_N - split.num_targets_N)[document_BT]
 
     def _read(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """The document and the place in it of each position, and which positions are real."""
@@ -86,7 +87,7 @@ class Stream(Split):
         position_BT = position_BT.clamp(max=int(self._stop_D[-1]) - 1)
         rank_BT = torch.searchsorted(self._stop_D, position_BT, right=True)
         document_BT = self._order_D[rank_BT]
-        start_BT = self._stop_D[rank_BT] - self._split.num_positions_D[document_BT]
+        start_BT = self._stop_D[rank_BT] - self._split.num_positions_N[document_BT]
         return document_BT, position_BT - start_BT, is_real_BT
 
 
@@ -119,15 +120,15 @@ class TrainingStream(Stream):
         batch = super().batch(epoch, number)
         if self._start_state == "zero":
             return batch._replace(continues_B=None)
-        if self._start_state == "drawn":
+        if self._start_state == "drawn" and number > 0:
             rng = np.random.default_rng((self._seed, epoch, number))
             return batch._replace(continues_B=torch.from_numpy(_others(len(batch.row_B), rng)))
         return batch
 
     def _draw_order(self, epoch: int) -> None:
         """Draw the order of the documents, and cut them into rows of equal lengths."""
-        number = int(self._split.num_positions_D.sum())
-        order_D = np.random.default_rng((self._seed, epoch)).permutation(self._split.num_sequences)
+        number = int(self._split.num_positions_N.sum())
+        order_D = np.random.default_rng((self._seed, epoch)).permutation(len(self._split))
         length = -(-number // self._batch_size)
         self._lay(torch.from_numpy(order_D), torch.arange(0, number, length))
         self._epoch = epoch
@@ -147,14 +148,14 @@ class EvaluationStream(Stream):
     Args:
         split: the documents.
         num_steps: T, which does not change the losses.
-        num_rows: the most rows. None bounds the memory of a batch.
+        num_rows: the most rows. None bounds the memory that a batch takes beside the state.
     """
 
     def __init__(self, split: EncodedSplit, num_steps: int, num_rows: int | None = None) -> None:
         super().__init__(split, num_steps)
         if num_rows is None:
             num_rows = min(MAX_POSITIONS, MAX_LOGITS // split.num_ids) // num_steps
-        length_D = split.num_positions_D.tolist()
+        length_D = split.num_positions_N.tolist()
         rows: list[list[int]] = [[] for _ in range(max(1, min(num_rows, len(length_D))))]
         lengths = [0] * len(rows)
         for document in sorted(range(len(length_D)), key=lambda d: -length_D[d]):
@@ -167,7 +168,13 @@ class EvaluationStream(Stream):
         self._lay(torch.tensor(order, dtype=torch.int64), length_B.cumsum(0) - length_B)
 
 
-def evaluation_batches(split: EncodedSplit) -> EvaluationBatches | EvaluationStream:
-    """Batches to evaluate a split with, in memory that does not depend on its longest row."""
+def evaluation_batches(
+    split: EncodedSplit, in_windows: bool = True
+) -> EvaluationBatches | EvaluationStream:
+    """Batches to evaluate the rows of a split with, long ones window by window if asked for.
+
+    The memory that a batch takes beside the state then does not depend on the longest row.
+    """
     longest = max(split.num_positions_N.tolist(), default=0)
-    return EvaluationStream(split, WINDOW) if longest > WINDOW else EvaluationBatches(split)
+    is_stream = in_windows and longest > WINDOW
+    return EvaluationStream(split, WINDOW) if is_stream else EvaluationBatches(split)

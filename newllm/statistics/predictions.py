@@ -18,7 +18,7 @@ from newllm.statistics.scoring import score_batches
 def target_losses(model: LanguageModel, split: EncodedSplit) -> np.ndarray:
     """Cross-entropy of every target in nats, in the order of the split."""
     losses = np.empty(split.num_targets)
-    batches = evaluation_batches(split)
+    batches = evaluation_batches(split, in_windows=not model.sees_the_future)
     for number, scored in enumerate(score_batches(model, batches)):
         loss_S = scored.loss_BT[scored.batch.scored_BT]
         losses[batches.target_indices(number)] = loss_S.double().numpy(force=True)

@@ -136,7 +136,7 @@ def _positions(split: EncodedSplit | None) -> dict[str, Any]:
     longest = int(position_S.max(initial=0))
     if longest <= MOST_POSITIONS:
         return {"positions": position_S}
-    starts = np.unique(np.geomspace(1, longest, NUM_BINS, dtype=int))
+    starts = np.unique(np.geomspace(1, longest + 1, NUM_BINS + 1, dtype=int))[:-1]
     bin_S = np.searchsorted(starts, position_S, side="right")
     return {"positions": bin_S, "places": mean_by_position(position_S, bin_S)}
 

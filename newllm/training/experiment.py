@@ -253,7 +253,13 @@ def _misfits(model: LanguageModel, source: Source) -> Iterator[str]:
             f"{source.vocabulary_size} tokens; set data.vocabulary_size={model.vocabulary_size}"
         )
     splits = source.train, *(split for split in source.evaluation.values() if len(split))
-    if model.positions and any(split.batch(0, 0).continues_B is not None for split in splits):
+    is_continued = any(split.batch(0, 0).continues_B is not None for split in splits)
+    if model.sees_the_future and is_continued:
+        yield (
+            f"{model.description}: the rows of {source.name} continue across batches, and a model "
+            "that sees the future cannot; set data.feed=rows"
+        )
+    if model.positions and is_continued:
         yield (
             f"model.positions=learned: the rows of {source.name} continue across "
             "batches, so positions are unbounded; set model.positions to none or rotary"

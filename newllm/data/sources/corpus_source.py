@@ -104,7 +104,7 @@ class CorpusSource(Source):
         }
         faults = [*faults, *no_such_option("data", BATCHINGS, batching=batching)]
         faults += no_such_option("data", TOO_LONG, too_long=too_long)
-        faults += _feed_faults(feed, tbptt_steps, start_state, too_long, is_of_pairs)
+        faults += _feed_faults(feed, tbptt_steps, start_state, too_long, batching, is_of_pairs)
         if order_seed < 0:
             faults.append(f"seed={order_seed}: must be at least 0")
         limits = {f"{split}_sentences": limit for split, limit in self._limits.items()}
@@ -375,6 +375,7 @@ def _feed_faults(
     tbptt_steps: int | None,
     start_state: str | None,
     too_long: str,
+    batching: str,
     is_of_pairs: bool,
 ) -> Iterator[str]:
     """The faults of the settings of a stream."""
@@ -383,6 +384,8 @@ def _feed_faults(
         yield from too_small("data", 1, tbptt_steps=tbptt_steps)
         if start_state is not None:
             yield from no_such_option("data", START_STATES, start_state=start_state)
+        if batching != "shuffled":
+            yield f"data.batching={batching}: a stream reads documents in random order; remove it"
         if is_of_pairs:
             yield "data.feed=stream: pairs are read one by one; choose rows"
         elif too_long != "chunk":

@@ -24,9 +24,11 @@ DEFINITION = (
     "Models with about the same number of parameters read the same documents in windows of "
     "{window} tokens, through which gradients go back. A window starts from the state after the "
     "window before it (kept), from the initial state, or from the state of another row (state "
-    "passing). In evaluation, all read whole documents with one state. Losses are those of the "
-    "validation documents within half an octave of a distance to their start, minus the loss of "
-    "counts of three tokens on the same targets, in nats per token. Changes are paired by seed."
+    "passing). In evaluation, all read whole documents with one state. All learn at the same rate, "
+    "which was not tuned, so that models are compared with themselves only. Losses are means over "
+    "bins within half an octave of a distance to the start of a validation document, minus the "
+    "loss of counts of three tokens on the same targets, in nats per token. Changes are paired by "
+    "seed."
 )
 CAPTION = (
     "Loss minus that of counts of three tokens, by distance to the start of a document: means "

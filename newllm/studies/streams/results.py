@@ -60,7 +60,7 @@ class Contestant:
 
     @cached_property
     def places_K(self) -> np.ndarray:
-        """The distance to the start of a document of each bin, in tokens; the same in all runs."""
+        """The distance to the start of a document of each bin, in tokens."""
         return np.array(self.runs[0].result["places_by_position"])
 
     @cached_property
@@ -106,13 +106,15 @@ def contestants(runs: Sequence[Run]) -> list[Contestant]:
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The complete runs of its variants, with nothing else changed."""
+    """The complete runs of its variants, unchanged, on the documents of the first of them."""
     variants = variants_of(NAME)
-    return [
+    found = [
         run
         for run in runs
         if run.study == NAME and run.known_as in variants and not run.choices and _is_complete(run)
     ]
+    places = [run.result["places_by_position"] for run in found[:1]]
+    return [run for run in found if [run.result["places_by_position"]] == places]
 
 
 def _is_complete(run: Run) -> bool:
