@@ -71,7 +71,7 @@ def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None
     if "sweep=" in line:
         line += " seed=1"
         small = ["recipe.max_epochs=1", *(word for word in small if "trainer" not in word)]
-    line = line.replace("data=quality12500", "data=tiny30")
+    line = line.replace("data=quality12500", "data=tiny30").replace("stdlib_source", "stdlib_docs")
     done = command("newllm.train", *shlex.split(line), *small)
     assert done.returncode == 0, done.stderr
 
