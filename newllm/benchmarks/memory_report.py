@@ -136,7 +136,7 @@ class Findings:
             told = "at none of these lengths" if length is None else f"from {length:,.0f} tokens on"
             lines.append(f"- in {what} {told}.")
         sizes = list(self.tokens_per_second[CONTEXT])
-        lines += ["", f"| tokens per second | {' | '.join(f'{size} rows' for size in sizes)} |"]
+        lines += ["", f"| tokens per second, by rows | {' | '.join(map(str, sizes))} |"]
         lines.append("|---" + "|---:" * len(sizes) + "|")
         for name, rates in self.tokens_per_second.items():
             lines.append(f"| {name} | {' | '.join(f'{rates[size]:,.0f}' for size in sizes)} |")
