@@ -28,8 +28,8 @@ from newllm.config.build import ConfigFault
 from newllm.config.command_line import asks_hydra, check_shown, composed, resumed_run
 from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
-from newllm.config.leftovers import without_leftovers
 from newllm.config.loading import loading
+from newllm.config.settling import settled
 from newllm.sweeps.plugins import register_plugins
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -101,7 +101,7 @@ def train(config: DictConfig) -> float | None:
         if faults := composed_faults(config, overrides):
             print("\n".join(faults), file=sys.stderr)
             return math.nan
-        config = without_leftovers(config, overrides)
+        config = settled(config, overrides)
         return run_job_of_sweep(config, folder, overrides, Path(job.sweep.dir))
     loss: float | None = attempt(config, folder, overrides, goes_on=False)[0].get("best_val_loss")
     if loss is not None and not math.isfinite(loss):

@@ -10,7 +10,7 @@ from library import small_library
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.composing import conf_directory
-from newllm.config.leftovers import without_leftovers
+from newllm.config.settling import settled
 from newllm.runs.identity import config_hash, variant_hash
 from newllm.training.experiment import build_experiment
 
@@ -54,7 +54,7 @@ def small_config(
         monkeypatch.setattr("newllm.training.loggers.PACKAGES", {})
     config = compose_config(*overrides)
     if group == "scale":
-        config = without_leftovers(config, overrides)
+        config = settled(config, overrides)
         config.budget.update(parameters=20_000, step=4)
     tiny = OmegaConf.from_dotlist([*TINY])
     config.model.update({size: tiny[size] for size in tiny if size in config.model})

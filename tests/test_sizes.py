@@ -8,9 +8,10 @@ import torch
 from conftest import Compose
 from small_models import rnn_model, transformer
 
+from newllm.config.budget import following
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.composed import composed_faults
-from newllm.config.leftovers import without_leftovers
+from newllm.config.settling import settled
 from newllm.config.study_file import sweeper_of, variants_of
 from newllm.config.trials import draw_trials
 from newllm.models.sizes import Budget, nearest_width, num_parameters
@@ -143,6 +144,40 @@ def test_widths_can_be_named_and_dropped(compose_config: Compose) -> None:
     assert set(instantiate(config.budget).sizes(build)) == {"hidden_dim"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "widths"),
+    [
+        (("model=gated",), {"embedding_dim": 1, "context_dim": 2, "hidden_dim": 2}),
+        (("model=transformer",), {"embedding_dim": 1, "feedforward_dim": 4}),
+        (("model=delta",), {"embedding_dim": 2, "context_dim": 1, "hidden_dim": 4}),
+        (("model=gated", "model.embedding_dim=32"), {"context_dim": 1, "hidden_dim": 1}),
+        (
+            ("budget.state_bytes=512", "budget.state_widths.context_dim=1"),
+            {"embedding_dim": 1, "hidden_dim": 2},
+        ),
+        (("model=gated", "budget.widths.hidden_dim=3"), {"hidden_dim": 3}),
+    ],
+)
+def test_a_budget_without_widths_keeps_the_proportions_of_the_model(
+    compose_config: Compose, overrides: tuple[str, ...], widths: dict[str, int]
+) -> None:
+    overrides = (*overrides, "budget.parameters=200000", "budget.step=8", "countermeasure=none")
+    assert composed_faults(compose_config(*overrides), overrides) == []
+    config = settled(compose_config(*overrides), overrides)
+    assert following(config.budget.widths) == widths
+    config.model.vocabulary_size = 256
+    sizes = instantiate(config.budget).sizes(partial(instantiate, config.model, ()))
+    assert {sizes[name] // each for name, each in widths.items()} == {
+        sizes[min(widths, key=widths.__getitem__)] // min(widths.values())
+    }
+
+
+def test_a_width_that_follows_from_a_budget_cannot_be_chosen(compose_config: Compose) -> None:
+    overrides = ("budget.parameters=200000", "model.hidden_dim=64", "budget.widths.hidden_dim=1")
+    (fault,) = composed_faults(compose_config(*overrides), overrides)
+    assert fault.startswith("model.hidden_dim=64: is determined by budget.parameters=200000")
+
+
 @pytest.mark.parametrize("model", ["gated", "context", "transformer", "lstm", "gru", "mingru"])
 @pytest.mark.parametrize(
     ("scale", "parameters"), [("10m", 10e6), ("30m", 30e6), ("100m", 100e6), ("300m", 300e6)]
@@ -151,7 +186,7 @@ def test_a_scale_sets_the_widths_of_any_model(
     compose_config: Compose, model: str, scale: str, parameters: float
 ) -> None:
     overrides = (f"model={model}", f"scale={scale}", "countermeasure=none")
-    config = without_leftovers(compose_config(*overrides), overrides)
+    config = settled(compose_config(*overrides), overrides)
     assert composed_faults(compose_config(*overrides), overrides) == []
     assert config.recipe.name == "scaled"
     config.model.vocabulary_size = 1000
@@ -167,9 +202,9 @@ def test_a_scale_sets_the_widths_of_any_model(
 
 def test_what_is_chosen_beside_a_scale_wins(compose_config: Compose) -> None:
     overrides = ("scale=10m", "recipe=modern", "budget.parameters=1000000", "experiment=modern")
-    config = without_leftovers(compose_config(*overrides), overrides)
+    config = settled(compose_config(*overrides), overrides)
     assert (config.recipe.name, config.budget.parameters) == ("modern", 1_000_000)
     assert config.model.num_layers == 3
     unknown = ("scale=10m", "budget.widths.feedforward_dim=2")
-    config = without_leftovers(compose_config(*unknown), unknown)
+    config = settled(compose_config(*unknown), unknown)
     assert config.budget.widths.feedforward_dim == 2  # a fault that is told

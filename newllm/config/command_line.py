@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.arguments import RUN
 from newllm.config.build import ConfigFault
 from newllm.config.composing import conf_directory
-from newllm.config.leftovers import without_leftovers
 from newllm.config.overrides import Composer, Composition, hydras_reason, is_hydras
+from newllm.config.settling import settled
 from newllm.config.study_file import are_overrides, joined, matching
 from newllm.config.sweeper import sweeper_faults
 from newllm.config.trust import TRUSTED
@@ -108,7 +108,7 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             faults += str(error).splitlines()
         if faults:
             raise ConfigFault(list(dict.fromkeys(faults)))
-        config = without_leftovers(found.config, found.overrides)
+        config = settled(found.config, found.overrides)
         config.hydra.mode = RunMode.MULTIRUN if in_sweep else RunMode.RUN
         if in_sweep:  # the sweeper goes through all values
             own = [str(item.input_line) for item in overrides if not is_hydras(item)]

@@ -11,17 +11,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.budget import PAIRS, decided_sizes
 from newllm.config.build import ConfigFault, target_faults
-from newllm.config.leftovers import (
-    chose_another_model,
-    read_file,
-    read_variants,
-    without_leftovers,
-)
 from newllm.config.loading import loading
 from newllm.config.naming import LARGEST_SEED, OF_A_SWEEP, STUDY, VARIANT, beside_variant, split
 from newllm.config.origins import descend, leaves, origin, overlap, raw, read_nodes
 from newllm.config.precision import precision_name
 from newllm.config.ranges import number_faults
+from newllm.config.settling import (
+    chose_another_model,
+    read_file,
+    read_variants,
+    settled,
+)
 from newllm.config.values import can_be_left_out, shown
 
 # What train.py builds or reads. Any other node is a part (gating, recipe, countermeasures ...):
@@ -53,7 +53,7 @@ def choice_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """The faults that show without importing the classes that would be built."""
     if faults := _unreadable(config):
         return faults
-    config = without_leftovers(config, overrides)
+    config = settled(config, overrides)
     return [
         *_setting_faults(config),
         *_variant_faults(overrides),
@@ -68,7 +68,7 @@ def class_faults(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Targets that cannot be built, and arguments that they do not take."""
     if _unreadable(config):
         return []
-    config, chosen = without_leftovers(config, overrides), dict(map(split, overrides))
+    config, chosen = settled(config, overrides), dict(map(split, overrides))
     content, faults = raw(config), []
     with loading():
         for part in BUILT:

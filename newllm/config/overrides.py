@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.build import ConfigFault
 from newllm.config.composed import choice_faults, class_faults
-from newllm.config.leftovers import without_leftovers
+from newllm.config.settling import settled
 from newllm.config.values import select, shown, value_faults
 
 MOST_VALUES = 10_000  # of a sweep over one key
@@ -108,7 +108,7 @@ class Composer:
         faults += found.own_faults
         if faults := [*faults, *found.faults(is_faulty=bool(faults))]:
             raise ConfigFault(faults)
-        return without_leftovers(own_part(found.config), found.overrides)
+        return settled(own_part(found.config), found.overrides)
 
     def check(self, config: DictConfig, item: Override) -> list[str]:
         """The faults of an override of a group or a key, for each of its values."""

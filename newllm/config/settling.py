@@ -1,7 +1,8 @@
-"""Files of the configuration: sizes in them that the chosen model does not have."""
+"""What follows from the choices together: sizes that the model lacks, and those of a budget."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from newllm.config.budget import following
 from newllm.config.naming import split
 from newllm.config.origins import leaves, raw
 from newllm.config.study_file import joined, parted
@@ -17,7 +19,42 @@ from newllm.config.study_file import joined, parted
 OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
 
 
-def without_leftovers(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def settled(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration without leftovers, and with the widths that a budget decides on.
+
+    Args:
+        config: as composed.
+        overrides: what was explicitly chosen on the command line.
+    """
+    return _with_widths(_settled(config, overrides), overrides)
+
+
+def _with_widths(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Without `budget.widths`, a budget of parameters keeps the proportions of the model's widths.
+
+    Widths that were explicitly chosen, or that follow from another budget, stay as they are.
+    """
+    budget = config.budget
+    if budget.get("parameters") is None or following(budget.widths or {}):
+        return config
+    fixed = {split(line)[0] for line in overrides} | {
+        f"model.{name}" for name in following(budget.get("state_widths") or {})
+    }
+    widths = {
+        str(name): value
+        for name in config.model
+        if str(name).endswith("_dim") and f"model.{name}" not in fixed
+        if isinstance(value := OmegaConf.select(config, f"model.{name}"), int) and value > 0
+    }
+    config = config.copy()
+    with open_dict(config):
+        config.budget.widths = {
+            name: value // math.gcd(*widths.values()) for name, value in widths.items()
+        }
+    return config
+
+
+def _settled(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration without sizes that come from a file and that its model does not take.
 
     `experiment=modern model=lstm` leaves `context_dim` out and notes it in `left_out`. A scale is

@@ -9,8 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from newllm.config.composed import composed_faults
 from newllm.config.composing import conf_directory
-from newllm.config.leftovers import without_leftovers
 from newllm.config.overrides import Composer
+from newllm.config.settling import settled
 from newllm.training.experiment import build_experiment
 from newllm.training.summary import print_banner
 
@@ -39,7 +39,7 @@ def test_what_only_the_experiments_own_model_takes_is_left_out(
     left_out: list[str],
     kept: dict[str, int],
 ) -> None:
-    config = without_leftovers(compose_config(*overrides), overrides)
+    config = settled(compose_config(*overrides), overrides)
     assert sorted(config.left_out) == left_out
     assert kept.items() <= config.model.items()
     assert not any(choice.partition("=")[0] in config for choice in left_out)
@@ -49,7 +49,7 @@ def test_what_only_the_experiments_own_model_takes_is_left_out(
 def test_what_was_chosen_by_name_is_not(compose_config: Compose) -> None:
     overrides = ("experiment=modern", "model=lstm", "model.context_dim=3")
     config = compose_config(*overrides)
-    assert without_leftovers(config, overrides).left_out == []
+    assert settled(config, overrides).left_out == []
     assert composed_faults(config, overrides) == ["model.context_dim: LSTM takes no context_dim"]
 
 
