@@ -119,6 +119,22 @@ def test_a_delayed_copy_needs_the_symbols_that_wait(kinds: int, delay: int) -> N
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("delayed_copy", {"kinds": 8, "delay": 2}, "2.62 bits at least; 3.00 suffice"),
+        ("hidden_markov", {"machine": EVEN}, "0.66 bits at least; 1.00 suffice"),
+        ("grammar", {}, "0.94 bits at least; 4.75 suffice"),
+        ("hidden_markov", {"unifilar": False}, "bits at least; no finite number is known"),
+    ],
+)
+def test_the_card_tells_the_context_that_a_model_needs(
+    name: str, changes: dict[str, Any], told: str
+) -> None:
+    noise = {"noise": 0.05} if name == "delayed_copy" else {}
+    assert source(name, **changes, **noise).card()["context"].endswith(told)
+
+
 def copying_machine(kinds: int, delay: int, noise: float) -> Machine:
     """A delayed copy as a machine: a state is the last `delay` symbols, the oldest first."""
     states = list(itertools.product(range(kinds), repeat=delay))

@@ -13,6 +13,7 @@ from newllm.models.fnn import PlainFNN
 from newllm.models.gating import LSTMGating
 from newllm.models.initialization import normal, variance_preserving
 from newllm.models.language_model import LanguageModel
+from newllm.models.torch_rnn import GRU, LSTM, Elman, TorchRNN
 
 make = partial(
     context_model,
@@ -81,3 +82,23 @@ def test_normal_touches_linear_and_embedding_alone(
         if isinstance(module, nn.LSTM):
             bound = module.hidden_size**-0.5
             assert float(module.all_weights[0][1].abs().max()) == pytest.approx(bound, rel=0.01)
+
+
+@pytest.mark.parametrize("layer", [LSTM, GRU, Elman])
+def test_variance_preserving_draws_every_gate_of_a_recurrent_network(layer: type[TorchRNN]) -> None:
+    torch.manual_seed(0)
+    model = rnn_model(
+        300, embedding_dim=64, hidden_dim=48, layer=layer, initialization=variance_preserving
+    )
+    for network in (module for module in model.modules() if isinstance(module, nn.RNNBase)):
+        for name, weight in network.named_parameters():
+            if name.startswith("weight_ih"):
+                fan_in = weight.shape[1]
+                assert float(weight.detach().std()) == pytest.approx(fan_in**-0.5, rel=0.05)
+            elif name.startswith("weight_hh"):
+                for gate in weight.detach().split(48):
+                    torch.testing.assert_close(gate @ gate.T, torch.eye(48), atol=1e-4, rtol=0)
+            else:
+                assert not weight.any()
+    logits, _ = model(torch.randint(1, 300, (16, 20)))
+    assert 0.03 < float(logits.detach().std()) < 1

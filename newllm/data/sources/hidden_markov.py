@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from newllm.config.faults import raise_faults, too_small
-from newllm.data.sources.processes import Copier, Machine, Process
+from newllm.data.sources.processes import MOST_WINDOWS, Copier, Machine, Process
 from newllm.data.tasks.automata import drawn_automaton
 from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Rows, Task
 
@@ -70,6 +70,14 @@ class ProcessSource(Task):
         losses, entropy_rate = self.process.windows
         windows = {f"window_{k}": loss for k, loss in enumerate(losses, start=1)}
         return super().reference_losses(split) | windows | {"entropy_rate": entropy_rate}
+
+    def card(self) -> dict[str, str]:
+        """What is known of the context that a model needs."""
+        bits = self.process.state_bits
+        enough = f"{bits:.2f} suffice" if math.isfinite(bits) else "no finite number is known"
+        return super().card() | {
+            "context": f"{self.information(MOST_WINDOWS):.2f} bits at least; {enough}"
+        }
 
     def information(self, length: int) -> float:
         """The bits that the past holds about the next symbols beyond the one that is read.

@@ -60,6 +60,14 @@ class Process(ABC):
     def windows(self) -> Windows:
         """The losses of windows."""
 
+    @property
+    @abstractmethod
+    def state_bits(self) -> float:
+        """Bits of a context with which a model can predict as well as if it knew the whole past.
+
+        Fewer may do. It is infinite where no finite number is known to.
+        """
+
 
 class Machine(Process):
     """A process whose hidden state changes with every symbol that it emits.
@@ -123,6 +131,12 @@ class Machine(Process):
             if loss - lowest < CLOSED and len(losses) > 1:
                 break
         return Windows(tuple(losses[1:]), lowest)
+
+    @property
+    def state_bits(self) -> float:
+        """Those that number the states, if a state and a symbol determine the next state."""
+        is_unifilar = ((self.joint_SKN > 0).sum(-1) <= 1).all()
+        return math.log2(self.num_states) if is_unifilar else math.inf
 
     def _conditional_entropies(
         self, belief_WS: np.ndarray, probability_W: np.ndarray
@@ -195,3 +209,8 @@ class Copier(Process):
         entropy_rate = (1 - share) * self._loss_of_copy + share * self._loss_of_other
         shorter = (math.log(self.num_symbols),) * (self._delay - 1)
         return Windows((*shorter, entropy_rate), entropy_rate)
+
+    @property
+    def state_bits(self) -> float:
+        """Those of the symbols that are still to be repeated, beside the one that is read."""
+        return (self._delay - 1) * math.log2(self.num_symbols)
