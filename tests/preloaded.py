@@ -41,6 +41,11 @@ class Program:
         assert self._process.pid is not None
         self.pid = self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.is_alive()
+
     def wait(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
         """Waits for its end and returns its exit code and what it wrote.
 
