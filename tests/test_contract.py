@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from newllm.models.attention import Attention
 from newllm.models.cell import Cell, ContextCell
 from newllm.models.context_attention import ContextAttention
-from newllm.models.contract import check_cell, check_layer
+from newllm.models.contract import check_cell, check_gradients, check_layer
 from newllm.models.delta import DeltaCell
 from newllm.models.fnn import FNNS
 from newllm.models.gating import Additive, Gating, LSTMGating
@@ -184,6 +184,12 @@ def test_layer(name: str) -> None:
     check_layer(LAYERS[name]())
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    torch.manual_seed(0)
+    check_gradients(LAYERS[name]())
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.long] * is_long(name)) for name in CELLS],
@@ -252,6 +258,22 @@ def test_a_broken_layer_is_told(fault: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message) as error:
         check_layer(Running(fault))
     assert str(error.value).startswith("Running (running H8): ")
+
+
+class Detached(nn.Linear):
+    """A Linear whose weight gets no gradient from half of its outputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        half = self.out_features // 2
+        kept, lost = self.weight[:half], self.weight[half:].detach()
+        return F.linear(input, torch.cat((kept, lost)), self.bias)
+
+
+def test_wrong_gradients_are_told() -> None:
+    layer = MinGRU(D, feedforward_dim=10, **rnn)
+    layer.input = Detached(D, layer.output_dim)
+    with pytest.raises(AssertionError, match=r"MinGRU .*gradients are those of finite differences"):
+        check_gradients(layer)
 
 
 class Forgetful:

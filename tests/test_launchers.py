@@ -101,6 +101,7 @@ def test_the_exit_code_is_told_by_what_jobs_return(
         returns.append(job)
     sweeper = Each.__new__(Each)  # its own part alone
     monkeypatch.setattr(sweeper, "run_all", lambda _: [returns])
+    monkeypatch.setattr(sweeper, "_finish", lambda _: None)
     if code:
         with pytest.raises(SystemExit, match=str(code)):
             sweeper.sweep([])

@@ -147,29 +147,30 @@ def test_widths_can_be_named_and_dropped(compose_config: Compose) -> None:
 @pytest.mark.parametrize(
     ("overrides", "widths"),
     [
-        (("model=gated",), {"embedding_dim": 1, "context_dim": 2, "hidden_dim": 2}),
-        (("model=transformer",), {"embedding_dim": 1, "feedforward_dim": 4}),
-        (("model=delta",), {"embedding_dim": 2, "context_dim": 1, "hidden_dim": 4}),
+        (("model=gated",), {"embedding_dim": 0.5, "context_dim": 1, "hidden_dim": 1}),
+        (("model=transformer",), {"embedding_dim": 0.25, "feedforward_dim": 1}),
+        (("model=delta",), {"embedding_dim": 0.5, "context_dim": 0.25, "hidden_dim": 1}),
         (("model=gated", "model.embedding_dim=32"), {"context_dim": 1, "hidden_dim": 1}),
         (
             ("budget.state_bytes=512", "budget.state_widths.context_dim=1"),
-            {"embedding_dim": 1, "hidden_dim": 2},
+            {"embedding_dim": 0.5, "hidden_dim": 1},
         ),
         (("model=gated", "budget.widths.hidden_dim=3"), {"hidden_dim": 3}),
     ],
 )
 def test_a_budget_without_widths_keeps_the_proportions_of_the_model(
-    compose_config: Compose, overrides: tuple[str, ...], widths: dict[str, int]
+    compose_config: Compose, overrides: tuple[str, ...], widths: dict[str, float]
 ) -> None:
-    overrides = (*overrides, "budget.parameters=200000", "budget.step=8", "countermeasure=none")
+    overrides = (*overrides, "budget.parameters=200000", "budget.step=4", "countermeasure=none")
     assert composed_faults(compose_config(*overrides), overrides) == []
     config = settled(compose_config(*overrides), overrides)
     assert following(config.budget.widths) == widths
     config.model.vocabulary_size = 256
     sizes = instantiate(config.budget).sizes(partial(instantiate, config.model, ()))
-    assert {sizes[name] // each for name, each in widths.items()} == {
-        sizes[min(widths, key=widths.__getitem__)] // min(widths.values())
-    }
+    widest = max(widths, key=lambda name: widths[name])
+    for name, each in widths.items():
+        assert sizes[name] == pytest.approx(each * sizes[widest] / widths[widest], abs=2)
+        assert sizes[name] % 4 == 0
 
 
 def test_a_width_that_follows_from_a_budget_cannot_be_chosen(compose_config: Compose) -> None:

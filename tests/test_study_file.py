@@ -1,6 +1,7 @@
 """The file of a study: its variants, the jobs that they make, and a part of them by name."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,14 @@ from conftest import TINY_CONTEXT, Command, faults_of
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 
 from newllm.config.composing import conf_directory
 from newllm.config.study_file import then_of, variants_of
 from newllm.config.sweeper import FORMS
+from newllm.runs.gathering import Run
+from newllm.runs.identity import config_hash
 from newllm.sweeps.each import Each
 from newllm.sweeps.plugins import register_plugins
 
@@ -67,7 +71,7 @@ hydra:
         ("# @package _global_", "# mine", "its first line must be `# @package _global_`"),
         ("mode: MULTIRUN", "verbose: false", "`mode: MULTIRUN` is missing under `hydra`"),
         ("variants:", "varients:", "hydra.sweeper.varients: unknown; known keys: params, variants, "
-         "trials, then"),
+         "trials, then, baselines"),
         ('"1,2"', "[1, 2]", "hydra.sweeper.params.seed: must be a text, such as "
          "'1,2' for two values"),
         ("[data=tiny30]", "{data: tiny30}", "hydra.sweeper.variants.a: must be a list of "
@@ -164,3 +168,84 @@ def test_the_jobs_of_a_study(tmp_path: Path) -> None:
         [*made.split(), "seed=7", "model.embedding_dim=2", "recipe.max_epochs=1"],
         [*made.split(), "seed=1", "model.embedding_dim=2", "recipe.max_epochs=1", "data.seed=5"],
     ]
+
+
+COMPARED = """
+# @package _global_
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: {seed: "1"}
+    variants: {small: [data=tiny30, model.embedding_dim=6]}
+    baselines: {lstm: [model=lstm, model.num_layers=1], gru: [model=gru]}
+    trials: {space: {optimizer.lr: {choices: [0.1, 0.2]}}}
+    then: {seeds: {seed: "2"}}
+"""
+
+
+def compared(
+    tmp_path: Path, losses: Mapping[str, float], *arguments: str
+) -> tuple[list[str], list[str]]:
+    """The jobs of both stages of `COMPARED`, given the loss of each model and rate."""
+    (tmp_path / "sweep").mkdir(exist_ok=True)
+    (tmp_path / "sweep" / "compared.yaml").write_text(COMPARED.strip())
+    register_plugins()
+    stages: list[list[str]] = []
+
+    def launch(jobs: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+        stages.append([" ".join(job) for job in jobs])
+        returns = []
+        for job in jobs:
+            chosen = dict(line.split("=", 1) for line in job)
+            returned = JobReturn(status=JobStatus.COMPLETED)
+            returned.return_value = losses[chosen["model"] + chosen["optimizer.lr"]]
+            returns.append(returned)
+        return returns
+
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        config = compose(
+            "config",
+            overrides=[f"hydra.searchpath=[file://{tmp_path}]", "sweep=compared"],
+            return_hydra_config=True,
+        )
+        config.hydra.overrides.hydra = [f"hydra.searchpath=[file://{tmp_path}]"]
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+        node = config.hydra.sweeper
+        sweeper = Each(node.params, node.variants, node.trials, node.then, node.baselines)
+        sweeper.setup(hydra_context=context, task_function=lambda _: None, config=config)
+        sweeper.launcher = SimpleNamespace(launch=launch)  # type: ignore[assignment]
+        sweeper.run_all(list(arguments))
+    trials, again = stages
+    return trials, again
+
+
+LOSSES = {
+    **{"gated0.1": 1.0, "gated0.2": 2.0, "context0.1": 2.0, "context0.2": 1.0},
+    **{"lstm0.1": 1.0, "lstm0.2": 2.0, "gru0.1": 2.0, "gru0.2": 1.0},
+}
+
+
+def test_each_model_has_a_best_trial_and_baselines_have_theirs(tmp_path: Path) -> None:
+    trials, again = compared(tmp_path, LOSSES, "model=gated,context")
+    assert len(trials) == 8
+    found = [re.search(r"lr=(\S+) .*model=(\w+)", job) for job in again]
+    assert [(match[2], match[1]) for match in found if match] == [
+        ("gated", "0.1"), ("context", "0.2"), ("lstm", "0.1"), ("gru", "0.2")
+    ]  # fmt: skip
+
+
+def test_a_baseline_is_not_run_twice(tmp_path: Path) -> None:
+    trials, _ = compared(tmp_path, LOSSES, "model.num_layers=1", "model=lstm")
+    assert [re.findall(r"model=(\w+)", job) for job in trials] == [["lstm"]] * 2 + [["gru"]] * 2
+
+
+def test_a_baseline_whose_result_is_committed_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["data=tiny30", "model=gru", "model.embedding_dim=6", "optimizer.lr=0.1", "seed=1"]
+    with initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        digest = config_hash(compose("config", overrides=overrides))
+    done = {"status": "done", "config_hash": digest}
+    monkeypatch.setattr("newllm.sweeps.each.committed", lambda study: [Run("there", done)])
+    trials, _ = compared(tmp_path, LOSSES, "model=gated")
+    assert {re.findall(r"model=(\w+)", job)[0] for job in trials} == {"gated", "lstm"}

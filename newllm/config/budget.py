@@ -9,7 +9,7 @@ from typing import Any
 PAIRS = (("parameters", "widths"), ("state_bytes", "state_widths"))
 
 
-def following(widths: Mapping[str, int | None]) -> dict[str, int]:
+def following(widths: Mapping[str, float | None]) -> dict[str, float]:
     """The sizes that follow from a budget, as multiples of its width."""
     return {str(name): multiple for name, multiple in widths.items() if multiple is not None}
 

@@ -31,7 +31,7 @@ READ = (*BUILT, "recipe.gradient_clip", "recipe.name", "recipe.base_fan_in")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
     *("max_tokens", "checkpoint_steps", "trusted_packages", "only", "study", "variant", "trial"),
-    "hydra",
+    *("examination", "hydra"),
 )
 # Groups that bundle other choices: nothing reads them by their name.
 BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "scale")

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 # Hydra instantiates plugins from below `hydra_plugins` only.
 PLUGIN_MODULE = "hydra_plugins.newllm"
 
-SWEEPER: dict[str, Any] = {"params": {}, "variants": {}, "trials": {}, "then": {}}
+PARTS_OF_A_SWEEP = ("params", "variants", "trials", "then", "baselines")
+SWEEPER: dict[str, Any] = {part: {} for part in PARTS_OF_A_SWEEP}
 NODES: dict[str, dict[str, Any]] = {
     "hydra/launcher": {"local": {"_target_": f"{PLUGIN_MODULE}.LocalLauncher"}},
     "hydra/sweeper": {"each": {"_target_": f"{PLUGIN_MODULE}.Each", **SWEEPER}},

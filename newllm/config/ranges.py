@@ -40,7 +40,10 @@ RANGES: dict[str, dict[str, str]] = {
         "at least 0": "patience min_delta small num_steps",
         "at least 1": "every_n_steps every_n_epochs num_sentences",
     },
-    "budget": {"at least 1": "parameters state_bytes step widths state_widths"},
+    "budget": {
+        "above 0": "widths state_widths",
+        "at least 1": "parameters state_bytes step",
+    },
 }
 PARTS = ("model", "data", "optimizer", "schedule", "trainer", "logger", "callbacks", "budget")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -49,7 +48,7 @@ def _with_widths(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     config = config.copy()
     with open_dict(config):
         config.budget.widths = {
-            name: value // math.gcd(*widths.values()) for name, value in widths.items()
+            name: value / max(widths.values()) for name, value in widths.items()
         }
     return config
 

@@ -9,6 +9,7 @@
         variants:
           phase1_baseline:                # nothing: the experiment of that name
           deep: [model.num_layers=12]     # overrides; lists in the list are joined to it
+        baselines: {lstm: [model=lstm]}   # each variant again, with these instead of `model`
         trials: {number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}
         # Or a grid:  trials: {space: {optimizer.lr: {choices: [1e-3, 2e-3]}}}
         then:                             # each variant, or its best trial, again
@@ -46,6 +47,12 @@ def variants_of(study: str) -> dict[str, list[str]]:
     """The overrides that make each variant of a study; none for an experiment as it stands."""
     variants = sweeper_of(study).get("variants") or {}
     return {name: list(joined(lines)) for name, lines in variants.items()}
+
+
+def baselines_of(study: str) -> dict[str, list[str]]:
+    """The overrides of each baseline of a study."""
+    baselines = sweeper_of(study).get("baselines") or {}
+    return {name: list(joined(lines)) for name, lines in baselines.items()}
 
 
 def joined(lines: str | Sequence[Any] | None) -> Iterator[str]:

@@ -21,6 +21,7 @@ MOST_TRIALS = 10_000
 FORMS = {
     "params": "a mapping of keys to values, as in {seed: '1,2'}",
     "variants": "a mapping of names to overrides, as in {deep: ['model.num_layers=12']}",
+    "baselines": "a mapping of names to overrides, as in {lstm: [model=lstm]}",
     "trials": "a number, a seed and a space, as in "
     "{number: 16, seed: 1, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}, "
     "or the space of a grid, as in {space: {optimizer.lr: {choices: [1e-3, 2e-3]}}}",
@@ -88,10 +89,11 @@ def _part_faults(
     if part == "params":
         entries = {"": content}
     for place, entry in entries.items():
-        if part == "variants" and not are_overrides(entry):
+        has_overrides = part in ("variants", "baselines")
+        if has_overrides and not are_overrides(entry):
             yield f"{place}: must be a list of overrides, such as [model=lstm]"
             continue
-        if part == "variants":
+        if has_overrides:
             lines = list(joined(entry))
         else:
             nested = [key for key, value in (entry or {}).items() if isinstance(value, list | dict)]

@@ -26,6 +26,7 @@ from newllm.models.recurrence.reference import (
 from newllm.models.recurrent import Recurrent
 
 NUM_TOKENS = 8
+STEP = 1e-6  # of finite differences
 # By row: no padding; inside and at the end; at the end; at the beginning; only padding.
 PADS = ("........", "..XX..X.", "....XXXX", "XX......", "XXXXXXXX")
 # At the first token, twice in a row; at padding and a token; at padding; nowhere; at padding.
@@ -47,6 +48,43 @@ def check_layer(layer: Layer) -> None:
         _check_steps(layer)
         _check_chunks(layer)
     _check_padding_and_resets(layer)
+
+
+def check_gradients(layer: Layer, num_directions: int = 3) -> None:
+    """Check the gradients of a layer against finite differences, on a copy in float64.
+
+    Along random directions, in which the input and all weights change together, the derivative of
+    a weighted sum of the outputs is compared with the central difference quotient. A layer with
+    jumps, such as one that rounds and passes gradients through, does not agree.
+
+    Raises:
+        AssertionError: they do not agree.
+    """
+    layer = copy.deepcopy(layer).double().eval()
+    generator = torch.Generator().manual_seed(5)
+    x_BTD = _inputs(layer, 2).requires_grad_()
+    parts = [x_BTD, *(weight for weight in layer.parameters() if weight.requires_grad)]
+    weight_BTD = torch.randn(layer(x_BTD)[0].shape, generator=generator).to(x_BTD)
+
+    def weighted_sum() -> Tensor:
+        return (layer(x_BTD)[0] * weight_BTD).sum()
+
+    @torch.no_grad()
+    def shifted_sum(directions: list[Tensor], size: float) -> Tensor:
+        for part, direction in zip(parts, directions, strict=True):
+            part += size * direction
+        found = weighted_sum()
+        for part, direction in zip(parts, directions, strict=True):
+            part -= size * direction
+        return found
+
+    grads = torch.autograd.grad(weighted_sum(), parts, allow_unused=True, materialize_grads=True)
+    for _ in range(num_directions):
+        directions = [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+        slope = sum((grad * along).sum() for grad, along in zip(grads, directions, strict=True))
+        rise = shifted_sum(directions, STEP) - shifted_sum(directions, -STEP)
+        promise = "gradients are those of finite differences"
+        _assert_close(layer, promise, slope, rise / (2 * STEP), atol=1e-6, rtol=1e-3)
 
 
 def check_cell(cell: Cell, recurrences: Iterable[Recurrence] = ()) -> None:
@@ -85,10 +123,17 @@ def _flags(rows: Iterable[str]) -> Tensor:
     return torch.tensor([[mark == "X" for mark in row] for row in rows])
 
 
-def _assert_close(layer: Layer | Cell, promise: str, found: object, expected: object) -> None:
+def _assert_close(
+    layer: Layer | Cell,
+    promise: str,
+    found: object,
+    expected: object,
+    atol: float = 1e-9,
+    rtol: float = 1e-7,
+) -> None:
     name = f"{type(layer).__name__} ({layer.description})"
     torch.testing.assert_close(
-        found, expected, atol=1e-9, rtol=1e-7, msg=lambda text: f"{name}: {promise}. {text}"
+        found, expected, atol=atol, rtol=rtol, msg=lambda text: f"{name}: {promise}. {text}"
     )
 
 

@@ -22,8 +22,8 @@ class Budget:
 
     Attributes:
         parameters: number of parameters; None does not use `widths`.
-        widths: sizes of the model that follow from `parameters`, as multiples of one width; None
-            for a size that does not follow.
+        widths: sizes of the model that follow from `parameters`, as multiples of one width, rounded
+            to a multiple of `step`; None for a size that does not follow.
         state_bytes: bytes of a sequence's state after its first token; None does not use
             `state_widths`.
         state_widths: sizes that follow from `state_bytes` instead of `parameters`, likewise.
@@ -31,9 +31,9 @@ class Budget:
     """
 
     parameters: int | None = None
-    widths: Mapping[str, int | None] = field(default_factory=dict)
+    widths: Mapping[str, float | None] = field(default_factory=dict)
     state_bytes: int | None = None
-    state_widths: Mapping[str, int | None] = field(default_factory=dict)
+    state_widths: Mapping[str, float | None] = field(default_factory=dict)
     step: int = 1
 
     @property
@@ -58,10 +58,13 @@ class Budget:
         return found
 
     def _sizes(
-        self, what: str, widths: Mapping[str, int | None], build: Callable[..., LanguageModel]
+        self, what: str, widths: Mapping[str, float | None], build: Callable[..., LanguageModel]
     ) -> dict[str, int]:
         def sizes(width: int) -> dict[str, int]:
-            return {name: multiple * width for name, multiple in following(widths).items()}
+            return {
+                name: max(1, round(multiple * width / self.step)) * self.step
+                for name, multiple in following(widths).items()
+            }
 
         def cost(width: int) -> int:
             with torch.device("meta"):  # sizes only: no memory, no random draws

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from newllm.config.naming import TRIAL
 from newllm.config.study_file import variants_of
@@ -39,6 +40,8 @@ class Study:
         part: adds its part to a document, given all runs and the translations of the page and of
             its figures; called only if it has runs of its own.
         opens: whether any page with its runs has its title.
+        finish: what a sweep of it does at its end, given the folder of all sweeps and the overrides
+            of its jobs.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Study:
     own: Callable[[Sequence[Run]], list[Run]]
     part: Callable[[Document, Sequence[Run], Translate, Translate], None]
     opens: bool = False
+    finish: Callable[[Path, Sequence[Sequence[str]]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from newllm.config.composing import conf_directory
 from newllm.config.naming import choices, split
 from newllm.data.reading import parse_json, printable, read_bytes, read_text
 from newllm.runs.directory import read_result, telling
@@ -156,6 +157,12 @@ def gather(paths: Iterable[Path]) -> list[Run]:
     for run in sorted(runs, key=lambda run: not run.is_done):
         unique.setdefault(_identity(run), run)
     return [run for run in runs if unique[_identity(run)] is run]
+
+
+def committed(study: str) -> list[Run]:
+    """The runs of a study in `docs/data` beside the package; none where it was installed alone."""
+    file = conf_directory().parent / "docs" / "data" / f"{study}.json.gz"
+    return _unpack(file) if file.is_file() else []
 
 
 def _identity(run: Run) -> str:

@@ -2,9 +2,10 @@
 
 The exit code is 1 if a job failed (its value is nan) or diverged (its value is infinite).
 
-`newllm.config.study_file` describes variants, trials and second stage. With trials, the second
-stage runs the best one of each variant by validation loss, which is the value of a job. A variant
-with a failed trial has no second stage until the same command has repeated that trial.
+`newllm.config.study_file` describes variants, baselines, trials and second stage. With trials, the
+second stage runs the best one of each variant and model by validation loss, which is the value of a
+job. A variant with a failed trial has no second stage until the same command has repeated that
+trial. Baselines whose results are committed are not run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,10 +31,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.build import ConfigFault
+from newllm.config.loading import loading
 from newllm.config.naming import STUDY, TRIAL, VARIANT
 from newllm.config.overrides import Composer
 from newllm.config.study_file import ONLY, joined, matching, parted, value_lines
 from newllm.config.trials import draw_trials
+from newllm.runs.gathering import committed
+from newllm.runs.identity import config_hash
+
+# Choices that a baseline replaces.
+OF_A_MODEL = ("model", "gating", "normalization", "recurrence")
 
 Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
 
@@ -44,6 +52,11 @@ class _Entry:
     variant: str
     lines: tuple[str, ...]
     settings: Settings
+
+    @property
+    def contest(self) -> frozenset[str]:
+        """What its trials share: the variant, and what is chosen beside it."""
+        return frozenset([self.variant, *itertools.chain(*self.settings.values())])
 
     @property
     def jobs(self) -> list[list[str]]:
@@ -59,6 +72,8 @@ class Each(Sweeper):
         variants: the overrides of each; without any the sweep is one of the values alone.
         trials: arguments of `draw_trials`, whose trials each variant gets, if there are any.
         then: values for a second stage by its name, and in `only` for which variants they are.
+        baselines: overrides instead of `model` and its settings, with which each variant is also
+            run.
     """
 
     hydra_context: HydraContext
@@ -71,8 +86,10 @@ class Each(Sweeper):
         variants: Mapping[str, Any] | None = None,
         trials: Mapping[str, Any] | None = None,
         then: Mapping[str, Mapping[str, Any]] | None = None,
+        baselines: Mapping[str, Any] | None = None,
     ) -> None:
         self._params, self._variants, self._then = params or {}, variants or {}, then or {}
+        self._baselines = baselines or {}
         self._trials: list[list[str]] = []
         if trials:
             self._trials = draw_trials(**OmegaConf.to_container(trials))  # type: ignore[arg-type]
@@ -94,6 +111,7 @@ class Each(Sweeper):
         """
         try:
             returns = self.run_all(arguments)
+            self._finish([job.overrides or [] for jobs in returns for job in jobs])
             values = [job.return_value for job in itertools.chain.from_iterable(returns)]
         except HydraException:
             raise
@@ -113,6 +131,7 @@ class Each(Sweeper):
         given = dict(self._settings(arguments))
         names = self._chosen(given.pop(ONLY, None))
         first = [entry for name in names for entry in self._entries(name, given)]
+        first += self._baseline_entries(names, given, {entry.contest for entry in first})
         if not self._trials:
             return [self._launch([*first, *self._again(first)], 0)]
         self._check_second_stage(first)
@@ -168,8 +187,31 @@ class Each(Sweeper):
             made_of = [f"experiment={name}"]
         if not self._trials:
             yield _Entry(name, tuple(made_of), settings)
-        for number, trial in enumerate(self._trials, 1):
-            yield _Entry(name, (*made_of, *trial, f"{TRIAL}=t{number:02}"), settings)
+            return
+        # Each combination has a best trial of its own, which all of its seeds share.
+        keys = [key for key in settings if key != "seed"]
+        for combination in itertools.product(*map(settings.__getitem__, keys)):
+            own = {**settings, **{key: [line] for key, line in zip(keys, combination, strict=True)}}
+            for number, trial in enumerate(self._trials, 1):
+                yield _Entry(name, (*made_of, *trial, f"{TRIAL}=t{number:02}"), own)
+
+    def _baseline_entries(
+        self, names: Sequence[str], given: Settings, known: set[frozenset[str]]
+    ) -> Iterator[_Entry]:
+        """Each variant with each baseline, unless it is known or its result is committed."""
+        if not self._baselines:
+            return
+        composer = Composer(self.hydra_context.config_loader, self.config.hydra.job.config_name)
+        study = self.config.hydra.runtime.choices["sweep"]
+        done = {run.result["config_hash"] for run in committed(study) if run.is_done}
+        others = {
+            key: each for key, each in given.items() if key.partition(".")[0] not in OF_A_MODEL
+        }
+        for name, lines in itertools.product(names, self._baselines.values()):
+            entries = [*self._entries(name, {**others, **self._settings(joined(lines))})]
+            first_job = [*self.config.hydra.overrides.hydra, *entries[0].jobs[0]]
+            if entries[0].contest not in known and config_hash(composer.job(first_job)) not in done:
+                yield from entries
 
     def _again(self, entries: Iterable[_Entry]) -> Iterator[_Entry]:
         """Each as the second stage has it."""
@@ -185,6 +227,17 @@ class Each(Sweeper):
         returns: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=number)
         return returns
 
+    def _finish(self, jobs: Sequence[Sequence[str]]) -> None:
+        """What the study does when its jobs have ended."""
+        study = self.config.hydra.runtime.choices["sweep"]
+        if study == "none" or self.config.plan:
+            return
+        with loading():
+            from newllm.studies import found_studies
+        for found in found_studies():
+            if found.name == study and found.finish:
+                found.finish(Path(self.config.hydra.sweep.dir), jobs)
+
     def _check_second_stage(self, first: Sequence[_Entry]) -> None:
         """Find its faults before the first one starts, whose own the launcher finds.
 
@@ -192,7 +245,7 @@ class Each(Sweeper):
             SystemExit: there are some.
         """
         composer = Composer(self.hydra_context.config_loader, self.config.hydra.job.config_name)
-        some_trial = {entry.variant: entry for entry in first}
+        some_trial = {entry.contest: entry for entry in first}
         faults: dict[str, None] = {}
         for entry in self._again(some_trial.values()):
             try:
@@ -205,17 +258,17 @@ class Each(Sweeper):
 
 
 def _best(entries: Sequence[_Entry], trials: Sequence[JobReturn]) -> list[_Entry]:
-    """The best trial of each variant; none where one failed or all diverged."""
+    """The best trial of each variant and combination; none where one failed or all diverged."""
     ran = [entry for entry in entries for _ in entry.jobs]
-    best: dict[str, tuple[float, _Entry]] = {}
-    failed: Counter[str] = Counter()
+    best: dict[frozenset[str], tuple[float, _Entry]] = {}
+    failed: Counter[tuple[str, frozenset[str]]] = Counter()
     for entry, trial in zip(ran, trials, strict=True):
         loss = float(trial.return_value)
-        failed[entry.variant] += math.isnan(loss)
-        if loss < best.get(entry.variant, (math.inf, entry))[0]:
-            best[entry.variant] = loss, entry
-    for variant, number in (+failed).items():
-        best.pop(variant, None)
+        failed[entry.variant, entry.contest] += math.isnan(loss)
+        if loss < best.get(entry.contest, (math.inf, entry))[0]:
+            best[entry.contest] = loss, entry
+    for (variant, contest), number in (+failed).items():
+        best.pop(contest, None)
         print(
             f"{variant}: {number} of its trials failed, so there is no best trial yet; fix the "
             "cause and run the same command again",
