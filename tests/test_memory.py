@@ -1,6 +1,7 @@
 """Memory and latency by length: the cached decoder, slopes and crossings, and the command."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,10 @@ def test_settings_of_speed_are_none_of_memory(command: Command) -> None:
     assert (done.returncode, done.stderr) == (
         1, "--memory: takes neither --threads nor --compare\n",
     )  # fmt: skip
+
+
+def test_a_process_returns_freed_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the allocator of glibc would decide what is measured."""
+    monkeypatch.delenv("MALLOC_TOP_PAD_", raising=False)
+    assert memory._in_a_process(os.getenv, "MALLOC_TOP_PAD_") == "0"
+    assert "MALLOC_TOP_PAD_" not in os.environ

@@ -6,10 +6,12 @@ Every point is measured in a process of its own, whose allocator holds nothing o
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -114,11 +116,35 @@ def _write(file: Path, found: Mapping[str, Any]) -> None:
 
 
 Result = TypeVar("Result")
+# Of glibc's allocator (mallopt(3)): blocks from 64 kB are returned as soon as they are freed.
+EXACT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 def _in_a_process(measure: Callable[..., Result], *arguments: Any) -> Result:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    """Measure in a new process that returns all memory at once when it is freed.
+
+    By default, glibc keeps freed memory for later, so that the memory of a process is not what it
+    uses, and differs from process to process.
+    """
+    with _environment(EXACT), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_on_one_thread, measure, arguments).result()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables of the processes that are started within."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _on_one_thread(measure: Callable[..., Result], arguments: Sequence[Any]) -> Result:
