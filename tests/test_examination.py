@@ -105,10 +105,10 @@ def test_the_card_tells_how_the_model_compares() -> None:
         *("contract of the layers", "training step", "generation", "state of a text"),
     ]
     assert rows["language"].verdict == "better than LSTM; worse than Transformer"
-    assert rows["source code"].verdict == "equal to LSTM; better than Transformer"
+    assert rows["source code"].verdict == "as good as LSTM; better than Transformer"
     assert (
         rows["parity"].verdict
-        == "solved to 2,048, 51.2 times the length of training; equal to LSTM"
+        == "solved to 2,048, 51.2 times the length of training; as good as LSTM"
     )
     assert rows["S3"].verdict.endswith("worse than LSTM")
     assert rows["recall"].verdict == "worse than Transformer"
@@ -154,6 +154,7 @@ def test_the_report_shows_all_models(tmp_path: Path, lang: str) -> None:
     assert strict_translator(lang)("What models are worth") in page
     assert "gated num_layers=2" in page
     assert "512.0" in page
+    assert f"{strict_translator(lang)('worse')} +0.150 ± 0.000" in page.replace("&plusmn;", "±")
 
 
 @pytest.mark.parametrize("task", ["text", "s3", "recall"])

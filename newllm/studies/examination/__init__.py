@@ -13,14 +13,16 @@ from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.directory import write_text
 from newllm.runs.gathering import Run, committed, gather
-from newllm.studies.examination.card import Card
+from newllm.studies.examination.card import Card, shown, signed
 from newllm.studies.examination.figures import picture
 from newllm.studies.examination.measured import Measured, measure
 from newllm.studies.examination.results import (
     BASELINES,
     NAME,
     TASKS,
+    Difference,
     Examined,
+    differences,
     examined,
     own_runs,
 )
@@ -35,11 +37,16 @@ DEFINITION = (
 )
 COMPARISON = (
     "The runs of each task are compared with those of the baselines by Welch's t-test, with Holm's "
-    "correction over all comparisons of the card. `equal` means that the difference is certainly "
+    "correction over all comparisons of the card. `as good` means that the difference is certainly "
     "smaller than anyone should care for: 0.05 nats, 0.02 bits per byte, 1 % of the answers, 1 bit "
     "recalled. A task of states is solved at a length if every run has at least 99.9 % of the "
     "answers right. Times were taken side by side on this machine, with models of equal parameters."
 )
+DIFFERENCES = (
+    "Differences from {model}, with 95 % intervals. The verdicts are those of one family of "
+    "comparisons (Welch's t-test, Holm's correction)."
+)
+PLAIN = {"model": "gated", "model.num_layers": "2"}
 CARDS = "cards"  # a folder beside that of the runs
 
 
@@ -109,19 +116,36 @@ def _trusted(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [name.strip(" '\"") for name in lines[0].strip("[]").split(",")] if lines else []
 
 
-def table(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
-    """Add the table of all models."""
+def models(document: Document, runs: Sequence[Run], _: Translate, label: Translate) -> None:
+    """Add the table of all models, and how each differs from the plain gated context model."""
     document.text(_(DEFINITION))
     found = examined(runs)
-    headings = ["model", "size", *(TASKS[task].title for task in TASKS)]
-    rows = []
-    for one in found:
-        cells = [Card(one, {}, None)._task_row(task).value if task in one.runs else "-"
-                 for task in TASKS]  # fmt: skip
-        rows.append([quoted(one.label), one.size, *cells])
-    document.table([_(heading) for heading in headings], rows)
+    tasks = [_(TASKS[task].title) for task in TASKS]
+    document.table(
+        [_("model"), _("size"), *tasks],
+        [[quoted(one.label), one.size, *(shown(one.mean(task), task) for task in TASKS)]
+         for one in found],
+    )  # fmt: skip
+    plain = {one.size: one for one in found if one.choices == PLAIN}
+    pairs = [(one, plain[one.size]) for one in found if one.size in plain and one.choices != PLAIN]
+    compared = {
+        (one.model.size, one.model.label, one.task): _difference(one, _)
+        for one in differences(pairs)
+    }
+    if compared:
+        document.text(_(DIFFERENCES).format(model=pairs[0][1].label))
+        rows = [
+            [quoted(one.label), one.size]
+            + [compared.get((one.size, one.label, task), "-") for task in TASKS]
+            for one, _plain in pairs
+        ]
+        document.table([_("model"), _("size"), *tasks], rows)
+
+
+def _difference(one: Difference, _: Translate) -> str:
+    return f"{_(one.verdict)} {signed(one.interval, one.task)}"
 
 
 STUDY = Study(
-    NAME, title="What models are worth", place=10, own=own_runs, part=table, finish=finish
+    NAME, title="What models are worth", place=10, own=own_runs, part=models, finish=finish
 )

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from newllm.reporting.formatting import percent
-from newllm.statistics.intervals import Interval, compare, criteria, verdicts
+from newllm.statistics.intervals import Interval
 from newllm.studies.examination.measured import LENGTHS, MODEL, PLAIN_LOOP, Measured
 from newllm.studies.examination.results import (
     BASELINES,
+    BETTER,
+    EQUAL,
     TASKS,
+    UNDECIDED,
+    WORSE,
     Examined,
+    differences,
     lengths_of,
     trained_length,
 )
 
-MUCH_SLOWER = 1.5  # times
-BETTER, WORSE, EQUAL, UNDECIDED = "better than", "worse than", "equal to", "undecided against"
+IN_WORDS = {
+    BETTER: "better than",
+    WORSE: "worse than",
+    EQUAL: "as good as",
+    UNDECIDED: "undecided against",
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,8 @@ class Card:
         language = [task for task in TASKS if TASKS[task].is_loss and task in self.model.runs]
         told = []
         for name, one in self.baselines.items():
-            better = [task for task in language if self._words.get((task, name)) == BETTER]
-            worse = [task for task in language if self._words.get((task, name)) == WORSE]
+            better = [task for task in language if self._verdicts.get((task, name)) == BETTER]
+            worse = [task for task in language if self._verdicts.get((task, name)) == WORSE]
             if language and one.runs:
                 told.append(
                     f"{len(better)} of {len(language)} against the {BASELINES[name]}"
@@ -117,29 +127,20 @@ class Card:
         pairs, vocabulary = lengths_of(run)[-1], int(run.chose("data.vocabulary") or 2)
         return pairs * (vocabulary // 2 - 1).bit_length()
 
-    @property
-    def _words(self) -> dict[tuple[str, str], str]:
-        """How the model compares, by task and baseline: a family of comparisons."""
-        compared, keys = [], []
-        for task in self.model.runs:
-            for name, one in self.baselines.items():
-                first, second = self.model.values(task), one.values(task)
-                if min(len(first), len(second)) >= 2:
-                    compared.append(compare(first, second, TASKS[task].smallest_effect))
-                    keys.append((task, name))
-        words = {"no effect": EQUAL, "undecided": UNDECIDED}
-        found = {}
-        for (task, name), verdict in zip(keys, verdicts(compared, criteria().alpha), strict=True):
-            is_better = (verdict == "lower") == TASKS[task].is_loss
-            found[task, name] = words.get(verdict, BETTER if is_better else WORSE)
-        return found
+    @cached_property
+    def _verdicts(self) -> dict[tuple[str, str], str]:
+        """How the model compares, by task and baseline."""
+        found = differences([(self.model, one) for one in self.baselines.values()])
+        return {(each.task, str(each.other.baseline)): each.verdict for each in found}
 
     def _task_row(self, task: str) -> Row:
         own, known = self.model.mean(task), TASKS[task]
         others = {name: mean for name, one in self.baselines.items() if (mean := one.mean(task))}
         points = {**({MODEL: own} if own else {}), **others}
         against = [
-            f"{word} {BASELINES[name]}" for (of, name), word in self._words.items() if of == task
+            f"{IN_WORDS[verdict]} {BASELINES[name]}"
+            for (of, name), verdict in self._verdicts.items()
+            if of == task
         ]
         verdict = "; ".join(against) or "nothing to compare with"
         if known.is_tracking:
@@ -151,8 +152,8 @@ class Card:
             name = f"{name}, {lengths[-1]:,} {unit} (trained to {trained_length(run):,})"
         return Row(
             name,
-            _shown(own, task),
-            {BASELINES[key]: _shown(mean, task) for key, mean in others.items()},
+            shown(own, task),
+            {BASELINES[key]: shown(mean, task) for key, mean in others.items()},
             verdict,
             {
                 BASELINES.get(key, key): Interval(
@@ -238,13 +239,23 @@ class Card:
         )
 
 
-def _shown(interval: Interval | None, task: str) -> str:
+UNITS = {"accuracy": " %", "test_bits_per_byte": " bits/byte", "bits_recalled": " bits"}
+
+
+def shown(interval: Interval | None, task: str) -> str:
+    """The mean of a task and its interval, with the unit."""
     if interval is None:
         return "-"
     scale, digits = TASKS[task].scale, 3 if TASKS[task].is_loss else 1
     spread = f" &plusmn; {scale * interval.half_width:.{digits}f}" if interval.num_runs > 1 else ""
-    unit = {"accuracy": " %", "test_bits_per_byte": " bits/byte", "bits_recalled": " bits"}
-    return f"{scale * interval.mean:.{digits}f}{spread}{unit.get(TASKS[task].metric, ' nats')}"
+    return f"{scale * interval.mean:.{digits}f}{spread}{UNITS.get(TASKS[task].metric, ' nats')}"
+
+
+def signed(interval: Interval, task: str) -> str:
+    """A difference in a task and its interval, such as `-0.100 &plusmn; 0.020`."""
+    scale, digits = TASKS[task].scale, 3 if TASKS[task].is_loss else 1
+    half_width = f"{scale * interval.half_width:.{digits}f}"
+    return f"{scale * interval.mean:+.{digits}f} &plusmn; {half_width}"
 
 
 def _state(state_bytes: Sequence[int]) -> str:

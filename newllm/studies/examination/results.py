@@ -16,12 +16,13 @@ from typing import Any
 from newllm.config.naming import TRIAL, choices
 from newllm.config.study_file import baselines_of, sweeper_of
 from newllm.runs.gathering import Run
-from newllm.statistics.intervals import Interval, mean_interval
+from newllm.statistics.intervals import Interval, compare, criteria, mean_interval, verdicts
 
 NAME = "examination"
 SIZES = ("full", "quick")
 SOLVED = 0.999  # of the answers at a length, in every run
 BASELINES = {"lstm": "LSTM", "transformer": "Transformer"}
+BETTER, WORSE, EQUAL, UNDECIDED = "better", "worse", "as good", "undecided"
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,53 @@ def examined(runs: Sequence[Run]) -> list[Examined]:
         if again:
             found.append(Examined(size, dict(made_of), again))
     return sorted(found, key=lambda one: (SIZES.index(one.size), bool(one.baseline), one.label))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a model differs from another one in a task.
+
+    Attributes:
+        model: the one that is judged.
+        other: the one that it is compared with.
+        task: a key of `TASKS`.
+        interval: of the difference of the means, in the unit of the task.
+        verdict: one of `BETTER`, `WORSE`, `EQUAL`, `UNDECIDED`.
+    """
+
+    model: Examined
+    other: Examined
+    task: str
+    interval: Interval
+    verdict: str
+
+
+def differences(pairs: Sequence[tuple[Examined, Examined]]) -> list[Difference]:
+    """The differences between the models of each pair, as one family of comparisons (Holm).
+
+    A task is left out where one of the two has fewer than two runs.
+    """
+    places = [
+        (model, other, task)
+        for model, other in pairs
+        for task in TASKS
+        if min(len(model.values(task)), len(other.values(task))) >= 2
+    ]
+    compared = [
+        compare(model.values(task), other.values(task), TASKS[task].smallest_effect)
+        for model, other, task in places
+    ]
+    words = {"no effect": EQUAL, "undecided": UNDECIDED}
+    return [
+        Difference(
+            *place,
+            each.interval,
+            words.get(word, BETTER if (word == "lower") == TASKS[place[2]].is_loss else WORSE),
+        )
+        for place, each, word in zip(
+            places, compared, verdicts(compared, criteria().alpha), strict=True
+        )
+    ]
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
