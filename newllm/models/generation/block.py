@@ -20,10 +20,11 @@ from newllm.models.recurrence.built_in import HOOKS
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.native.weights import has_native_code
 from newllm.models.recurrence.parallel import Parallel
+from newllm.models.recurrence.persistent import Persistent
 from newllm.models.recurrence.reference import Reference
 from newllm.models.recurrent import Recurrent
 
-KNOWN_RECURRENCES = (Fused, Reference, Parallel)
+KNOWN_RECURRENCES = (Fused, Reference, Parallel, Persistent)
 MOST_TOKENS = 256  # of a block
 WEIGHTS_OF_A_BLOCK = 1 << 25  # that a block reads, roughly: it takes milliseconds at any size
 
