@@ -1,6 +1,6 @@
 """The context cell over time as one Triton kernel in each direction.
 
-A persistent kernel (Diamos et al. 2016; FlashRNN, Poeppel et al. 2024, arXiv 2412.07752) loops over
+A persistent kernel (Diamos et al. 2016; FlashRNN, Pöppel et al. 2024, arXiv 2412.07752) loops over
 time itself and loads the weights once, into the shared memory of the processor that it runs on. A
 program takes `weights.ROWS` rows of the batch through all steps. No program waits for another, so
 a processor must hold all matrices of the cell that a step multiplies by.
