@@ -20,6 +20,8 @@ from newllm.reporting.translation import vocabulary
 # Read when torch is imported, so not above. Each core has a process, each process one thread, and
 # threads that wait sleep: more of them than cores slow each other down tenfold.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# Read when Triton is imported. `make check-gpu` sets it to 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A model so small that every command takes seconds.
 TINY = ("embedding_dim=8", "context_dim=8", "hidden_dim=8", "num_layers=2")

@@ -214,8 +214,8 @@ class Curious(DeltaMemory):
     ("cell_class", "reason"),
     [
         (NoisyCell, "its step draws random numbers"),
-        (InPlace, "captured steps give other values than the cell"),
-        (Unseen, "captured steps give other values than the cell"),
+        (InPlace, "its steps give other values than the cell"),
+        (Unseen, "its steps give other values than the cell"),
         (Curious, "no value"),
     ],
 )

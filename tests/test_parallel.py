@@ -16,7 +16,7 @@ from newllm.models.cell import Cell, ContextCell
 from newllm.models.gating import LSTMGating
 from newllm.models.language_model import LanguageModel
 from newllm.models.layer import State, zeros
-from newllm.models.recurrence import parallel
+from newllm.models.recurrence.all_steps import AllSteps
 from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Chunk, Reference, roll
 from newllm.models.recurrent import Recurrent
@@ -52,9 +52,9 @@ def read(cell: Cell, num_steps: int = T) -> Chunk:
 def num_taken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How often all steps have been taken since the last call."""
     taken: list[None] = []
-    take = parallel._Steps.take
+    take = AllSteps.take
 
-    def counted(steps: parallel._Steps, before: State) -> tuple[Tensor, State]:
+    def counted(steps: AllSteps, before: State) -> tuple[Tensor, State]:
         taken.append(None)
         return take(steps, before)
 
@@ -63,7 +63,7 @@ def num_taken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         taken.clear()
         return found
 
-    monkeypatch.setattr(parallel._Steps, "take", counted)
+    monkeypatch.setattr(AllSteps, "take", counted)
     return number
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,27 +51,35 @@ def steps_of(run: Path) -> list[dict[str, float]]:
     ids=["epochs", "recomputed"],
 )
 def test_two_processes_follow_one(command: Command, tmp_path: Path, more: tuple[str, ...]) -> None:
-    chosen = (*RUN, *NO_DROPOUT, *more)
-    for number in (1, 2):
-        done = command(
-            "newllm.train", *chosen, f"trainer.devices={number}", f"hydra.run.dir=run{number}"
-        )
+    spy = ("+callbacks.sizes={_target_: shard_sizes.ShardSizes}", "trusted_packages=[shard_sizes]")
+    shutil.copy(Path(__file__).with_name("shard_sizes.py"), tmp_path)
+    chosen = (*RUN, *NO_DROPOUT, *more, *spy)
+    for number, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
+        devices = f"trainer.devices={number}", f"trainer.strategy={strategy}"
+        done = command("newllm.train", *chosen, *devices, f"hydra.run.dir={strategy}")
         assert (done.returncode, done.stderr.count("Warning")) == (0, 0), done.stderr
-    one, two = tmp_path / "run1", tmp_path / "run2"
-    for mine, theirs in zip(steps_of(two), steps_of(one), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4)
-    theirs = weights_of(one)
-    for name, weight in weights_of(two).items():
-        torch.testing.assert_close(weight, theirs[name], atol=1e-3, rtol=1e-3)
-    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    one = tmp_path / "auto"
+    for strategy in ("ddp", "fsdp"):
+        two = tmp_path / strategy
+        for mine, theirs in zip(steps_of(two), steps_of(one), strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+        of_one = weights_of(one)
+        for name, weight in weights_of(two).items():
+            torch.testing.assert_close(weight, of_one[name], atol=1e-3, rtol=1e-3)
+        assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    for strategy, share in (("auto", 1.0), ("ddp", 1.0), ("fsdp", 0.5)):
+        kept, of_all = json.loads((tmp_path / strategy / "sizes.json").read_text())
+        assert kept / of_all == pytest.approx(share, abs=0.05)
 
 
 @pytest.mark.long
-def test_it_goes_on_after_an_interruption(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_it_goes_on_after_an_interruption(tmp_path: Path, strategy: str) -> None:
     command = [sys.executable, "-m", "newllm.train"]
     chosen = [
         *RUN,
         "trainer.devices=2",
+        f"trainer.strategy={strategy}",
         "data.batch_size=5",
         "trainer.max_epochs=80",
         "checkpoint_steps=10",
@@ -137,7 +146,14 @@ def test_noise_depends_on_process_and_step_alone() -> None:
     ("chosen", "fault"),
     [
         (("trainer.strategy=ddp",), r"devices=1 trainer.strategy=ddp: must be auto"),
-        (("trainer.devices=2", "trainer.strategy=fsdp"), r"trainer: .*fsdp.* requires a GPU"),
+        (("trainer.strategy=fsdp",), r"devices=1 trainer.strategy=fsdp: must be auto"),
+        (
+            (
+                *("trainer.devices=2", "trainer.strategy=fsdp"),
+                "+callbacks.average={_target_: lightning.pytorch.callbacks.EMAWeightAveraging}",
+            ),
+            "trainer.strategy=fsdp: takes no callback that averages weights",
+        ),
         (
             ("trainer.devices=2", "trainer.strategy=ddp_spawn"),
             r"devices=2 trainer.strategy=ddp_spawn: must be auto",

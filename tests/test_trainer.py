@@ -67,7 +67,7 @@ def test_a_profiler_leaves_its_table(
         ("+trainer.profiler=[simple]", "no such option"),
         ("+trainer.profiler={a:1}", "no such option"),
         ("recipe.gradient_clip=[3]", r"gradient_clip=\[3\]: must be"),
-        ("trainer.strategy=ddp", "must be auto, or ddp for several devices"),
+        ("trainer.strategy=ddp", "must be auto, or ddp or fsdp for several devices"),
         ("trainer.max_epochs=0", "must be at least 1"),
         (
             "+callbacks.mine={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,"

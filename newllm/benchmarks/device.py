@@ -26,6 +26,7 @@ from newllm.models.attention import Attention
 from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.parallel import Parallel
+from newllm.models.recurrence.persistent import Persistent
 from newllm.models.recurrence.reference import Reference
 from newllm.models.sizes import nearest_width, num_parameters
 from newllm.models.torch_rnn import LSTM
@@ -75,6 +76,7 @@ class DeviceExtent:
 FULL_DEVICE = DeviceExtent(
     steps=(
         Workload(EXP2, 256, 64, torch.bfloat16),
+        Workload(MODERN, 256, 64, torch.bfloat16),
         Workload(EXP1, 16, 31, torch.bfloat16),
         Workload(EXP1, 16, 31, torch.float32),
     ),
@@ -160,6 +162,7 @@ class Measurements:
             contestants: dict[str, Build] = {
                 "plain loop": partial(build, Reference()),
                 "fused": partial(build, Fused()),
+                "persistent": partial(build, Persistent(strict=True)),
                 "transformer": partial(_transformer, number),
                 "lstm": partial(_lstm, number),
             }

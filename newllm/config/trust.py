@@ -58,6 +58,7 @@ OWN = (  # classes and functions of newllm that are of none of these kinds
     "newllm.models.sizes.Budget",
     "newllm.models.recurrence.fused.Fused",
     "newllm.models.recurrence.parallel.Parallel",
+    "newllm.models.recurrence.persistent.Persistent",
     "newllm.models.initialization.normal",
     "newllm.models.initialization.variance_preserving",
     "newllm.models.recurrence.reference.Reference",

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from newllm.runs.directory import written_whole
 from newllm.training.history import history_of
 from newllm.training.module import LanguageModule
+from newllm.training.sharding import any_process, whole_state_dict
 
 INTERVAL = 60.0  # seconds
 
@@ -69,7 +70,8 @@ class Checkpoints(Callback):
         assert isinstance(module, LanguageModule)
         history = history_of(trainer)
         if history.is_best:
-            weights = {name: value.clone() for name, value in module.model.state_dict().items()}
+            state = whole_state_dict(module.model)
+            weights = {name: value.clone() for name, value in state.items()}
             self._best = {"model": weights, **history.best}
 
     def on_train_batch_start(
@@ -83,7 +85,8 @@ class Checkpoints(Callback):
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a checkpoint holds no gradients
-        if self._is_due(trainer.global_step) or self._is_asked_to_stop:
+        is_due = self._is_due(trainer.global_step) or self._is_asked_to_stop
+        if any_process(trainer, module, is_due):
             self._write_best()
             self._write_last(trainer)
             self._written_at = time.monotonic()
@@ -115,10 +118,12 @@ class Checkpoints(Callback):
             self._best = None
 
     def _write_last(self, trainer: Trainer) -> None:
+        # `trainer.save_checkpoint` would wait for processes that do not know of it.
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if not trainer.is_global_zero:
+            return  # it has given its part
         self.folder.mkdir(exist_ok=True)
         with written_whole(self.folder / "last.ckpt") as partial:
-            # `trainer.save_checkpoint` would wait for processes that do not know of it.
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.save_checkpoint(checkpoint, partial)
 
     def on_save_checkpoint(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -36,6 +37,11 @@ class GradientClip:
         return next((norm for start, norm in reversed(self.pairs) if epoch >= start), math.inf)
 
 
+def weights_of(optimizer: Optimizer) -> list[Tensor]:
+    """The weights that an optimizer changes; of a sharded model, this process's part."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
 def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
     """Clip the gradients to a norm of at most `limit` in the next step of `optimizer`.
 
@@ -45,8 +51,10 @@ def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
     Returns:
         The norm before clipping.
     """
-    parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+    parameters = weights_of(optimizer)
     norm = get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if all(group.get("fused") for group in optimizer.param_groups):
         # The constant is that of torch.nn.utils.clip_grad_norm_. The optimizer reads both tensors
         # as float32, whatever the type of the weights.

@@ -22,7 +22,7 @@ from newllm.data.module import DataModule
 from newllm.data.source import TEST, VALIDATION
 from newllm.models.language_model import LanguageModel, State
 from newllm.statistics.scoring import score_batch
-from newllm.training.clipping import GradientClip, clip_gradients
+from newllm.training.clipping import GradientClip, clip_gradients, weights_of
 from newllm.training.metrics import Scores, sum_rows
 
 MAX_CHECKED_STEPS = 200  # of a schedule
@@ -162,7 +162,9 @@ class LanguageModule(LightningModule):
         DDP averages a gradient once it is complete. It takes it for complete after the first block
         of steps that is recomputed.
         """
-        return num_processes() > 1 and self.model.recompute
+        if num_processes() == 1 or not self.model.recompute:
+            return False
+        return isinstance(self.trainer.strategy.model, DistributedDataParallel)
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """The loss of a batch, its `RowSums`, and the sums of losses and tokens in all processes.
@@ -177,7 +179,7 @@ class LanguageModule(LightningModule):
         if (number := num_processes()) > 1:
             torch.distributed.all_reduce(totals)
         self._num_tokens_of_step.append(totals[1].clamp(min=1).float())
-        # `ddp` averages the gradients of the processes.
+        # The strategy averages the gradients of the processes.
         loss = loss_BT.sum() * number / self._num_tokens_of_step[0]
         return {"loss": loss, "rows": rows, "totals": totals}
 
@@ -193,7 +195,7 @@ class LanguageModule(LightningModule):
         if (num_batches := self.trainer.accumulate_grad_batches) > 1:
             # Lightning has divided the loss of each batch by their number.
             scale = num_batches * num_tokens[0] / torch.stack(num_tokens).sum()
-            for weight in self.model.parameters():
+            for weight in weights_of(optimizer):
                 if weight.grad is not None:
                     weight.grad.mul_(scale)
         self.gradient_norm = clip_gradients(optimizer, self.gradient_clip(self.current_epoch))

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.runs.identity import WATCHING
 from newllm.training.history import Diverged
+from newllm.training.trainer import SHARDED
 
 NEVER = 2**62  # steps
 GRACE = 60.0  # seconds for the first process to notice that another is gone
@@ -189,7 +190,8 @@ def _follow(
     torch.set_num_threads(threads)
     config = OmegaConf.create(content)
     assert isinstance(config, DictConfig)
-    config.logger, config.keep_last, config.checkpoint_steps = {}, False, NEVER
+    config.logger, config.checkpoint_steps = {}, NEVER
+    config.keep_last = config.keep_last and config.trainer.strategy == SHARDED  # takes all
     config.callbacks = {
         name: node
         for name, node in config.callbacks.items()

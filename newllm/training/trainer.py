@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
@@ -18,6 +22,7 @@ from omegaconf import DictConfig
 from newllm.config.build import ConfigFault, instantiate
 from newllm.config.precision import precision_name
 from newllm.training.clock import AUTO, Clock, batches_of_epoch
+from newllm.training.sharding import Sharded
 
 # Arguments of Lightning's trainer that the run decides on, and what to set instead.
 DECIDED = {
@@ -44,6 +49,7 @@ DECIDED = {
     "overfit_batches": "use data.train_sentences=N",
     "plugins": "use trainer.precision",
 }
+SHARDED = "fsdp"
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
@@ -75,6 +81,8 @@ def build_trainer(
         "precision": precision_name(chosen.precision),
         **(clock.arguments if clock else {}),
     }
+    if chosen.strategy == SHARDED:
+        arguments["strategy"] = Sharded()
     if name := chosen.get("profiler"):
         arguments["profiler"] = PROFILERS[name](dirpath=folder, filename="profile")
     # A run starts its processes itself, even in a job of a cluster, where Lightning would look for
@@ -90,12 +98,16 @@ def build_trainer(
         raise ValueError(f"{place}: {' '.join(str(error).split())}") from error
     if (trainer.max_epochs or 0) < 1:
         raise ValueError(f"trainer.max_epochs={trainer.max_epochs}: must be at least 1")
-    strategies = ("auto",) if trainer.num_devices == 1 else ("auto", "ddp")
+    strategies = ("auto",) if trainer.num_devices == 1 else ("auto", "ddp", SHARDED)
     if chosen.strategy not in strategies:
         raise ValueError(
             f"trainer.devices={chosen.devices} trainer.strategy={chosen.strategy}: must be auto, "
-            "or ddp for several devices"
+            f"or ddp or {SHARDED} for several devices"
         )
+    averaging = (WeightAveraging, StochasticWeightAveraging)
+    if chosen.strategy == SHARDED and any(isinstance(each, averaging) for each in callbacks):
+        # It would swap weights that are whole, while those that are saved are the shards.
+        raise ValueError(f"trainer.strategy={SHARDED}: takes no callback that averages weights")
     return trainer
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from newllm.models.recurrence.fused import Fused
 from newllm.models.recurrence.graphs import Graphs
 from newllm.models.recurrence.parallel import Parallel
+from newllm.models.recurrence.persistent import Persistent
 from newllm.models.recurrence.reference import MASK_BLOCK, Recurrence, roll
 from newllm.models.sampling import sample_sentences
 from newllm.runs.directory import load_run
@@ -37,6 +38,7 @@ RECURRENCES: dict[str, Callable[[], Recurrence]] = {
     "fused": partial(Fused, compile=False),  # on a CPU, where compiling takes long
     "graphs": Graphs,
     "parallel": Parallel,
+    "persistent": partial(Persistent, compile=False),
 }
 LONGER = MASK_BLOCK + 5  # steps, of more than one segment
 SMALL = (*TINY_CONTEXT, "data=tiny30", "countermeasure=none")
@@ -100,7 +102,10 @@ def test_recurrences_agree(
         with torch.autocast(device, torch.bfloat16, autocast):
             both.append(results(read, own, 3, LONGER, flags=flags))
     assert_near(*both, tolerance=0.05 if autocast else 1e-3)
-    assert "cannot be captured" not in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "cannot be captured" not in told
+    # Triton's interpreter rounds bfloat16 towards zero, and "delta memory" is no built-in cell.
+    assert "of persistent" not in told or (cell == "delta memory") or (autocast and device == "cpu")
 
 
 @pytest.mark.parametrize(

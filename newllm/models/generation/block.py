@@ -16,12 +16,15 @@ from newllm.models.generation.call import CALL, CELL, padded
 from newllm.models.generation.packing import heads_of, packed_weights
 from newllm.models.language_model import LanguageModel
 from newllm.models.layer import State
+from newllm.models.recurrence.built_in import HOOKS
 from newllm.models.recurrence.fused import Fused
-from newllm.models.recurrence.native.weights import HOOKS, has_native_code
+from newllm.models.recurrence.native.weights import has_native_code
 from newllm.models.recurrence.parallel import Parallel
+from newllm.models.recurrence.persistent import Persistent
 from newllm.models.recurrence.reference import Reference
 from newllm.models.recurrent import Recurrent
 
+KNOWN_RECURRENCES = (Fused, Reference, Parallel, Persistent)
 MOST_TOKENS = 256  # of a block
 WEIGHTS_OF_A_BLOCK = 1 << 25  # that a block reads, roughly: it takes milliseconds at any size
 
@@ -41,7 +44,7 @@ def has_machine_code(model: LanguageModel) -> bool:
         and type(model.output) is nn.Linear
         and all(type(layer) is Recurrent for layer in model.layers)
         and all(
-            type(layer.recurrence) in (Fused, Reference, Parallel) and has_native_code(layer.cell)
+            type(layer.recurrence) in KNOWN_RECURRENCES and has_native_code(layer.cell)
             for layer in model.recurrent_layers
         )
         and not any(getattr(part, hooks) for part in outside for hooks in HOOKS)

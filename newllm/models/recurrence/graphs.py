@@ -20,14 +20,12 @@ from torch.autograd.function import once_differentiable
 
 from newllm.models.cell import Cell
 from newllm.models.layer import State
+from newllm.models.recurrence.checking import autocast_dtype, check_against_loop
 from newllm.models.recurrence.compiled import kind_of
-from newllm.models.recurrence.reference import MASK_BLOCK, Chunk, Recurrence, roll
+from newllm.models.recurrence.reference import MASK_BLOCK, Chunk, roll
 from newllm.models.recurrence.segment import Constants, Segment
-from newllm.models.recurrence.step import TOLERANCE
 
 GRAIN = 8  # the steps of a segment are a multiple; those that are too many count as padding
-CHECKED_STEPS = 4
-ROUGH_TOLERANCE = 3e-2  # in autocast
 MAX_KINDS = 4  # of calls of a cell whose segments are kept, such as with and without resets
 
 
@@ -64,12 +62,6 @@ class Graphs:
                 del self._kinds[next(iter(self._kinds))]
             segments = self._kinds[kind] = _segments_or_none(cell, chunk)
         return segments
-
-
-def autocast_dtype(chunk: Chunk) -> torch.dtype | None:
-    """The type that autocast computes products in; None outside of it."""
-    device = chunk.inputs_BTE.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class Segments:
@@ -214,49 +206,10 @@ def _segments_or_none(cell: Cell, chunk: Chunk) -> Segments | None:
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             segments = Segments(cell, chunk)
-            _check(segments, cell, chunk)
+            check_against_loop(segments.read, cell, chunk)
         return segments
     except Exception as error:  # of many kinds, and the plain loop is always right
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         name = type(cell).__name__
         print(f"{name}: steps cannot be captured, and take longer; {reason}", file=sys.stderr)
         return None
-
-
-def _check(segments: Segments, cell: Cell, chunk: Chunk) -> None:
-    """Compare the first steps and all their gradients with those of the plain loop.
-
-    Raises:
-        ValueError: they differ.
-    """
-    inputs_BTE = chunk.inputs_BTE[:, :CHECKED_STEPS].detach()
-    pad_BT, reset_BT = (
-        None if flags_BT is None else flags_BT[:, :CHECKED_STEPS]
-        for flags_BT in (chunk.pad_BT, chunk.reset_BT)
-    )
-    short = Chunk(inputs_BTE, chunk.state, chunk.masks, pad_BT, reset_BT)
-    found = _results(segments.read, cell, short)
-    expected = _results(roll, cell, short)
-    tolerance = TOLERANCE if autocast_dtype(chunk) is None else ROUGH_TOLERANCE
-    for one, other in zip(found, expected, strict=True):
-        largest = float(other.abs().amax()) if other.numel() else 0.0
-        if not torch.allclose(one.to(other), other, rtol=0, atol=tolerance * largest):
-            raise ValueError("captured steps give other values than the cell")
-
-
-def _results(carry: Recurrence, cell: Cell, chunk: Chunk) -> list[Tensor]:
-    """Outputs, state, and the gradients of a loss with a random weight for each number."""
-    state = tuple(part.detach().clone() for part in chunk.state)
-    given = [chunk.inputs_BTE.clone(), *(part for part in state if part.is_floating_point())]
-    for part in given:
-        part.requires_grad_()
-    outputs_BTH, after = carry(cell, chunk._replace(inputs_BTE=given[0], state=state))
-    if chunk.pad_BT is not None:
-        outputs_BTH = outputs_BTH.masked_fill(chunk.pad_BT[:, :, None], 0)
-    results = [outputs_BTH, *(part for part in after if part.is_floating_point())]
-    learned = [result for result in results if result.requires_grad]
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(result.shape, generator=generator).to(result) for result in learned]
-    given += [weight for weight in cell.parameters() if weight.requires_grad]
-    grads = torch.autograd.grad(learned, given, weights, allow_unused=True, materialize_grads=True)
-    return [result.detach() for result in (*results, *grads)]

@@ -25,8 +25,9 @@ from torch.autograd.function import once_differentiable
 
 from newllm.config.faults import raise_faults, too_small
 from newllm.models.cell import Cell
-from newllm.models.layer import State, where_row
-from newllm.models.recurrence.reference import Chunk, check_step, roll
+from newllm.models.layer import State
+from newllm.models.recurrence.all_steps import AllSteps
+from newllm.models.recurrence.reference import Chunk, roll
 
 SETTLED = 4  # times the rounding error of the largest number: a smaller change counts as none
 
@@ -58,7 +59,7 @@ class Parallel:
         """Read a chunk; its `found` are the states after all tokens."""
         if chunk.inputs_BTE.shape[1] == 1 or torch.compiler.is_exporting():
             return roll(cell, chunk)
-        steps, found = _Steps(cell, chunk), chunk.found
+        steps, found = AllSteps(cell, chunk), chunk.found
         states = tuple(found) if found and torch.is_grad_enabled() else _last(self._states(steps))
         if found is not None and not torch.is_grad_enabled():
             found.extend(states)
@@ -70,9 +71,9 @@ class Parallel:
 
     def estimates(self, cell: Cell, chunk: Chunk) -> Iterator[State]:
         """The states after all tokens, as first guessed and after each iteration."""
-        return self._states(_Steps(cell, chunk))
+        return self._states(AllSteps(cell, chunk))
 
-    def _states(self, steps: _Steps) -> Iterator[State]:
+    def _states(self, steps: AllSteps) -> Iterator[State]:
 
         def improved(states: State) -> State:
             before = _before(states)
@@ -119,49 +120,8 @@ class Parallel:
                 return
 
 
-class _Steps:
-    """All steps of a chunk, to be taken at once."""
-
-    def __init__(self, cell: Cell, chunk: Chunk) -> None:
-        batch_size, self._num_steps, _ = chunk.inputs_BTE.shape
-        self._num_rows = self._num_steps * batch_size
-        self._cell = cell
-        self._state = chunk.state
-        self._inputs_NE = chunk.inputs_BTE.transpose(0, 1).flatten(0, 1)
-        self._pad_N, self._reset_N = (
-            None if flags_BT is None else flags_BT.t().flatten()
-            for flags_BT in (chunk.pad_BT, chunk.reset_BT)
-        )
-        self._masks = None
-        if chunk.masks is not None:
-            of_steps = zip(*chunk.masks.steps(self._num_steps), strict=True)
-            self._masks = [torch.cat(masks) for masks in of_steps]
-
-    def first_guess(self) -> State:
-        """The state before the chunk, after every token."""
-        return tuple(part.detach().expand(self._num_steps, *part.shape) for part in self._state)
-
-    def take(self, before: State) -> tuple[Tensor, State]:
-        """The outputs [T, B, H] and the states after all tokens."""
-        rows = tuple(
-            torch.cat((first[None], part)).flatten(0, 1)
-            for first, part in zip(self._state, before, strict=True)
-        )
-        if self._reset_N is not None:
-            rows = where_row(self._reset_N, self._cell.initial_state(self._num_rows), rows)
-        results = self._cell(self._inputs_NE, rows, self._masks)
-        check_step(self._cell, self._num_rows, results, rows)
-        output_NH, after, _ = results
-        if self._pad_N is not None:
-            after = where_row(self._pad_N, rows, after)
-        return self._by_step(output_NH), tuple(map(self._by_step, after))
-
-    def _by_step(self, rows: Tensor) -> Tensor:
-        return rows.reshape(self._num_steps, -1, *rows.shape[1:])
-
-
 class _Adjoint(torch.autograd.Function):
-    """Passes the results of `_Steps.take` on, and completes their gradients."""
+    """Passes the results of `AllSteps.take` on, and completes their gradients."""
 
     @staticmethod
     def forward(

@@ -90,10 +90,17 @@ class DropoutMasks:
 
     def steps(self, num_steps: int) -> Iterator[tuple[Tensor, ...]]:
         """The N masks [B, M] of each step, in order."""
+        for block_NTBM in self._blocks(num_steps):
+            yield from (masks_NBM.unbind() for masks_NBM in block_NTBM.unbind(1))
+
+    def all(self, num_steps: int) -> Tensor:
+        """The masks [N, num_steps, B, M] of all steps."""
+        return torch.cat([*self._blocks(num_steps)], dim=1)
+
+    def _blocks(self, num_steps: int) -> Iterator[Tensor]:
         for first_step in range(0, num_steps, MASK_BLOCK):
             masks = self.starting_at(first_step)
-            block_NTBM = masks.block(min(MASK_BLOCK, num_steps - first_step))
-            yield from (masks_NBM.unbind() for masks_NBM in block_NTBM.unbind(1))
+            yield masks.block(min(MASK_BLOCK, num_steps - first_step))
 
 
 class Chunk(NamedTuple):

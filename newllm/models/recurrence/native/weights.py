@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from newllm.models.cell import Cell, ContextCell
-from newllm.models.fnn import PlainFNN, ResidualFNN
+from newllm.models.fnn import ResidualFNN
 from newllm.models.gating import Additive, LSTMGating
+from newllm.models.recurrence.built_in import is_built_in
 from newllm.models.recurrence.native.buffers import Buffers, Memory
 from newllm.models.recurrence.native.call import padded
 
@@ -16,36 +17,15 @@ from newllm.models.recurrence.native.call import padded
 def has_native_code(cell: Cell) -> bool:
     """Whether `native` does just what the cell would do.
 
-    So every part must be of a kind it knows, without hooks or parametrizations, and all weights of
-    one type and where machine code can reach them.
+    So every part must be built in, and all weights of one type and where machine code can reach
+    them.
     """
-    kinds = {type(part) for part in cell.modules()}
     weights = list(cell.parameters())
     return (
-        type(cell) is ContextCell
-        and type(cell.fnn) in (PlainFNN, ResidualFNN)
-        and type(cell.gating) in (Additive, LSTMGating)
-        and type(cell.normalization) in (nn.Identity, nn.LayerNorm)
-        and all(type(linear) is nn.Linear for linear in (cell.input, *cell.fnn.layers))
-        and kinds <= {*KNOWN}
-        and all(_is_plain(part) for part in cell.modules())
+        is_built_in(cell)
         and {weight.dtype for weight in weights} in ({torch.float32}, {torch.float64})
         and all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights)
     )
-
-
-KNOWN = (
-    *(ContextCell, PlainFNN, ResidualFNN, Additive, LSTMGating),
-    *(nn.Linear, nn.LayerNorm, nn.ModuleList, nn.Identity),
-)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _is_plain(part: nn.Module) -> bool:
-    """No hooks, and no other weights than its own kind has."""
-    names = {name for name, _ in part.named_parameters(recurse=False)}
-    wanted = {"weight", "bias"} if isinstance(part, nn.Linear) else names & {"weight", "bias"}
-    return names == wanted and not any(getattr(part, hooks) for hooks in HOOKS)
 
 
 class Weights:
