@@ -25,7 +25,14 @@ from newllm.statistics.comparisons import contests
 from newllm.statistics.labels import choices_of
 from newllm.statistics.variants import Variant, grouped, variants
 from newllm.studies import found_studies
-from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome, side_by_side_seconds
+from newllm.sweeps.jobs import (
+    Job,
+    Outcome,
+    duration,
+    groups_of,
+    read_outcome,
+    side_by_side_seconds,
+)
 from newllm.sweeps.workers import Workers
 from newllm.training.run import attempt, quiet_lightning
 
@@ -53,7 +60,9 @@ def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:
     outcomes = {job: read_outcome(job, "skipped") for job in jobs if job not in waiting}
     interrupted = False
     # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
-    with Workers(waiting, _side_by_side(jobs[0].config, len(jobs))) as workers:
+    together = jobs[0].config.seeds_at_once
+    size = _side_by_side(jobs[0].config, len(groups_of(jobs, together)))
+    with Workers(groups_of(waiting, together), size) as workers:
         try:
             workers.run()
         except KeyboardInterrupt:
@@ -117,10 +126,10 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     return waiting
 
 
-def _side_by_side(config: DictConfig, num_jobs: int) -> int:
-    """How many jobs run at once: as many as was asked for, else a process for each core."""
+def _side_by_side(config: DictConfig, num_groups: int) -> int:
+    """How many processes run at once: as many as was asked for, else one for each core."""
     affordable = torch.get_num_threads() // max(1, config.trainer.devices)
-    return max(1, min(num_jobs, config.jobs or affordable))
+    return max(1, min(num_groups, config.jobs or affordable))
 
 
 def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path, study: str) -> None:
