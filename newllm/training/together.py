@@ -167,7 +167,7 @@ def _is_alike(one: Answer, other: Answer) -> bool:
     return difference <= tolerance * size or not math.isfinite(size)
 
 
-class _Known(torch.autograd.Function):
+class KnownGradients(torch.autograd.Function):
     """Losses of a batch whose gradients are known already, if all losses count alike."""
 
     @staticmethod
@@ -213,7 +213,7 @@ class RunScorer:
             return self._model.score(*given)
         scores, loss_BT = answer.scores, answer.scores.loss_BT
         if answer.gradients is not None:
-            loss_BT = _Known.apply(loss_BT, answer.gradients, *self._model.parameters())
+            loss_BT = KnownGradients.apply(loss_BT, answer.gradients, *self._model.parameters())
         return loss_BT, scores.correct_BT, scores.state
 
     def _request(self, given: Given) -> Request:

@@ -1,7 +1,8 @@
 """Threads of one process that take turns, so that their work can be done together.
 
 One thread goes on until it waits for the others or ends. Since all others stand still meanwhile,
-each has the random numbers and the output of the process to itself.
+each has what belongs to the process to itself: the random number generators, the default type of
+tensors, and the output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from newllm.training.random_states import (
     random_states,
@@ -45,6 +48,7 @@ class Member:
         self._answer: list[Any] = []  # at most one
         self._work, self._log = work, log
         self.numbers = random_states()
+        self._default_dtype = torch.get_default_dtype()
         self._turn = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -95,6 +99,7 @@ class Member:
 
     def _hand_on(self, following: Member) -> None:
         self.numbers = random_states()
+        self._default_dtype = torch.get_default_dtype()  # which precision=64-true sets for a while
         _flush()
         following.go_on()
         self._take_turn()
@@ -102,6 +107,7 @@ class Member:
     def _take_turn(self) -> None:
         self._turn.acquire()
         set_random_states(self.numbers)
+        torch.set_default_dtype(self._default_dtype)
         if self._log is not None:
             for stream in (1, 2):
                 os.dup2(self._log, stream)
