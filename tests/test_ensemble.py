@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from small_models import (
+    context_attention_model,
     context_model,
     delta_model,
     hybrid,
@@ -171,6 +172,16 @@ def test_shared_weights_and_hooks_are_obstacles() -> None:
 def test_models_of_other_shapes_are_refused() -> None:
     with pytest.raises(Unstackable, match="differ in shape"):
         Ensemble([context_model(VOCABULARY), context_model(VOCABULARY + 1)])
+
+
+def test_weights_for_something_else_than_rows_are_refused() -> None:
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        models.append(context_attention_model(VOCABULARY))
+    own: list[OwnNumbers] = [Numbers(seed).own for seed in range(2)]
+    with pytest.raises(Unstackable, match=r"a part reads a tensor \[1, 1, 8\], not \[batch, ...\]"):
+        Ensemble(models).score([given_to(number, 7) for number in range(2)], own)
 
 
 def test_dropout_of_something_else_than_tokens_is_refused() -> None:

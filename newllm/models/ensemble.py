@@ -77,7 +77,7 @@ class EnsembleLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [S B, ..., I] to [S B, ..., O]."""
         assert self.weight is not None
-        rows_SRI = inputs.reshape(len(self.weight), -1, inputs.shape[-1])
+        rows_SRI = _by_model(inputs, len(self.weight))
         weight_SIO = self.weight.transpose(1, 2)
         if self.bias is None:
             outputs = torch.bmm(rows_SRI, weight_SIO)
@@ -98,7 +98,7 @@ class EnsembleEmbedding(nn.Module):
         assert self.weight is not None
         num_models, num_ids, _ = self.weight.shape
         first_S1 = num_ids * torch.arange(num_models, device=ids.device)[:, None]
-        places = (ids.reshape(num_models, -1) + first_S1).view(ids.shape)
+        places = (_by_model(ids[..., None], num_models)[..., 0] + first_S1).view(ids.shape)
         return F.embedding(places, self.weight.flatten(0, 1))
 
 
@@ -118,7 +118,7 @@ class EnsembleNorm(nn.Module):
         normed: Tensor = self.normalize(inputs)
         if self.weight is None:
             return normed
-        rows_SRD = normed.reshape(len(self.weight), -1, normed.shape[-1])
+        rows_SRD = _by_model(normed, len(self.weight))
         if self.bias is None:
             return (rows_SRD * self.weight[:, None]).view(inputs.shape)
         return torch.addcmul(self.bias[:, None], rows_SRD, self.weight[:, None]).view(inputs.shape)
@@ -138,6 +138,13 @@ def _stacked(parts: Sequence[nn.Module], name: str) -> nn.Parameter | None:
         return None
     stack = torch.stack([getattr(part, name).detach() for part in parts])
     return nn.Parameter(stack, requires_grad=first.requires_grad)
+
+
+def _by_model(tensor: Tensor, num_models: int) -> Tensor:
+    """The rows of each model [S, R, D] of a tensor [S B, ..., D]."""
+    if tensor.dim() < 2 or len(tensor) % num_models:
+        raise Unstackable(f"a part reads a tensor {list(tensor.shape)}, not [batch, ...]")
+    return tensor.reshape(num_models, -1, tensor.shape[-1])
 
 
 def obstacle(model: LanguageModel) -> str | None:

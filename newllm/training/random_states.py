@@ -43,6 +43,13 @@ def set_torch_states(states: dict[str, Any]) -> None:
         device.set_rng_state(states["device"])
 
 
+def swap_numpy_generator(generator: np.random.BitGenerator) -> np.random.BitGenerator:
+    """Give the functions of `numpy.random` another generator; returns the one that they had."""
+    before: np.random.BitGenerator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    np.random.set_bit_generator(generator)  # type: ignore[attr-defined]
+    return before
+
+
 def _device_module() -> Any:
     """The module of the accelerator, such as `torch.cuda`; None without one."""
     accelerator = torch.accelerator.current_accelerator()

@@ -8,20 +8,17 @@ tensors, and the output.
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
-from newllm.training.random_states import (
-    random_states,
-    set_random_states,
-    set_torch_states,
-    torch_states,
-)
+from newllm.training.random_states import set_torch_states, swap_numpy_generator, torch_states
 
 _here = threading.local()
 
@@ -38,7 +35,7 @@ class Member:
 
     Attributes:
         request: what it waits for; None while it goes on.
-        numbers: the states of its random number generators while it waits.
+        numbers: the states of torch's random number generators while it waits.
     """
 
     def __init__(self, turns: Turns, work: Callable[[], None], log: int | None) -> None:
@@ -47,8 +44,9 @@ class Member:
         self.has_ended = False
         self._answer: list[Any] = []  # at most one
         self._work, self._log = work, log
-        self.numbers = random_states()
-        self._default_dtype = torch.get_default_dtype()
+        self._save()
+        self._numpy = np.random.MT19937()  # swapped as a whole: copying its state takes long
+        np.random.RandomState(self._numpy).set_state(np.random.get_state())
         self._turn = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -64,9 +62,9 @@ class Member:
         if following is not None and following is not self:
             self._hand_on(following)
         if not self._answer:
-            self.numbers = random_states()
+            self.numbers = torch_states()
             self.turns.answer_like(self)
-            set_random_states(self.numbers)
+            set_torch_states(self.numbers)
         self.request = None
         return self._answer.pop()
 
@@ -82,7 +80,7 @@ class Member:
         try:
             yield
         finally:
-            self.numbers = self.numbers | torch_states()
+            self.numbers = torch_states()
             set_torch_states(others)
 
     def start(self) -> None:
@@ -98,15 +96,20 @@ class Member:
         self._thread.join()
 
     def _hand_on(self, following: Member) -> None:
-        self.numbers = random_states()
-        self._default_dtype = torch.get_default_dtype()  # which precision=64-true sets for a while
+        self._save()
         _flush()
         following.go_on()
         self._take_turn()
 
+    def _save(self) -> None:
+        self.numbers, self._python = torch_states(), random.getstate()
+        self._default_dtype = torch.get_default_dtype()  # which precision=64-true sets for a while
+
     def _take_turn(self) -> None:
         self._turn.acquire()
-        set_random_states(self.numbers)
+        set_torch_states(self.numbers)
+        random.setstate(self._python)
+        swap_numpy_generator(self._numpy)
         torch.set_default_dtype(self._default_dtype)
         if self._log is not None:
             for stream in (1, 2):
@@ -147,12 +150,14 @@ class Turns:
 
     def run(self) -> None:
         """Run all threads to their ends."""
+        before = swap_numpy_generator(np.random.MT19937())
         for member in self.members:
             member.start()
         if self.members:
             self.members[0].go_on()
         for member in self.members:
             member.join()
+        swap_numpy_generator(before)
 
     @property
     def unfinished(self) -> list[Member]:
