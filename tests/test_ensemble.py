@@ -21,7 +21,8 @@ from torch import nn
 
 from newllm.data.batch import IGNORE
 from newllm.data.tokenizer import PAD
-from newllm.models.ensemble import Ensemble, Given, OwnNumbers, Unstackable, obstacle
+from newllm.models.ensemble import Ensemble, Given, obstacle
+from newllm.models.ensemble_dropout import OwnNumbers, Unstackable
 from newllm.models.gating import LSTMGating
 from newllm.models.language_model import LanguageModel
 from newllm.models.local_attention import LocalAttention
@@ -141,10 +142,16 @@ def test_the_weights_of_models_are_views() -> None:
     for stack, first, second in zip(ensemble.stacks, before[0], before[1], strict=True):
         assert torch.equal(stack[0], first)
         torch.testing.assert_close(stack[1], second - 0.1)
-    assert ensemble.is_current
-    weight = next(models[2].parameters())
-    weight.data = weight.data.clone()
-    assert not ensemble.is_current
+    # Another ensemble takes the weights as they are now, and gives them back as they are then.
+    Ensemble(models[1:])
+    with torch.no_grad():
+        next(models[2].parameters()).add_(1)
+    expected = [[weight.clone() for weight in model.parameters()] for model in models]
+    ensemble.take_weights()
+    for number, (model, weights) in enumerate(zip(models, expected, strict=True)):
+        for weight, stack, like in zip(model.parameters(), ensemble.stacks, weights, strict=True):
+            assert torch.equal(weight, like)
+            assert weight.data_ptr() == stack[number].data_ptr()
 
 
 @pytest.mark.parametrize(

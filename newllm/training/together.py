@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm.models.ensemble import Ensemble, Given, OwnDropout, OwnMasks, Scores, obstacle
+from newllm.models.ensemble import Ensemble, Given, Scores, obstacle
+from newllm.models.ensemble_dropout import OwnDropout, OwnMasks
 from newllm.models.language_model import LanguageModel
 from newllm.models.layer import State
 from newllm.models.recurrence.fused import Fused
@@ -22,6 +23,7 @@ from newllm.models.recurrence.native.weights import has_native_code
 from newllm.training.turns import Member
 
 TOLERANCE, AUTOCAST_TOLERANCE = 1e-3, 0.05  # of a gradient, relative to its norm
+MOST_ENSEMBLES = 3  # whose weights and code are kept
 Gradients = list[Tensor | None]
 
 
@@ -50,7 +52,7 @@ class Together:
     """
 
     def __init__(self) -> None:
-        self._ensemble: Ensemble | None = None
+        self._ensembles: list[Ensemble] = []  # the latest last
         self._checked: set[Any] = set()
         self._gave_up = False
 
@@ -69,42 +71,52 @@ class Together:
             member.give(answer)
 
     def _give_up(self, error: Exception) -> None:
-        self._gave_up, self._ensemble = True, None
+        self._gave_up, self._ensembles = True, []
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"seeds_at_once: trained one after another from here; {reason}", file=sys.stderr)
 
     def _computed(self, members: Sequence[Member]) -> list[Answer]:
         requests = [member.request for member in members]
-        models = [request.model for request in requests]
-        if not (self._ensemble and self._ensemble.models == models and self._ensemble.is_current):
-            self._ensemble = None  # its memory is needed
-            self._ensemble = Ensemble(models)
+        ensemble = self._ensemble_of([request.model for request in requests])
         if (kind := requests[0].kind) not in self._checked:
-            self._check(members)
+            _check(ensemble, members)
             self._checked.add(kind)
-        return _pass(self._ensemble, members)
+        return _pass(ensemble, members)
 
-    def _check(self, members: Sequence[Member]) -> None:
-        """Compare a pass with those of each model alone; no random number is used up.
+    def _ensemble_of(self, models: Sequence[LanguageModel]) -> Ensemble:
+        """An ensemble with the weights of some models; the latest few are kept.
 
-        Raises:
-            ValueError: they differ.
+        Runs that were resumed at different steps may train and validate in turn.
         """
-        assert self._ensemble
-        numbers = [member.numbers for member in members]
-        expected = [_alone(member) for member in members]
-        after = [member.numbers["torch"] for member in members]
-        for member, states in zip(members, numbers, strict=True):
-            member.numbers = states
-        found = _pass(self._ensemble, members)
-        is_alike = all(map(_is_alike, found, expected)) and all(
-            torch.equal(member.numbers["torch"], state)
-            for member, state in zip(members, after, strict=True)
-        )
-        for member, states in zip(members, numbers, strict=True):
-            member.numbers = states
-        if not is_alike:
-            raise ValueError("the models give other values together than alone")
+        known = [each for each in self._ensembles if each.models == models]
+        others = [each for each in self._ensembles if each.models != models]
+        self._ensembles = others[1 - MOST_ENSEMBLES :]
+        ensemble = known[0] if known else Ensemble(models)
+        ensemble.take_weights()
+        self._ensembles.append(ensemble)
+        return ensemble
+
+
+def _check(ensemble: Ensemble, members: Sequence[Member]) -> None:
+    """Compare a pass with those of each model alone; no random number is used up.
+
+    Raises:
+        ValueError: they differ.
+    """
+    numbers = [member.numbers for member in members]
+    expected = [_alone(member) for member in members]
+    after = [member.numbers["torch"] for member in members]
+    for member, states in zip(members, numbers, strict=True):
+        member.numbers = states
+    found = _pass(ensemble, members)
+    is_alike = all(map(_is_alike, found, expected)) and all(
+        torch.equal(member.numbers["torch"], state)
+        for member, state in zip(members, after, strict=True)
+    )
+    for member, states in zip(members, numbers, strict=True):
+        member.numbers = states
+    if not is_alike:
+        raise ValueError("the models give other values together than alone")
 
 
 def _pass(ensemble: Ensemble, members: Sequence[Member]) -> list[Answer]:
