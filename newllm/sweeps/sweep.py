@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from rich.table import Table
 
 from newllm.config.arguments import program
@@ -60,9 +59,8 @@ def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:
     outcomes = {job: read_outcome(job, "skipped") for job in jobs if job not in waiting}
     interrupted = False
     # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
-    together = jobs[0].config.seeds_at_once
-    size = _side_by_side(jobs[0].config, len(groups_of(jobs, together)))
-    with Workers(groups_of(waiting, together), size) as workers:
+    groups = groups_of(waiting, jobs[0].config.seeds_at_once)
+    with Workers(groups, _side_by_side(jobs)) as workers:
         try:
             workers.run()
         except KeyboardInterrupt:
@@ -84,7 +82,7 @@ def _loss(outcome: Outcome) -> float:
 def _plan_only(jobs: Sequence[Job], waiting: Sequence[Job]) -> list[float | None]:
     """Tell of each job that is not done yet, and how long all of them would take."""
     quiet_lightning()
-    size = _side_by_side(jobs[0].config, len(jobs))
+    size = _side_by_side(jobs)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // size))  # as each job will have
     losses: dict[Job, float | None] = {}
@@ -126,8 +124,10 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     return waiting
 
 
-def _side_by_side(config: DictConfig, num_groups: int) -> int:
+def _side_by_side(jobs: Sequence[Job]) -> int:
     """How many processes run at once: as many as was asked for, else one for each core."""
+    config = jobs[0].config
+    num_groups = len(groups_of(jobs, config.seeds_at_once))
     affordable = torch.get_num_threads() // max(1, config.trainer.devices)
     return max(1, min(num_groups, config.jobs or affordable))
 

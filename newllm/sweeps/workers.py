@@ -108,7 +108,8 @@ class Workers:
         outcomes = dict(self.outcomes)  # the display asks from a thread of its own
         ended = [outcome.status for outcome in outcomes.values()]
         done = ended.count("done")
-        line = f"{done} of {self._num_jobs} done, {sum(map(len, self._running.values()))} running"
+        num_running = sum(map(len, list(self._running.values())))
+        line = f"{done} of {self._num_jobs} done, {num_running} running"
         if others := len(ended) - done:
             line += f", {others} failed"
         if 0 < len(ended) < self._num_jobs:
