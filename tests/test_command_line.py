@@ -399,6 +399,15 @@ def test_the_smoke_trainer_goes_with_a_source_of_ones_own(tmp_path: Path) -> Non
         ("trainer.max_epochs=abc seed=abc", "trainer.max_epochs=abc"),
         ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
         ("jobs=2", "jobs=2: is used by sweeps only; add -m or remove it"),
+        ("seeds_at_once=2", "seeds_at_once=2: is used by sweeps only; add -m or remove it"),
+        (
+            "-m seed=1,2 seeds_at_once=0",
+            "seeds_at_once=0: must be a whole number from 1 to 1024",
+        ),
+        (
+            "-m seed=1,2 seeds_at_once=2 trainer.devices=2",
+            "seeds_at_once=2: takes one device, but trainer.devices=2; remove one of the two",
+        ),
         (
             "recipe.max_epochs=3 trainer.max_epochs=2",
             "recipe.max_epochs=3: is not used with the other choices; remove it",

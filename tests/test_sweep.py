@@ -235,16 +235,57 @@ def test_a_job_that_is_killed_is_named_and_the_others_go_on(tmp_path: Path) -> N
     assert found[f"{_name()}/seed=2"]["status"] == "done"
 
 
-def _process_of(log: Path) -> int:
-    """The process that writes to a log."""
+def _process_of(folder: Path) -> int:
+    """The process that writes to a log, or to that of a folder."""
+    log = folder / "log.txt" if folder.is_dir() else folder
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "fd" / "1").resolve() == log.resolve():
+                opened = {fd.resolve() for fd in (entry / "fd").iterdir()}
+                if log.resolve() in opened:
                     return int(entry.name)
             except OSError:
                 continue
     raise AssertionError(f"nobody writes to {log}")
+
+
+GROUP = ("seed=1,2,3", "trainer.max_epochs=30", "recurrence=reference", "jobs=1")
+
+
+def test_seeds_at_once_are_interrupted_killed_and_resumed(command: Command, tmp_path: Path) -> None:
+    """As single runs are, to the same weights, each with its own log and status."""
+    whole, together = (tmp_path / name for name in ("whole", "together"))
+    for place in (whole, together):
+        place.mkdir()
+    assert command(*SWEEP, *GROUP, folder=whole).returncode == 0
+    runs = together / "outputs" / "runs"
+    name = run_name([*TINY, *GROUP])
+    arguments = (*SWEEP, *GROUP, "seeds_at_once=3")
+    sweep = Program(together, *arguments)
+    wait_for(lambda: _is_midway(runs / name / "seed=2"))
+    os.kill(sweep.pid, signal.SIGINT)
+    done = sweep.wait(60)
+    assert done.returncode == 130, done.stderr
+    assert all((runs / name / f"seed={n}/checkpoints/last.ckpt").is_file() for n in (1, 2, 3))
+    sweep = Program(together, *arguments)
+    log = runs / name / "seed=3" / "log.txt"
+    wait_for(lambda: log.read_text().count("steps planned") == 2)
+    os.kill(_process_of(runs / name / "seed=1"), signal.SIGKILL)
+    done = sweep.wait(60)
+    assert done.returncode == 1
+    found = results(runs)
+    assert [result["status"] for result in found.values()] == ["failed"] * 3
+    assert all("SIGKILL" in result["error"] for result in found.values())
+    assert command(*arguments, folder=together).returncode == 0
+    for place, result in results(runs).items():
+        assert (result["status"], result["epochs"]) == ("done", 30)
+        found_weights, expected = weights(runs / place), weights(whole / "outputs/runs" / place)
+        for key in expected:
+            torch.testing.assert_close(found_weights[key], expected[key], rtol=1e-2, atol=1e-4)
+        lines = (runs / place / "log.txt").read_text().splitlines()
+        assert sum("steps planned" in line for line in lines) == 3
+        (end,) = (line for line in lines if "the run is in" in line)
+        assert end.endswith(place)
 
 
 def test_a_changed_run_is_refused_with_the_difference(command: Command, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
     for item in overrides:
         if item.is_sweep_override() and item.key_or_group != "sweep":
             yield f"{item.input_line}: several values need a sweep; add -m"
-        elif item.key_or_group in ("jobs", "only", "overwrite"):
+        elif item.key_or_group in ("jobs", "seeds_at_once", "only", "overwrite"):
             yield f"{item.input_line}: is used by sweeps only; add -m or remove it"
 
 

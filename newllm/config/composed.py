@@ -30,9 +30,11 @@ BUILT = ("model", "budget", "data", "optimizer", "schedule", "trainer", "logger"
 READ = (*BUILT, "recipe.gradient_clip", "recipe.name", "recipe.base_fan_in")
 SETTINGS = (
     *("seed", "name", "threads", "plan", "keep_last", "overwrite", "jobs", "test"),
+    "seeds_at_once",
     *("max_tokens", "checkpoint_steps", "trusted_packages", "only", "study", "variant", "trial"),
     *("examination", "hydra"),
 )
+MOST_SEEDS = 1024  # at once
 # Groups that bundle other choices: nothing reads them by their name.
 BUNDLES = ("experiment", "recipe", "countermeasure", "sweep", "scale")
 
@@ -240,13 +242,18 @@ def check_settings(config: DictConfig) -> None:
 def _setting_faults(config: DictConfig) -> Iterator[str]:
     cores = os.cpu_count() or 1
     ranges = {"seed": (0, LARGEST_SEED), "threads": (1, cores), "jobs": (1, cores)}
-    ranges["checkpoint_steps"] = (1, 2**63 - 1)
+    ranges |= {"checkpoint_steps": (1, 2**63 - 1), "seeds_at_once": (1, MOST_SEEDS)}
     for key, (smallest, largest) in ranges.items():
-        value = config[key]
+        value = config.get(key, 1)  # older runs lack one
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        may_be_null = key != "seed" and value is None
+        may_be_null = key not in ("seed", "seeds_at_once") and value is None
         if not (is_number and smallest <= value <= largest) and not may_be_null:
             yield f"{key}={value}: must be a whole number from {smallest} to {largest}"
+    if config.get("seeds_at_once", 1) != 1 and config.trainer.get("devices", 1) != 1:
+        yield (
+            f"seeds_at_once={config.seeds_at_once}: takes one device, but trainer.devices="
+            f"{config.trainer.devices}; remove one of the two"
+        )
     max_tokens = config.get("max_tokens")  # older runs have none
     is_number = isinstance(max_tokens, int | float) and not isinstance(max_tokens, bool)
     if max_tokens is not None and not (is_number and 1 <= max_tokens < math.inf):

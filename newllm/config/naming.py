@@ -15,7 +15,7 @@ LONGEST = 200  # bytes of a name, which may be in any script; a folder's may hav
 LARGEST_SEED = 2**32 - 1  # of numpy
 STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
-OF_A_SWEEP = ("sweep", "only", "jobs", "overwrite", "examination")
+OF_A_SWEEP = ("sweep", "only", "jobs", "seeds_at_once", "overwrite", "examination")
 LEFT_OUT = (
     *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last", "checkpoint_steps"),
     *("trusted_packages", "data.directory", "logger", "hydra"),

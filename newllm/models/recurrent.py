@@ -63,7 +63,11 @@ class Recurrent(Layer):
 
     def _chunk(self, x_BTD: Tensor, state: State | None, *rest: Any) -> Chunk:
         state = self.initial_state(x_BTD.shape[0]) if state is None else state
-        return Chunk(x_BTD, state, DropoutMasks.draw(self.cell, x_BTD), *rest)
+        return Chunk(x_BTD, state, self.draw_masks(x_BTD), *rest)
+
+    def draw_masks(self, x_BTD: Tensor) -> DropoutMasks | None:
+        """The dropout masks of a chunk; None without dropout."""
+        return DropoutMasks.draw(self.cell, x_BTD)
 
     def initial_state(self, batch_size: int) -> State:
         """The initial state of the cell."""

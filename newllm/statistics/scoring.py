@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,21 @@ class Scored(NamedTuple):
     state: State
 
 
-def score_batch(model: LanguageModel, batch: Batch, before: State | None) -> Scored:
+class Scorer(Protocol):
+    """A model, or what computes it together with others."""
+
+    def score(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+        padding_matters: bool = True,
+    ) -> tuple[Tensor, Tensor, State]:
+        """As `LanguageModel.score`."""
+
+
+def score_batch(model: Scorer, batch: Batch, before: State | None) -> Scored:
     """Score a batch; `before` is the state after the batch before it, None for the first one."""
     state = None
     if before is not None and batch.continues_B is not None:

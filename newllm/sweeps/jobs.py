@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.naming import run_folder
 from newllm.runs.directory import read_result
@@ -30,6 +31,22 @@ class Job:
     def label(self) -> str:
         """Such as `phase1_baseline seed=1`."""
         return f"{self.folder.parent.name} {self.folder.name}"
+
+
+def groups_of(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:
+    """The jobs in groups of at most `size` that differ in their seed alone."""
+    if size == 1:
+        return [(job,) for job in jobs]
+    alike: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        config = job.config.copy()
+        config.seed = 0
+        alike[f"{job.folder.parent}\n{OmegaConf.to_yaml(config)}"].append(job)
+    return [
+        tuple(each[first : first + size])
+        for each in alike.values()
+        for first in range(0, len(each), size)
+    ]
 
 
 def side_by_side_seconds(seconds: Sequence[float], size: int) -> float:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from rich.table import Table
 
 from newllm.config.arguments import program
@@ -25,7 +24,14 @@ from newllm.statistics.comparisons import contests
 from newllm.statistics.labels import choices_of
 from newllm.statistics.variants import Variant, grouped, variants
 from newllm.studies import found_studies
-from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome, side_by_side_seconds
+from newllm.sweeps.jobs import (
+    Job,
+    Outcome,
+    duration,
+    groups_of,
+    read_outcome,
+    side_by_side_seconds,
+)
 from newllm.sweeps.workers import Workers
 from newllm.training.run import attempt, quiet_lightning
 
@@ -53,7 +59,8 @@ def sweep(jobs: Sequence[Job], top: Path, study: str) -> list[float | None]:
     outcomes = {job: read_outcome(job, "skipped") for job in jobs if job not in waiting}
     interrupted = False
     # All jobs decide, not only those that wait: a run must go on with as many threads as it had.
-    with Workers(waiting, _side_by_side(jobs[0].config, len(jobs))) as workers:
+    groups = groups_of(waiting, jobs[0].config.seeds_at_once)
+    with Workers(groups, _side_by_side(jobs)) as workers:
         try:
             workers.run()
         except KeyboardInterrupt:
@@ -75,7 +82,7 @@ def _loss(outcome: Outcome) -> float:
 def _plan_only(jobs: Sequence[Job], waiting: Sequence[Job]) -> list[float | None]:
     """Tell of each job that is not done yet, and how long all of them would take."""
     quiet_lightning()
-    size = _side_by_side(jobs[0].config, len(jobs))
+    size = _side_by_side(jobs)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // size))  # as each job will have
     losses: dict[Job, float | None] = {}
@@ -117,10 +124,12 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     return waiting
 
 
-def _side_by_side(config: DictConfig, num_jobs: int) -> int:
-    """How many jobs run at once: as many as was asked for, else a process for each core."""
+def _side_by_side(jobs: Sequence[Job]) -> int:
+    """How many processes run at once: as many as was asked for, else one for each core."""
+    config = jobs[0].config
+    num_groups = len(groups_of(jobs, config.seeds_at_once))
     affordable = torch.get_num_threads() // max(1, config.trainer.devices)
-    return max(1, min(num_jobs, config.jobs or affordable))
+    return max(1, min(num_groups, config.jobs or affordable))
 
 
 def _tell(jobs: Sequence[Job], outcomes: dict[Job, Outcome], top: Path, study: str) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a sweep: one for each job, so that none can end the others."""
+"""The processes of a sweep: one for each group of jobs, so that none can end the others."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,16 +26,18 @@ from newllm.runs.directory import read_result
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome
 from newllm.sweeps.policy import record_failure, run_job_of_sweep
 from newllm.training.run import quiet_lightning
+from newllm.training.together import Together
+from newllm.training.turns import Turns
 
 
 class Workers:
     """The processes of a sweep and its progress line."""
 
-    def __init__(self, jobs: Sequence[Job], size: int) -> None:
+    def __init__(self, groups: Sequence[tuple[Job, ...]], size: int) -> None:
         self.outcomes: dict[Job, Outcome] = {}
-        self._waiting, self._size, self._num_jobs = list(jobs), size, len(jobs)
+        self._waiting, self._size, self._num_jobs = list(groups), size, sum(map(len, groups))
         self._threads = max(1, torch.get_num_threads() // size)
-        self._running: dict[BaseProcess, Job] = {}
+        self._running: dict[BaseProcess, tuple[Job, ...]] = {}
         self._started = time.monotonic()
         self._context = multiprocessing.get_context("forkserver")
         # Its children then start with all of torch and Lightning loaded.
@@ -71,14 +76,15 @@ class Workers:
             process.join()
         self._gather(interrupted=True)
 
-    def _start(self, job: Job) -> None:
+    def _start(self, group: tuple[Job, ...]) -> None:
         if not self._running:
             self._start_server()
-        content = OmegaConf.to_yaml(job.config)
-        arguments = (content, job.folder, job.overrides, self._threads)
-        process = self._context.Process(target=work, args=arguments, name=job.label)
+        tasks = [Task(OmegaConf.to_yaml(job.config), job.folder, job.overrides) for job in group]
+        process = self._context.Process(
+            target=work, args=(tasks, self._threads), name=group[0].label
+        )
         process.start()
-        self._running[process] = job
+        self._running[process] = group
 
     @staticmethod
     def _start_server() -> None:
@@ -91,18 +97,19 @@ class Workers:
         """Record the outcomes of the jobs that have ended; returns these jobs."""
         ended = []
         for process in [process for process in self._running if process.exitcode is not None]:
-            job = self._running.pop(process)
-            if not interrupted:
-                _record_end(job, process.exitcode or 0)
-            self.outcomes[job] = read_outcome(job)
-            ended.append(job)
+            for job in self._running.pop(process):
+                if not interrupted:
+                    _record_end(job, process.exitcode or 0)
+                self.outcomes[job] = read_outcome(job)
+                ended.append(job)
         return ended
 
     def _line(self) -> str:
         outcomes = dict(self.outcomes)  # the display asks from a thread of its own
         ended = [outcome.status for outcome in outcomes.values()]
         done = ended.count("done")
-        line = f"{done} of {self._num_jobs} done, {len(self._running)} running"
+        num_running = sum(map(len, list(self._running.values())))
+        line = f"{done} of {self._num_jobs} done, {num_running} running"
         if others := len(ended) - done:
             line += f", {others} failed"
         if 0 < len(ended) < self._num_jobs:
@@ -112,24 +119,71 @@ class Workers:
         return line
 
 
-def work(content: str, folder: Path, overrides: Sequence[str], threads: int) -> None:
-    """Run a job in this process, with its output in its log and its share of threads."""
+class Task(NamedTuple):
+    """A job as a process gets it."""
+
+    content: str  # its configuration
+    folder: Path
+    overrides: Sequence[str]
+
+    def log(self) -> int:
+        """Open `log.txt` in its folder, for the output of the process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def run(self) -> int:
+        """Run it; returns the exit code."""
+        config = OmegaConf.create(self.content)
+        assert isinstance(config, DictConfig)
+        try:
+            run_job_of_sweep(config, self.folder, self.overrides, self.folder.parents[1])
+        except KeyboardInterrupt as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
+
+
+def work(tasks: Sequence[Task], threads: int) -> None:
+    """Run jobs in this process, each with its output in its log."""
     _end_with_parent()
     # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    log = tasks[0].log()
     for stream in (1, 2):
         os.dup2(log, stream)
     torch.set_num_threads(threads)
     quiet_lightning()
-    config = OmegaConf.create(content)
-    assert isinstance(config, DictConfig)
-    try:
-        run_job_of_sweep(config, folder, overrides, folder.parents[1])
-    except KeyboardInterrupt as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+    sys.exit(tasks[0].run() if len(tasks) == 1 else run_together(tasks))
+
+
+def run_together(tasks: Sequence[Task]) -> int:
+    """Run jobs that differ in their seed alone, in threads that take turns; returns the exit code.
+
+    After SIGTERM, each takes its current step and writes a checkpoint; a second one does not wait.
+    """
+    turns = Turns(Together().answer)
+    codes: list[int] = []
+
+    def run(task: Task) -> None:
+        code = 1
+        try:
+            if not turns.is_asked_to_stop:
+                code = task.run()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            codes.append(code)
+
+    def stop(*_: object) -> None:
+        if turns.is_asked_to_stop:
+            os._exit(1)
+        turns.is_asked_to_stop = True
+
+    for task in tasks:
+        turns.add(partial(run, task), task.log())
+    signal.signal(signal.SIGTERM, stop)
+    turns.run()
+    return max(codes)
 
 
 def _end_with_parent() -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from newllm.runs.directory import written_whole
 from newllm.training.history import history_of
 from newllm.training.module import LanguageModule
+from newllm.training.random_states import random_states, set_random_states
 from newllm.training.sharding import any_process, whole_state_dict
+from newllm.training.turns import Stopped, current_member
 
 INTERVAL = 60.0  # seconds
 
@@ -79,19 +79,20 @@ class Checkpoints(Callback):
     ) -> None:
         if self._random_states is not None:
             # Not earlier, because Lightning draws random numbers before the first batch.
-            _set_random_states(self._random_states)
+            set_random_states(self._random_states)
             self._random_states = None
             # Lightning would count one step too many for its logs.
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a checkpoint holds no gradients
-        is_due = self._is_due(trainer.global_step) or self._is_asked_to_stop
-        if any_process(trainer, module, is_due):
+        member = current_member()
+        must_stop = self._is_asked_to_stop or bool(member and member.turns.is_asked_to_stop)
+        if any_process(trainer, module, self._is_due(trainer.global_step) or must_stop):
             self._write_best()
             self._write_last(trainer)
             self._written_at = time.monotonic()
-        if self._is_asked_to_stop:
-            raise KeyboardInterrupt
+        if must_stop:
+            raise KeyboardInterrupt if member is None else Stopped
 
     def _is_due(self, step: int) -> bool:
         if self.every_n_steps is None:
@@ -136,34 +137,7 @@ class Checkpoints(Callback):
         progress["total"]["ready"] = progress["total"]["completed"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random_states": _random_states()}
+        return {"random_states": random_states()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random_states = state["random_states"]
-
-
-def _random_states() -> dict[str, Any]:
-    """The states of all random number generators, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    device = _device_module()
-    return {
-        "torch": torch.get_rng_state(),
-        "device": None if device is None else device.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (kind, np.asarray(keys).tolist(), *rest),
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    device = _device_module()
-    if device is not None and states["device"] is not None:
-        device.set_rng_state(states["device"])
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-
-
-def _device_module() -> Any:
-    """The module of the accelerator, such as `torch.cuda`; None without one."""
-    accelerator = torch.accelerator.current_accelerator()
-    return accelerator and torch.get_device_module(accelerator)

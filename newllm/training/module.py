@@ -21,7 +21,7 @@ from newllm.data.batch import Batch
 from newllm.data.module import DataModule
 from newllm.data.source import TEST, VALIDATION
 from newllm.models.language_model import LanguageModel, State
-from newllm.statistics.scoring import score_batch
+from newllm.statistics.scoring import Scorer, score_batch
 from newllm.training.clipping import GradientClip, clip_gradients, weights_of
 from newllm.training.metrics import Scores, sum_rows
 
@@ -114,6 +114,7 @@ class LanguageModule(LightningModule):
     Attributes:
         scores: of the splits being evaluated, by name.
         gradient_norm: of the last step, before clipping.
+        together: scores batches in the place of the model; None without other runs in the process.
     """
 
     def __init__(
@@ -132,10 +133,16 @@ class LanguageModule(LightningModule):
         self.num_steps = num_steps
         self.gradient_norm = torch.tensor(math.nan)
         self.scores: dict[str, Scores] = {}
+        self.together: Scorer | None = None
         self._num_tokens_of_step: list[Tensor] = []  # of each batch since the last step
         self._state: State | None = None  # carried between training batches
         # The number of an evaluation split, and the state carried between its batches.
         self._evaluation_state: tuple[int, State | None] = (0, None)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores batches while the run lasts."""
+        return self.together or self.model
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the scored targets of a batch, in nats."""
@@ -144,7 +151,7 @@ class LanguageModule(LightningModule):
 
     def _score(self, batch: Batch, state: State | None) -> tuple[Tensor, Tensor, State | None]:
         """Losses and correctness [B, T], and the state to carry on."""
-        scored = score_batch(self.model, batch, state)
+        scored = score_batch(self.scorer, batch, state)
         carried = None if batch.continues_B is None else _detached(scored.state)
         return scored.loss_BT, scored.correct_BT, carried
 
@@ -238,7 +245,9 @@ class LanguageModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["carried_state"] = self._state
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: _alone(weight) for name, weight in weights.items()}
+        checkpoint["carried_state"] = self._state and tuple(map(_alone, self._state))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._state = checkpoint["carried_state"]
@@ -271,6 +280,11 @@ def _detached(state: State | None, device: torch.device | None = None) -> State 
     if isinstance(state, tuple):
         return tuple(tensor.detach().to(device) for tensor in state)
     return None if state is None else state.detach().to(device)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A tensor without those that share its memory, which a checkpoint would contain as well."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def data_of(trainer: Trainer) -> DataModule:

@@ -30,6 +30,8 @@ from newllm.training.history import Diverged
 from newllm.training.processes import Processes
 from newllm.training.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.training.summary import print_banner, print_result
+from newllm.training.together import RunScorer, reason_to_be_alone
+from newllm.training.turns import Member, Stopped, current_member
 
 # Messages of Lightning at every start that no user of this program can act on.
 LIGHTNING_CHATTER = (
@@ -125,7 +127,7 @@ def _run(
     except Diverged as error:
         result = {"status": "diverged", "error": str(error)}
         raise
-    except SystemExit as end:  # Lightning's response to Ctrl-C
+    except (SystemExit, Stopped) as end:  # the first is Lightning's response to Ctrl-C
         command = [program("python"), "-m", "newllm.train", f"{RUN}={run.path}"]
         if config.trusted_packages:
             command.append(f"{TRUSTED}=[{','.join(config.trusted_packages)}]")
@@ -149,6 +151,8 @@ def _run(
 def fit_and_test(experiment: Experiment, last: Path | None, best: Path) -> dict[str, Any]:
     """Train, from the last checkpoint if there is one, and evaluate the best weights."""
     trainer, module, data = experiment.trainer, experiment.module, experiment.data
+    if (member := current_member()) is not None:
+        _join(experiment, member)
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     trainer.strategy.barrier()  # the first process has written the best weights
     load_weights(experiment.model, best)
@@ -157,6 +161,15 @@ def fit_and_test(experiment: Experiment, last: Path | None, best: Path) -> dict[
     trainer.test(module, datamodule=data, verbose=False)
     evaluation = {name: scores.metrics() for name, scores in module.scores.items()}
     return {"evaluation": evaluation, "test_loss": evaluation.get(TEST, {}).get("loss")}
+
+
+def _join(experiment: Experiment, member: Member) -> None:
+    """Let a run be computed together with the others of its process, if that is of use."""
+    device = experiment.trainer.strategy.root_device
+    if reason := reason_to_be_alone(experiment.model, device):
+        print(f"seeds_at_once: trained one after another; {reason}", file=sys.stderr)
+    else:
+        experiment.module.together = RunScorer(experiment.model, member)
 
 
 def attempt(

@@ -116,7 +116,7 @@ class StepValidation(Callback):
         parts = []
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in on_device_of(model, self._batches):
-                loss_BT, _, _ = model.score(
+                loss_BT, _, _ = module.scorer.score(
                     batch.tokens_BT, batch.targets_BT, padding_matters=False
                 )
                 is_unk_BT, is_eos_BT = batch.targets_BT == UNK, batch.targets_BT == EOS

@@ -19,6 +19,7 @@ from test_contract import CELLS
 from test_graphs import results
 from test_options import OPTIONS, small_config
 from test_resume import RECIPES, RUN, SIZES, SaveBefore, fit
+from test_together import train_together
 from test_waiting import MODELS, STREAMS, StepByStep, batches
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.persistent import Persistent
 from newllm.models.recurrence.reference import MASK_BLOCK, Recurrence, roll
 from newllm.models.sampling import sample_sentences
-from newllm.runs.directory import load_run
+from newllm.runs.directory import load_run, read_result
 from newllm.training.experiment import build_experiment
 from newllm.training.metrics import split_metrics
 from newllm.training.run import train
@@ -148,6 +149,31 @@ def test_resumed_equals_uninterrupted(
             resumed.model.state_dict()[name], weights, rtol=1e-4, atol=1e-5, msg=name
         )
     assert len(resumed.history.steps) == len(whole.history.steps)
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*")
+@pytest.mark.parametrize("model", ["gated", "transformer", "mingru"])
+def test_seeds_at_once(
+    compose_config: Compose,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    device: str,
+    model: str,
+) -> None:
+    sizes = SIZES.get(model, SIZES["context" if model == "gated" else "lstm"])
+    chosen = (f"model={model}", *sizes, *RECIPES["modern"])
+    if model == "transformer":
+        chosen += ("recipe.dropout=0",)  # fused attention draws other masks when it is alone
+    configs = [on(device, compose_config(*RUN, *chosen, f"seed={seed}")) for seed in (1, 2, 3)]
+    together = train_together(configs, tmp_path)
+    err = capsys.readouterr().err
+    assert ("one after another" in err) == (device == "cpu" and model == "gated"), err
+    for config, folder in zip(configs, together, strict=True):
+        alone = train(config, tmp_path / f"alone{config.seed}")
+        result = read_result(folder)
+        assert result["status"] == alone["status"] == "done"
+        # Sums on a GPU may be taken in another order.
+        assert result["best_val_loss"] == pytest.approx(alone["best_val_loss"], rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*logging interval.*")
