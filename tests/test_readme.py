@@ -45,6 +45,10 @@ def test_make_knows_every_target_of_the_readme() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+EXAMINE = [line for line in TRAIN if "sweep=examination" in line]
+TRAIN = [line for line in TRAIN if line not in EXAMINE]
+
+
 @pytest.mark.parametrize("line", [line for line in TRAIN if "my_conf" not in line])
 def test_train_commands_run(command: Command, tmp_path: Path, line: str) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(f"line {i} of a text" for i in range(50)))
@@ -104,6 +108,21 @@ def test_a_variant_of_the_user_runs(
     done = command("newllm.train", *shlex.split(line), *SMALL, *small)
     assert done.returncode == 0, done.stderr
     assert description in done.stdout
+
+
+@pytest.mark.parametrize("line", EXAMINE)
+def test_a_model_is_examined(command: Command, tmp_path: Path, line: str) -> None:
+    write_examples(tmp_path)
+    small = [
+        *("examination.size=quick", "only=quick_parity", "trainer.max_steps=2", "threads=1"),
+        *("budget.parameters=3000", "data.evaluation_rows=2", "data.evaluation_lengths=[8]"),
+    ]
+    done = command("newllm.train", *shlex.split(line), *small)
+    assert done.returncode == 0, done.stderr
+    assert "does not learn to track parity" in done.stdout
+    (card,) = (tmp_path / "outputs" / "cards").iterdir()
+    page = (card / "index.html").read_text()
+    assert all(word in page for word in ("parity, 8 symbols", "Transformer", "LSTM"))
 
 
 def test_data_of_the_user_run(command: Command, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ LARGEST_SEED = 2**32 - 1  # of numpy
 STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 OF_A_SWEEP = ("sweep", "only", "jobs", "seeds_at_once", "overwrite", "examination")
+# Groups that make a model; other choices are how it is trained.
+OF_A_MODEL = ("model", "gating", "normalization", "recurrence")
 LEFT_OUT = (
     *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last", "checkpoint_steps"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
@@ -56,6 +58,11 @@ def choices(overrides: Sequence[str]) -> dict[str, str]:
         if key not in MARKS:
             chosen[f"~{key}" if line.startswith("~") else key] = value
     return {key: value for key, value in chosen.items() if not _is_left_out(key, value)}
+
+
+def is_of_a_model(key: str) -> bool:
+    """Whether a choice is a part of the model."""
+    return key.lstrip("~").partition(".")[0] in OF_A_MODEL
 
 
 def _marks(overrides: Sequence[str]) -> dict[str, str]:

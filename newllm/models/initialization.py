@@ -58,7 +58,8 @@ def variance_preserving(
                 _draw(linear, math.sqrt(2 / (linear.in_features * num_blocks)))
     output = model.get_submodule("output")
     assert isinstance(output, nn.Linear)
-    if isinstance([*model.get_submodule("layers").children()][-1], TorchRNN):
+    layers = getattr(model, "layers", ())
+    if layers and isinstance(layers[-1], TorchRNN):
         output_gain = 1.0
     if base_fan_in is not None:
         output_gain *= math.sqrt(base_fan_in / output.in_features)

@@ -32,15 +32,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.build import ConfigFault
 from newllm.config.loading import loading
-from newllm.config.naming import STUDY, TRIAL, VARIANT
+from newllm.config.naming import STUDY, TRIAL, VARIANT, is_of_a_model
 from newllm.config.overrides import Composer
 from newllm.config.study_file import ONLY, joined, matching, parted, value_lines
 from newllm.config.trials import draw_trials
 from newllm.runs.gathering import committed
 from newllm.runs.identity import config_hash
-
-# Choices that a baseline replaces.
-OF_A_MODEL = ("model", "gating", "normalization", "recurrence")
 
 Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
 
@@ -204,9 +201,7 @@ class Each(Sweeper):
         composer = Composer(self.hydra_context.config_loader, self.config.hydra.job.config_name)
         study = self.config.hydra.runtime.choices["sweep"]
         done = {run.result["config_hash"] for run in committed(study) if run.is_done}
-        others = {
-            key: each for key, each in given.items() if key.partition(".")[0] not in OF_A_MODEL
-        }
+        others = {key: each for key, each in given.items() if not is_of_a_model(key)}
         for name, lines in itertools.product(names, self._baselines.values()):
             entries = [*self._entries(name, {**others, **self._settings(joined(lines))})]
             first_job = [*self.config.hydra.overrides.hydra, *entries[0].jobs[0]]

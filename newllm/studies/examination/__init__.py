@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from newllm.config.naming import TRIAL, choices, folder_name, split
-from newllm.config.study_file import baselines_of
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
@@ -57,19 +56,23 @@ def finish(top: Path, jobs: Sequence[Sequence[str]]) -> None:
         top: the folder of all sweeps.
         jobs: the overrides of each job.
     """
-    known = examined([*gather([top]), *committed(NAME)])
-    asked = {frozenset(_model(lines).items()) for lines in jobs}
-    given = {frozenset(choices(lines).items()) for lines in baselines_of(NAME).values()}
-    sizes = {str(choices(lines).get("variant", "")).split("_")[1] for lines in jobs}
-    trusted = _trusted(jobs)
-    for one in known:
-        made_of = frozenset(one.choices.items())
-        if one.size in sizes and made_of in asked and (made_of not in given or asked <= given):
-            card = Card(one, _baselines(known, one), _measure(one, trusted))
-            folder = top.parent / CARDS / folder_name(f"{one.label}, {one.size}")
-            write(card, folder)
-            print(*card.sentences, sep="\n")
-            print(f"card: {folder / 'index.html'}")
+    folders = [each for each in top.glob(f"{NAME}_*") if any(each.glob("*/result.json"))]
+    known = examined([*gather(sorted(folders)), *committed(NAME)])
+    asked = {frozenset(_chosen(lines)) for lines in jobs}
+    ran = [
+        one
+        for one in known
+        if frozenset({("size", one.size), *one.model.items(), *one.others.items()}) in asked
+    ]
+    for one in [one for one in ran if not one.baseline] or ran:
+        baselines = {other.baseline: other for other in known if one.is_like(other)}
+        compared = {key: baselines[key] for key in BASELINES if key in baselines}
+        compared.pop(str(one.baseline), None)
+        card = Card(one, compared, _measure(one, _trusted(jobs)))
+        folder = top.parent / CARDS / folder_name(f"{one.label}, {one.size}")
+        write(card, folder)
+        print(*card.sentences, sep="\n")
+        print(f"card: {folder / 'index.html'}")
 
 
 def write(card: Card, folder: Path) -> None:
@@ -87,17 +90,12 @@ def write(card: Card, folder: Path) -> None:
     document.text(DEFINITION, COMPARISON)
     document.write(folder)
     record = {
-        "model": dict(card.model.choices),
+        "model": {**card.model.model, **card.model.others},
         "size": card.model.size,
         "sentences": card.sentences,
         "measured": card.measured and card.measured.record,
     }
     write_text(folder / "card.json", json.dumps(record, indent=1) + "\n")
-
-
-def _baselines(known: Sequence[Examined], one: Examined) -> Mapping[str, Examined]:
-    found = {other.baseline: other for other in known if other.size == one.size and other != one}
-    return {name: found[name] for name in BASELINES if name in found}
 
 
 def _measure(one: Examined, trusted: Sequence[str]) -> Measured | None:
@@ -107,8 +105,11 @@ def _measure(one: Examined, trusted: Sequence[str]) -> Measured | None:
     return measure(Path(run.place), trusted)
 
 
-def _model(lines: Sequence[str]) -> dict[str, str]:
-    return {k: v for k, v in choices(lines).items() if k not in (TRIAL, "variant")}
+def _chosen(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """The choices of a job, and the size of its variant."""
+    found = choices(lines)
+    size = found.pop("variant", "").removeprefix(f"{NAME}_").partition("_")[0]
+    return [("size", size), *((key, value) for key, value in found.items() if key != TRIAL)]
 
 
 def _trusted(jobs: Sequence[Sequence[str]]) -> list[str]:
@@ -126,8 +127,12 @@ def models(document: Document, runs: Sequence[Run], _: Translate, label: Transla
         [[quoted(one.label), one.size, *(shown(one.mean(task), task) for task in TASKS)]
          for one in found],
     )  # fmt: skip
-    plain = {one.size: one for one in found if one.choices == PLAIN}
-    pairs = [(one, plain[one.size]) for one in found if one.size in plain and one.choices != PLAIN]
+    pairs = [
+        (one, other)
+        for one in found
+        for other in found
+        if one.is_like(other) and other.model == PLAIN and one is not other
+    ]
     compared = {
         (one.model.size, one.model.label, one.task): _difference(one, _)
         for one in differences(pairs)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from newllm.config.naming import TRIAL, choices
+from newllm.config.naming import TRIAL, choices, is_of_a_model
 from newllm.config.study_file import baselines_of, sweeper_of
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval, compare, criteria, mean_interval, verdicts
@@ -94,30 +94,35 @@ class Examined:
 
     Attributes:
         size: one of `SIZES`.
-        choices: what makes the model, by key.
+        model: the choices that make the model, by key.
+        others: further choices, which change how it is trained.
         runs: of the best trial of each task with other seeds.
     """
 
     size: str
-    choices: Mapping[str, str]
+    model: Mapping[str, str]
+    others: Mapping[str, str]
     runs: Mapping[str, Sequence[Run]]
 
     @property
     def baseline(self) -> str | None:
         """Its name among the baselines, if it is one."""
         named = {name: choices(lines) for name, lines in baselines_of(NAME).items()}
-        return next((name for name, made_of in named.items() if made_of == self.choices), None)
+        return next((name for name, made_of in named.items() if made_of == self.model), None)
+
+    def is_like(self, other: Examined) -> bool:
+        """Whether another model was trained in the same way."""
+        return (self.size, self.others) == (other.size, other.others)
 
     @property
     def label(self) -> str:
         """Such as `gated num_layers=2`."""
-        if self.baseline:
-            return BASELINES[self.baseline]
-        own = [
+        words = [
             value if key == "model" else f"{key.removeprefix('model.')}={value}"
-            for key, value in sorted(self.choices.items(), key=lambda item: item[0] != "model")
+            for key, value in sorted(self.model.items(), key=lambda item: item[0] != "model")
         ]
-        return " ".join(own) or "default model"
+        name = BASELINES[self.baseline] if self.baseline else " ".join(words) or "default model"
+        return " ".join([name, *(f"{key}={value}" for key, value in self.others.items())])
 
     def values(self, task: str) -> list[float]:
         """What its runs reached in a task."""
@@ -157,12 +162,17 @@ def examined(runs: Sequence[Run]) -> list[Examined]:
     for run in runs:
         size, _, task = str(run.known_as).partition("_")
         if purpose(run) and size in SIZES and task in TASKS:
-            groups[size, frozenset(_model(run).items())].setdefault(task, []).append(run)
+            made_of = frozenset((k, v) for k, v in run.choices.items() if k != TRIAL)
+            groups[size, made_of].setdefault(task, []).append(run)
     found = []
     for (size, made_of), by_task in groups.items():
         again = {task: best for task, own in by_task.items() if (best := _best(own))}
         if again:
-            found.append(Examined(size, dict(made_of), again))
+            model, others = (
+                {key: value for key, value in made_of if is_of_a_model(key) == wanted}
+                for wanted in (True, False)
+            )
+            found.append(Examined(size, model, others, again))
     return sorted(found, key=lambda one: (SIZES.index(one.size), bool(one.baseline), one.label))
 
 
@@ -224,10 +234,6 @@ def purpose(run: Run) -> str | None:
         return None
     is_trial = str(run.result["seed"]) == sweeper_of(NAME)["params"]["seed"]
     return "trial" if is_trial else "again"
-
-
-def _model(run: Run) -> dict[str, str]:
-    return {key: value for key, value in run.choices.items() if key != TRIAL}
 
 
 def _best(runs: Sequence[Run]) -> list[Run]:
