@@ -122,9 +122,9 @@ def test_a_delayed_copy_needs_the_symbols_that_wait(kinds: int, delay: int) -> N
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
-        ("delayed_copy", {"kinds": 8, "delay": 2}, "2.62 bits at least; 3.00 suffice"),
-        ("hidden_markov", {"machine": EVEN}, "0.66 bits at least; 1.00 suffice"),
-        ("grammar", {}, "0.94 bits at least; 4.75 suffice"),
+        ("delayed_copy", {"kinds": 8, "delay": 2}, "2.62 bits at least; 3.00 follow its states"),
+        ("hidden_markov", {"machine": EVEN}, "0.66 bits at least; 1.00 follow its states"),
+        ("grammar", {}, "0.94 bits at least; 4.75 follow its states"),
         ("hidden_markov", {"unifilar": False}, "bits at least; no finite number is known"),
     ],
 )

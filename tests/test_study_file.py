@@ -242,10 +242,10 @@ def test_a_baseline_is_not_run_twice(tmp_path: Path) -> None:
 def test_a_baseline_whose_result_is_committed_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["data=tiny30", "model=gru", "model.embedding_dim=6", "optimizer.lr=0.1", "seed=1"]
+    overrides = ["data=tiny30", "model=gru", "model.embedding_dim=6", "seed=1"]
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
-        digest = config_hash(compose("config", overrides=overrides))
-    done = {"status": "done", "config_hash": digest}
-    monkeypatch.setattr("newllm.sweeps.each.committed", lambda study: [Run("there", done)])
+        configs = [compose("config", [*overrides, f"optimizer.lr={lr}"]) for lr in (0.1, 0.2)]
+    runs = [Run("there", {"status": "done", "config_hash": config_hash(c)}) for c in configs]
+    monkeypatch.setattr("newllm.runs.gathering.committed", lambda study: runs)
     trials, _ = compared(tmp_path, LOSSES, "model=gated")
     assert {re.findall(r"model=(\w+)", job)[0] for job in trials} == {"gated", "lstm"}

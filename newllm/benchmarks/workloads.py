@@ -143,7 +143,8 @@ class Trainee:
     def step(self, batch_size: int, length: int) -> Callable[[], None]:
         """A step on random tokens without padding."""
         generator = torch.Generator().manual_seed(0)
-        tokens_BT = torch.randint(4, VOCABULARY, (batch_size, length), generator=generator)
+        num_classes = min(VOCABULARY, self.model.vocabulary_size)
+        tokens_BT = torch.randint(4, num_classes, (batch_size, length), generator=generator)
         batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), torch.arange(batch_size))
         return partial(self.train, [batch.to(device_of(self.model))])
 

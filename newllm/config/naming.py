@@ -17,7 +17,10 @@ STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 OF_A_SWEEP = ("sweep", "only", "jobs", "seeds_at_once", "overwrite", "examination")
 # Groups that make a model; other choices are how it is trained.
-OF_A_MODEL = ("model", "gating", "normalization", "recurrence")
+OF_A_MODEL = (
+    *("model", "gating", "normalization", "recurrence"),
+    *("budget.widths", "budget.state_widths"),
+)
 LEFT_OUT = (
     *(*OF_A_SWEEP, "seed", "threads", "plan", "test", "keep_last", "checkpoint_steps"),
     *("trusted_packages", "data.directory", "logger", "hydra"),
@@ -62,7 +65,8 @@ def choices(overrides: Sequence[str]) -> dict[str, str]:
 
 def is_of_a_model(key: str) -> bool:
     """Whether a choice is a part of the model."""
-    return key.lstrip("~").partition(".")[0] in OF_A_MODEL
+    key = key.lstrip("+~")
+    return any(key == name or key.startswith(f"{name}.") for name in OF_A_MODEL)
 
 
 def _marks(overrides: Sequence[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from newllm.models.recurrence.reference import (
 from newllm.models.recurrent import Recurrent
 
 NUM_TOKENS = 8
-STEP = 1e-6  # of finite differences
+STEP = 1e-8  # of finite differences; a larger one would cross kinks of ReLU
 # By row: no padding; inside and at the end; at the end; at the beginning; only padding.
 PADS = ("........", "..XX..X.", "....XXXX", "XX......", "XXXXXXXX")
 # At the first token, twice in a row; at padding and a token; at padding; nowhere; at padding.

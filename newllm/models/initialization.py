@@ -7,6 +7,8 @@ from torch import nn
 from newllm.models.fnn import PlainFNN, ResidualFNN
 from newllm.models.torch_rnn import TorchRNN
 
+UNNORMALIZED = 10.0  # about a normalized context over a fresh hidden state of an LSTM
+
 
 def normal(model: nn.Module, std: float = 0.02) -> None:
     """Linear and Embedding weights N(0, std) and biases 0, as in the summary.
@@ -38,8 +40,8 @@ def variance_preserving(
         model: a `LanguageModel`, changed in place.
         embedding_std: standard deviation of embedding tables; 1 is that of a normalized context.
         output_gain: scale of the logits; small, so that training starts near the uniform
-            distribution. It is 1 above torch's recurrent networks: their hidden states are small
-            and not normalized, so that even smaller logits would hold up training.
+            distribution. Above torch's recurrent networks, whose hidden states are small and not
+            normalized, the weights are `UNNORMALIZED` times as large; else it would be held up.
         base_fan_in: if given, the scale of the logits falls with the width of the output layer, in
             proportion to the root of this over the width, as `OptimizerFactory` assumes.
     """
@@ -60,7 +62,7 @@ def variance_preserving(
     assert isinstance(output, nn.Linear)
     layers = getattr(model, "layers", ())
     if layers and isinstance(layers[-1], TorchRNN):
-        output_gain = 1.0
+        output_gain *= UNNORMALIZED
     if base_fan_in is not None:
         output_gain *= math.sqrt(base_fan_in / output.in_features)
     _draw(output, output_gain / math.sqrt(output.in_features))

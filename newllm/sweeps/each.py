@@ -36,8 +36,6 @@ from newllm.config.naming import STUDY, TRIAL, VARIANT, is_of_a_model
 from newllm.config.overrides import Composer
 from newllm.config.study_file import ONLY, joined, matching, parted, value_lines
 from newllm.config.trials import draw_trials
-from newllm.runs.gathering import committed
-from newllm.runs.identity import config_hash
 
 Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
 
@@ -198,14 +196,19 @@ class Each(Sweeper):
         """Each variant with each baseline, unless it is known or its result is committed."""
         if not self._baselines:
             return
+        with loading():
+            from newllm.runs.gathering import committed
+            from newllm.runs.identity import config_hash
         composer = Composer(self.hydra_context.config_loader, self.config.hydra.job.config_name)
         study = self.config.hydra.runtime.choices["sweep"]
         done = {run.result["config_hash"] for run in committed(study) if run.is_done}
         others = {key: each for key, each in given.items() if not is_of_a_model(key)}
         for name, lines in itertools.product(names, self._baselines.values()):
             entries = [*self._entries(name, {**others, **self._settings(joined(lines))})]
-            first_job = [*self.config.hydra.overrides.hydra, *entries[0].jobs[0]]
-            if entries[0].contest not in known and config_hash(composer.job(first_job)) not in done:
+            if entries[0].contest in known:
+                continue
+            jobs = [[*self.config.hydra.overrides.hydra, *entry.jobs[0]] for entry in entries]
+            if not all(config_hash(composer.job(job)) in done for job in jobs):
                 yield from entries
 
     def _again(self, entries: Iterable[_Entry]) -> Iterator[_Entry]:

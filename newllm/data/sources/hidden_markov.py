@@ -74,7 +74,9 @@ class ProcessSource(Task):
     def card(self) -> dict[str, str]:
         """What is known of the context that a model needs."""
         bits = self.process.state_bits
-        enough = f"{bits:.2f} suffice" if math.isfinite(bits) else "no finite number is known"
+        enough = (
+            f"{bits:.2f} follow its states" if math.isfinite(bits) else "no finite number is known"
+        )
         return super().card() | {
             "context": f"{self.information(MOST_WINDOWS):.2f} bits at least; {enough}"
         }

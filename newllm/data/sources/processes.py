@@ -63,9 +63,9 @@ class Process(ABC):
     @property
     @abstractmethod
     def state_bits(self) -> float:
-        """Bits of a context with which a model can predict as well as if it knew the whole past.
+        """Bits of a context that follows the state, once the state is known, and so misses nothing.
 
-        Fewer may do. It is infinite where no finite number is known to.
+        Fewer may do. It is infinite where no finite number is known to be enough.
         """
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from newllm.config.naming import TRIAL, choices, folder_name, split
+from newllm.config.naming import TRIAL, folder_name, run_folder, split
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.directory import write_text
-from newllm.runs.gathering import Run, committed, gather
+from newllm.runs.gathering import Run, committed, read_run
 from newllm.studies.examination.card import Card, shown, signed
 from newllm.studies.examination.figures import picture
 from newllm.studies.examination.measured import Measured, measure
@@ -56,14 +57,9 @@ def finish(top: Path, jobs: Sequence[Sequence[str]]) -> None:
         top: the folder of all sweeps.
         jobs: the overrides of each job.
     """
-    folders = [each for each in top.glob(f"{NAME}_*") if any(each.glob("*/result.json"))]
-    known = examined([*gather(sorted(folders)), *committed(NAME)])
-    asked = {frozenset(_chosen(lines)) for lines in jobs}
-    ran = [
-        one
-        for one in known
-        if frozenset({("size", one.size), *one.model.items(), *one.others.items()}) in asked
-    ]
+    own = _runs_of(top, jobs)
+    ran = examined(own)
+    known = [*ran, *examined(_not_among(committed(NAME), ran))]
     for one in [one for one in ran if not one.baseline] or ran:
         baselines = {other.baseline: other for other in known if one.is_like(other)}
         compared = {key: baselines[key] for key in BASELINES if key in baselines}
@@ -73,12 +69,34 @@ def finish(top: Path, jobs: Sequence[Sequence[str]]) -> None:
         write(card, folder)
         print(*card.sentences, sep="\n")
         print(f"card: {folder / 'index.html'}")
+    if not ran:
+        print("no card: no task has a run of its best trial with another seed", file=sys.stderr)
+
+
+def _runs_of(top: Path, jobs: Sequence[Sequence[str]]) -> list[Run]:
+    """The runs of the jobs that have a result."""
+    folders = [top / run_folder(lines, int(dict(map(split, lines))["seed"])) for lines in jobs]
+    return [read_run(folder) for folder in folders if (folder / "result.json").is_file()]
+
+
+def _not_among(runs: Sequence[Run], known: Sequence[Examined]) -> list[Run]:
+    """The runs of models that are not known yet."""
+    there = [(one.size, {**one.model, **one.others}) for one in known]
+    return [
+        run
+        for run in runs
+        if (
+            str(run.known_as).partition("_")[0],
+            {key: value for key, value in run.choices.items() if key != TRIAL},
+        )
+        not in there
+    ]
 
 
 def write(card: Card, folder: Path) -> None:
     """Write a card as a page, a picture and a file of its measurements."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = Document(f"{quoted(card.model.label)}: card", "en")
+    document = Document(quoted(card.title), "en")
     document.text(*map(quoted, card.sentences))
     names = [BASELINES[name] for name in card.baselines]
     rows = [
@@ -102,14 +120,11 @@ def _measure(one: Examined, trusted: Sequence[str]) -> Measured | None:
     run = one.text_run
     if run is None or not Path(run.place).is_dir():
         return None
-    return measure(Path(run.place), trusted)
-
-
-def _chosen(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """The choices of a job, and the size of its variant."""
-    found = choices(lines)
-    size = found.pop("variant", "").removeprefix(f"{NAME}_").partition("_")[0]
-    return [("size", size), *((key, value) for key, value in found.items() if key != TRIAL)]
+    try:
+        return measure(Path(run.place), trusted)
+    except Exception as error:  # of a user's own code
+        print(f"{run.place}: cannot be measured ({error})", file=sys.stderr)
+        return None
 
 
 def _trusted(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -66,6 +66,12 @@ class Card:
     measured: Measured | None
 
     @property
+    def title(self) -> str:
+        """The model, and the size of the examination if that is not the full one."""
+        size = "" if self.model.size == "full" else f" ({self.model.size})"
+        return f"{self.model.label}: card{size}"
+
+    @property
     def rows(self) -> list[Row]:
         """All rows, in the order of a card."""
         tasks = [self._task_row(task) for task in TASKS if task in self.model.runs]
@@ -74,33 +80,52 @@ class Card:
     @property
     def sentences(self) -> tuple[str, str]:
         """What to read first."""
+        return self._first_sentence, self._second_sentence
+
+    @property
+    def _first_sentence(self) -> str:
+        """Whether it can be trusted, and how it compares on language and text."""
         label = self.model.label
-        language = [task for task in TASKS if TASKS[task].is_loss and task in self.model.runs]
+        if self.measured and self.measured.sees_the_future:
+            return f"{label} sees the future, so that its losses mean nothing."
+        if self.measured and self.measured.broken:
+            return f"{label} breaks the contract of its layers: {self.measured.broken[0]}."
         told = []
-        for name, one in self.baselines.items():
-            better = [task for task in language if self._verdicts.get((task, name)) == BETTER]
-            worse = [task for task in language if self._verdicts.get((task, name)) == WORSE]
-            if language and one.runs:
-                told.append(
-                    f"{len(better)} of {len(language)} against the {BASELINES[name]}"
-                    + (f" ({len(worse)} worse)" if worse else "")
-                )
-        first = f"On language and text, {label} is better in {' and in '.join(told)}"
-        first = f"{first}." if told else f"There is nothing to compare {label} with on language."
-        tracked = [TASKS[task].title for task in self._tracking if self.model.solved_length(task)]
-        failed = [
-            TASKS[task].title for task in self._tracking if not self.model.solved_length(task)
-        ]
+        for name in self.baselines:
+            found = [
+                verdict
+                for (task, other), verdict in self._verdicts.items()
+                if other == name and TASKS[task].is_loss
+            ]
+            counts = [
+                f"{found.count(verdict)} {verdict}"
+                for verdict in (BETTER, EQUAL, WORSE, UNDECIDED)
+                if verdict in found
+            ]
+            if found:
+                told.append(f"{_and(counts)} against the {BASELINES[name]}")
+        if not told:
+            return f"There is nothing to compare {label} with on language and text."
+        return f"On language and text, {label} is {'; '.join(told)} (number of tasks)."
+
+    @property
+    def _second_sentence(self) -> str:
+        """What it tracks, recalls and keeps."""
+        solved = [task for task in self._tracking if self.model.solved_length(task)]
+        failed = [TASKS[task].title for task in self._tracking if task not in solved]
         parts = []
-        if tracked:
-            parts.append(f"tracks {_and(tracked)}{self._reach}")
+        if solved:
+            parts.append(f"tracks {_and([TASKS[task].title for task in solved])}{self._reach}")
         if failed:
             parts.append(f"does not learn to track {_and(failed)}")
-        if (recalled := self.model.mean("recall")) and self.model.runs.get("recall"):
+        if recalled := self.model.mean("recall"):
             parts.append(f"recalls {recalled.mean:.0f} of {self._bits_asked:.0f} bits")
         if self.measured:
             parts.append(f"keeps {_state(self.measured.state_bytes)}")
-        return first, f"It {_and(parts)}."
+        hasty = (
+            "" if self.model.size == "full" else " This is a first look: all runs were shortened."
+        )
+        return (f"It {_and(parts)}." if parts else "Nothing else was examined.") + hasty
 
     @property
     def _tracking(self) -> list[str]:
@@ -110,15 +135,12 @@ class Card:
     def _reach(self) -> str:
         """How far beyond its training rows it tracks what it learned."""
         times = [
-            self.model.solved_length(task) / trained_length(self.model.runs[task][0])
-            for task in self._tracking
-            if self.model.solved_length(task)
+            _ratio(self.model, task) for task in self._tracking if self.model.solved_length(task)
         ]
-        low, high = min(times), max(times)
-        if high <= 1:
-            return " at the lengths of training"
-        reach = f"{low:.0f}" + (f" to {high:.0f}" if high > low else "")
-        return f" to {reach} times the length of training"
+        low, high = f"{min(times):.1f}", f"{max(times):.1f}"
+        if high == "1.0":
+            return " at the lengths of training alone"
+        return f" to {low}{f' to {high}' if high != low else ''} times the length of training"
 
     @property
     def _bits_asked(self) -> float:
@@ -142,7 +164,10 @@ class Card:
             for (of, name), verdict in self._verdicts.items()
             if of == task
         ]
-        verdict = "; ".join(against) or "nothing to compare with"
+        nothing = "too few runs" if others else "nothing to compare with"
+        verdict = "; ".join(against) or nothing
+        if number := self.model.diverged.get(task):
+            verdict = f"{number} run(s) diverged; {verdict}"
         if known.is_tracking:
             verdict = f"{self._solved(task)}; {verdict}"
         run = self.model.runs[task][0]
@@ -165,47 +190,41 @@ class Card:
         )
 
     def _solved(self, task: str) -> str:
-        length, trained = (
-            self.model.solved_length(task),
-            trained_length(self.model.runs[task][0]),
-        )
-        at = self.model.accuracy(task, lengths_of(self.model.runs[task][0])[0])
+        trained = trained_length(self.model.runs[task][0])
+        length = self.model.solved_length(task)
         if not length:
-            return f"not solved ({percent(at.mean if at else None)} at the shortest length)"
+            return f"not solved ({percent(self.model.learned(task))} at {trained})"
         return f"solved to {length:,}, {length / trained:.1f} times the length of training"
 
     def _generalisation(self) -> Iterator[Row]:
         if not self._tracking:
             return
-        own = [self._times(self.model, task) for task in self._tracking]
+        titles = ", ".join(TASKS[task].title for task in self._tracking)
         yield Row(
             "length generalisation",
-            ", ".join(own),
-            {
-                BASELINES[name]: ", ".join(
-                    self._times(one, task) for task in self._tracking if task in one.runs
-                )
-                for name, one in self.baselines.items()
-                if set(self._tracking) & one.runs.keys()
-            },
-            f"longest rows solved, over the longest of training ({', '.join(self._tracking)})",
+            self._ratios(self.model),
+            {BASELINES[name]: self._ratios(one) for name, one in self.baselines.items()},
+            f"longest rows solved, over the longest of training ({titles})",
         )
 
-    @staticmethod
-    def _times(one: Examined, task: str) -> str:
-        return f"{one.solved_length(task) / trained_length(one.runs[task][0]):.0f}x"
+    def _ratios(self, one: Examined) -> str:
+        found = [
+            f"{_ratio(one, task):.1f}x" if task in one.runs else "-" for task in self._tracking
+        ]
+        return ", ".join(found)
 
     def _measurements(self) -> Iterator[Row]:
         measured = self.measured
         if measured is None:
             return
         names = [name for name in BASELINES.values() if name in measured.step_ms]
+        causal = "sees the future" if measured.sees_the_future else "causal"
         yield Row(
             "contract of the layers",
             "broken" if measured.broken else "kept",
             {},
             "; ".join(measured.broken)
-            or "causal; chunks, padding and resets as promised; gradients as finite differences",
+            or f"{causal}; chunks, padding and resets as promised; gradients as finite differences",
         )
         against = [
             f"{ratio:.1f} times as fast as its plain loop"
@@ -240,6 +259,11 @@ class Card:
 
 
 UNITS = {"accuracy": " %", "test_bits_per_byte": " bits/byte", "bits_recalled": " bits"}
+
+
+def _ratio(one: Examined, task: str) -> float:
+    """The longest rows that are solved, over the longest of training."""
+    return one.solved_length(task) / trained_length(one.runs[task][0])
 
 
 def shown(interval: Interval | None, task: str) -> str:

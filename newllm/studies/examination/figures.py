@@ -29,9 +29,7 @@ def picture(card: Card) -> Figure:
     top = 0.75 + 0.24 * len(sentences)
     height = top + ROW_HEIGHT * len(rows) + 0.3
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(
-        COLUMNS["name"], 1 - 0.3 / height, f"{card.model.label}: card", fontsize=15, weight="bold"
-    )
+    figure.text(COLUMNS["name"], 1 - 0.3 / height, card.title, fontsize=15, weight="bold")
     for number, line in enumerate(sentences):
         figure.text(COLUMNS["name"], 1 - (0.6 + 0.24 * number) / height, line, fontsize=10)
     _legend(figure, card, 1 - 0.3 / height)
@@ -76,8 +74,10 @@ def _draw_points(figure: Figure, row: Row, box: Sequence[float]) -> None:
         axes.plot([mean.mean], [place], "o", color=COLOURS[name], markersize=6)
     low = min(mean.mean for mean in row.points.values())
     high = max(mean.mean for mean in row.points.values())
-    margin = 0.25 * (high - low) or 0.1 * abs(high) or 1.0
-    left, right = low - margin, high + margin
+    ends = [end for m in row.points.values() if m.num_runs > 1 for end in (m.low, m.high)]
+    least, most = min([low, *ends]), max([high, *ends])
+    margin = 0.25 * (most - least) or 0.1 * abs(high) or 1.0
+    left, right = least - margin, most + margin
     axes.set_xlim((right, left) if row.is_loss else (left, right))  # better is right
     axes.set_ylim(-len(row.points) + 0.4, 0.6)
     axes.set_yticks([])

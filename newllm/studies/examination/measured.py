@@ -21,6 +21,7 @@ from newllm.benchmarks.timing import side_by_side
 from newllm.benchmarks.workloads import Trainee
 from newllm.data.tokenizer import Tokenizer
 from newllm.models.contract import check_cell, check_gradients, check_layer
+from newllm.models.generation import launch
 from newllm.models.language_model import LanguageModel
 from newllm.models.recurrence.reference import Reference
 from newllm.models.recurrent import Recurrent
@@ -48,6 +49,7 @@ class Measured:
         step_ratios: how many times as long as the model each takes.
         tokens_per_second: of generating one text, by name.
         state_bytes: of one text, after `LENGTHS` tokens.
+        sees_the_future: so that its losses are not those of a language model.
     """
 
     parameters: int
@@ -56,6 +58,7 @@ class Measured:
     step_ratios: dict[str, float]
     tokens_per_second: dict[str, float]
     state_bytes: Sequence[int]
+    sees_the_future: bool = False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ def measure(folder: Path, trusted_packages: Sequence[str] = ()) -> Measured:
         {name: timing.seconds / own_seconds for name, timing in steps.items()},
         _rates(run.model, others, run.tokenizer),
         [run.model.state_bytes(length) for length in LENGTHS],
+        run.model.sees_the_future,
     )
 
 
@@ -88,23 +92,24 @@ def broken(model: LanguageModel) -> list[str]:
     """What the layers of a model break of their contract, a line each."""
     faults = []
     for layer in model.parts:
-        checks: list[Callable[[], None]] = [partial(check_gradients, layer)]
+        checks: list[Callable[[], None]] = [
+            partial(check_layer, layer),
+            partial(check_gradients, layer),
+        ]
         if isinstance(layer, Recurrent):
             checks.append(partial(check_cell, layer.cell))
-        else:
-            checks.append(partial(check_layer, layer))
         for check in checks:
             try:
                 check()
-            except (AssertionError, ValueError) as error:
-                faults.append(str(error).strip().partition("\n")[0])
+            except Exception as error:  # of a user's own code
+                faults.append(str(error).strip().partition("\n")[0] or type(error).__name__)
     return faults
 
 
 def _steps(model: LanguageModel, others: dict[str, LanguageModel]) -> dict[str, Callable[[], None]]:
     """A training step of the model, of its plain loop if it has another one, and of the others."""
     models = {MODEL: copy.deepcopy(model)}
-    if model.recurrent_layers:
+    if any(not isinstance(layer.recurrence, Reference) for layer in model.recurrent_layers):
         models[PLAIN_LOOP] = copy.deepcopy(model)
         for layer in models[PLAIN_LOOP].recurrent_layers:
             layer.recurrence = Reference()
@@ -117,18 +122,18 @@ def _rates(
     """Tokens per second of generating one text."""
     if tokenizer is None or model.sees_the_future:
         return {}
-    continuations = {
-        name: Continuation(each.eval(), tokenizer, is_endless=True)
-        for name, each in {MODEL: model, **others}.items()
+    launch.prepare()
+    models = {MODEL: model, **others}
+    actions = {
+        name: partial(_generate, each.eval(), tokenizer)
+        for name, each in models.items()
         if each.vocabulary_size == model.vocabulary_size
     }
-    timings = side_by_side(
-        {name: partial(_take, each) for name, each in continuations.items()}, NUM_ROUNDS, 1
-    )
+    timings = side_by_side(actions, NUM_ROUNDS, 1)
     return {name: GENERATED / timing.seconds for name, timing in timings.items()}
 
 
-def _take(continuation: Continuation) -> None:
-    with torch.inference_mode():
-        for _ in islice(continuation, GENERATED):
-            pass
+@torch.inference_mode()
+def _generate(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    for _ in islice(Continuation(model, tokenizer, is_endless=True), GENERATED):
+        pass

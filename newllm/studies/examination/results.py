@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from newllm.config.naming import TRIAL, choices, is_of_a_model
 from newllm.config.study_file import baselines_of, sweeper_of
+from newllm.runs.directory import ENDS
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval, compare, criteria, mean_interval, verdicts
 
@@ -85,7 +86,7 @@ def lengths_of(run: Run) -> list[int]:
 
 def trained_length(run: Run) -> int:
     """The longest row of its training, or the most pairs."""
-    return int((run.chose("data.lengths") or "[0,0]").strip("[]").split(",")[1])
+    return int((run.chose("data.lengths") or "[1,1]").strip("[]").split(",")[-1])
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,15 @@ class Examined:
         size: one of `SIZES`.
         model: the choices that make the model, by key.
         others: further choices, which change how it is trained.
-        runs: of the best trial of each task with other seeds.
+        runs: of the best trial of each task with other seeds, without those that diverged.
+        diverged: how many did, by task.
     """
 
     size: str
     model: Mapping[str, str]
     others: Mapping[str, str]
     runs: Mapping[str, Sequence[Run]]
+    diverged: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str | None:
@@ -119,10 +122,12 @@ class Examined:
         """Such as `gated num_layers=2`."""
         words = [
             value if key == "model" else f"{key.removeprefix('model.')}={value}"
-            for key, value in sorted(self.model.items(), key=lambda item: item[0] != "model")
+            for key, value in sorted(
+                self.model.items(), key=lambda item: (item[0] != "model", item)
+            )
         ]
         name = BASELINES[self.baseline] if self.baseline else " ".join(words) or "default model"
-        return " ".join([name, *(f"{key}={value}" for key, value in self.others.items())])
+        return " ".join([name, *(f"{key}={value}" for key, value in sorted(self.others.items()))])
 
     def values(self, task: str) -> list[float]:
         """What its runs reached in a task."""
@@ -134,15 +139,16 @@ class Examined:
         values = self.values(task)
         return mean_interval(values) if values else None
 
-    def accuracy(self, task: str, length: int) -> Interval | None:
-        """The share of right answers at a length."""
-        found = [_at(run, [length], "accuracy") for run in self.runs.get(task, ())]
-        values = [value for value in found if value is not None]
-        return mean_interval(values) if values else None
+    def learned(self, task: str) -> float:
+        """The lowest share of right answers of its runs at the longest training length."""
+        found = [(run.result.get("evaluation") or {}).get("test", {}) for run in self.runs[task]]
+        return min(float(each.get("accuracy") or 0.0) for each in found)
 
     def solved_length(self, task: str) -> int:
         """The length up to which every run solves a task at every length; 0 for none."""
-        longest = 0
+        if self.diverged.get(task) or self.learned(task) < SOLVED:
+            return 0
+        longest = trained_length(self.runs[task][0])
         for length in lengths_of(self.runs[task][0]):
             accuracies = [_at(run, [length], "accuracy") or 0.0 for run in self.runs[task]]
             if min(accuracies) < SOLVED:
@@ -166,13 +172,19 @@ def examined(runs: Sequence[Run]) -> list[Examined]:
             groups[size, made_of].setdefault(task, []).append(run)
     found = []
     for (size, made_of), by_task in groups.items():
-        again = {task: best for task, own in by_task.items() if (best := _best(own))}
+        best = {task: _best(own) for task, own in by_task.items()}
+        again = {
+            task: done
+            for task, own in best.items()
+            if (done := [run for run in own if run.is_done])
+        }
+        diverged = {task: len(own) - len(again.get(task, ())) for task, own in best.items()}
         if again:
             model, others = (
                 {key: value for key, value in made_of if is_of_a_model(key) == wanted}
                 for wanted in (True, False)
             )
-            found.append(Examined(size, model, others, again))
+            found.append(Examined(size, model, others, again, diverged))
     return sorted(found, key=lambda one: (SIZES.index(one.size), bool(one.baseline), one.label))
 
 
@@ -230,7 +242,7 @@ def own_runs(runs: Sequence[Run]) -> list[Run]:
 
 def purpose(run: Run) -> str | None:
     """`trial`, `again` for a run of the best trial with another seed, or None for others."""
-    if run.study != NAME or not run.is_done or TRIAL not in run.choices:
+    if run.study != NAME or run.status not in ENDS or TRIAL not in run.choices:
         return None
     is_trial = str(run.result["seed"]) == sweeper_of(NAME)["params"]["seed"]
     return "trial" if is_trial else "again"
@@ -238,7 +250,7 @@ def purpose(run: Run) -> str | None:
 
 def _best(runs: Sequence[Run]) -> list[Run]:
     """The runs of the best trial with other seeds, in the order of these."""
-    trials = [run for run in runs if purpose(run) == "trial"]
+    trials = [run for run in runs if purpose(run) == "trial" and run.is_done]
     if not trials:
         return []
     best = min(trials, key=lambda run: run.result["best_val_loss"]).choices[TRIAL]
