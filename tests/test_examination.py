@@ -116,8 +116,8 @@ def test_the_card_tells_how_the_model_compares() -> None:
     assert rows["training step"].others == {"LSTM": "20.0 ms", "Transformer": "40.0 ms"}
     first, second = card.sentences
     assert first == (
-        "On language and text, gated num_layers=2 is 1 better and 1 as good against the LSTM; "
-        "1 better and 1 worse against the Transformer (number of tasks)."
+        "On language and text, gated num_layers=2 is better than the LSTM in 1 of 2 tasks "
+        "(1 as good) and better than the Transformer in 1 of 2 tasks (1 worse)."
     )
     assert second == (
         "It tracks parity to 51.2 times the length of training, does not learn to track S3, "

@@ -97,16 +97,19 @@ class Card:
                 for (task, other), verdict in self._verdicts.items()
                 if other == name and TASKS[task].is_loss
             ]
-            counts = [
+            rest = [
                 f"{found.count(verdict)} {verdict}"
-                for verdict in (BETTER, EQUAL, WORSE, UNDECIDED)
+                for verdict in (EQUAL, WORSE, UNDECIDED)
                 if verdict in found
             ]
             if found:
-                told.append(f"{_and(counts)} against the {BASELINES[name]}")
+                told.append(
+                    f"better than the {BASELINES[name]} in {found.count(BETTER)} of {len(found)} "
+                    f"tasks{f' ({_and(rest)})' if rest else ''}"
+                )
         if not told:
             return f"There is nothing to compare {label} with on language and text."
-        return f"On language and text, {label} is {'; '.join(told)} (number of tasks)."
+        return f"On language and text, {label} is {_and(told)}."
 
     @property
     def _second_sentence(self) -> str:
