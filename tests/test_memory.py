@@ -82,7 +82,7 @@ def test_where_a_curve_crosses_another(rising: Sequence[float], expected: float 
 def test_all_is_measured_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def here(measure: Callable[..., Any], *arguments: Any) -> Any:
+    def here(measure: Callable[..., Any], *arguments: Any, environment: Any = None) -> Any:
         return measure(*arguments)
 
     monkeypatch.setattr(memory, "_in_a_process", here)
@@ -116,8 +116,9 @@ def test_settings_of_speed_are_none_of_memory(command: Command) -> None:
     )  # fmt: skip
 
 
-def test_a_process_returns_freed_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_has_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the allocator of glibc would decide what is measured."""
     monkeypatch.delenv("MALLOC_TOP_PAD_", raising=False)
-    assert memory._in_a_process(os.getenv, "MALLOC_TOP_PAD_") == "0"
+    found = memory._in_a_process(os.getenv, "MALLOC_TOP_PAD_", environment=memory.EXACT)
+    assert found == "0"
     assert "MALLOC_TOP_PAD_" not in os.environ

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +20,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from newllm.benchmarks.decoders import CHUNK, CONTEXT, MODELS, PARAMETERS, build, decoder
+from newllm.benchmarks.decoders import (
+    CHUNK,
+    CONTEXT,
+    MODELS,
+    PARAMETERS,
+    Decoder,
+    build,
+    decoder,
+)
 from newllm.benchmarks.workloads import VOCABULARY, Trainee, peak_bytes
 from newllm.runs.directory import written_whole
 
@@ -95,10 +103,12 @@ def measure_memory(lengths: Lengths, file: Path) -> dict[str, Any]:
 def _points(lengths: Lengths) -> Iterator[Point]:
     for name in MODELS:
         for length in lengths.inference:
-            yield _in_a_process(_inference, name, length, lengths.parameters)
+            arguments = name, length, lengths.parameters
+            point = _in_a_process(_inference, *arguments, environment=EXACT)
+            yield replace(point, milliseconds=_in_a_process(_milliseconds, *arguments))
     for what in TRAINING:
         for length in lengths.training:
-            yield _in_a_process(_training, what, length, lengths.parameters)
+            yield _in_a_process(_training, what, length, lengths.parameters, environment=EXACT)
 
 
 def _tell(point: Point) -> None:
@@ -116,7 +126,9 @@ def _write(file: Path, found: Mapping[str, Any]) -> None:
 
 
 Result = TypeVar("Result")
-# Of glibc's allocator (mallopt(3)): blocks from 64 kB are returned as soon as they are freed.
+# Of glibc's allocator (mallopt(3)): blocks from 64 kB are returned as soon as they are freed. By
+# default it keeps them for later, so that the memory of a process is more than it uses, and differs
+# from process to process. This takes time, so times are measured without it.
 EXACT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -125,13 +137,14 @@ EXACT = {
 }
 
 
-def _in_a_process(measure: Callable[..., Result], *arguments: Any) -> Result:
-    """Measure in a new process that returns all memory at once when it is freed.
-
-    By default, glibc keeps freed memory for later, so that the memory of a process is not what it
-    uses, and differs from process to process.
-    """
-    with _environment(EXACT), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+def _in_a_process(
+    measure: Callable[..., Result], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Result:
+    """Measure in a new process, with further environment variables."""
+    with (
+        _environment(environment or {}),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+    ):
         return pool.submit(_on_one_thread, measure, arguments).result()
 
 
@@ -153,33 +166,34 @@ def _on_one_thread(measure: Callable[..., Result], arguments: Sequence[Any]) -> 
 
 
 def _inference(name: str, length: int, parameters: int) -> Point:
-    """Read `length` tokens, then time more of them one by one."""
+    """The memory of reading `length` tokens, and more of them one by one."""
     decode = decoder(name, 1, length + TIMED_TOKENS, parameters)
     decode.warm_up()  # takes what every process takes once
-    seconds: list[float] = []
+    megabytes = peak_bytes(partial(_seconds_of_steps, decode, length)) / 1e6
+    return Point(INFERENCE, name, length, megabytes, decode.state_bytes(length))
 
-    def run() -> None:
-        decode.read(length)
-        for number in range(TIMED_TOKENS):
-            started = time.perf_counter()
-            decode.step(length + number)
-            seconds.append(time.perf_counter() - started)
 
-    megabytes = peak_bytes(run) / 1e6
-    milliseconds = 1000 * statistics.median(seconds)
-    return Point(INFERENCE, name, length, megabytes, decode.state_bytes(length), milliseconds)
+def _milliseconds(name: str, length: int, parameters: int) -> float:
+    """The median time of a token after `length` others."""
+    decode = decoder(name, 1, length + TIMED_TOKENS, parameters)
+    return 1000 * statistics.median(_seconds_of_steps(decode, length))
+
+
+def _seconds_of_steps(decode: Decoder, length: int) -> list[float]:
+    """Read `length` tokens, then time more of them one by one."""
+    decode.read(length)
+    seconds = []
+    for number in range(TIMED_TOKENS):
+        started = time.perf_counter()
+        decode.step(length + number)
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def _tokens_per_second(name: str, num_rows: int, parameters: int) -> float:
     """Tokens of all rows together, after as many as fill two chunks."""
     decode = decoder(name, num_rows, 2 * CHUNK + TIMED_TOKENS, parameters)
-    decode.read(2 * CHUNK)
-    seconds = []
-    for number in range(TIMED_TOKENS):
-        started = time.perf_counter()
-        decode.step(2 * CHUNK + number)
-        seconds.append(time.perf_counter() - started)
-    return round(num_rows / statistics.median(seconds), 1)
+    return round(num_rows / statistics.median(_seconds_of_steps(decode, 2 * CHUNK)), 1)
 
 
 def _training(what: str, length: int, parameters: int) -> Point:
