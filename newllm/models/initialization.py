@@ -7,7 +7,7 @@ from torch import nn
 from newllm.models.fnn import PlainFNN, ResidualFNN
 from newllm.models.torch_rnn import TorchRNN
 
-UNNORMALIZED = 10.0  # about a normalized context over a fresh hidden state of an LSTM
+UNNORMALIZED = 10.0  # undoes the default output_gain
 
 
 def normal(model: nn.Module, std: float = 0.02) -> None:
@@ -41,7 +41,8 @@ def variance_preserving(
         embedding_std: standard deviation of embedding tables; 1 is that of a normalized context.
         output_gain: scale of the logits; small, so that training starts near the uniform
             distribution. Above torch's recurrent networks, whose hidden states are small and not
-            normalized, the weights are `UNNORMALIZED` times as large; else it would be held up.
+            normalized, the weights are `UNNORMALIZED` times as large, since even smaller logits
+            would slow the start of training down.
         base_fan_in: if given, the scale of the logits falls with the width of the output layer, in
             proportion to the root of this over the width, as `OptimizerFactory` assumes.
     """
