@@ -12,6 +12,7 @@ from scipy.stats import entropy
 
 from newllm.config.build import instantiate
 from newllm.config.study_file import variants_of
+from newllm.reporting.models import NAMES
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
@@ -24,7 +25,6 @@ from newllm.studies.recall.results import (
     contestants,
     own_runs,
 )
-from newllm.studies.state_tracking.results import MODELS
 
 VARIANTS = variants_of("recall")
 
@@ -77,8 +77,8 @@ UNUSED = [
 def test_variants_are_parts_and_models_of_the_report() -> None:
     of_variants = [Contestant(name, []) for name in VARIANTS]
     assert {one.part for one in of_variants} == PARTS.keys()
-    assert {one.model for one in of_variants} == MODELS.keys()
-    assert sum(one.has_attention for one in of_variants) == 3
+    assert {one.model for one in of_variants} <= NAMES.keys()
+    assert sum(one.is_transformer for one in of_variants) == 3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -158,7 +158,7 @@ def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     assert "<td>61.0" in page
     assert f"<td>{61 / 128:.3f}</td>" in page  # bits per number of the state
     if lang != "en":  # English needs no words
-        texts = {*MODELS.values(), *PARTS.values(), EXCEEDED}
+        texts = {*NAMES.values(), *PARTS.values(), EXCEEDED}
         assert len({_(text) for text in texts}) == len(texts)
     for name in ("recall_bits", "recall_dim32", "recall_state"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000

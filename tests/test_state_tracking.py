@@ -9,13 +9,14 @@ from records import record
 
 from newllm.config.study_file import variants_of
 from newllm.reporting.formatting import percent_at_least
+from newllm.reporting.models import NAMES
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
 from newllm.statistics.trials import purpose
 from newllm.studies import found_studies
 from newllm.studies.state_tracking import DEFINITIONS, own_runs
-from newllm.studies.state_tracking.results import MODELS, NAME, TASKS, entries
+from newllm.studies.state_tracking.results import NAME, TASKS, entries
 
 ANSWERS = {"parity": 2, "s3": 6, "regular": 8}
 RATES = {"t01": "0.001", "t02": "0.002", "t03": "0.004"}
@@ -118,7 +119,7 @@ def test_every_variant_has_words_and_training_lengths() -> None:
     for name, lines in variants_of("state_tracking").items():
         task, _, model_name = name.partition("_")
         assert task in TASKS.keys() & DEFINITIONS.keys()
-        assert model_name in MODELS
+        assert model_name in NAMES
         assert any(line.startswith("data.lengths=[") for line in lines)
 
 
@@ -151,7 +152,7 @@ def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     text = (tmp_path / "report.md").read_text()
     _ = strict_translator(lang)
     parity = text.partition(f"### {_('parity')}\n")[2].partition("### ")[0]
-    names = {name: _(words) for name, words in MODELS.items()}
+    names = {name: _(words) for name, words in NAMES.items()}
     for sentence, name in (
         ("Solved in all runs: {models}.", "gated"),
         ("Solved in some runs: {models}.", "lstm"),
@@ -168,5 +169,5 @@ def test_the_report_shows_it(tmp_path: Path, lang: str) -> None:
     drawn = [t.get_text() for t in page.figures["state_tracking.png"].axes[0].texts]
     assert drawn.count("99.9") == 2  # the mean of the gated model at 2,048, of the LSTM at 64
     if lang != "en":  # English needs no words
-        texts = {*MODELS.values(), *TASKS.values(), *DEFINITIONS.values()}
+        texts = {*NAMES.values(), *TASKS.values(), *DEFINITIONS.values()}
         assert len({_(words) for words in texts}) == len(texts)

@@ -10,11 +10,12 @@ from records import record
 
 from newllm.config.build import instantiate
 from newllm.config.study_file import variants_of
+from newllm.reporting.models import NAMES
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
 from newllm.studies import found_studies
-from newllm.studies.text.results import MODELS, PARTS, contestants, own_runs, references
+from newllm.studies.text.results import PARTS, contestants, own_runs, references
 
 VARIANTS = variants_of("text")
 
@@ -52,7 +53,7 @@ RUNS = [
 def test_variants_are_parts_and_models_of_the_report() -> None:
     names = [name.partition("_") for name in VARIANTS]
     assert {part for part, _, _ in names} == PARTS.keys()
-    assert {model for _, _, model in names} == MODELS.keys()
+    assert {model for _, _, model in names} <= NAMES.keys()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

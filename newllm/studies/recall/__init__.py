@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.formatting import percent
+from newllm.reporting.models import NAMES
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
@@ -21,7 +22,6 @@ from newllm.studies.recall.results import (
     contestants,
     own_runs,
 )
-from newllm.studies.state_tracking.results import MODELS
 
 DEFINITION = (
     "Rows hold pairs of a key and a value, then ask for the value of each key (MQAR). All models "
@@ -61,7 +61,7 @@ def recall(document: Document, runs: Sequence[Run], _: Translate, label: Transla
     if faulty := [one.variant for one in found if one.exceeds_its_state]:
         document.text(_(EXCEEDED).format(names=quoted(", ".join(faulty))))
     words = {
-        **{key: label(text) for key, text in (MODELS | PARTS).items()},
+        **{key: label(text) for key, text in (NAMES | PARTS).items()},
         "pairs": label("pairs"),
         "accuracy": label("accuracy"),
         "bits": label("bits of state"),
@@ -87,7 +87,7 @@ def _table(document: Document, found: Sequence[Contestant], _: Translate) -> Non
     if best:
         mean = percent(best.mean("accuracy", longest).mean)
         text = _(LOSS_TO_ATTENTION)
-        document.text(text.format(pairs=longest, model=_(MODELS[best.model]), mean=mean))
+        document.text(text.format(pairs=longest, model=_(NAMES[best.model]), mean=mean))
     headings = ["model", "chosen", "parameters", "learning rate", "state (numbers)",
                 "bits recalled", "pairs", "per number", "per byte"]  # fmt: skip
     rows = [_row(one, _) for one in found]
@@ -102,7 +102,7 @@ def _table(document: Document, found: Sequence[Contestant], _: Translate) -> Non
 def _row(one: Contestant, _: Translate) -> list[str]:
     result, bits = one.runs[0].result, one.bits_recalled
     return [
-        _(MODELS[one.model]),
+        _(NAMES[one.model]),
         quoted(result["name"]),
         f"{result['parameters']:,}",
         quoted(one.runs[0].chose("optimizer.lr") or "-"),

@@ -11,32 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from newllm.reporting.drawing import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    SKY,
-    YELLOW,
-    Figure,
-    plain,
-)
+from newllm.reporting.drawing import Figure, plain
 from newllm.reporting.formatting import percent_at_least
+from newllm.reporting.models import MODELS
 from newllm.studies.recall.results import BITS_OF_NUMBER, PARTS, Contestant
-from newllm.studies.state_tracking.results import MODELS
 
-COLOURS = {
-    "gated": ORANGE,
-    "additive": YELLOW,
-    "transformer_learned": BLUE,
-    "transformer_rotary": SKY,
-    "transformer_nope": GREY,
-    "lstm": GREEN,
-    "gru": PINK,
-    "mingru": BLACK,
-}
 LIGHT = 0.6  # an accuracy whose cell is too light for white digits
 
 
@@ -111,11 +90,11 @@ def recalled(found: Sequence[Contestant], published: float, words: Mapping[str, 
 
 def _draw_model(axes: Axes, found: Sequence[Contestant], label: str) -> None:
     """A point for each run of a model, and a line through the means of its sizes."""
-    colour = COLOURS[found[0].model]
-    marker = "^" if found[0].has_attention else "o"
+    model = MODELS[found[0].model]
+    marker = "^" if model.grows else "o"
     states = [one.state_bits for one in found]
     for one in found:
-        axes.plot([one.state_bits] * len(one.runs), one.bits_of_runs, marker, color=colour,
+        axes.plot([one.state_bits] * len(one.runs), one.bits_of_runs, marker, color=model.colour,
                   markersize=4, alpha=0.5)  # fmt: skip
     means = [one.bits_recalled.mean for one in found]
-    axes.plot(states, means, marker=marker, color=colour, linewidth=1, label=label)
+    axes.plot(states, means, marker=marker, color=model.colour, linewidth=1, label=label)

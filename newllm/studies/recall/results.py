@@ -46,12 +46,12 @@ class Contestant:
 
     @property
     def model(self) -> str:
-        """A key of `newllm.studies.state_tracking.results.MODELS`."""
+        """A key of `newllm.reporting.models.MODELS`."""
         return self.variant.partition("_")[2].rstrip("_0123456789")
 
     @property
-    def has_attention(self) -> bool:
-        """Whether its state grows with every token."""
+    def is_transformer(self) -> bool:
+        """Whether it has nothing but attention."""
         return self.model.startswith("transformer")
 
     @property
@@ -142,7 +142,7 @@ def _numbers_of_pairs(run: Run) -> set[int]:
 def best_attention(found: Sequence[Contestant]) -> Contestant | None:
     """The Transformer with the highest accuracy at the most pairs of training, if there is one."""
     return max(
-        (one for one in found if one.has_attention),
+        (one for one in found if one.is_transformer),
         key=lambda one: one.mean("accuracy", one.longest_in_training).mean,
         default=None,
     )

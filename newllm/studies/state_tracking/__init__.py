@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from newllm.reporting.document import Document
 from newllm.reporting.formatting import percent_at_least
+from newllm.reporting.models import NAMES
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval
 from newllm.studies.state_tracking.figures import accuracies
 from newllm.studies.state_tracking.results import (
-    MODELS,
     NAME,
     SOLVED,
     TASKS,
@@ -61,7 +61,7 @@ def state_tracking(document: Document, runs: Sequence[Run], _: Translate, label:
     words = {
         "length": label("length"),
         "guessing": label("guessing"),
-        **{key: label(text) for key, text in (TASKS | MODELS).items()},
+        **{key: label(text) for key, text in (TASKS | NAMES).items()},
     }
     document.figure("state_tracking", accuracies(found, words), _(CAPTION))
     for task, title in TASKS.items():
@@ -93,7 +93,7 @@ def _result(found: Sequence[Entry], _: Translate) -> str:
     for entry in found:
         number, most = entry.num_solved, len(entry.runs)
         share = "all" if number == most else "some" if number else "none"
-        models[share].append(_(MODELS[entry.model]))
+        models[share].append(_(NAMES[entry.model]))
     return " ".join(
         _(text).format(models="; ".join(models[share]))
         for share, text in SOLVED_IN.items()
@@ -118,7 +118,7 @@ def _row(entry: Entry, lengths: Sequence[int], _: Translate) -> list[str]:
     result, num_runs = entry.trial.result, len(entry.runs)
     diverged = num_runs - len(entry.by_length)
     return [
-        _(MODELS[entry.model]),
+        _(NAMES[entry.model]),
         f"{result['parameters']:,}",
         f"{result['state_bytes']:,}",
         str(entry.trial.chose("optimizer.lr")),

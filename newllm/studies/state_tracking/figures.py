@@ -14,7 +14,8 @@ from matplotlib.colors import Colormap
 
 from newllm.reporting.drawing import Figure
 from newllm.reporting.formatting import percent_at_least
-from newllm.studies.state_tracking.results import MODELS, TASKS, Entry, lengths_of
+from newllm.reporting.models import MODELS
+from newllm.studies.state_tracking.results import TASKS, Entry, lengths_of
 
 NUM_COLUMNS = 2
 COLOURS = "viridis"

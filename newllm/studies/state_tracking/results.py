@@ -26,16 +26,6 @@ TASKS = {
     "s5": "S5",
     "regular": "drawn automata",
 }
-MODELS = {
-    "gated": "context model, gated",
-    "additive": "context model, additive",
-    "transformer_learned": "Transformer, learned positions",
-    "transformer_rotary": "Transformer, rotary positions",
-    "transformer_nope": "Transformer, no positions",
-    "lstm": "LSTM",
-    "gru": "GRU",
-    "mingru": "minGRU",
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Entry:
 
     Attributes:
         task: a key of `TASKS`.
-        model: a key of `MODELS`.
+        model: a key of `newllm.reporting.models.MODELS`.
         trial: the run of the trial with the lowest validation loss.
         runs: of that trial with other seeds or other automata.
     """

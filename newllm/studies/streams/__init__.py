@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from newllm.reporting.document import Document, quoted
+from newllm.reporting.models import NAMES
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval
 from newllm.studies.streams.figures import loss_by_distance
 from newllm.studies.streams.results import (
-    MODELS,
     NAME,
     STATES,
     TIMES,
@@ -41,7 +41,7 @@ def streams(document: Document, runs: Sequence[Run], _: Translate, label: Transl
     found = contestants(runs)
     window = found[0].window
     document.text(_(DEFINITION).format(window=window))
-    words = {key: label(name) for key, name in (MODELS | STATES).items()}
+    words = {key: label(name) for key, name in (NAMES | STATES).items()}
     words |= {
         "distance": label("tokens since the start of the document"),
         "excess": label("loss minus that of trigram counts (nats)"),
@@ -64,7 +64,7 @@ def streams(document: Document, runs: Sequence[Run], _: Translate, label: Transl
 
 def _row(one: Contestant, _: Translate) -> list[str]:
     return [
-        _(MODELS[one.model]),
+        _(NAMES[one.model]),
         _(STATES[one.state]),
         f"{one.runs[0].result['parameters']:,}",
         quoted(f"{one.bits.mean:.3f}"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from newllm.reporting.drawing import BLUE, GREEN, GREY, ORANGE, PINK, Figure, log_ticks, plain
+from newllm.reporting.drawing import GREY, Figure, log_ticks, plain
+from newllm.reporting.models import MODELS
 from newllm.studies.streams.results import Contestant
 
-COLOURS = {"gated": ORANGE, "lstm": GREEN, "mingru": PINK, "transformer": BLUE}
 DASHES = {"kept": "-", "zero": "--", "drawn": ":"}
 NUM_HIDDEN = 8  # of the first bins, which hold a single position each and scatter
 
@@ -26,7 +26,7 @@ def loss_by_distance(found: Sequence[Contestant], words: Mapping[str, str]) -> F
             one.places_K[NUM_HIDDEN:],
             one.excess_RK.mean(0)[NUM_HIDDEN:],
             DASHES[one.state],
-            color=COLOURS[one.model],
+            color=MODELS[one.model].colour,
             label=f"{words[one.model]}: {words[one.state]}",
         )
     axes.axvline(found[0].window, color=GREY, linewidth=1)

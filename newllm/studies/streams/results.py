@@ -21,12 +21,6 @@ from newllm.statistics.intervals import Interval, mean_interval
 NAME = "streams"
 REFERENCE = "trigram"
 # Variants are called MODEL_STATE.
-MODELS = {
-    "gated": "context model, gated",
-    "lstm": "LSTM",
-    "mingru": "minGRU",
-    "transformer": "Transformer",
-}
 STATES = {"kept": "kept", "zero": "initial", "drawn": "of another row"}
 TIMES = (1, 16, 64)  # distances that are reported, in training windows
 
@@ -45,7 +39,7 @@ class Contestant:
 
     @property
     def model(self) -> str:
-        """A key of `MODELS`."""
+        """A key of `newllm.reporting.models.MODELS`."""
         return self.variant.partition("_")[0]
 
     @property

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from newllm.reporting.document import Document, quoted
+from newllm.reporting.models import NAMES
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
 from newllm.studies.text.figures import bits_by_time
 from newllm.studies.text.results import (
-    MODELS,
     NAME,
     PARTS,
     Contestant,
@@ -43,7 +43,7 @@ def text(document: Document, runs: Sequence[Run], _: Translate, label: Translate
         document.text(
             sentence.format(xz=f"{compared['xz']:.3f}", trigram=f"{compared['trigram']:.3f}")
         )
-    words = {key: label(name) for key, name in (MODELS | PARTS).items()}
+    words = {key: label(name) for key, name in (NAMES | PARTS).items()}
     words |= {"minutes": label("minutes"), "bits": label("bits per byte"), "xz": "xz"}
     document.figure("text_bits", bits_by_time(found, words), _(CAPTION))
     document.text(_(CAPTION))
@@ -57,7 +57,7 @@ def _row(one: Contestant, _: Translate) -> list[str]:
     spread = f" &plusmn; {bits.half_width:.3f}" if bits.num_runs > 1 else ""
     return [
         _(PARTS[one.part]),
-        _(MODELS[one.model]),
+        _(NAMES[one.model]),
         quoted(result["name"]),
         f"{result['parameters']:,}",
         quoted(one.runs[0].chose("optimizer.lr") or "-"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from newllm.reporting.drawing import BLUE, GREEN, GREY, ORANGE, Figure, plain
+from newllm.reporting.drawing import GREY, Figure, plain
+from newllm.reporting.models import MODELS
 from newllm.studies.text.results import Contestant, references
 
-COLOURS = {"gated": ORANGE, "transformer": BLUE, "lstm": GREEN}
 MARKERS = {"tokens": "o", "time": "D"}
 
 
@@ -20,8 +20,9 @@ def bits_by_time(found: Sequence[Contestant], words: Mapping[str, str]) -> Figur
     """
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    for model, colour in COLOURS.items():
+    for model in dict.fromkeys(one.model for one in found):
         own = [one for one in found if one.model == model]
+        colour = MODELS[model].colour
         means = [(one.minutes.mean, one.bits.mean) for one in own]
         axes.plot(*zip(*means, strict=True) if means else ((), ()), color=colour, linewidth=1)
         for one in own:

@@ -13,7 +13,6 @@ NAME = "text"
 REFERENCES = "test_references_bits_per_byte"
 # Variants are called PART_MODEL.
 PARTS = {"tokens": "equal tokens", "time": "equal time"}
-MODELS = {"gated": "context model, gated", "transformer": "Transformer", "lstm": "LSTM"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Contestant:
 
     Attributes:
         part: a key of `PARTS`.
-        model: a key of `MODELS`.
+        model: a key of `newllm.reporting.models.MODELS`.
         runs: of the best trial with other seeds, none of which diverged.
     """
 
