@@ -94,7 +94,7 @@ def test_models_have_the_parameters_or_the_state_of_their_name(
         assert model.state_bytes(1) == 4 * int(variant.rpartition("_")[2])
     else:
         parameters = sum(weight.numel() for weight in model.parameters())
-        assert parameters == pytest.approx(90_000, rel=0.02)
+        assert parameters == pytest.approx(90_000, rel=0.025)
 
 
 def test_the_best_trial_is_told_by_validation_and_averaged_over_other_seeds() -> None:
