@@ -6,11 +6,15 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
 from newllm.config.loading import loading
 
-SENTENCE = 32  # tokens
+if TYPE_CHECKING:
+    from newllm.runs.directory import LoadedRun
+
+LINE = 32  # tokens; for a model that does not know its longest row
 LIMITS = ("top_k", "top_p", "min_p", "repetition_penalty")  # of `Sampling`
 
 
@@ -29,8 +33,8 @@ def main() -> None:
     add("--prompt", default="", help="text to start with; - reads standard input")
     add("-n", "--num", type=int, default=5, help="number of sentences (5)")
     add("--max-tokens", type=int, help=(
-        f"longest text, including the prompt; 0: without bound ({SENTENCE}, or 0 with --endless "
-        "and --interactive)"
+        "longest text, including the prompt; 0: without bound (the longest row of training, or 0 "
+        "with --endless and --interactive)"
     ))  # fmt: skip
     add("--temperature", type=float, default=1.0, help="below 1: likelier tokens; 0: as --greedy")
     add("--greedy", action="store_true", help="always the likeliest token")
@@ -44,8 +48,6 @@ def main() -> None:
         help="a package that the model may load classes from")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (0)")
     options = parser.parse_args()
-    if options.max_tokens is None:
-        options.max_tokens = 0 if options.endless or options.interactive else SENTENCE
     if options.prompt == "-":
         options.prompt = sys.stdin.read()
     with loading():
@@ -76,7 +78,7 @@ def _pieces(options: Namespace) -> Iterator[str]:
     temperature = 0.0 if options.greedy else options.temperature
     limits = {name: getattr(options, name) for name in LIMITS}
     sampling = Sampling(temperature=temperature, **limits)
-    max_tokens = options.max_tokens or math.inf
+    max_tokens = _longest(options, run) or math.inf
     if options.num != 1 and not (options.endless or options.interactive):
         if max_tokens == math.inf:
             raise ValueError("--max-tokens 0: needs -n 1, --endless or --interactive")
@@ -97,10 +99,21 @@ def _pieces(options: Namespace) -> Iterator[str]:
         return
     tokens = prompt_tokens(tokenizer, options.prompt)
     if len(tokens) > max_tokens:
-        raise ValueError(f"the prompt has {len(tokens)} tokens; the maximum is {max_tokens}")
+        raise ValueError(
+            f"the prompt has {len(tokens)} tokens; the maximum is {max_tokens}; raise --max-tokens"
+        )
     continuation.read(tokens)
     start = () if tokenizer.is_of_pairs else tokens
     yield from text_of(continuation, tokenizer, max_tokens - len(tokens), start)
+
+
+def _longest(options: Namespace, run: LoadedRun) -> int:
+    """The most tokens of a text, including the prompt; 0 for any number."""
+    if options.max_tokens is not None:
+        return int(options.max_tokens)
+    if options.endless or options.interactive:
+        return 0
+    return int(run.config.model.get("max_length") or 0) or LINE
 
 
 if __name__ == "__main__":

@@ -270,7 +270,9 @@ def without_torch(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_client_without_torch_draws_what_the_model_draws(run: Path, exported: Path) -> None:
+def test_the_client_without_torch_draws_what_the_model_draws(
+    run: Path, exported: Path, tmp_path: Path
+) -> None:
     loaded = load_run(run)
     tokenizer = loaded.tokenizer
     assert tokenizer is not None
@@ -282,6 +284,13 @@ def test_the_client_without_torch_draws_what_the_model_draws(run: Path, exported
     assert done.stdout == f"{expected}\n"
     unknown = without_torch([str(exported), "--prompt=zebra"])
     assert (unknown.returncode, unknown.stderr) == (1, "the prompt contains unknown words\n")
+    longer = without_torch([str(exported), f"--prompt={word}", "--max-tokens=1"])
+    assert longer.stderr == "the prompt has 2 tokens; the maximum is 1\n"
+    bare = shutil.copytree(exported, tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    assert without_torch([str(bare)]).stderr == (
+        f"{bare}: has no tokenizer; the run was not trained on text\n"
+    )
 
 
 def test_safetensors_load_as_the_model_of_the_run(

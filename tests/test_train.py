@@ -72,6 +72,11 @@ def test_the_best_model_is_loaded_again(command: Command, tmp_path: Path) -> Non
     tokens = torch.tensor([run.tokenizer.encode("the old gardener")])
     logits, _ = run.model(tokens)
     assert logits.shape == (1, 5, run.tokenizer.size)
+    longest = run.config.model.max_length
+    for more, number in ((("-n", "1"), longest), (("-n", "1", "--max-tokens", "3"), 3)):
+        done = command("newllm.generate", "run", "--prompt", "the " * longest, *more)
+        told = f"the prompt has {longest + 1} tokens; the maximum is {number}; raise --max-tokens"
+        assert (done.returncode, done.stderr.strip()) == (1, told)
     done = command("newllm.generate", "run", "--num", "3", "--prompt", "the old")
     assert done.returncode == 0, done.stderr
     assert [line[:7] for line in done.stdout.splitlines()] == ["the old"] * 3

@@ -16,6 +16,8 @@ parser.add_argument("--temperature", type=float, default=1.0, help="0: the likel
 parser.add_argument("--max-tokens", type=int, default=200, help="longest text, with the prompt")
 options = parser.parse_args()
 
+if not (options.folder / "tokenizer.json").is_file():
+    sys.exit(f"{options.folder}: has no tokenizer; the run was not trained on text")
 model = json.loads((options.folder / "model.json").read_text(encoding="utf-8"))
 session = InferenceSession(options.folder / "model.onnx", providers=["CPUExecutionProvider"])
 tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
@@ -25,6 +27,9 @@ special = model["special_tokens"]
 read = [special["bos"], *tokenizer.encode(options.prompt, add_special_tokens=False).ids]
 if model["is_of_pairs"]:
     read.append(special["bos"])  # ends the prompt
+longest = min(options.max_tokens, model["max_tokens"] or options.max_tokens)
+if len(read) > longest:
+    sys.exit(f"the prompt has {len(read)} tokens; the maximum is {longest}")
 if special["unk"] in read:
     sys.exit("the prompt contains unknown words")
 sizes = {"batch": 1, "tokens": 0}  # one row, before the first token
@@ -35,7 +40,7 @@ state = {
     for part in model["state"]
 }
 tokens = list(read)
-for position in range(min(options.max_tokens, model["max_tokens"] or options.max_tokens) - 1):
+for position in range(longest - 1):
     fed = {model["token"]: np.array([tokens[position]]), **state}
     logits, *after = session.run(None, fed)
     state = dict(zip(state, after, strict=True))
