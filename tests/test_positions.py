@@ -56,6 +56,15 @@ def test_learned_positions_look_up_their_row() -> None:
     assert next_B.tolist() == [4]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_angles_of_half_precision_tell_far_positions_apart(dtype: torch.dtype) -> None:
+    position_BT = torch.arange(100_000, 100_004)[None]
+    found = torch.cat(rotary_angles(position_BT, 8, dtype))
+    expected = torch.cat(rotary_angles(position_BT, 8, torch.double))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=0)
+
+
 def test_rotation_shows_distances_only() -> None:
     query, key = torch.randn(2, 1, 1, 1, 6).double()
 

@@ -78,10 +78,15 @@ class LearnedPositions(Layer):
 def rotary_angles(
     position_BT: Tensor, head_dim: int, dtype: torch.dtype, base: float = 10_000.0
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, 1, T, D/2] for `rotate`, by position (Su et al. 2021)."""
+    """Cosines and sines [B, 1, T, D/2] for `rotate`, by position (Su et al. 2021).
+
+    Angles are at least float32, whatever the `dtype` of the result: bfloat16 has the same number
+    for the positions 256 and 257.
+    """
     exponent_D = torch.arange(0, head_dim, 2, device=position_BT.device) / head_dim
-    angle_B1TD = position_BT[:, None, :, None] * (base**-exponent_D).to(dtype)
-    return angle_B1TD.cos(), angle_B1TD.sin()
+    frequency_D = (base**-exponent_D).to(torch.promote_types(dtype, torch.float32))
+    angle_B1TD = position_BT[:, None, :, None] * frequency_D
+    return angle_B1TD.cos().to(dtype), angle_B1TD.sin().to(dtype)
 
 
 def rotate(vectors_BNTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
