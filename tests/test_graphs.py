@@ -106,6 +106,17 @@ def test_larger_batches_and_other_settings_get_segments_of_their_own() -> None:
     assert len(carry._kinds) <= graphs.MAX_KINDS
 
 
+def test_cells_that_share_it_do_not_lose_their_segments() -> None:
+    carry, cells = Graphs(), [gated() for _ in range(graphs.MAX_KINDS + 1)]
+    for cell in cells:
+        results(carry, cell, 2)
+    first = dict(carry._kinds)
+    for cell in cells:
+        results(carry, cell, 2)
+    assert len(first) == len(cells)
+    assert all(carry._kinds[kind] is segments for kind, segments in first.items())
+
+
 def test_weights_that_move_get_segments_of_their_own() -> None:
     cell, carry = gated(), Graphs()
     results(carry, cell, 2)

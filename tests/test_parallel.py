@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from newllm.data.tokenizer import PAD
 from newllm.models.cell import Cell, ContextCell
 from newllm.models.gating import LSTMGating
+from newllm.models.hierarchy import HierarchyCell
 from newllm.models.language_model import LanguageModel
 from newllm.models.layer import State, zeros
 from newllm.models.recurrence.all_steps import AllSteps
@@ -111,6 +112,30 @@ def test_newton_steps_carry_a_slow_decay_on(num_taken: Callable[[], int]) -> Non
     without = num_taken()
     Parallel(newton=True)(cell, chunk)
     assert num_taken() < without / 5
+
+
+def test_newton_steps_are_the_same_in_inference_mode() -> None:
+    cell = Decay(0.9, 0.5).double()
+    with torch.no_grad():
+        expected, (expected_state,) = Parallel(3, newton=True)(cell, read(cell))
+    with torch.inference_mode():
+        found, (state,) = Parallel(3, newton=True)(cell, read(cell))
+    torch.testing.assert_close((found, state), (expected, expected_state), rtol=0, atol=0)
+
+
+def test_a_clock_is_carried_by_the_plain_loop(num_taken: Callable[[], int]) -> None:
+    cell = HierarchyCell(C, context_dim=4, hidden_dim=4, num_layers=1, periods=[1, 3]).double()
+    found, _ = Parallel(4)(cell, read(cell))
+    torch.testing.assert_close(found, roll(cell, read(cell))[0], rtol=0, atol=0)
+    assert num_taken() == 0
+
+
+def test_what_diverges_ends_the_iteration(num_taken: Callable[[], int]) -> None:
+    cell = Decay(0.5).double()
+    chunk = read(cell, 500)
+    chunk.inputs_BTE[:, 0] = torch.nan
+    Parallel()(cell, chunk)
+    assert num_taken() < 10
 
 
 @pytest.mark.parametrize("newton", [False, True])

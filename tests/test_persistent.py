@@ -299,7 +299,8 @@ options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
 types = dict.fromkeys("TBCH", "i32") | dict.fromkeys(("fnn_epsilon", "epsilon", "clip"), "fp32")
 types |= {"flags_TB": "*i8", "masks_NTBH": "*fp32", "context_BC": "*fp32", "contexts_TBC": "*fp32"}
 types |= {"outputs_TBH": "*fp32", "outputs_grad_TBH": "*fp32", "after_grad_BC": "*fp32"}
-types |= {"grads_TBC": "*fp32"} | dict.fromkeys(settings, "constexpr")
+norms = "scales_LH", "shifts_LH", "scale_1C", "shift_1C"
+types |= dict.fromkeys((*norms, "grads_TBC"), "*fp32") | dict.fromkeys(settings, "constexpr")
 for kernel in (forward, backward):
     signature = {name: types.get(name, "*bf16") for name in kernel.arg_names}
     constants = {name: settings[name] for name in kernel.arg_names if name in settings}

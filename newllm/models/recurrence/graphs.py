@@ -26,7 +26,7 @@ from newllm.models.recurrence.reference import MASK_BLOCK, Chunk, roll
 from newllm.models.recurrence.segment import Constants, Segment
 
 GRAIN = 8  # the steps of a segment are a multiple; those that are too many count as padding
-MAX_KINDS = 4  # of calls of a cell whose segments are kept, such as with and without resets
+MAX_KINDS = 4  # of calls of each cell whose segments are kept, such as with and without resets
 
 
 class Graphs:
@@ -58,8 +58,10 @@ class Graphs:
         kind = (*kind, *(tensor.data_ptr() for tensor in tensors))
         segments = self._kinds.get(kind)
         if kind not in self._kinds or (segments and segments.batch_size < len(chunk.inputs_BTE)):
-            while len(self._kinds) >= MAX_KINDS:
-                del self._kinds[next(iter(self._kinds))]
+            self._kinds.pop(kind, None)
+            of_cell = [known for known in self._kinds if known[0] == id(cell)]
+            if len(of_cell) == MAX_KINDS:
+                del self._kinds[of_cell[0]]
             segments = self._kinds[kind] = _segments_or_none(cell, chunk)
         return segments
 
@@ -70,7 +72,10 @@ class Segments:
     def __init__(self, cell: Cell, chunk: Chunk) -> None:
         self.constants = Constants(cell, autocast_dtype(chunk))
         self.batch_size = len(chunk.inputs_BTE)
-        self._like = chunk
+        # Of the chunk, only form, type and device; its tensors may hold the history of a pass.
+        state = tuple(part.detach() for part in chunk.state)
+        inputs_BTE = chunk.inputs_BTE[:, :1].detach().clone()
+        self._like = chunk._replace(inputs_BTE=inputs_BTE, state=state)
         self._free: dict[int, list[Segment]] = defaultdict(list)
 
     def take(self, num_steps: int) -> Segment:

@@ -16,7 +16,7 @@ every token, or [T - 1, B, ...], before every token but the first.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Parallel:
     """Carries any cell over time by taking all steps of a chunk at once, several times.
 
     It pays for long sequences in few rows and a cell that forgets. Gradients are carried back in
-    the same way.
+    the same way. The plain loop takes a cell whose state has whole numbers, such as a clock.
 
     Args:
         num_iterations: for the states, and as many for the gradients. None means until they no
@@ -57,8 +57,13 @@ class Parallel:
 
     def __call__(self, cell: Cell, chunk: Chunk) -> tuple[Tensor, State]:
         """Read a chunk; its `found` are the states after all tokens."""
-        if chunk.inputs_BTE.shape[1] == 1 or torch.compiler.is_exporting():
+        # The error of a clock does not shrink: it has one token more right after each iteration.
+        has_clock = not all(part.is_floating_point() for part in chunk.state)
+        if has_clock or chunk.inputs_BTE.shape[1] == 1 or torch.compiler.is_exporting():
             return roll(cell, chunk)
+        if self.newton and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self(cell, _copied(chunk))
         steps, found = AllSteps(cell, chunk), chunk.found
         states = tuple(found) if found and torch.is_grad_enabled() else _last(self._states(steps))
         if found is not None and not torch.is_grad_enabled():
@@ -94,13 +99,12 @@ class Parallel:
             grads: the gradients of these as far as they do not come from states.
         """
         of_outputs, *direct = grads
-        diagonals = _diagonals(before, results[1:]) if self.newton else []
-        backwards = [None if each is None else each.flip(0) for each in diagonals]
+        backwards = _flipped(_diagonals(before, results[1:])) if self.newton else ()
 
         def improved(adjoints: State) -> State:
             carried = _pulled_back(before, results, (of_outputs, *adjoints))
             after = tuple(
-                own if back is None else torch.cat((own[:-1] + back, own[-1:]))
+                torch.cat((own[:-1] + back, own[-1:]))
                 for own, back in zip(direct, carried, strict=True)
             )
             if not self.newton:
@@ -140,29 +144,40 @@ def _last(estimates: Iterator[State]) -> State:
     return deque(estimates, maxlen=1)[0]
 
 
+def _copied(chunk: Chunk) -> Chunk:
+    """A chunk of inference mode, whose tensors can have no gradients, as one of ordinary tensors.
+
+    Dropout masks stay: in inference mode, there are none.
+    """
+    inputs_BTE, pad_BT, reset_BT = (
+        None if tensor is None else tensor.clone()
+        for tensor in (chunk.inputs_BTE, chunk.pad_BT, chunk.reset_BT)
+    )
+    assert inputs_BTE is not None
+    state = tuple(part.clone() for part in chunk.state)
+    return chunk._replace(inputs_BTE=inputs_BTE, state=state, pad_BT=pad_BT, reset_BT=reset_BT)
+
+
 def _before(states: State) -> State:
     """The states before all tokens but the first, as constants to differentiate by."""
-    return tuple(part[:-1].detach().requires_grad_(part.is_floating_point()) for part in states)
+    return tuple(part[:-1].detach().requires_grad_() for part in states)
 
 
-def _pulled_back(before: State, results: State, grads: State) -> list[Tensor | None]:
-    """Gradients of the states before the tokens from those of results; None for whole numbers."""
+def _pulled_back(before: State, results: State, grads: State) -> State:
+    """Gradients of the states before the tokens from those of results."""
     learned = [index for index, result in enumerate(results) if result.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [results[index] for index in learned],
-            [part for part in before if part.requires_grad],
-            [grads[index] for index in learned],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+    return torch.autograd.grad(
+        [results[index] for index in learned],
+        before,
+        [grads[index] for index in learned],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
     )
-    return [next(found) if part.requires_grad else None for part in before]
 
 
-def _diagonals(before: State, after: State) -> list[Tensor | None]:
-    """Estimated diagonals of d after_t / d before_t; None for whole numbers.
+def _diagonals(before: State, after: State) -> State:
+    """Estimated diagonals of d after_t / d before_t.
 
     The sign of a number times its row of the Jacobian times all signs is its diagonal element and
     noise of mean zero.
@@ -173,16 +188,15 @@ def _diagonals(before: State, after: State) -> list[Tensor | None]:
         for part in after
     )
     products = _pulled_back(before, after, signs)
-    return [
-        None if product is None else (product * sign[1:]).clamp_(-1, 1)
-        for product, sign in zip(products, signs, strict=True)
-    ]
+    return tuple(
+        (product * sign[1:]).clamp_(-1, 1) for product, sign in zip(products, signs, strict=True)
+    )
 
 
-def _corrected(old: State, new: State, diagonals: Sequence[Tensor | None]) -> State:
+def _corrected(old: State, new: State, diagonals: State) -> State:
     """A Newton step: each change is carried on to the later steps by the diagonals."""
     return tuple(
-        to if diagonal is None else was + _carried(to.detach() - was, diagonal)
+        was + _carried(to.detach() - was, diagonal)
         for was, to, diagonal in zip(old, new, diagonals, strict=True)
     )
 
@@ -207,11 +221,11 @@ def _is_settled(last: State, states: State) -> bool:
     """Whether no state has changed by more than rounding."""
 
     def is_same(one: Tensor, other: Tensor) -> Tensor:
-        if not one.is_floating_point():
-            return (one == other).all()
         # Relative to the largest of all, since products round by its size. A number that is many
         # orders of magnitude smaller and decays slowly may then stop short of its last digits.
+        # What is not finite does not change any more, either.
         largest = SETTLED * torch.finfo(one.dtype).eps * other.abs().amax()
-        return (one - other).abs().amax() <= largest
+        change = (one - other).abs().amax()
+        return (change <= largest) | ~change.isfinite()
 
     return bool(torch.stack([*map(is_same, last, states)]).all())

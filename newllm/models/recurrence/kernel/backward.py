@@ -17,7 +17,7 @@ from newllm.models.recurrence.kernel.parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "B"])  # else sentences of some lengths compile it again
 def backward(
     outputs_grad_TBH, after_grad_BC, context_BC, contexts_TBC, hiddens_LTBH, parts_GTBC,
     flags_TB, masks_NTBH,

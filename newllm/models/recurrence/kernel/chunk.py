@@ -20,8 +20,9 @@ from newllm.models.recurrence.reference import Chunk
 
 def read_chunk(cell: ContextCell, chunk: Chunk, dtype: torch.dtype) -> tuple[Tensor, State]:
     """Outputs and state, as a `Recurrence` gives them; products are of type `dtype`."""
+    keeps = torch.is_grad_enabled()  # never within `_Read.forward`
     y_BTH, context_BC = _Read.apply(
-        cell, chunk, dtype, chunk.inputs_BTE, *chunk.state, *cell.parameters()
+        cell, chunk, dtype, keeps, chunk.inputs_BTE, *chunk.state, *cell.parameters()
     )
     return y_BTH, (context_BC,)
 
@@ -35,11 +36,12 @@ class _Read(torch.autograd.Function):
         cell: ContextCell,
         chunk: Chunk,
         dtype: torch.dtype,
+        keeps: bool,
         inputs_BTE: Tensor,
         context_BC: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        run = Run(Weights(cell, dtype), chunk, keeps=any(ctx.needs_input_grad))
+        run = Run(Weights(cell, dtype), chunk, keeps and any(ctx.needs_input_grad))
         ctx.cell, ctx.dtype, ctx.run = cell, dtype, run
         ctx.save_for_backward(inputs_BTE, context_BC, *parameters)
         after_BC = run.contexts_TBC[-1].to(context_BC, copy=True)
@@ -51,7 +53,7 @@ class _Read(torch.autograd.Function):
         """The kernel gives the gradients of contexts; from these, all others follow at once."""
         given = [
             tensor.detach().requires_grad_(is_wanted)
-            for tensor, is_wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True)
+            for tensor, is_wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[4:], strict=True)
         ]
         inputs_BTE, context_BC, *parameters = given
         outputs_grad_TBH = outputs_grad_BTH.transpose(0, 1).contiguous()
@@ -71,7 +73,8 @@ class _Read(torch.autograd.Function):
         wanted = [tensor for tensor in given if tensor.requires_grad]
         results, grads = zip(*learned, strict=True)
         found = iter(torch.autograd.grad(results, wanted, grads, allow_unused=True))
-        return None, None, None, *(next(found) if one.requires_grad else None for one in given)
+        own = (next(found) if one.requires_grad else None for one in given)
+        return None, None, None, None, *own
 
 
 class Run:

@@ -17,7 +17,7 @@ from newllm.models.recurrence.kernel.parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "B"])  # else sentences of some lengths compile it again
 def forward(
     projected_TBH, context_BC, flags_TB, masks_NTBH,
     input_HC, layers_DHH, biases_DH, scales_LH, shifts_LH,

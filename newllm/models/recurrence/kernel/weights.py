@@ -40,7 +40,7 @@ def precision() -> str:
 
 
 class Weights:
-    """A copy of a cell's weights, those of products in their type.
+    """A copy of a cell's weights: scales and shifts in float32, all others in the type of products.
 
     Args:
         cell: a cell of built-in parts.
@@ -73,7 +73,7 @@ class Weights:
 
     def _norms(self, norms: Sequence[nn.LayerNorm], width: int) -> tuple[Tensor, Tensor, float]:
         """Scales, shifts and the epsilon of LayerNorms."""
-        ones = self.input_HC.new_ones(width)
+        ones = self.input_HC.new_ones(width, dtype=torch.float32)
         scales = _stacked((ones if n.weight is None else n.weight for n in norms), ones)
         shifts = _stacked((0 * ones if n.bias is None else n.bias for n in norms), ones)
         return scales, shifts, norms[0].eps if norms else 0.0
