@@ -204,6 +204,14 @@ def test_operations_count_what_a_token_sees() -> None:
             assert layer.flops_per_token(num_tokens) == weights + seen * 2 * 2 * 2 * D
 
 
+def test_operations_of_keys_and_values_of_contexts_are_counted_at_the_ends_of_blocks() -> None:
+    layer = context(block_length=4)
+    of_keys_and_values = 2 * layer.key_value.weight.numel()
+    within, end, after = map(layer.flops_per_token, (3, 4, 5))
+    of_one_more_context = 4 * layer.output_dim
+    assert (end - within, after - within) == (of_keys_and_values, of_one_more_context)
+
+
 def test_descriptions() -> None:
     assert local(window=5).description == ("local_attention E8 heads2 L2 F12 positionless window5")
     assert sparse(window=5, stride=4, positions="rotary").description == (

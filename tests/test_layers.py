@@ -131,10 +131,33 @@ def test_fast_paths_equal_the_stepwise_one(kind: type[TorchRNN], length: int) ->
     _, start = layer(random(2, 1, D))
     pad_BT = torch.zeros(2, 5, dtype=torch.bool)
     pad_BT[0, length:] = True
-    fast = layer(x_BTD, start, pad_BT if length < 5 else None)
-    stepwise = layer(x_BTD, start, pad_BT, torch.zeros_like(pad_BT))
-    torch.testing.assert_close(fast[0][~pad_BT], stepwise[0][~pad_BT])
-    torch.testing.assert_close(fast[1], stepwise[1])
+    hiddens, state = [], start
+    for t in range(5):
+        hidden_B1H, state = layer(x_BTD[:, t : t + 1], state, pad_BT[:, t : t + 1])
+        hiddens.append(hidden_B1H)
+    stepwise_BTH = torch.cat(hiddens, dim=1)
+    for reset_BT in (None, torch.zeros_like(pad_BT)):
+        fast_BTH, after = layer(x_BTD, start, pad_BT if length < 5 else None, reset_BT)
+        torch.testing.assert_close(fast_BTH[~pad_BT], stepwise_BTH[~pad_BT])
+        torch.testing.assert_close(after, state)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_reset_begins_a_row_anew(kind: type[TorchRNN], place: int) -> None:
+    torch.manual_seed(0)
+    layer, x_BTD = kind(D, H, 2).double(), random(2, 5, D)
+    _, start = layer(random(2, 1, D))
+    reset_BT = torch.zeros(2, 5, dtype=torch.bool)
+    reset_BT[0, place] = True
+    y_BTH, after = layer(x_BTD, start, None, reset_BT)
+    expected_BTH, expected = layer(x_BTD, start)
+    anew_BTH, anew = layer(x_BTD[:, place:])
+    torch.testing.assert_close(y_BTH[0, place:], anew_BTH[0])
+    torch.testing.assert_close(y_BTH[0, :place], expected_BTH[0, :place])
+    torch.testing.assert_close(y_BTH[1], expected_BTH[1])
+    for found, own, other in zip(after, anew, expected, strict=True):
+        torch.testing.assert_close(found, torch.stack((own[0], other[1])))
 
 
 def test_mingru_is_the_equation_of_the_paper() -> None:

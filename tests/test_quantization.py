@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from newllm.models.cell import ContextCell
+from newllm.models.context_attention import ContextAttention
 from newllm.models.contract import check_layer
 from newllm.models.gating import LSTMGating
+from newllm.models.language_model import LanguageModel
 from newllm.models.quantization import Quantized
 from newllm.models.recurrence.native.weights import has_native_code
 from newllm.models.recurrence.reference import Reference
 from newllm.models.recurrent import Recurrent
+from newllm.studies.examination.measured import broken
 
 
 def cell_of(levels: int, context_dim: int = 3) -> ContextCell:
@@ -50,6 +53,13 @@ def test_bits_are_counted_in_the_state(levels: int, bits: float) -> None:
     assert len(contexts.unique(dim=0)) <= 2**bits + 0.5
     unlimited = Recurrent(5, lambda input_dim: ContextCell(5, 3, 6, 2))
     assert unlimited.state_bits(9) == 3 * 32
+
+
+def test_stored_contexts_have_the_bits_of_a_context() -> None:
+    layer = ContextAttention(5, lambda input_dim: cell_of(4), 3, num_heads=2, feedforward_dim=4)
+    assert [layer.state_bits(number) for number in (0, 2, 3, 9)] == [6, 6, 12, 24]
+    model = LanguageModel(9, 5, [lambda input_dim, **settings: layer])
+    assert broken(model) == []  # whose gradients are not those of finite differences
 
 
 def test_it_keeps_the_contract_and_has_no_native_code() -> None:

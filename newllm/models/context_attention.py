@@ -48,7 +48,7 @@ class ContextAttention(Layer):
         settings: settings of the cell.
 
     Raises:
-        ValueError: a setting is impossible; one line for each.
+        ValueError: a setting is impossible.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class ContextAttention(Layer):
 
         is_stored_BM = is_stored_BM & (segment_BM == segment_BT[:, -1:])
         num_stored, most = is_stored_BM.sum(1).max(), is_stored_BM.shape[1]
-        kept_BM = first_true(is_stored_BM, int(num_stored) if surely(num_stored >= 0) else most)
+        is_known = surely(num_stored >= 0, worth_waiting=True)
+        kept_BM = first_true(is_stored_BM, int(num_stored) if is_known else most)
         kept = (take(each.transpose(1, 2), kept_BM).transpose(1, 2) for each in (keys, values))
         return y_BTH, (next_B, *after, *kept)
 
@@ -190,9 +191,21 @@ class ContextAttention(Layer):
         return super().state_bytes(0) + stored * self.final_norm.weight.element_size()
 
     def flops_per_token(self, num_tokens: int) -> int:
-        """As in `Layer`, and the products of the last token with all keys and values."""
+        """As in `Layer`, and the products of the last token with all keys and values.
+
+        Keys and values are computed at the end of a block only.
+        """
         num_seen = 1 + max(0, num_tokens - 1) // self.block_length
-        return super().flops_per_token(num_tokens) + 4 * self.output_dim * num_seen
+        own = 4 * self.output_dim * num_seen
+        if num_tokens % self.block_length:
+            own -= 2 * self.key_value.weight.numel()
+        return super().flops_per_token(num_tokens) + own
+
+    def state_bits(self, num_tokens: int) -> float:
+        """Those of its bytes; keys and values follow from contexts, which may be quantized."""
+        bits = self.recurrent.cell.state_bits
+        num_contexts = 1 + num_tokens // self.block_length
+        return super().state_bits(num_tokens) if bits is None else num_contexts * bits
 
     @property
     def description(self) -> str:
@@ -204,7 +217,8 @@ class ContextAttention(Layer):
 def _ends(is_end_BT: Tensor) -> list[int]:
     """The tokens after which the context of some row is stored; all if that is not known."""
     is_end_T = is_end_BT.any(0)
-    if surely(torch.ones_like(is_end_T).all()):
+    # A chunk of the recurrence for each token would take longer than waiting.
+    if surely(torch.ones_like(is_end_T).all(), worth_waiting=True):
         ends: list[int] = is_end_T.nonzero()[:, 0].tolist()
         return ends
     return [*range(is_end_BT.shape[1])]

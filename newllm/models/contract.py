@@ -99,7 +99,7 @@ def check_cell(cell: Cell, recurrences: Iterable[Recurrence] = ()) -> None:
         ValueError: the cell returns another shape.
     """
     cell = copy.deepcopy(cell).double()
-    check_layer(Recurrent(cell.input_dim, lambda input_dim: cell))
+    check_layer(Recurrent(cell.input_dim, lambda input_dim: cell, Fused(compile=False)))
     cell.train()
     compared: list[Recurrence] = [Fused(compile=False), *recurrences]
     for recurrence, num_steps in product(compared, (1, NUM_TOKENS, MASK_BLOCK + 3)):

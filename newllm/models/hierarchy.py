@@ -100,7 +100,7 @@ class HierarchyCell(ContextCell):
         settings: other settings of a `ContextCell`.
 
     Raises:
-        ValueError: a setting is impossible; one line for each.
+        ValueError: a setting is impossible.
     """
 
     def __init__(
@@ -151,9 +151,10 @@ class HierarchyCell(ContextCell):
 
 
 def _faults(context_dim: int, periods: Sequence[int], rates: str) -> list[str]:
-    shown = str(list(periods)).replace(" ", "")
     faults = no_such_option("model", RATES, rates=rates)
-    if not periods or not all(isinstance(period, int) and period >= 1 for period in periods):
+    is_list = isinstance(periods, Sequence) and len(periods) > 0 and not isinstance(periods, str)
+    if not is_list or not all(isinstance(period, int) and period >= 1 for period in periods):
+        shown = str([*periods] if is_list else periods).replace(" ", "")
         faults.append(f"model.periods={shown}: must be a list of whole numbers, at least 1 each")
     elif context_dim < len(periods):
         faults += too_small("model", len(periods), context_dim=context_dim)

@@ -40,7 +40,7 @@ class LocalAttention(Attention):
         positions: as in `Attention`.
 
     Raises:
-        ValueError: a setting is impossible; one line for each.
+        ValueError: a setting is impossible.
     """
 
     name = "local_attention"
@@ -294,9 +294,8 @@ def _kept(packing: Packing, num_read_B: Tensor, num_kept: int, stride: int | Non
     is_kept_BM = is_kept_BM & (segment_BM == packing.last_segment_B[:, None])
     num_tokens = packing.segment_BT.shape[1]
     most = is_kept_BM.sum(1).max()
-    return first_true(
-        is_kept_BM, int(most) if surely(most >= 0) else num_kept + -(-num_tokens // stride)
-    )
+    is_known = surely(most >= 0, worth_waiting=True)  # else a stream would keep all tokens
+    return first_true(is_kept_BM, int(most) if is_known else num_kept + -(-num_tokens // stride))
 
 
 def _padded(part_BNTK: Tensor, num_queries: int) -> Tensor:

@@ -43,7 +43,7 @@ class SkipCell(ContextCell):
         settings: other settings of a `ContextCell`.
 
     Raises:
-        ValueError: a setting is impossible; one line for each.
+        ValueError: a setting is impossible.
     """
 
     def __init__(

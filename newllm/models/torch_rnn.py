@@ -62,10 +62,12 @@ class TorchRNN(Layer):
         batch_size, num_tokens, _ = x_BTD.shape
         initial = self.initial_state(batch_size)
         state = initial if state is None else state
+        if reset_BT is not None and surely(~reset_BT[:, 1:].any(), worth_waiting=True):
+            # A loop over the tokens would take longer than waiting.
+            state, reset_BT = where_row(reset_BT[:, 0], initial, state), None
         if reset_BT is None and pad_BT is None:
             return self._run(x_BTD, state)
         real_BT = real_tokens(x_BTD, pad_BT)
-        # A loop over the tokens takes longer than waiting.
         begins_real = reset_BT is None and surely(real_BT[:, 0].all(), worth_waiting=True)
         if begins_real and padding_only_trails(real_BT, worth_waiting=True):
             length_B = real_BT.sum(1).cpu()
