@@ -166,16 +166,6 @@ CELLS: dict[str, Callable[[], Cell]] = {
     "skip read": partial(SkipCell, skip_steps=3, skip="read", **parts),
     "stacked": partial(StackedCell, cell=ContextCell, **parts),
 }
-# The others differ from these in parts that the built-in gatings are tested with, and the step of
-# each takes ten seconds to compile. So does that of "delta", which is a layer of this test as well.
-# test_contexts.py asks the plain loop of all other contexts.
-SHORT = ("coupled Identity plain None", "coupled LayerNorm residual 0.5")
-OTHER_CONTEXTS = ("multihead", "clocked", "learned", "skip", "stacked")
-
-
-def is_long(name: str) -> bool:
-    is_other = name.startswith(("coupled", *OTHER_CONTEXTS)) and name not in SHORT
-    return name == "delta" or is_other
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -190,10 +180,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     check_gradients(LAYERS[name]())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.long] * is_long(name)) for name in CELLS],
-)
+@pytest.mark.parametrize("name", CELLS)
 def test_cell(name: str) -> None:
     torch.manual_seed(0)
     cell = CELLS[name]()
