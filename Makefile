@@ -1,4 +1,4 @@
-# All set-up is here: every target makes what it needs and is quick the second time.
+# All set-up is here: every target makes what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
