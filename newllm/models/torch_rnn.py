@@ -3,10 +3,12 @@
 Shapes: B batch, T time (tokens), D input, L layers, H hidden.
 """
 
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from newllm.config.faults import raise_faults, too_small
@@ -20,6 +22,8 @@ from newllm.models.layer import (
     zeros,
 )
 from newllm.models.settings import dropout_faults
+
+PACKING_PAYS = 4  # tokens to a piece, below which packed rows are faster on a CPU
 
 
 class TorchRNN(Layer):
@@ -58,30 +62,30 @@ class TorchRNN(Layer):
         pad_BT: Tensor | None = None,
         reset_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Read a chunk: at once, packed if padding only trails, and else step by step."""
-        batch_size, num_tokens, _ = x_BTD.shape
-        initial = self.initial_state(batch_size)
+        """Read a chunk: at once between tokens where a row changes, or packed."""
+        initial = self.initial_state(x_BTD.shape[0])
         state = initial if state is None else state
-        if reset_BT is not None and surely(~reset_BT[:, 1:].any(), worth_waiting=True):
-            # A loop over the tokens would take longer than waiting.
-            state, reset_BT = where_row(reset_BT[:, 0], initial, state), None
         if reset_BT is None and pad_BT is None:
             return self._run(x_BTD, state)
         real_BT = real_tokens(x_BTD, pad_BT)
-        begins_real = reset_BT is None and surely(real_BT[:, 0].all(), worth_waiting=True)
-        if begins_real and padding_only_trails(real_BT, worth_waiting=True):
-            length_B = real_BT.sum(1).cpu()
-            packed = pack_padded_sequence(x_BTD, length_B, batch_first=True, enforce_sorted=False)
-            hidden, state = self._run(packed, state)
-            return pad_packed_sequence(hidden, batch_first=True, total_length=num_tokens)[0], state
+        starts = _starts(real_BT, reset_BT)
+        if reset_BT is None and _is_for_packing(real_BT, len(starts)):
+            return self._run_packed(x_BTD, state, real_BT)
         hiddens = []
-        for t in range(num_tokens):
+        for start, end in pairwise([*starts, x_BTD.shape[1]]):
             if reset_BT is not None:
-                state = where_row(reset_BT[:, t], initial, state)
-            hidden_B1H, after = self._run(x_BTD[:, t : t + 1], state)
-            state = where_row(real_BT[:, t], after, state)
-            hiddens.append(hidden_B1H)
+                state = where_row(reset_BT[:, start], initial, state)
+            hidden_BTH, after = self._run(x_BTD[:, start:end], state)
+            state = where_row(real_BT[:, start], after, state)
+            hiddens.append(hidden_BTH)
         return torch.cat(hiddens, dim=1), state
+
+    def _run_packed(self, x_BTD: Tensor, state: State, real_BT: Tensor) -> tuple[Tensor, State]:
+        length_B = real_BT.sum(1).cpu()
+        packed = pack_padded_sequence(x_BTD, length_B, batch_first=True, enforce_sorted=False)
+        hidden, state = self._run(packed, state)
+        total = x_BTD.shape[1]
+        return pad_packed_sequence(hidden, batch_first=True, total_length=total)[0], state
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros [B, L, H]."""
@@ -122,3 +126,27 @@ class Elman(TorchRNN):
     """The simple recurrent network with tanh (Elman 1990); state (hidden,)."""
 
     network_class = nn.RNN
+
+
+def _starts(real_BT: Tensor, reset_BT: Tensor | None) -> list[int]:
+    """Tokens from which on no row begins, ends or goes on before the next; all if not known."""
+    is_start_BT = F.pad(real_BT[:, 1:] != real_BT[:, :-1], (1, 0), value=True)
+    if reset_BT is not None:
+        is_start_BT = is_start_BT | reset_BT
+    is_start_T = is_start_BT.any(0)
+    # A loop over the tokens would take longer than waiting.
+    if surely(is_start_T[0], worth_waiting=True):
+        starts: list[int] = is_start_T.nonzero()[:, 0].tolist()
+        return starts
+    return [*range(len(is_start_T))]
+
+
+def _is_for_packing(real_BT: Tensor, num_pieces: int) -> bool:
+    """Whether rows that only end are faster if they are packed.
+
+    On a CPU, torch takes packed rows step by step, several times slower than rows of equal length.
+    """
+    if real_BT.is_cpu and num_pieces * PACKING_PAYS < real_BT.shape[1]:
+        return False
+    begins_real = surely(real_BT[:, 0].all(), worth_waiting=True)
+    return begins_real and padding_only_trails(real_BT, worth_waiting=True)
