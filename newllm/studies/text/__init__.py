@@ -21,8 +21,8 @@ from newllm.studies.text.results import (
 
 DEFINITION = (
     "Models with the same number of parameters read the same text with the same tokenizer. At "
-    "equal tokens, all make the same number of steps; at equal time, the slower ones make as many "
-    "steps as take about the time of the fastest. Each is trained with the same "
+    "equal tokens, all make the same number of steps; at equal time, the others make as many steps "
+    "as take about the time of the context model. Each is trained with the same "
     "learning rates; the one with the lowest validation loss is trained again with other seeds, "
     "and tested. Bits per byte are means over these seeds with their 95 % interval; the interval "
     "over documents is that of one run. Times depend on the processor and on other work."
