@@ -20,7 +20,15 @@ from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
 from newllm.studies import found_studies
 from newllm.studies.capacity.floor import floor, smallest_context
-from newllm.studies.capacity.results import NO_CONTEXT, SOURCES, capacities, own_runs
+from newllm.studies.capacity.results import (
+    MEMORIES,
+    NO_CONTEXT,
+    SOURCES,
+    TWO_HEADS,
+    capacities,
+    made_for,
+    own_runs,
+)
 
 
 def best_loss(machine: Machine, next_CK: np.ndarray) -> float:
@@ -95,6 +103,8 @@ RUNS = [
     *(make_run("copy_1", 1, loss, seed) for seed, loss in enumerate((1.30, 1.34), 1)),
     *(make_run("copy_1", 2, loss, seed) for seed, loss in enumerate((1.03, 1.05), 1)),
     make_run("even", 2, 1.9),
+    make_run("matrix_even", 4, 1.05),
+    make_run(f"matrix_even{TWO_HEADS}", 2, 1.9),
 ]
 
 
@@ -113,6 +123,9 @@ def test_losses_are_compared_on_the_same_rows() -> None:
     assert copy.below_floor == []
     assert copy.floor(1) == pytest.approx(2 - math.log(2))
     assert copy.floor(9) == ORACLE
+    (matrix,) = capacities(RUNS, MEMORIES)
+    assert (matrix.source, matrix.memory, matrix.measured) == ("even", "matrix", 4)
+    assert matrix.losses.keys() == {2, 4}
 
 
 def test_a_loss_below_the_floor_is_told() -> None:
@@ -126,7 +139,10 @@ def test_other_runs_are_none_of_it() -> None:
 
 
 def test_every_source_has_its_variants() -> None:
-    assert {*variants_of("capacity")} == {*SOURCES, *(f"{name}{NO_CONTEXT}" for name in SOURCES)}
+    plain = {*SOURCES, *(f"{name}{NO_CONTEXT}" for name in SOURCES)}
+    assert {*variants_of("capacity")} >= plain
+    others = {made_for(make_run(name, 1, 1.0)) for name in {*variants_of("capacity")} - plain}
+    assert others == {*itertools.product(("copy_3", "even", "drawn2"), MEMORIES)}
 
 
 @pytest.mark.usefixtures("every_word")

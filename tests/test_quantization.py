@@ -9,6 +9,7 @@ import torch
 from newllm.models.cell import ContextCell
 from newllm.models.context_attention import ContextAttention
 from newllm.models.contract import check_layer
+from newllm.models.delta import DeltaCell
 from newllm.models.gating import LSTMGating
 from newllm.models.language_model import LanguageModel
 from newllm.models.quantization import Quantized
@@ -60,6 +61,17 @@ def test_stored_contexts_have_the_bits_of_a_context() -> None:
     assert [layer.state_bits(number) for number in (0, 2, 3, 9)] == [6, 6, 12, 24]
     model = LanguageModel(9, 5, [lambda input_dim, **settings: layer])
     assert broken(model) == []  # whose gradients are not those of finite differences
+
+
+def test_a_matrix_holds_the_bits_of_its_numbers() -> None:
+    torch.manual_seed(0)
+    cell = DeltaCell(5, 4, 6, 2, num_heads=2, normalization=partial(Quantized, levels=2))
+    layer = Recurrent(5, lambda input_dim: cell, Reference())
+    assert layer.state_bits(9) == 8  # two heads of 2 x 2
+    assert cell.description == "delta C4 heads2 H6 L2 E5 quantized"
+    _, (memory_BNKK,) = layer(torch.randn(200, 7, 5))
+    assert set(memory_BNKK.unique().tolist()) == {-1, 1}
+    check_layer(layer)
 
 
 def test_it_keeps_the_contract_and_has_no_native_code() -> None:

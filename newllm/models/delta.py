@@ -4,7 +4,7 @@ Shapes: B batch, E input, C context, H hidden, N heads, J factors of a step, K =
 the keys and values of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from newllm.config.faults import no_such_option, raise_faults, too_small
 from newllm.models.cell import Cell
 from newllm.models.fnn import FNNS
 from newllm.models.layer import State, zeros
+from newllm.models.quantization import Quantized
 from newllm.models.settings import dropout_faults, head_faults
 
 
@@ -28,6 +29,7 @@ class DeltaCell(Cell):
         k_j  = unit(W_k^j h_t + b_k^j),  v_j = W_v^j h_t + b_v^j
         beta_j = 2 sigmoid(w_b^j h_t + b_b^j),  a = sigmoid(b + w_a h_t + b_a)
         S_t  = a S_{t-1}, then for j = 1 ... J:  S_t <- S_t - beta_j (S_t k_j - v_j) k_j^T
+        S_t  <- normalization(S_t), if there is one
 
     A write is the delta rule of fast weights (Schlag et al. 2021, arXiv 2102.11174). It multiplies
     S by the generalized Householder matrix I - beta_j k_j k_j^T; a token multiplies it by J of them
@@ -50,6 +52,7 @@ class DeltaCell(Cell):
             of sequences longer than those of training.
         dropout: probability inside the feed-forward network.
         fnn: wiring of the feed-forward network, "plain" or "residual".
+        normalization: factory of the normalization of a head's matrix, from its K * K numbers.
 
     Raises:
         ValueError: a setting is impossible; one line for each.
@@ -66,6 +69,7 @@ class DeltaCell(Cell):
         forget_bias: float | None = 4.0,
         dropout: float = 0.0,
         fnn: str = "plain",
+        normalization: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
         raise_faults(
             [
@@ -101,6 +105,9 @@ class DeltaCell(Cell):
         self.beta = nn.Linear(hidden_dim, num_factors * num_heads)
         self.forget_bias = forget_bias
         self.forget_gate = None if forget_bias is None else nn.Linear(hidden_dim, num_heads)
+        self.normalization = normalization((context_dim // num_heads) ** 2)
+        if isinstance(self.normalization, Quantized):
+            self.state_bits = num_heads * self.normalization.bits
 
     def initial_state(self, batch_size: int) -> State:
         """Matrices of zeros [B, N, K, K]."""
@@ -128,6 +135,7 @@ class DeltaCell(Cell):
             error_BNK = _read(memory_BNKK, key_BNK) - value_BJNK[:, j]
             change_BNK = beta_BJN[:, j, :, None] * error_BNK
             memory_BNKK = memory_BNKK - change_BNK[..., :, None] * key_BNK[..., None, :]
+        memory_BNKK = self.normalization(memory_BNKK.flatten(2)).view_as(memory_BNKK)
         return hidden_BH, (memory_BNKK,), gates
 
     @property
@@ -139,6 +147,8 @@ class DeltaCell(Cell):
             words.append(f"factors{self.num_factors}")
         if self.forget_bias != 4:
             words.append("noforget" if self.forget_bias is None else f"forget{self.forget_bias:g}")
+        if not isinstance(self.normalization, nn.Identity):
+            words.append(type(self.normalization).__name__.lower())
         if not isinstance(self.fnn, FNNS["plain"]):
             words.append("residual")
         return " ".join(words)

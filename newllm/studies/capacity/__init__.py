@@ -11,6 +11,7 @@ from newllm.reporting.translation import Translate
 from newllm.runs.gathering import Run
 from newllm.studies.capacity.figures import capacity
 from newllm.studies.capacity.results import (
+    MEMORIES,
     NAME,
     SOURCES,
     TOLERANCE,
@@ -37,6 +38,11 @@ CAPTION = (
     "the predicted smallest context."
 )
 NONE_LARGE_ENOUGH = "none of these"
+OTHERS = (
+    "The same for other memories whose numbers are rounded, as a context's are: the smallest, in "
+    "bits, whose mean test loss is as low. The sizes that were tried differ."
+)
+PLAIN = "context"
 
 
 def smallest_contexts(
@@ -62,6 +68,28 @@ def smallest_contexts(
     headings = ("source", "window of one symbol", "entropy rate", "needed at least (bits)",
                 "predicted (bits)", "measured (bits)", "measured / predicted")  # fmt: skip
     document.table([_(word) for word in headings], [_row(one, _) for one in found])
+    if others := capacities(runs, [None, *MEMORIES]):
+        _compare_memories(document, others, _)
+
+
+def _compare_memories(document: Document, found: Sequence[Capacity], _: Translate) -> None:
+    """The smallest of each kind of memory, for sources on which there are several."""
+    measured = {(one.source, one.memory): one for one in found}
+    sources = dict.fromkeys(one.source for one in found if one.memory)
+    if sources:
+        document.text(_(OTHERS))
+        names = [_(name) for name in (PLAIN, *MEMORIES.values())]
+        rows = []
+        for source in sources:
+            own = [measured.get((source, memory)) for memory in (None, *MEMORIES)]
+            predicted = next(one.predicted for one in own if one)
+            sizes = [_smallest(one, _) if one else "-" for one in own]
+            rows.append([_(SOURCES[source]), f"{predicted:.2f}", *sizes])
+        document.table([_("source"), _("predicted (bits)"), *names], rows)
+
+
+def _smallest(one: Capacity, _: Translate) -> str:
+    return _(NONE_LARGE_ENOUGH) if one.measured is None else f"{one.measured:g}"
 
 
 def _row(one: Capacity, _: Translate) -> list[str]:
@@ -72,7 +100,7 @@ def _row(one: Capacity, _: Translate) -> list[str]:
         "-".join(dict.fromkeys(map(number, (one.entropy_rate, one.window_losses[-1])))),
         f"{one.needed:.2f}",
         f"{one.predicted:.2f}",
-        _(NONE_LARGE_ENOUGH) if measured is None else f"{measured:g}",
+        _smallest(one, _),
         "-" if measured is None or not one.predicted else f"{measured / one.predicted:.2f}",
     ]
 

@@ -7,16 +7,19 @@ on the same rows, its deviation from its expectation, which is chance, is subtra
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import count, product, takewhile
 
 from newllm.runs.gathering import Run
 from newllm.statistics.intervals import Interval, mean_interval
 from newllm.studies.capacity.floor import floor, smallest_context
 
 NAME = "capacity"
-NO_CONTEXT = "_0"  # ends the name of the variant of a source whose context has no bits
+# Variants are called SOURCE or MEMORY_SOURCE. These endings are for sizes that are made otherwise.
+NO_CONTEXT, TWO_HEADS = "_0", "_heads2"
+MEMORIES = {"heads": "context of two heads", "matrix": "matrix, delta rule"}
+CHOICES = {"model.context_dim", "model.num_heads"}  # that decide on the bits
 SOURCES = {
     "copy_1": "delayed copy of 2 kinds",
     "copy_3": "delayed copy of 8 kinds",
@@ -37,6 +40,7 @@ class Capacity:
 
     Attributes:
         source: a key of `SOURCES`.
+        memory: a key of `MEMORIES`; None for a plain context.
         window_losses: of the best windows of 1, 2, ... symbols.
         entropy_rate: the lower bound of that of the source.
         oracle: the expected loss of the source itself on rows of this length.
@@ -44,6 +48,7 @@ class Capacity:
     """
 
     source: str
+    memory: str | None
     window_losses: Sequence[float]
     entropy_rate: float
     oracle: float
@@ -86,34 +91,36 @@ class Capacity:
         return next((bits for bits, mean in means if mean.mean <= self.near_oracle), None)
 
 
-def capacities(runs: Sequence[Run]) -> list[Capacity]:
-    """All sources with runs."""
+def capacities(runs: Sequence[Run], memories: Iterable[str | None] = (None,)) -> list[Capacity]:
+    """All sources with runs of plain contexts, or of other memories."""
     return [
-        _capacity(source, own)
-        for source in SOURCES
-        if (own := [run for run in own_runs(runs) if source_of(run) == source])
+        _capacity(source, memory, own)
+        for source, memory in product(SOURCES, memories)
+        if (own := [run for run in own_runs(runs) if made_for(run) == (source, memory)])
     ]
 
 
 def own_runs(runs: Sequence[Run]) -> list[Run]:
-    """The runs of the study that differ from their variant in the size of the context alone."""
+    """The runs of the study that differ from their variant in the size of the memory alone."""
     return [
         run
         for run in runs
         if run.study == NAME
         and run.is_done
-        and run.choices.keys() <= {"model.context_dim"}
-        and source_of(run) in SOURCES
+        and run.choices.keys() <= CHOICES
+        and made_for(run)[0] in SOURCES
         and run.result.get("test_loss") is not None
     ]
 
 
-def source_of(run: Run) -> str:
-    """The source that a run of the study was trained on."""
-    return str(run.known_as).removesuffix(NO_CONTEXT)
+def made_for(run: Run) -> tuple[str, str | None]:
+    """The source that a run of the study was trained on, and the kind of its memory."""
+    name = str(run.known_as).removesuffix(NO_CONTEXT).removesuffix(TWO_HEADS)
+    memory, _, source = name.partition("_")
+    return (source, memory) if memory in MEMORIES else (name, None)
 
 
-def _capacity(source: str, runs: Sequence[Run]) -> Capacity:
+def _capacity(source: str, memory: str | None, runs: Sequence[Run]) -> Capacity:
     references, oracle = runs[0].result["references"], runs[0].result["entropy_floor"]
     names = takewhile(references.__contains__, (f"window_{k}" for k in count(1)))
     losses: dict[float, list[float]] = defaultdict(list)
@@ -121,4 +128,4 @@ def _capacity(source: str, runs: Sequence[Run]) -> Capacity:
         chance = run.result["test_oracle_loss"] - oracle
         losses[run.result["state_bits"]].append(run.result["test_loss"] - chance)
     window_losses = [references[name] for name in names]
-    return Capacity(source, window_losses, references["entropy_rate"], oracle, losses)
+    return Capacity(source, memory, window_losses, references["entropy_rate"], oracle, losses)
