@@ -150,6 +150,36 @@ def test_files_named_after_other_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (
+            {"validation_split": "test"},
+            "data.validation_split=test: is the test split as well; choose another data.test_split",
+        ),
+        (
+            {"validation_split": "train"},
+            "data.validation_split=train: is the train split as well; choose another "
+            "data.validation_split",
+        ),
+        (
+            {"train_split": "test"},
+            "data.train_split=test: is the test split as well; choose another data.test_split",
+        ),
+    ],
+)
+def test_no_two_splits_have_the_same_records(
+    tmp_path: Path, chosen: dict[str, str], message: str
+) -> None:
+    for name in ("train", "test"):
+        write_lines(tmp_path / "set" / f"{name}.jsonl", {"text": [f"{name} {n}" for n in range(9)]})
+    with pytest.raises(ValueError) as fault:  # noqa: PT011 -- the message is compared
+        source(tmp_path / "set", **chosen)
+    assert str(fault.value) == f"{message}, or none for a share of the training split"
+    data = source(tmp_path / "set", validation_split="test", test_split="none")
+    assert data.corpus.validation == [f"test {n}" for n in range(9)]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("train.parquet", "not parquet", "Parquet"),
