@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_models import context_model
 
 from newllm.data.sources.corpora import SPLITS, quality_grammar
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.sources.text import TextSource
 from newllm.data.tokenizer import BOS, EOS, UNK
+from newllm.statistics.predictions import divergences
 
 BuildData = Callable[..., Any]
 
@@ -136,6 +138,25 @@ def test_the_oracle_follows_what_was_kept(build: BuildData) -> None:
     num_targets = sum(len(s.split()) + 1 for s in kept)
     assert dropped.oracle_loss("validation") == pytest.approx(-total / num_targets)
     assert build("quality500", max_length=12, too_long="truncate").oracle_loss("test") is None
+
+
+@pytest.mark.parametrize("vocabulary_size", [None, 50])
+def test_rows_that_are_parts_of_sentences_have_no_oracle(
+    build: BuildData, vocabulary_size: int | None
+) -> None:
+    def chunks(max_length: int) -> Any:
+        sizes = {"max_length": max_length, "vocabulary_size": vocabulary_size}
+        return build("quality500", too_long="chunk", **sizes)
+
+    cut, whole = chunks(12), chunks(99)
+    assert not cut.encoded("validation").rows_are_sequences
+    assert cut.oracle_loss("validation") is None
+    assert cut.reference_losses("validation") == {}
+    assert cut.entropy_floor is None
+    model = context_model(cut.vocabulary_size).eval()
+    assert divergences(model, cut) is None
+    assert whole.oracle_loss("validation") is not None
+    assert divergences(model, whole) is not None
 
 
 def test_without_a_grammar_there_is_no_oracle(build: BuildData) -> None:

@@ -85,6 +85,11 @@ class EncodedSplit:
         return len(self._length_D)
 
     @property
+    def rows_are_sequences(self) -> bool:
+        """Whether no sequence is cut into several rows."""
+        return len(self) == self.num_sequences
+
+    @property
     def num_targets(self) -> int:
         """Scored targets in the split, `<EOS>` counted."""
         return int(self.num_targets_N.sum())
