@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Command
+from hostile import good_run
 from small_models import context_model, rnn_model, transformer
 
 from newllm.data.tokenizer import BOS, EOS, UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
 from newllm.statistics import text_score
 from newllm.statistics.text_score import TextScore, score_text, tokens_of_file
+from newllm.training.evaluation import evaluate_text
 
 WORDS = "the cat sleeps while a dog barks at the moon and nobody sings"
 TEXT = "\n".join(WORDS[i % 7 : i % 7 + 26] + " \u00e9\u6f22" * (i % 3) for i in range(60))
@@ -72,6 +74,25 @@ def test_unknown_words_are_counted_and_stand_for_no_bytes() -> None:
     score = TextScore()
     score_text(context_model(tokenizer.size).eval(), tokenizer, [7, UNK, UNK, EOS], score)
     assert (score.num_unknown, score.num_tokens, score.bits_per_byte) == (2, 4, None)
+
+
+def test_states_that_cannot_be_loaded_or_saved(tmp_path: Path) -> None:
+    run, text, saved = good_run(tmp_path / "run"), tmp_path / "text.txt", tmp_path / "state.pt"
+    text.write_text("the girl sings")
+    evaluate_text(run, text, end=saved)
+    content = torch.load(saved, weights_only=True)
+    evaluate_text(run, text, start=saved)
+    for wrong in (
+        {"state": (torch.zeros(1, 5),)}, {"last": 10_000}, {"last": "3"}, {"num_unknown": None},
+        {"losses": [[1.0]]}, {"numbers": (1, 2)},
+    ):  # fmt: skip
+        torch.save(content | wrong, saved)
+        with pytest.raises(ValueError, match=r"is not a saved state; it is not a state of this"):
+            evaluate_text(run, text, start=saved)
+    with pytest.raises(ValueError, match=r"^nowhere: no such folder; make it first$"):
+        evaluate_text(run, tmp_path / "not looked at", end=Path("nowhere/state.pt"))
+    with pytest.raises(ValueError, match=r"run: is a folder, not a file$"):
+        evaluate_text(run, tmp_path / "not looked at", end=run)
 
 
 def test_the_command(command: Command, tmp_path: Path) -> None:

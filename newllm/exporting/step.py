@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from newllm.data.tokenizer import BOS
 from newllm.models.language_model import LanguageModel
+from newllm.models.layer import MANY_TOKENS
 
 TOKEN, LOGITS = "token", "logits"
 BATCH, TOKENS = "batch", "tokens"  # dimensions of any size
-MANY_TOKENS = 1 << 20  # in which any state that ever grows has grown
 NUM_EXAMPLES = 2  # rows and tokens of examples; torch takes a size of 1 for a constant
 
 
@@ -68,7 +68,7 @@ def check_steps(model: LanguageModel) -> None:
     """
     if model.sees_the_future:
         raise ValueError("it sees future tokens, which a step of one token does not read")
-    for layer in model.layers:
+    for layer in model.parts:
         at_first, after_one, after_many = map(layer.state_bytes, (0, 1, MANY_TOKENS))
         if after_many - at_first != MANY_TOKENS * (after_one - at_first):
             raise ValueError(

@@ -6,13 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from newllm.data.reading import printable
 from newllm.data.text_stream import TextStream
 from newllm.data.tokenizer import EOS, Tokenizer
 from newllm.models.sampling import Continuation, prompt_tokens
-from newllm.runs.directory import written_whole
+from newllm.runs.directory import write_saved
 from newllm.runs.files import read_saved
 
 COMMANDS = "/reset forgets everything, /save FILE and /load FILE keep the state, /quit ends"
@@ -83,8 +81,7 @@ class Dialogue:
             self._continuation.reset()
             return "the state is that of the beginning"
         if command == "/save" and argument:
-            with written_whole(path) as partial:
-                torch.save(self._continuation.state_dict(), partial)
+            write_saved(path, self._continuation.state_dict())
             return f"the state is in {path}"
         if command == "/load" and argument:
             try:
