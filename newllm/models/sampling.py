@@ -318,8 +318,12 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a prompt.
 
     Raises:
-        ValueError: it holds unknown words.
+        ValueError: it holds unknown words, or what Python makes of bytes that are not UTF-8.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not UTF-8 text") from None
     tokens = tokenizer.encode_prompt(prompt)
     if UNK in tokens:
         unknown = [word for word in prompt.split() if UNK in tokenizer.encode_prompt(word)]

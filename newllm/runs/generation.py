@@ -30,9 +30,8 @@ def text_of(
         max_tokens: to draw.
         start: tokens whose text comes first; they are not read.
     """
-    stream = TextStream(tokenizer)
+    stream, at_end, fault = TextStream(tokenizer), False, None
     yield printable("".join(map(stream.add, start)))
-    at_end = False
     try:
         while max_tokens > 0 and (token_B := next(continuation, None)) is not None:
             max_tokens -= 1
@@ -41,9 +40,12 @@ def text_of(
                 stream = TextStream(tokenizer)
             else:
                 yield printable(stream.add(int(token_B[0])))
-    finally:  # also where the model can draw no more
-        if not at_end:
-            yield "\n"
+    except ValueError as error:  # the model can draw no more
+        fault = error
+    if not at_end:
+        yield "\n"
+    if fault is not None:
+        raise fault
 
 
 class Dialogue:
@@ -68,12 +70,12 @@ class Dialogue:
                 if line.strip() == "/quit":
                     return
                 if line.startswith("/"):
-                    yield self._obey(*line.split(maxsplit=1)) + "\n"
+                    yield printable(self._obey(*line.split(maxsplit=1))) + "\n"
                     continue
                 self._continuation.read(prompt_tokens(self._tokenizer, line))
                 yield from text_of(self._continuation, self._tokenizer, self._max_tokens)
             except (ValueError, OSError) as error:
-                yield f"{error}\n"
+                yield printable(str(error)) + "\n"
 
     def _obey(self, command: str, argument: str = "") -> str:
         path = Path(argument.strip())
