@@ -5,7 +5,8 @@ Shapes: B one row, T tokens.
 
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from conftest import TINY_CONTEXT, Command
 from hostile import good_run
 from small_models import context_model, rnn_model, transformer
 
-from newllm.data.tokenizer import BOS, EOS, UNK, Tokenizer
+from newllm.data.sources.text import read_text_corpus
+from newllm.data.tokenizer import BEFORE_BLANK, BOS, EOS, UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
 from newllm.statistics import text_score
 from newllm.statistics.text_score import TextScore, score_text, tokens_of_file
@@ -45,6 +47,40 @@ def test_blocks_give_the_tokens_of_the_whole(
     whole = TEXT if tokenizer.is_exact else " ".join(TEXT.split())
     assert [BOS, *tokens_of_file(file, tokenizer)] == tokenizer.encode(whole)
     assert [BOS, *tokens_of_file(file, tokenizer, is_whole=False)] == tokenizer.encode(whole)[:-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [1, 3, 64, 1 << 16])
+def test_a_file_is_read_as_for_training(
+    kind: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what some editors write: a byte order mark, and other line ends, also at the end."""
+    monkeypatch.setattr(text_score, "BLOCK", block)
+    text = "\n the cat\n\nsings  to nobody" + "at" * 60 + "\n \n"
+    tokenizer, file = tokenizer_of(kind), tmp_path / "text.txt"
+    file.write_bytes(("\ufeff" + text).replace("\n", "\r\n").encode())
+    read = read_text_corpus({"path": file, "validation_path": file}, unit="document",
+                            test_fraction=0.0, lowercase=False).train[0]  # fmt: skip
+    assert read == text
+    whole = text if tokenizer.is_exact else " ".join(text.split())
+    assert [BOS, *tokens_of_file(file, tokenizer)] == tokenizer.encode(whole)
+
+
+def test_a_text_without_blanks_is_searched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    class Pattern:
+        def finditer(self, text: str) -> Iterator[re.Match[str]]:
+            searched.append(len(text))
+            return BEFORE_BLANK.finditer(text)
+
+    monkeypatch.setattr(text_score, "BLOCK", 10)
+    monkeypatch.setattr(text_score, "BEFORE_BLANK", Pattern())
+    (tmp_path / "text.txt").write_text("word" * 100)
+    assert len([*tokens_of_file(tmp_path / "text.txt", tokenizer_of("bytes"))]) == 401
+    assert sum(searched) < 450
 
 
 @torch.no_grad()
