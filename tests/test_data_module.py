@@ -1,5 +1,6 @@
 """Corpora as a source: splits, faults, oracle and card."""
 
+import json
 import re
 import subprocess
 import sys
@@ -87,6 +88,15 @@ def test_too_long_is_an_error_that_names_the_line(build: BuildData, long_lines: 
     line, positions = map(int, found.groups())
     assert line == positions - 1 > 20
     assert build(path=long_lines, max_length=31).num_too_long["train"] == 0
+
+
+def test_too_long_names_the_line_of_a_record(build: BuildData, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    texts = ["one two", "", *["a short one\nand one more"] * 30, "four words\n and a fifth one"]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    with pytest.raises(ValueError, match="takes") as fault:
+        build(path=str(path), max_length=4, seed=4)
+    assert str(fault.value).startswith(f"{path}:33 takes 5 positions")
 
 
 def test_too_long_names_the_line_of_a_written_corpus(build: BuildData, tmp_path: Path) -> None:
