@@ -223,6 +223,12 @@ def test_a_folder_may_not_read_outside_of_itself(tmp_path: Path) -> None:
         source(tmp_path / "set")
 
 
+def test_a_share_for_a_split_of_the_dataset_is_refused(wiki: Path) -> None:
+    with pytest.raises(ValueError, match="validation_fraction") as fault:
+        source(wiki, validation_fraction=0.2)
+    assert str(fault.value) == "data.validation_fraction=0.2: is not used with the split validation"
+
+
 def test_own_splits_can_be_left_alone(wiki: Path) -> None:
     data = source(wiki, unit="article", validation_split="none", test_split="none",
                   validation_fraction=0.4, test_fraction=0.0)  # fmt: skip

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newllm.config.faults import raise_faults, unused
 from newllm.data.reading import is_there, one_line
 from newllm.data.sources.corpora import SPLIT_SEED, SPLITS, Corpus
 from newllm.data.sources.corpus_source import CorpusSource
@@ -164,6 +165,9 @@ class HubSource(CorpusSource):
                 there = ", ".join(map(str, streams))
                 raise ValueError(f"data.{split}_split={name}: no such split; splits: {there}")
         found = {split: name for split, name in names.items() if name in streams}
+        for split in found.keys() & self._fractions.keys():
+            fraction = {f"{split}_fraction": self._fractions[split]}
+            raise_faults(unused("data", f"the split {found[split]}", HubSource, **fraction))
         for first, second in itertools.combinations(found, 2):
             if found[first] == found[second]:
                 chosen, other = (second, first) if self._names[second] else (first, second)

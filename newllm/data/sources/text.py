@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from newllm.config.faults import unused
 from newllm.data.reading import files_below, parse_json, read_bytes, read_text
 from newllm.data.sources.corpora import Corpus
 from newllm.data.sources.corpus_source import CorpusSource
@@ -59,6 +60,11 @@ class TextSource(CorpusSource):
         faults = splitting_faults(unit, seed, validation_fraction, test_fraction)
         if not path:
             faults.append(f"data={name}: needs data.path=FILE")
+        fractions = {"validation": validation_fraction, "test": test_fraction}
+        own = {"validation": validation_path, "test": test_path}
+        for split in (split for split in own if own[split]):
+            fraction = {f"{split}_fraction": fractions[split]}
+            faults += unused("data", f"data.{split}_path", TextSource, **fraction)
         lowercase = unit == "line" if lowercase is None else lowercase
         super().__init__(name, plural(unit), lowercase, faults, **settings)
         paths = {"path": path, "validation_path": validation_path, "test_path": test_path}
