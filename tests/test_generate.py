@@ -304,6 +304,20 @@ def test_text_as_it_arrives_is_the_text_of_the_whole(kind: str) -> None:
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("kind", ["exact", "bytes"])
+def test_a_text_may_end_within_a_character(kind: str) -> None:
+    tokenizer = Tokenizer.train(TEXTS, **KINDS[kind])  # type: ignore[arg-type]
+    byte, *_ = tokenizer.encode("\u00ff")[1:]  # the first of two, unless they are one token
+    ids = [*tokenizer.encode("the cat")[1:-1], byte]
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.add, ids)) == "the cat"
+    assert stream.end() == "\ufffd"
+    assert tokenizer.decode(ids) == "the cat\ufffd"
+    stream = TextStream(tokenizer)
+    stream.add(ids[0])
+    assert stream.end() == ""
+
+
 def test_a_dialogue_keeps_its_state(
     model: LanguageModel, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

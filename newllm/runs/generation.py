@@ -36,14 +36,14 @@ def text_of(
         while max_tokens > 0 and (token_B := next(continuation, None)) is not None:
             max_tokens -= 1
             if at_end := int(token_B[0]) == EOS:
-                yield "\n"
+                yield printable(stream.end()) + "\n"
                 stream = TextStream(tokenizer)
             else:
                 yield printable(stream.add(int(token_B[0])))
     except ValueError as error:  # the model can draw no more
         fault = error
     if not at_end:
-        yield "\n"
+        yield printable(stream.end()) + "\n"
     if fault is not None:
         raise fault
 
