@@ -4,17 +4,22 @@ import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_models import context_model
 
+from newllm.data import encoded
+from newllm.data.encoded import EncodedSplit
+from newllm.data.source import Source
 from newllm.data.sources.corpora import SPLITS, quality_grammar
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.sources.text import TextSource
-from newllm.data.tokenizer import BOS, EOS, UNK
+from newllm.data.tokenizer import BOS, EOS, UNK, Tokenizer
 from newllm.statistics.predictions import divergences
 
 BuildData = Callable[..., Any]
@@ -173,6 +178,33 @@ def test_without_a_grammar_there_is_no_oracle(build: BuildData) -> None:
     data = build("tiny30")
     assert data.oracle_loss("validation") is None
     assert data.entropy_floor is None
+
+
+def test_bytes_are_counted_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bytes(Source):
+        tokenizer = Tokenizer.train([], "bytes")
+
+        def encoded(self, split: str) -> EncodedSplit:
+            return whole
+
+    rng = np.random.default_rng(1)
+    ids_S = rng.integers(0, Bytes.tokenizer.size, 300_000)
+    whole = EncodedSplit(ids_S, np.array([100_000, 2, 199_998]))
+    monkeypatch.setattr(encoded, "BLOCK", 1000)
+    bytes_V = Bytes.tokenizer.bytes_V
+    assert bytes_V is not None
+    expected = int(bytes_V[whole.targets].sum())
+    del whole._is_target_S  # is computed again
+    tracemalloc.start()
+    assert Bytes().num_bytes("train") == expected
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(ids_S)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, newllm.data.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_lower_case_reaches_the_prompt(build: BuildData, tmp_path: Path) -> None:

@@ -99,6 +99,15 @@ class EncodedSplit:
         """All scored targets in order, without padding. int32."""
         return torch.from_numpy(self.previous(0))
 
+    def target_counts(self, vocabulary_size: int) -> np.ndarray:
+        """How often each token is a scored target. int64."""
+        counts_V = np.zeros(vocabulary_size, np.int64)
+        for start in range(0, len(self._ids_S), BLOCK):
+            here = slice(start, start + BLOCK)
+            targets_S = self._ids_S[here][self._is_target_S[here]]
+            counts_V += np.bincount(targets_S, minlength=vocabulary_size)
+        return counts_V
+
     @property
     def different_ids(self) -> set[int]:
         """The set of tokens that occur, with `<BOS>`."""
