@@ -46,7 +46,14 @@ def main() -> None:
             places = options.state, options.save_state
             return evaluate_text(options.run, options.text, options.trust, *places)
         folder = evaluate(options.run, options.trust)
-    except (ValueError, RuntimeError, IndexError) as error:  # of parts that do not fit each other
+    except BrokenPipeError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+    ) as error:  # of parts that do not fit each other
         sys.exit(one_line(error))
     print(f"results: {folder}")
 

@@ -6,6 +6,7 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
@@ -14,7 +15,13 @@ from newllm.config.loading import loading
 if TYPE_CHECKING:
     from newllm.runs.directory import LoadedRun
 
+SENTENCES = 5
 LINE = 32  # tokens; for a model that does not know its longest row
+NOT_USED_WITH = {  # options beside which others would change nothing
+    "interactive": ("prompt", "num"),
+    "endless": ("num",),
+    "greedy": ("temperature", "top_k", "top_p", "min_p"),
+}
 LIMITS = ("top_k", "top_p", "min_p", "repetition_penalty")  # of `Sampling`
 
 
@@ -31,10 +38,10 @@ def main() -> None:
     add = parser.add_argument
     add("run", help="a run directory")
     add("--prompt", default="", help="text to start with; - reads standard input")
-    add("-n", "--num", type=int, default=5, help="number of sentences (5)")
+    add("-n", "--num", type=int, help=f"number of sentences ({SENTENCES})")
     add("--max-tokens", type=int, help=(
-        "longest text, including the prompt; 0: without bound (the longest row of training, or 0 "
-        "with --endless and --interactive)"
+        "longest text, including the prompt, or longest answer with --interactive; 0: without "
+        "bound (the longest row of training, or 0 with --endless and --interactive)"
     ))  # fmt: skip
     add("--temperature", type=float, default=1.0, help="below 1: likelier tokens; 0: as --greedy")
     add("--greedy", action="store_true", help="always the likeliest token")
@@ -48,6 +55,12 @@ def main() -> None:
         help="a package that the model may load classes from")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (0)")
     options = parser.parse_args()
+    for name, others in NOT_USED_WITH.items():
+        for other in others if getattr(options, name) else ():
+            if getattr(options, other) != parser.get_default(other):
+                parser.error(f"--{other.replace('_', '-')}: is not used with --{name}")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # which a prompt may not hold
     if options.prompt == "-":
         options.prompt = sys.stdin.read()
     with loading():
@@ -79,10 +92,11 @@ def _pieces(options: Namespace) -> Iterator[str]:
     limits = {name: getattr(options, name) for name in LIMITS}
     sampling = Sampling(temperature=temperature, **limits)
     max_tokens = _longest(options, run) or math.inf
-    if options.num != 1 and not (options.endless or options.interactive):
+    num = SENTENCES if options.num is None else options.num
+    if num != 1 and not (options.endless or options.interactive):
         if max_tokens == math.inf:
             raise ValueError("--max-tokens 0: needs -n 1, --endless or --interactive")
-        given = options.num, options.prompt, max_tokens, sampling, options.seed
+        given = num, options.prompt, max_tokens, sampling, options.seed
         sentences = sample_sentences(model, tokenizer, *given)
         is_of_lines = not any("\n" in sentence for sentence in sentences)
         yield ("\n" if is_of_lines else "\n\n").join(map(printable, sentences)) + "\n"

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from newllm.config.arguments import ends_with_its_reader
+from newllm.config.arguments import INTERRUPTED, ends_with_its_reader
 from newllm.config.build import ConfigFault
 from newllm.config.command_line import asks_hydra, check_shown, composed, resumed_run
 from newllm.config.composed import composed_faults
@@ -31,8 +31,6 @@ from newllm.config.composing import conf_directory
 from newllm.config.loading import loading
 from newllm.config.settling import settled
 from newllm.sweeps.plugins import register_plugins
-
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 @ends_with_its_reader

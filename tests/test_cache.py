@@ -1,5 +1,6 @@
 """What is kept of a large text: equal to what is computed, never stale, never needed."""
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import newllm
 from newllm.data import cache
 from newllm.data.cache import Arrays, Cache
 from newllm.data.sources import text as text_source
@@ -63,6 +65,18 @@ def test_changed_code_computes_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cache, "_code_digest", lambda: "changed")
     with pytest.raises(AssertionError, match="computed before"):
         Cache(tmp_path).get("numbers", {"n": 1}, never)
+
+
+def test_entries_depend_on_all_code_that_computes_them() -> None:
+    top = Path(newllm.__file__).parent
+    code = {file for pattern in cache.CODE for file in top.glob(pattern)}
+    imported = {
+        top.parent / f"{node.module.replace('.', '/')}.py"
+        for file in code
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("newllm.")
+    }
+    assert {file for file in imported - code if "config" not in file.parts} == set()
 
 
 @pytest.mark.parametrize("name", ["a.npy", cache.NAMES])

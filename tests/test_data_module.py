@@ -1,18 +1,26 @@
 """Corpora as a source: splits, faults, oracle and card."""
 
+import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from small_models import context_model
 
+from newllm.data import encoded
+from newllm.data.encoded import EncodedSplit
+from newllm.data.source import Source
 from newllm.data.sources.corpora import SPLITS, quality_grammar
 from newllm.data.sources.sentences import SentenceSource
 from newllm.data.sources.text import TextSource
-from newllm.data.tokenizer import BOS, EOS, UNK
+from newllm.data.tokenizer import BOS, EOS, UNK, Tokenizer
+from newllm.statistics.predictions import divergences
 
 BuildData = Callable[..., Any]
 
@@ -87,6 +95,15 @@ def test_too_long_is_an_error_that_names_the_line(build: BuildData, long_lines: 
     assert build(path=long_lines, max_length=31).num_too_long["train"] == 0
 
 
+def test_too_long_names_the_line_of_a_record(build: BuildData, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    texts = ["one two", "", *["a short one\nand one more"] * 30, "four words\n and a fifth one"]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    with pytest.raises(ValueError, match="takes") as fault:
+        build(path=str(path), max_length=4, seed=4)
+    assert str(fault.value).startswith(f"{path}:33 takes 5 positions")
+
+
 def test_too_long_names_the_line_of_a_written_corpus(build: BuildData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="takes") as fault:
         build("tiny30", max_length=6)
@@ -138,10 +155,56 @@ def test_the_oracle_follows_what_was_kept(build: BuildData) -> None:
     assert build("quality500", max_length=12, too_long="truncate").oracle_loss("test") is None
 
 
+@pytest.mark.parametrize("vocabulary_size", [None, 50])
+def test_rows_that_are_parts_of_sentences_have_no_oracle(
+    build: BuildData, vocabulary_size: int | None
+) -> None:
+    def chunks(max_length: int) -> Any:
+        sizes = {"max_length": max_length, "vocabulary_size": vocabulary_size}
+        return build("quality500", too_long="chunk", **sizes)
+
+    cut, whole = chunks(12), chunks(99)
+    assert not cut.encoded("validation").rows_are_sequences
+    assert cut.oracle_loss("validation") is None
+    assert cut.reference_losses("validation") == {}
+    assert cut.entropy_floor is None
+    model = context_model(cut.vocabulary_size).eval()
+    assert divergences(model, cut) is None
+    assert whole.oracle_loss("validation") is not None
+    assert divergences(model, whole) is not None
+
+
 def test_without_a_grammar_there_is_no_oracle(build: BuildData) -> None:
     data = build("tiny30")
     assert data.oracle_loss("validation") is None
     assert data.entropy_floor is None
+
+
+def test_bytes_are_counted_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bytes(Source):
+        tokenizer = Tokenizer.train([], "bytes")
+
+        def encoded(self, split: str) -> EncodedSplit:
+            return whole
+
+    rng = np.random.default_rng(1)
+    ids_S = rng.integers(0, Bytes.tokenizer.size, 300_000)
+    whole = EncodedSplit(ids_S, np.array([100_000, 2, 199_998]))
+    monkeypatch.setattr(encoded, "BLOCK", 1000)
+    bytes_V = Bytes.tokenizer.bytes_V
+    assert bytes_V is not None
+    expected = int(bytes_V[whole.targets].sum())
+    del whole._is_target_S  # is computed again
+    tracemalloc.start()
+    assert Bytes().num_bytes("train") == expected
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(ids_S)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, newllm.data.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_lower_case_reaches_the_prompt(build: BuildData, tmp_path: Path) -> None:

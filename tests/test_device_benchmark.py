@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from newllm.benchmarks.device import FULL_DEVICE, QUICK_DEVICE, Measurements
 from newllm.benchmarks.device_rows import Row, device_markdown
 from newllm.benchmarks.training_runs import run_speed
 from newllm.models.language_model import LanguageModel
+from newllm.models.recurrence.reference import Reference
 from newllm.models.sizes import num_parameters
 
 CPU = torch.device("cpu")
@@ -68,6 +70,22 @@ def test_what_fails_is_written_down_and_the_others_are_measured(
     errors = {name.split()[-1]: row.error for name, row in rows.items() if row.error is not None}
     assert errors == {"lstm": "CUDA out of memory.", "persistent": NO_GPU}
     assert len(rows) == 3 + 5 + 5
+
+
+@pytest.mark.parametrize("failing", ["plain loop", "fused"])
+def test_ratios_are_those_to_the_first_row_or_none(tmp_path: Path, failing: str) -> None:
+    def fail() -> LanguageModel:
+        raise RuntimeError("no memory")
+
+    (workload,) = QUICK_DEVICE.steps
+    names = ("plain loop", "fused", "again")
+    contestants = dict.fromkeys(names, partial(workload.size.build, Reference()))
+    measurements = Measurements(CPU, QUICK_DEVICE, tmp_path / "device.json")
+    measurements.product_tflops[workload.precision] = 1.0
+    ((_, rows),) = measurements._race("step", workload, {**contestants, failing: fail})
+    assert rows[failing] == Row(error="no memory")
+    has_ratio = {name: row.ratio is not None for name, row in rows.items() if name != failing}
+    assert set(has_ratio.values()) == {failing != "plain loop"}
 
 
 def test_nothing_is_begun_after_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from records import record
 from torch import nn
 
 from newllm.config.build import instantiate
+from newllm.config.naming import run_folder
 from newllm.config.settling import settled
 from newllm.config.study_file import baselines_of, variants_of
 from newllm.models.language_model import LanguageModel
@@ -20,7 +21,7 @@ from newllm.models.sizes import num_parameters
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
-from newllm.studies import found_studies
+from newllm.studies import examination, found_studies
 from newllm.studies.examination import write
 from newllm.studies.examination.card import Card
 from newllm.studies.examination.measured import LENGTHS, MODEL, PLAIN_LOOP, Measured, broken
@@ -168,6 +169,33 @@ def test_models_have_equal_parameters(
     build = partial(instantiate, config.model, vocabulary_size=500)
     built = build(**instantiate(config.budget).sizes(build))
     assert num_parameters(built) == pytest.approx(config.budget.parameters, rel=0.08)
+
+
+def test_a_card_takes_committed_runs_of_baselines_task_by_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a sweep that found only their runs on text to be out of date."""
+    again = [*runs_of(LSTM, text=1.7), *runs_of(TRANSFORMER, text=1.9)]
+    jobs = []
+    for run in [*runs_of(GATED, language=1.65, text=2.0, recall=20.0), *again]:
+        jobs.append(run.result["overrides"])
+        folder = tmp_path / "runs" / run_folder(jobs[-1], run.result["seed"])
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(run.result))
+    cards: list[Card] = []
+    monkeypatch.setattr(examination, "committed", lambda study: RUNS)
+    monkeypatch.setattr(examination, "write", lambda card, folder: cards.append(card))
+    examination.finish(tmp_path / "runs", jobs)
+    (card,) = cards
+    found = {
+        name: {task: interval.mean for task in TASKS if (interval := one.mean(task))}
+        for name, one in {"gated": card.model, **card.baselines}.items()
+    }
+    assert found == {
+        "gated": pytest.approx({"language": 1.65, "text": 2.0, "recall": 20.0}),
+        "lstm": pytest.approx({"language": 1.8, "text": 1.7, "parity": 1.0, "s3": 0.7}),
+        "transformer": pytest.approx({"language": 1.6, "text": 1.9, "recall": 512.0}),
+    }
 
 
 def test_both_sizes_have_the_same_tasks() -> None:

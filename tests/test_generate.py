@@ -2,17 +2,28 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small_models import context_model, transformer
+from small_models import (
+    context_attention_model,
+    context_model,
+    delta_model,
+    hybrid,
+    linear_delta_model,
+    rnn_model,
+    transformer,
+)
 
 from newllm.data.text_stream import MOST_TOKENS, TextStream
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from newllm.models.distribution import Sampling
 from newllm.models.language_model import LanguageModel
+from newllm.models.local_attention import LocalAttention, SparseAttention
 from newllm.models.sampling import Continuation, NoMorePositions, sample_sentences
 from newllm.runs.generation import Dialogue, text_of
 
@@ -202,6 +213,65 @@ def test_a_saved_state_goes_on(model: LanguageModel, tokenizer: Tokenizer) -> No
     assert other.state is None
 
 
+STATEFUL: dict[str, Callable[..., LanguageModel]] = {
+    "context": context_model,
+    "transformer": transformer,
+    "rotary": partial(transformer, positions="rotary"),
+    "local": partial(hybrid, attention=partial(LocalAttention, window=3)),
+    "sparse": partial(hybrid, attention=partial(SparseAttention, window=3, stride=2)),
+    "contexts": context_attention_model,
+    "delta": delta_model,
+    "linear delta": linear_delta_model,
+    "lstm": rnn_model,
+}
+OTHER_SIZES: list[tuple[str, dict[str, int]]] = [
+    *(
+        (name, {"context_dim": width})
+        for name in ("context", "local", "sparse", "contexts", "delta")
+        for width in (2, 4, 12)
+    ),
+    ("context", {"context_dim": 1}),  # which torch repeats to any size
+    ("transformer", {"embedding_dim": 6}),
+    ("rotary", {"embedding_dim": 12}),
+    ("linear delta", {"hidden_dim": 10}),
+    *(("lstm", {"hidden_dim": width}) for width in (1, 9)),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes"), OTHER_SIZES, ids=str)
+def test_a_state_of_other_widths_is_refused(
+    tokenizer: Tokenizer, name: str, sizes: dict[str, int]
+) -> None:
+    models = [STATEFUL[name](tokenizer.size, **chosen).eval() for chosen in ({}, sizes)]
+    own, other = (Continuation(model, tokenizer, is_endless=True) for model in models)
+    for continuation in (own, other):
+        continuation.read([*range(4, 9)])
+    again = Continuation(models[0], tokenizer, is_endless=True)
+    again.load_state_dict(own.state_dict())
+    with pytest.raises(ValueError, match="it is not a state of this model"):
+        again.load_state_dict(other.state_dict())
+    assert [int(next(again)) for _ in range(4)] == [int(next(own)) for _ in range(4)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"_num_read": -1}, {"_num_read": "2"}, {"_drawn_B": torch.zeros(1)},
+        {"_drawn_B": torch.tensor([10_000])}, {"_drawn_B": torch.tensor([-1])},
+        {"_logits_BV": torch.zeros(1, 5)}, {"_logits_BV": 3}, {"_is_done_B": torch.zeros(1)},
+        {"_seen_BV": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_state_is_refused(
+    model: LanguageModel, tokenizer: Tokenizer, wrong: dict[str, Any]
+) -> None:
+    continuation = Continuation(model, tokenizer)
+    continuation.read(tokenizer.encode_prompt("the"))
+    with pytest.raises(ValueError, match="it is not a state of this model"):
+        continuation.load_state_dict(continuation.state_dict() | wrong)
+
+
 def test_a_table_of_positions_ends(tokenizer: Tokenizer) -> None:
     model = transformer(tokenizer.size, max_length=6).eval()
     continuation = Continuation(model, tokenizer, is_endless=True)
@@ -234,6 +304,20 @@ def test_text_as_it_arrives_is_the_text_of_the_whole(kind: str) -> None:
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("kind", ["exact", "bytes"])
+def test_a_text_may_end_within_a_character(kind: str) -> None:
+    tokenizer = Tokenizer.train(TEXTS, **KINDS[kind])  # type: ignore[arg-type]
+    byte, *_ = tokenizer.encode("\u00ff")[1:]  # the first of two, unless they are one token
+    ids = [*tokenizer.encode("the cat")[1:-1], byte]
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.add, ids)) == "the cat"
+    assert stream.end() == "\ufffd"
+    assert tokenizer.decode(ids) == "the cat\ufffd"
+    stream = TextStream(tokenizer)
+    stream.add(ids[0])
+    assert stream.end() == ""
+
+
 def test_a_dialogue_keeps_its_state(
     model: LanguageModel, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -248,6 +332,10 @@ def test_a_dialogue_keeps_its_state(
     assert answers("the dog", "/reset", "the dog") == [
         first, "the state is that of the beginning", first,
     ]  # fmt: skip
+    (told,) = answers(f"/save {tmp_path / 'missing' / 'state.pt'}")
+    assert (
+        told == f"{tmp_path / 'missing' / 'state.pt'}: cannot be written; No such file or directory"
+    )
     faults = answers("zebra", "/sav", "/load nowhere.pt", f"/load {__file__}", "/quit", "the dog")
     words = ["unknown words: ['zebra']", "no such command; /reset", "nowhere.pt: No such file"]
     assert len(faults) == 4

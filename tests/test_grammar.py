@@ -161,6 +161,16 @@ def test_many_ambiguous_choices_stay_cheap() -> None:
     [
         ({"sentence": ["<noun>"]}, "sentence uses <noun>, which has no rule"),
         ({"other": ["a"]}, "the start uses <sentence>, which has no rule"),
+        (
+            {"sentence": "behind"},
+            "grammar: <sentence> is 'behind', but must be a list of alternatives or a table",
+        ),
+        (
+            {"sentence": 3},
+            "grammar: <sentence> is 3, but must be a list of alternatives or a table",
+        ),
+        ({"sentence": ["a", 1]}, "grammar: <sentence>: alternative 1 must be text"),
+        ({"sentence": {True: 1}}, "grammar: <sentence>: alternative True must be text"),
         ({"sentence": []}, "<sentence> has no alternatives"),
         ({"sentence": {"a": 0}}, "weight 0 of 'a' must be positive"),
         ({"sentence": {"a": -1.5}}, "weight -1.5 of 'a' must be positive"),

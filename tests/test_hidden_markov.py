@@ -247,6 +247,16 @@ ALL = "must be at least 0 and add up to 1"
         ("hidden_markov", "data.num_states=0", "data.num_states=0: must be at least 1"),
         ("hidden_markov", "data.concentration=0", "data.concentration=0: must be above 0"),
         ("hidden_markov", "data.machine_seed=-1", "data.machine_seed=-1: must be at least 0"),
+        (
+            "hidden_markov",
+            "data.machine=[[[0.5,0],[0,0.5]],[[0,0],[1,0]]] data.num_states=2",
+            "data.num_states=2: is not used with data.machine",
+        ),
+        (
+            "hidden_markov",
+            "data.machine=[[[0.5,0],[0,0.5]],[[0,0],[1,0]]] data.unifilar=true",
+            "data.unifilar=True: is not used with data.machine",
+        ),
         ("grammar", "data.start=text", "data.rules: grammar: the start uses <text>, which has no"),
         ("grammar", "data.rules={sentence:['<sentence>']}", "must not contain itself: <sentence>"),
         ("grammar", "+data.rules.more=5", "data.rules: "),
@@ -262,7 +272,9 @@ def test_an_impossible_setting_is_told_in_one_line(
     compose_config: Compose, tmp_path: Path, name: str, chosen: str, fault: str
 ) -> None:
     steps = ("recipe=task", "countermeasure=none", "trainer.max_steps=2", "logger=none")
-    config = compose_config(f"data={name}", *steps, "callbacks=none", *TINY_CONTEXT, chosen)
+    config = compose_config(
+        f"data={name}", *steps, "callbacks=none", *TINY_CONTEXT, *chosen.split()
+    )
     with pytest.raises(ConfigFault, match=re.escape(fault)) as error:
         build_experiment(config, tmp_path)
     assert len(str(error.value).splitlines()) == 1

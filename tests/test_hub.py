@@ -150,6 +150,36 @@ def test_files_named_after_other_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (
+            {"validation_split": "test"},
+            "data.validation_split=test: is the test split as well; choose another data.test_split",
+        ),
+        (
+            {"validation_split": "train"},
+            "data.validation_split=train: is the train split as well; choose another "
+            "data.validation_split",
+        ),
+        (
+            {"train_split": "test"},
+            "data.train_split=test: is the test split as well; choose another data.test_split",
+        ),
+    ],
+)
+def test_no_two_splits_have_the_same_records(
+    tmp_path: Path, chosen: dict[str, str], message: str
+) -> None:
+    for name in ("train", "test"):
+        write_lines(tmp_path / "set" / f"{name}.jsonl", {"text": [f"{name} {n}" for n in range(9)]})
+    with pytest.raises(ValueError) as fault:  # noqa: PT011 -- the message is compared
+        source(tmp_path / "set", **chosen)
+    assert str(fault.value) == f"{message}, or none for a share of the training split"
+    data = source(tmp_path / "set", validation_split="test", test_split="none")
+    assert data.corpus.validation == [f"test {n}" for n in range(9)]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("train.parquet", "not parquet", "Parquet"),
@@ -191,6 +221,12 @@ def test_a_folder_may_not_read_outside_of_itself(tmp_path: Path) -> None:
     (tmp_path / "set" / "README.md").write_text(f"---\n{files}---\n")
     with pytest.raises(ValueError, match=r"reads a file outside the folder: .*secret\.jsonl"):
         source(tmp_path / "set")
+
+
+def test_a_share_for_a_split_of_the_dataset_is_refused(wiki: Path) -> None:
+    with pytest.raises(ValueError, match="validation_fraction") as fault:
+        source(wiki, validation_fraction=0.2)
+    assert str(fault.value) == "data.validation_fraction=0.2: is not used with the split validation"
 
 
 def test_own_splits_can_be_left_alone(wiki: Path) -> None:

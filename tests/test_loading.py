@@ -11,6 +11,8 @@ from hostile import copy_of, good_run, nothing_done, write_config
 from omegaconf import OmegaConf
 
 from newllm.config.build import instantiate
+from newllm.config.composing import conf_directory
+from newllm.config.trust import DATA_TOLD, Trust
 from newllm.runs.directory import (
     RunConflict,
     RunDirectory,
@@ -20,7 +22,7 @@ from newllm.runs.directory import (
     write_text,
 )
 from newllm.runs.identity import config_hash
-from newllm.training.evaluation import evaluation_folder
+from newllm.training.evaluation import evaluate, evaluation_folder
 
 MODELS = {
     "context": TINY, "gated": TINY, "mingru": ("embedding_dim=8", "hidden_dim=8"),
@@ -129,6 +131,34 @@ def test_parts_of_the_user_load_if_he_says_so(
     write_config(folder, config)
     with pytest.raises(ValueError, match="larger than checkpoints/best"):
         load_run(folder, ["my_parts"])
+
+
+def test_all_data_but_the_hub_can_be_loaded_again() -> None:
+    trust, refused = Trust.in_strangers_data(), []
+    for file in (conf_directory() / "data").glob("*.yaml"):
+        node = OmegaConf.load(file)
+        try:
+            if "_target_" in node:  # others take it from these
+                trust.target(node._target_)
+        except ValueError as error:
+            refused.append((file.stem, str(error)))
+    assert refused == [("hub", f"is not allowed ({DATA_TOLD})")]
+
+
+@pytest.mark.parametrize("data", ["hidden_markov", "grammar", "delayed_copy"])
+def test_sources_of_symbols_can_be_evaluated(
+    good: Path, tmp_path: Path, compose_config: Compose, data: str
+) -> None:
+    config = compose_config(f"data={data}", "data.evaluation_rows=4", "model.embedding_dim=4")
+    source = instantiate(config.data)
+    source.setup()
+    config.model.vocabulary_size = source.vocabulary_size
+    folder = store(good, tmp_path / "run", config)
+    result = json.loads((folder / "result.json").read_text())
+    result |= {"data_sha256": source.digest, "has_tokenizer": False}
+    (folder / "result.json").write_text(json.dumps(result))
+    found = json.loads((evaluate(folder) / "evaluation.json").read_text())
+    assert found["metrics"].keys() == source.evaluation.keys()
 
 
 def test_nothing_is_written_through_links(good: Path, tmp_path: Path) -> None:

@@ -684,13 +684,18 @@ def test_the_data_decides_the_positions_of_a_model(compose_config: Compose, tmp_
         ("regular", "data.start=8", "data.start=8: must be from 0 to 7"),
         ("regular", "data.transitions=[0,1]", "data.transitions: must be a list with a list"),
         ("regular", "data.transitions=[[0],[2]]", "next states must be from 0 to 1"),
+        (
+            "regular",
+            "data.transitions=[[0,1],[1,0]] data.automaton_seed=2",
+            "data.automaton_seed=2: is not used with data.transitions",
+        ),
         ("regular", "data.num_states=300", "data.num_states=300: too many for data.num_symbols=3"),
     ],
 )
 def test_an_impossible_setting_is_told_in_one_line(
     compose_config: Compose, tmp_path: Path, name: str, chosen: str, fault: str
 ) -> None:
-    config = compose_config(f"data={name}", *RUN, "callbacks=none", *TINY_CONTEXT, chosen)
+    config = compose_config(f"data={name}", *RUN, "callbacks=none", *TINY_CONTEXT, *chosen.split())
     with pytest.raises(ConfigFault, match=re.escape(fault)) as error:
         build_experiment(config, tmp_path)
     assert len(str(error.value).splitlines()) == 1

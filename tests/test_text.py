@@ -195,6 +195,9 @@ def test_the_commands(command: Command, documents: Path, tmp_path: Path) -> None
 def test_settings_that_do_not_fit_are_refused(documents: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.unit=word: no such option; options: line"):
         TextSource(path=str(documents), unit="word", order_seed=1)
+    with pytest.raises(ValueError, match="test_fraction") as fault:
+        TextSource(str(documents), test_path="there", test_fraction=0.2, order_seed=1)
+    assert str(fault.value) == "data.test_fraction=0.2: is not used with data.test_path"
     path = documents / "0.txt"
     path.write_text(json.dumps("x") + "\0")
     with pytest.raises(ValueError, match=rf"data\.path={path}: it is binary, not text"):

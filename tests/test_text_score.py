@@ -5,19 +5,23 @@ Shapes: B one row, T tokens.
 
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY_CONTEXT, Command
+from hostile import good_run
 from small_models import context_model, rnn_model, transformer
 
-from newllm.data.tokenizer import BOS, EOS, UNK, Tokenizer
+from newllm.data.sources.text import read_text_corpus
+from newllm.data.tokenizer import BEFORE_BLANK, BOS, EOS, UNK, Tokenizer
 from newllm.models.language_model import LanguageModel
 from newllm.statistics import text_score
 from newllm.statistics.text_score import TextScore, score_text, tokens_of_file
+from newllm.training.evaluation import evaluate_text
 
 WORDS = "the cat sleeps while a dog barks at the moon and nobody sings"
 TEXT = "\n".join(WORDS[i % 7 : i % 7 + 26] + " \u00e9\u6f22" * (i % 3) for i in range(60))
@@ -43,6 +47,40 @@ def test_blocks_give_the_tokens_of_the_whole(
     whole = TEXT if tokenizer.is_exact else " ".join(TEXT.split())
     assert [BOS, *tokens_of_file(file, tokenizer)] == tokenizer.encode(whole)
     assert [BOS, *tokens_of_file(file, tokenizer, is_whole=False)] == tokenizer.encode(whole)[:-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [1, 3, 64, 1 << 16])
+def test_a_file_is_read_as_for_training(
+    kind: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what some editors write: a byte order mark, and other line ends, also at the end."""
+    monkeypatch.setattr(text_score, "BLOCK", block)
+    text = "\n the cat\n\nsings  to nobody" + "at" * 60 + "\n \n"
+    tokenizer, file = tokenizer_of(kind), tmp_path / "text.txt"
+    file.write_bytes(("\ufeff" + text).replace("\n", "\r\n").encode())
+    read = read_text_corpus({"path": file, "validation_path": file}, unit="document",
+                            test_fraction=0.0, lowercase=False).train[0]  # fmt: skip
+    assert read == text
+    whole = text if tokenizer.is_exact else " ".join(text.split())
+    assert [BOS, *tokens_of_file(file, tokenizer)] == tokenizer.encode(whole)
+
+
+def test_a_text_without_blanks_is_searched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    class Pattern:
+        def finditer(self, text: str) -> Iterator[re.Match[str]]:
+            searched.append(len(text))
+            return BEFORE_BLANK.finditer(text)
+
+    monkeypatch.setattr(text_score, "BLOCK", 10)
+    monkeypatch.setattr(text_score, "BEFORE_BLANK", Pattern())
+    (tmp_path / "text.txt").write_text("word" * 100)
+    assert len([*tokens_of_file(tmp_path / "text.txt", tokenizer_of("bytes"))]) == 401
+    assert sum(searched) < 450
 
 
 @torch.no_grad()
@@ -72,6 +110,25 @@ def test_unknown_words_are_counted_and_stand_for_no_bytes() -> None:
     score = TextScore()
     score_text(context_model(tokenizer.size).eval(), tokenizer, [7, UNK, UNK, EOS], score)
     assert (score.num_unknown, score.num_tokens, score.bits_per_byte) == (2, 4, None)
+
+
+def test_states_that_cannot_be_loaded_or_saved(tmp_path: Path) -> None:
+    run, text, saved = good_run(tmp_path / "run"), tmp_path / "text.txt", tmp_path / "state.pt"
+    text.write_text("the girl sings")
+    evaluate_text(run, text, end=saved)
+    content = torch.load(saved, weights_only=True)
+    evaluate_text(run, text, start=saved)
+    for wrong in (
+        {"state": (torch.zeros(1, 5),)}, {"last": 10_000}, {"last": "3"}, {"num_unknown": None},
+        {"losses": [[1.0]]}, {"numbers": (1, 2)},
+    ):  # fmt: skip
+        torch.save(content | wrong, saved)
+        with pytest.raises(ValueError, match=r"is not a saved state; it is not a state of this"):
+            evaluate_text(run, text, start=saved)
+    with pytest.raises(ValueError, match=r"^nowhere: no such folder; make it first$"):
+        evaluate_text(run, tmp_path / "not looked at", end=Path("nowhere/state.pt"))
+    with pytest.raises(ValueError, match=r"run: is a folder, not a file$"):
+        evaluate_text(run, tmp_path / "not looked at", end=run)
 
 
 def test_the_command(command: Command, tmp_path: Path) -> None:

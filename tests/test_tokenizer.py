@@ -28,6 +28,15 @@ def test_unknown_words_and_prompts() -> None:
     assert tokenizer.encode_prompt("") == [BOS]
 
 
+def test_white_space_of_a_prompt_is_that_of_sentences() -> None:
+    tokenizer = Tokenizer.train(["the dog barks"] * 9, "bpe", 300)
+    read = tokenizer.encode("the dog barks")[:-1]
+    assert tokenizer.encode_prompt(" the  dog\tbarks\n") == read
+    assert tokenizer.encode_prompt(" \n") == [BOS]
+    exact = Tokenizer.train(["the dog barks"] * 9, "bpe", 300, is_exact=True)
+    assert exact.decode(exact.encode_prompt(" the  dog\n")) == " the  dog\n"
+
+
 def test_vocabulary_size_counts_the_specials() -> None:
     tokenizer = Tokenizer.train(SENTENCES, vocabulary_size=6)
     assert tokenizer.size == 6

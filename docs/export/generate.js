@@ -65,7 +65,7 @@ function promptTokens({ description, tokenizer }, prompt) {
   // The library gives no id for an unknown word.
   const encode = (text) =>
     tokenizer.encode(text, { add_special_tokens: false }).ids.map((id) => id ?? unk);
-  const tokens = encode(prompt);
+  const tokens = encode(plain(description, prompt));
   if (tokens.includes(unk)) {
     const unknown = prompt.split(/\s+/).filter((word) => encode(word).includes(unk));
     throw new Error(`the prompt contains unknown words: ${unknown.join(", ")}`);
@@ -104,6 +104,10 @@ function draw(logits, temperature) {
 }
 
 function textOf({ description, tokenizer }, tokens) {
-  const text = tokenizer.decode(tokens, { skip_special_tokens: false });
+  return plain(description, tokenizer.decode(tokens, { skip_special_tokens: false }));
+}
+
+/** A text with single blanks, unless all white space counts. */
+function plain(description, text) {
   return description.keeps_white_space ? text : text.trim().replace(/\s+/g, " ");
 }

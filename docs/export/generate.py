@@ -24,7 +24,8 @@ tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
 tokenizer.encode_special_tokens = True  # in a prompt, the name of a special token is text
 special = model["special_tokens"]
 
-read = [special["bos"], *tokenizer.encode(options.prompt, add_special_tokens=False).ids]
+prompt = options.prompt if model["keeps_white_space"] else " ".join(options.prompt.split())
+read = [special["bos"], *tokenizer.encode(prompt, add_special_tokens=False).ids]
 if model["is_of_pairs"]:
     read.append(special["bos"])  # ends the prompt
 longest = min(options.max_tokens, model["max_tokens"] or options.max_tokens)

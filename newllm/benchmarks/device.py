@@ -209,12 +209,13 @@ class Measurements:
             per_token = model.flops_per_token(max(1, workload.length // 2))
             operations[name] = 3.0 * per_token * num_tokens
         rows = dict(failed)
+        baseline = next(iter(contestants))
         for name, timing in (self._time(steps) if steps else {}).items():
             tflops = 1e-12 * operations[name] / timing.seconds
             rows[name] = Row(
                 milliseconds=1e3 * timing.seconds,
                 spread=timing.spread,
-                ratio=timing.ratio,
+                ratio=timing.ratio if baseline in steps else None,
                 tokens_per_second=num_tokens / timing.seconds,
                 tflops=tflops,
                 share=tflops / self.product_tflops[workload.precision],

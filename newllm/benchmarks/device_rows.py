@@ -15,7 +15,7 @@ class Row:
     Attributes:
         milliseconds: median over the rounds.
         spread: half the interquartile range, as a share of the median.
-        ratio: how many times faster than the first row of the group.
+        ratio: how many times faster than the first row of the group. None if that one failed.
         tokens_per_second: read in training.
         tflops: operations of products per second, counted as in `LanguageModel.flops_per_token`.
         share: of the measured rate of large products; of a whole run, of the data sheet's rate.

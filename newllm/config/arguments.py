@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 RUN = "run"  # run=FOLDER goes on with the run in a folder
-READER_GONE = 141  # what a shell reports for a program that a closed pipe ended
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+READER_GONE = 141  # and for one that a closed pipe ended
 
 
 class Arguments(argparse.ArgumentParser):
@@ -31,7 +32,8 @@ class Arguments(argparse.ArgumentParser):
 def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:
     """A tool that ends silently when its output is closed, as in `newllm.report | head`.
 
-    SIGPIPE stays ignored, since it would also end a sweep when one of its processes is gone.
+    On Ctrl-C, it ends its line. SIGPIPE stays ignored, since it would also end a sweep when one of
+    its processes is gone.
     """
 
     @functools.wraps(main)
@@ -43,6 +45,9 @@ def ends_with_its_reader(main: Callable[[], None]) -> Callable[[], None]:
             # Python flushes at its end, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(READER_GONE)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
     return guarded
 

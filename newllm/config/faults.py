@@ -1,6 +1,8 @@
 """One wording for the faults of settings."""
 
-from collections.abc import Collection, Iterable
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 
 def too_small(part: str, least: int, **settings: int | None) -> list[str]:
@@ -21,6 +23,23 @@ def no_such_option(part: str, options: Collection[str], **settings: str) -> list
         f"{part}.{key}={value}: no such option; options: {', '.join(options)}"
         for key, value in settings.items()
         if value not in options
+    ]
+
+
+def unused(part: str, other: str, constructor: Callable[..., Any], **settings: Any) -> list[str]:
+    """One line for each setting with another value than its default, which `other` makes useless.
+
+    Args:
+        part: of the configuration.
+        other: such as `data.machine`.
+        constructor: whose parameters have the defaults.
+        settings: by their names there.
+    """
+    parameters = inspect.signature(constructor).parameters
+    return [
+        f"{part}.{key}={value}: is not used with {other}"
+        for key, value in settings.items()
+        if value != parameters[key].default
     ]
 
 

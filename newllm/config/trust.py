@@ -70,7 +70,10 @@ TOLD = (
     "and lightning"
 )
 MODEL_TOLD = f"layers of newllm, and of torch.nn those in {', '.join(BOUNDED)}"
-DATA_KINDS = (Kind("newllm.data.tasks.task", "Task", "newllm.data.tasks"),)  # of a stranger's data
+DATA_KINDS = tuple(  # of a stranger's data
+    Kind("newllm.data.tasks.task", "Task", home)
+    for home in ("newllm.data.tasks", "newllm.data.sources")
+)
 DATA_TOLD = "texts and tasks of newllm; --trust newllm also reads a dataset of the Hub"
 
 

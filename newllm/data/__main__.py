@@ -4,9 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from newllm.config.arguments import Arguments, ends_with_its_reader
-from newllm.data.sources.corpora import BUILT_IN
-from newllm.data.sources.sentences import SentenceSource
-from newllm.data.sources.standard_library import DOCUMENT_READERS, LibrarySource
+from newllm.config.loading import loading
 
 
 @ends_with_its_reader
@@ -15,6 +13,10 @@ def main() -> None:
     parser = Arguments(prog="python -m newllm.data", description=main.__doc__)
     parser.add_argument("--directory", default="data", help="output folder (default: data)")
     directory = parser.parse_args().directory
+    with loading():
+        from newllm.data.sources.corpora import BUILT_IN
+        from newllm.data.sources.sentences import SentenceSource
+        from newllm.data.sources.standard_library import DOCUMENT_READERS, LibrarySource
     console = Console()
     own = [SentenceSource(name, order_seed=0, directory=directory) for name in BUILT_IN]
     read = [LibrarySource(name, order_seed=0, directory=directory) for name in DOCUMENT_READERS]

@@ -24,7 +24,10 @@ Arrays = dict[str, np.ndarray]
 
 MAX_BYTES = 4_000_000_000  # of all entries; those unused for longest are removed
 NAMES = "names.json"  # of the arrays of an entry, so that a missing one is noticed
-CODE = ("data/**/*.py", "statistics/ngram.py", "statistics/references.py")
+CODE = (
+    "data/**/*.py",
+    *(f"statistics/{name}.py" for name in ("compression", "ngram", "references")),
+)
 
 
 class Cache:

@@ -85,6 +85,11 @@ class EncodedSplit:
         return len(self._length_D)
 
     @property
+    def rows_are_sequences(self) -> bool:
+        """Whether no sequence is cut into several rows."""
+        return len(self) == self.num_sequences
+
+    @property
     def num_targets(self) -> int:
         """Scored targets in the split, `<EOS>` counted."""
         return int(self.num_targets_N.sum())
@@ -93,6 +98,15 @@ class EncodedSplit:
     def targets(self) -> Tensor:
         """All scored targets in order, without padding. int32."""
         return torch.from_numpy(self.previous(0))
+
+    def target_counts(self, vocabulary_size: int) -> np.ndarray:
+        """How often each token is a scored target. int64."""
+        counts_V = np.zeros(vocabulary_size, np.int64)
+        for start in range(0, len(self._ids_S), BLOCK):
+            here = slice(start, start + BLOCK)
+            targets_S = self._ids_S[here][self._is_target_S[here]]
+            counts_V += np.bincount(targets_S, minlength=vocabulary_size)
+        return counts_V
 
     @property
     def different_ids(self) -> set[int]:

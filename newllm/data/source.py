@@ -127,7 +127,7 @@ class Source(ABC):
         bytes_V = None if self.tokenizer is None else self.tokenizer.bytes_V
         if encoded is None or bytes_V is None:
             return None
-        return int(bytes_V[encoded.targets].sum())
+        return int(bytes_V @ encoded.target_counts(len(bytes_V)))
 
     @property
     def overlap_share(self) -> float:

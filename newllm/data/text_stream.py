@@ -11,8 +11,9 @@ MOST_TOKENS = 64  # that are decoded again with each new one
 class TextStream:
     """Decodes tokens as they arrive: `add` returns the text that a token completes.
 
-    All of what it returns is the text that `Tokenizer.decode` gives for all tokens at once, except
-    for white space at the ends of a text whose tokens do not restore it.
+    All of what it returns, with what `end` returns after the last token, is the text that
+    `Tokenizer.decode` gives for all tokens at once, except for white space at the ends of a text
+    whose tokens do not restore it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -33,3 +34,7 @@ class TextStream:
             if last and not last.startswith(UNFINISHED):
                 self._ids, self._told = self._ids[-1:], last
         return new
+
+    def end(self) -> str:
+        """What is left of a text that ends in the middle of a character."""
+        return self._tokenizer.decode(self._ids)[len(self._told) :]

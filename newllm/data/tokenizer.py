@@ -125,8 +125,11 @@ class Tokenizer:
         return [BOS, *ids, EOS]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """``<BOS>`` and the tokens of the beginning of a sentence, or those of a whole prompt."""
-        ids = self.encode(text)[:-1]
+        """``<BOS>`` and the tokens of the beginning of a sentence, or those of a whole prompt.
+
+        Unless tokens are exact, all white space counts as a blank, as in the sentences of a corpus.
+        """
+        ids = self.encode(text if self.is_exact else " ".join(text.split()))[:-1]
         return [*ids, BOS] if self.is_of_pairs else ids
 
     def encode_pairs(
@@ -166,7 +169,9 @@ class Tokenizer:
         They are those of the whole text if every block but the first begins with a single blank or
         line break that follows a word. Unless they are exact, all white space counts as a blank.
         """
-        return self._each(blocks if self.is_exact else (f" {' '.join(b.split())}" for b in blocks))
+        if self.is_exact:
+            return self._each(blocks)
+        return self._each(" ".join(["", *block.split()]) for block in blocks)  # nothing for blanks
 
     def _each(self, texts: Iterable[str]) -> Iterator[Sequence[int]]:
         """The ids of each text, without specials."""

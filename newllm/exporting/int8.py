@@ -41,11 +41,14 @@ def quantize(file: Path, target: Path) -> None:
 
 
 def validation_batches(source: Source) -> Split:
-    """The validation split of a source, or its first sequences with `MOST_TARGETS` targets."""
+    """The validation split of a source, or its first rows with at most `MOST_TARGETS` targets.
+
+    Only the beginning is read of a document of a stream that has more.
+    """
     encoded = source.encoded(VALIDATION)
     if encoded is None:
         return source.evaluation[VALIDATION]
-    return EvaluationBatches(encoded.head(MOST_TARGETS))
+    return EvaluationBatches(encoded.cut(MOST_TARGETS).head(MOST_TARGETS))
 
 
 def mean_loss(step: OnnxStep, split: Split) -> tuple[float, int]:

@@ -48,11 +48,11 @@ def check_parity(model: LanguageModel, step: OnnxStep, num_tokens: int = NUM_TOK
     where the model itself has no finite numbers any more.
 
     Raises:
-        ValueError: they differ by more than `CRITERION`.
+        ValueError: they differ by more than `CRITERION`, or the model has no finite numbers.
     """
     generator = torch.Generator().manual_seed(0)
     longest = model.positions.max_length if model.positions else num_tokens
-    parity, position = Parity(), 0
+    parity, position, num_compared = Parity(), 0, 0
     for number in range(1, num_tokens + 1):
         if position == 0:
             token_B = torch.full((NUM_ROWS,), BOS)
@@ -66,6 +66,7 @@ def check_parity(model: LanguageModel, step: OnnxStep, num_tokens: int = NUM_TOK
         if not all(bool(part.isfinite().all()) for part in (*same, logits_BV, *state)):
             position = 0
             continue
+        num_compared += 1
         names = [LOGITS, *(tensor.next_name for tensor in step.tensors)]
         for name, found, expected in zip(names, (found_BV, *onnx_state), same, strict=True):
             error = _relative_error(found, expected.numpy())
@@ -79,6 +80,10 @@ def check_parity(model: LanguageModel, step: OnnxStep, num_tokens: int = NUM_TOK
         parity.of_steps = max(parity.of_steps, _largest(found_BV - same[0].numpy()))
         parity.of_runs = max(parity.of_runs, _largest(found_BV - logits_BV.numpy()))
         token_B = torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]
+    if num_compared == 0:
+        raise ValueError(
+            "its logits or states are not finite at any token: its weights are too large"
+        )
     return parity
 
 

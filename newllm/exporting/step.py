@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from newllm.data.tokenizer import BOS
 from newllm.models.language_model import LanguageModel
+from newllm.models.layer import MANY_TOKENS
 
 TOKEN, LOGITS = "token", "logits"
 BATCH, TOKENS = "batch", "tokens"  # dimensions of any size
@@ -53,11 +54,6 @@ class StateTensor:
         """The name of the output."""
         return f"next_{self.name}"
 
-    @property
-    def is_growing(self) -> bool:
-        """Whether it grows with each token."""
-        return TOKENS in self.shape
-
     def initial_shape(self, batch_size: int) -> list[int]:
         """Its sizes before the first token."""
         sizes = {BATCH: batch_size, TOKENS: 0}
@@ -65,13 +61,20 @@ class StateTensor:
 
 
 def check_steps(model: LanguageModel) -> None:
-    """Check that a model reads token by token.
+    """Check that one step can read every token.
 
     Raises:
-        ValueError: it sees the future.
+        ValueError: the model sees the future, or its state grows with some tokens alone.
     """
     if model.sees_the_future:
         raise ValueError("it sees future tokens, which a step of one token does not read")
+    for layer in model.parts:
+        at_first, after_one, after_many = map(layer.state_bytes, (0, 1, MANY_TOKENS))
+        if after_many - at_first != MANY_TOKENS * (after_one - at_first):
+            raise ValueError(
+                f"the state of {layer.description} grows with some tokens and not with others, "
+                "which no exported step does"
+            )
 
 
 @torch.no_grad()

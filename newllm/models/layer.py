@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 State = tuple[Tensor, ...]
+MANY_TOKENS = 1 << 20  # after which every state that grows has grown, for `Layer.state_bytes`
 
 
 class Layer(nn.Module, ABC):

@@ -6,8 +6,9 @@ Shapes: B rows, T time (tokens), K tokens of a block, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from newllm.models.distribution import Sampling, Uniforms, draw
 from newllm.models.generation import launch
 from newllm.models.generation.block import Block, Place, TokenBlocks, has_machine_code
 from newllm.models.language_model import LanguageModel, State
+from newllm.models.layer import MANY_TOKENS
 
 # What `Continuation.state_dict` holds.
 OF_A_CONTINUATION = ("state", "_num_read", "_logits_BV", "_drawn_B", "_seen_BV", "_is_done_B")
@@ -116,15 +118,10 @@ class Continuation(Iterator[Tensor]):
         Raises:
             ValueError: it is that of another model or number of rows, or something else.
         """
-        own = {"_seen_BV": self._seen_BV.shape, "_is_done_B": self._is_done_B.shape}
         if not (
             isinstance(content, dict)
             and content.keys() == set(OF_A_CONTINUATION)
-            and all(
-                isinstance(content[name], Tensor) and content[name].shape == shape
-                for name, shape in own.items()
-            )
-            and is_state_of(self._model, content["state"], self._num_rows)
+            and self._may_be_own(content)
         ):
             raise ValueError("it is not a state of this model")
         self.reset()
@@ -132,6 +129,26 @@ class Continuation(Iterator[Tensor]):
             setattr(self, "_state" if name == "state" else name, value)
         if self._state is not None:
             self._state = tuple(part.to(self._device) for part in self._state)
+
+    def _may_be_own(self, content: Mapping[str, Any]) -> bool:
+        """Whether values have the types, shapes and ranges of the attributes of these names."""
+        logits_BV, drawn_B = content["_logits_BV"], content["_drawn_B"]
+        num_read, like_BV = content["_num_read"], self._seen_BV
+        return (
+            type(num_read) is int
+            and num_read >= 0
+            and _is_like(like_BV, content["_seen_BV"])
+            and _is_like(self._is_done_B, content["_is_done_B"])
+            and (
+                logits_BV is None
+                or _is_like(like_BV.to(next(self._model.parameters()).dtype), logits_BV)
+            )
+            and (drawn_B is None or _is_like(self._is_done_B.long(), drawn_B))
+            and (
+                drawn_B is None or 0 <= int(drawn_B.min()) <= int(drawn_B.max()) < like_BV.shape[1]
+            )
+            and is_state_of(self._model, content["state"], self._num_rows)
+        )
 
     def read(self, tokens: Sequence[int]) -> None:
         """Let every row read some tokens, after those that it has drawn.
@@ -257,31 +274,56 @@ def never_drawn(model: LanguageModel, tokenizer: Tokenizer) -> Tensor:
     return never_V
 
 
+def _is_like(own: Tensor, value: object) -> bool:
+    """Whether a value is a tensor of the same type and shape."""
+    return isinstance(value, Tensor) and (value.dtype, value.shape) == (own.dtype, own.shape)
+
+
+@torch.inference_mode()
 def is_state_of(model: LanguageModel, state: object, num_rows: int) -> bool:
     """Whether a state may be one of a model, or None; a growing state may have any length."""
-    initial = model.initial_state(num_rows)
     if state is None:
         return True
-    return (
+    initial = [
+        (like, part.state_bytes(MANY_TOKENS) > part.state_bytes(0))
+        for part in model.parts
+        for like in part.initial_state(num_rows)
+    ]
+    if not (
         isinstance(state, tuple)
         and len(state) == len(initial)
         and all(
-            isinstance(part, Tensor)
-            and part.dtype == like.dtype
-            and part.dim() == like.dim()
-            and part.shape[0] == like.shape[0]
-            and sum(a != b for a, b in zip(part.shape, like.shape, strict=True)) <= 1
-            for part, like in zip(state, initial, strict=True)
+            isinstance(part, Tensor) and _may_become(like, part, grows)
+            for part, (like, grows) in zip(state, initial, strict=True)
         )
-    )
+    ):
+        return False
+    state = tuple(part.to(device_of(model)) for part in state)
+    try:  # sizes that fit one by one may not fit each other; padding changes nothing
+        model(torch.full((num_rows, 1), PAD, device=device_of(model)), state)
+    except (RuntimeError, IndexError):
+        return False
+    return True
+
+
+def _may_become(initial: Tensor, part: Tensor, grows: bool) -> bool:
+    """Whether a part of the initial state may have the shape of another one after some tokens."""
+    if (part.dtype, part.dim(), len(part)) != (initial.dtype, initial.dim(), len(initial)):
+        return False
+    changed = [(a, b) for a, b in zip(initial.shape, part.shape, strict=True) if a != b]
+    return len(changed) <= 1 and all(a == 0 or (grows and a < b) for a, b in changed)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a prompt.
 
     Raises:
-        ValueError: it holds unknown words.
+        ValueError: it holds unknown words, or what Python makes of bytes that are not UTF-8.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not UTF-8 text") from None
     tokens = tokenizer.encode_prompt(prompt)
     if UNK in tokens:
         unknown = [word for word in prompt.split() if UNK in tokenizer.encode_prompt(word)]

@@ -330,6 +330,21 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_saved(path: Path, content: object) -> None:
+    """Write what `newllm.runs.files.read_saved` reads, whole or not at all.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        # Opened here, since torch raises its own errors for a folder that is missing.
+        with written_whole(path) as partial, partial.open("xb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"{path}: cannot be written; {reason}") from error
+
+
 def _finite(content: Any) -> Any:
     """The same content with null in the place of numbers that JSON does not have."""
     if isinstance(content, float):

@@ -67,7 +67,7 @@ def check_result(result: Any) -> dict[str, Any]:
     if not isinstance(result, dict) or "status" not in result:
         raise ValueError("it has no status")
     for name, kind in FIELDS.items():
-        if name in result and not _is_of(result[name], kind):
+        if name in result and not is_of_type(result[name], kind):
             raise ValueError(f"{name}={result[name]!r} must be {inspect.formatannotation(kind)}")
     for spikes in (result.get("spikes") or {}).values():
         for spike in spikes:
@@ -84,20 +84,23 @@ def check_complete(result: dict[str, Any]) -> None:
             raise ValueError(f"it lacks {name}")
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value parsed from JSON is of an annotated type."""
+def is_of_type(value: Any, kind: Any) -> bool:
+    """Whether a value that was read from a file is of an annotated type."""
     if isinstance(kind, UnionType):
-        return any(_is_of(value, one) for one in get_args(kind))
+        return any(is_of_type(value, one) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_of(item, get_args(kind)[0]) for item in value)
+        return isinstance(value, list) and all(
+            is_of_type(item, get_args(kind)[0]) for item in value
+        )
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(
-            NAME.fullmatch(name) and _is_of(item, get_args(kind)[1]) for name, item in value.items()
+            NAME.fullmatch(name) and is_of_type(item, get_args(kind)[1])
+            for name, item in value.items()
         )
     if kind is float:
-        return isinstance(value, float) or _is_of(value, int)
+        return isinstance(value, float) or is_of_type(value, int)
     if kind is int:  # at most 64 bits, and no flag
         return type(value) is int and abs(value) < 1 << 63
     return isinstance(value, kind)

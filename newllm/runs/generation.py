@@ -6,13 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from newllm.data.reading import printable
 from newllm.data.text_stream import TextStream
 from newllm.data.tokenizer import EOS, Tokenizer
 from newllm.models.sampling import Continuation, prompt_tokens
-from newllm.runs.directory import written_whole
+from newllm.runs.directory import write_saved
 from newllm.runs.files import read_saved
 
 COMMANDS = "/reset forgets everything, /save FILE and /load FILE keep the state, /quit ends"
@@ -32,20 +30,22 @@ def text_of(
         max_tokens: to draw.
         start: tokens whose text comes first; they are not read.
     """
-    stream = TextStream(tokenizer)
+    stream, at_end, fault = TextStream(tokenizer), False, None
     yield printable("".join(map(stream.add, start)))
-    at_end = False
     try:
         while max_tokens > 0 and (token_B := next(continuation, None)) is not None:
             max_tokens -= 1
             if at_end := int(token_B[0]) == EOS:
-                yield "\n"
+                yield printable(stream.end()) + "\n"
                 stream = TextStream(tokenizer)
             else:
                 yield printable(stream.add(int(token_B[0])))
-    finally:  # also where the model can draw no more
-        if not at_end:
-            yield "\n"
+    except ValueError as error:  # the model can draw no more
+        fault = error
+    if not at_end:
+        yield printable(stream.end()) + "\n"
+    if fault is not None:
+        raise fault
 
 
 class Dialogue:
@@ -70,12 +70,12 @@ class Dialogue:
                 if line.strip() == "/quit":
                     return
                 if line.startswith("/"):
-                    yield self._obey(*line.split(maxsplit=1)) + "\n"
+                    yield printable(self._obey(*line.split(maxsplit=1))) + "\n"
                     continue
                 self._continuation.read(prompt_tokens(self._tokenizer, line))
                 yield from text_of(self._continuation, self._tokenizer, self._max_tokens)
             except (ValueError, OSError) as error:
-                yield f"{error}\n"
+                yield printable(str(error)) + "\n"
 
     def _obey(self, command: str, argument: str = "") -> str:
         path = Path(argument.strip())
@@ -83,8 +83,7 @@ class Dialogue:
             self._continuation.reset()
             return "the state is that of the beginning"
         if command == "/save" and argument:
-            with written_whole(path) as partial:
-                torch.save(self._continuation.state_dict(), partial)
+            write_saved(path, self._continuation.state_dict())
             return f"the state is in {path}"
         if command == "/load" and argument:
             try:

@@ -121,18 +121,25 @@ def tokens_of_file(path: Path, tokenizer: Tokenizer, is_whole: bool = True) -> I
 
 
 def _blocks(path: Path) -> Iterator[str]:
-    """A text file in blocks that begin with a blank or line break after a word."""
-    rest = ""
+    """A text file in blocks that begin with a blank or line break after a word.
+
+    As in `newllm.data.sources.text`, a byte order mark is left out, and line ends are of one kind.
+    """
+    held: list[str] = []  # without a place to cut but at their start
+    before = ""  # the last character of these
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig") as file:
             while text := file.read(BLOCK):
-                rest += text
-                if cuts := [found.start() for found in BEFORE_BLANK.finditer(rest)]:
-                    yield rest[: cuts[-1]]
-                    rest = rest[cuts[-1] :]
+                cuts = [found.start() for found in BEFORE_BLANK.finditer(before + text)]
+                if cuts:
+                    cut = cuts[-1] - len(before)
+                    yield "".join([*held, text[:cut]])
+                    held, text = [], text[cut:]
+                held.append(text)
+                before = text[-1]
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text") from error
-    if rest:
-        yield rest
+    if held:
+        yield "".join(held)

@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, get_type_hints
 
 from newllm.config.build import checked
 from newllm.config.trust import Trust
@@ -20,8 +18,8 @@ from newllm.models.language_model import LanguageModel
 from newllm.models.sampling import is_state_of
 from newllm.reporting import figures
 from newllm.reporting.terminal import console, print_evaluation, print_score
-from newllm.runs.directory import LoadedRun, load_run, telling, write_text, written_whole
-from newllm.runs.files import read_saved
+from newllm.runs.directory import LoadedRun, load_run, telling, write_saved, write_text
+from newllm.runs.files import is_of_type, read_saved
 from newllm.statistics.ablations import ablate, dynamics
 from newllm.statistics.drift import by_tenths
 from newllm.statistics.predictions import bits_per_byte, divergences, target_losses
@@ -85,9 +83,13 @@ def evaluate_text(
         end: where to save the state; the text then goes on, and has no `<EOS>`.
 
     Raises:
-        ValueError: the run, the text or the saved state cannot be loaded, or the text is longer
-            than a model with a table of positions can read.
+        ValueError: the run, the text or the saved state cannot be loaded, the state cannot be
+            saved, or the text is longer than a model with a table of positions can read.
     """
+    if end is not None and not end.parent.is_dir():
+        raise ValueError(f"{end.parent}: no such folder; make it first")
+    if end is not None and end.is_dir():
+        raise ValueError(f"{end}: is a folder, not a file")
     run = load_run(path, trusted_packages)
     if run.tokenizer is None or run.model.sees_the_future:
         reason = "has no tokenizer" if run.tokenizer is None else "sees the future"
@@ -97,15 +99,20 @@ def evaluate_text(
     score_text(run.model, run.tokenizer, tokens, score)
     print_score(score, console())
     if end is not None:
-        with written_whole(end) as partial:
-            torch.save(vars(score), partial)
+        write_saved(end, vars(score))
 
 
 def _load_score(path: Path, model: LanguageModel) -> TextScore:
+    types = get_type_hints(TextScore)
     with telling(path, "is not a saved state"):
         content = read_saved(path)
-        is_score = isinstance(content, dict) and content.keys() == vars(TextScore()).keys()
-        if not is_score or not is_state_of(model, content["state"], 1):
+        is_score = isinstance(content, dict) and content.keys() == types.keys()
+        if not (
+            is_score
+            and is_state_of(model, content["state"], 1)
+            and all(is_of_type(content[name], types[name]) for name in types if name != "state")
+            and 0 <= content["last"] < model.vocabulary_size
+        ):
             raise ValueError("it is not a state of this model")
     score = TextScore(**content)
     if score.state is not None:

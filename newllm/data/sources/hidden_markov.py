@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.config.faults import raise_faults, too_small
+from newllm.config.faults import raise_faults, too_small, unused
 from newllm.data.sources.processes import MOST_WINDOWS, Copier, Machine, Process
 from newllm.data.tasks.automata import drawn_automaton
 from newllm.data.tasks.task import FIRST_TOKEN, NOT_SCORED, Rows, Task
@@ -117,11 +117,17 @@ class HiddenMarkov(ProcessSource):
         machine_seed: int = 1,
         **settings: Any,
     ) -> None:
+        drawn: dict[str, Any] = {
+            "num_states": num_states,
+            "num_symbols": num_symbols,
+            "concentration": concentration,
+            "unifilar": unifilar,
+            "machine_seed": machine_seed,
+        }
         if machine is None:
-            joint_SKN = drawn_machine(
-                num_states, num_symbols, concentration, unifilar, machine_seed
-            )
+            joint_SKN = drawn_machine(**drawn)
         else:
+            raise_faults(unused("data", "data.machine", HiddenMarkov, **drawn))
             joint_SKN = _table(machine)
         super().__init__("hidden_markov", Machine(joint_SKN), **settings)
 
@@ -141,7 +147,7 @@ def _table(machine: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
 
 
 def drawn_machine(
-    num_states: int, num_symbols: int, concentration: float, unifilar: bool, seed: int
+    num_states: int, num_symbols: int, concentration: float, unifilar: bool, machine_seed: int
 ) -> np.ndarray:
     """Random probabilities [S, K, N] of symbols and next states.
 
@@ -151,17 +157,17 @@ def drawn_machine(
     faults = too_small("data", 1, num_states=num_states) + too_small(
         "data", 2, num_symbols=num_symbols
     )
-    faults += too_small("data", 0, machine_seed=seed)
+    faults += too_small("data", 0, machine_seed=machine_seed)
     if not 0 < concentration < math.inf:
         faults.append(f"data.concentration={concentration}: must be above 0 and finite")
     raise_faults(faults)
-    rng = np.random.default_rng((num_states, num_symbols, seed))
+    rng = np.random.default_rng((num_states, num_symbols, machine_seed))
     shape = num_states, num_symbols, num_states
     if not unifilar:
         outcomes = num_symbols * num_states
         return rng.dirichlet(np.full(outcomes, concentration), num_states).reshape(shape)
     joint_SKN = np.zeros(shape)
-    next_SK1 = drawn_automaton(num_states, num_symbols, seed)[:, :, None]
+    next_SK1 = drawn_automaton(num_states, num_symbols, machine_seed)[:, :, None]
     symbols_SK1 = rng.dirichlet(np.full(num_symbols, concentration), num_states)[:, :, None]
     np.put_along_axis(joint_SKN, next_SK1, symbols_SK1, axis=2)
     return joint_SKN

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newllm.config.faults import raise_faults, unused
 from newllm.data.reading import is_there, one_line
 from newllm.data.sources.corpora import SPLIT_SEED, SPLITS, Corpus
 from newllm.data.sources.corpus_source import CorpusSource
@@ -163,7 +164,18 @@ class HubSource(CorpusSource):
             if name not in streams and is_asked_for:
                 there = ", ".join(map(str, streams))
                 raise ValueError(f"data.{split}_split={name}: no such split; splits: {there}")
-        return {split: name for split, name in names.items() if name in streams}
+        found = {split: name for split, name in names.items() if name in streams}
+        for split in found.keys() & self._fractions.keys():
+            fraction = {f"{split}_fraction": self._fractions[split]}
+            raise_faults(unused("data", f"the split {found[split]}", HubSource, **fraction))
+        for first, second in itertools.combinations(found, 2):
+            if found[first] == found[second]:
+                chosen, other = (second, first) if self._names[second] else (first, second)
+                raise ValueError(
+                    f"data.{chosen}_split={found[chosen]}: is the {other} split as well; choose "
+                    f"another data.{second}_split, or {NO_SPLIT} for a share of the training split"
+                )
+        return found
 
     def _shares(self, names: Collection[str]) -> dict[str, float]:
         """The share of the training split that each split takes, `train` last."""

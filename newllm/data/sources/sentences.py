@@ -80,11 +80,12 @@ class SentenceSource(CorpusSource):
             grammar: None for that of the corpus.
 
         Returns:
-            None without a grammar, for an empty split, and for one with truncated sentences.
+            None without a grammar, for an empty split, and for one whose sentences are truncated or
+            cut into several rows.
         """
         grammar, split = grammar or self.grammar, self._splits[name]
-        is_cut = self._too_long == "truncate" and self.num_too_long[name] > 0
-        if grammar is None or not len(split) or is_cut:
+        is_truncated = self._too_long == "truncate" and self.num_too_long[name] > 0
+        if grammar is None or not len(split) or is_truncated or not split.rows_are_sequences:
             return None
         unknown_in = split if self._tokenizer_kind == "words" else None
         return word_losses(grammar, self.tokenizer, self.sentences(name), unknown_in)
@@ -119,10 +120,13 @@ class SentenceSource(CorpusSource):
     def next_token_distributions(self, split: str) -> list[list[dict[int, float]]] | None:
         """The grammar's probability of each next token, by sentence and position.
 
-        None without a grammar, for an empty split, and where tokens are parts of words.
+        None without a grammar, for an empty split, and where tokens are parts of words or rows are
+        parts of sentences.
         """
         grammar, encoded = self.grammar, self._splits[split]
         if grammar is None or self._tokenizer_kind != "words" or not len(encoded):
+            return None
+        if not encoded.rows_are_sequences:
             return None
         return distributions(grammar, self.tokenizer, self.sentences(split), encoded)
 
@@ -136,7 +140,8 @@ class SentenceSource(CorpusSource):
         is_changed = self._tokenizer_kind != "words" or any(self.num_too_long.values())
         if self.grammar is None or is_changed:
             return None
-        if any(UNK in split.different_ids for split in self._splits.values()):
+        splits = self._splits.values()
+        if any(UNK in each.different_ids or not each.rows_are_sequences for each in splits):
             return None
         return self.grammar.entropy_per_token()
 

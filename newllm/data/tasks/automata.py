@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.config.faults import no_such_option, raise_faults, too_small
+from newllm.config.faults import no_such_option, raise_faults, too_small, unused
 from newllm.data.tasks.task import NOT_SCORED, Rows, Task
 
 SCORED = ("every", "last")
@@ -109,15 +109,22 @@ class Regular(Automaton):
         automaton_seed: int = 1,
         **settings: Any,
     ) -> None:
+        drawn: dict[str, Any] = {
+            "num_states": num_states,
+            "num_symbols": num_symbols,
+            "automaton_seed": automaton_seed,
+        }
         if transitions is None:
-            transitions = drawn_automaton(num_states, num_symbols, automaton_seed).tolist()
+            transitions = drawn_automaton(**drawn).tolist()
+        else:
+            raise_faults(unused("data", "data.transitions", Regular, **drawn))
         super().__init__("regular", transitions, **settings)
 
 
 MAX_DRAWS = 10_000
 
 
-def drawn_automaton(num_states: int, num_symbols: int, seed: int) -> np.ndarray:
+def drawn_automaton(num_states: int, num_symbols: int, automaton_seed: int) -> np.ndarray:
     """Random transitions [S, K] in which every state can be reached from every other.
 
     Raises:
@@ -126,8 +133,8 @@ def drawn_automaton(num_states: int, num_symbols: int, seed: int) -> np.ndarray:
     faults = too_small("data", 2, num_states=num_states) + too_small(
         "data", 1, num_symbols=num_symbols
     )
-    raise_faults([*faults, *too_small("data", 0, automaton_seed=seed)])
-    rng = np.random.default_rng((num_states, num_symbols, seed))
+    raise_faults([*faults, *too_small("data", 0, automaton_seed=automaton_seed)])
+    rng = np.random.default_rng((num_states, num_symbols, automaton_seed))
     if num_symbols == 1:  # connected only as a cycle, which is rarely drawn
         order_S = rng.permutation(num_states)
         cycle_SK = np.empty((num_states, 1), np.int64)

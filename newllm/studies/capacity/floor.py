@@ -19,10 +19,15 @@ def floor(bits: float, window_losses: Sequence[float], entropy_rate: float) -> f
                                     = h_1 + ... + h_n - b,
 
     where h_k = H(X_{k+1} | X_1 ... X_k) is the loss of the best window of k symbols. Hence the mean
-    loss is at least (h_1 + ... + h_n - b) / n for every n, and at least the entropy rate h. A row
-    that starts without a past keeps this bound: cut it into a remainder of r < n symbols, whose
-    context is a constant, and blocks of n. The remainder loses at least h_1 + ... + h_r, and since
-    h_k decreases, that is at least r times the bound.
+    loss is at least (h_1 + ... + h_n - b) / n for every n, and at least the entropy rate h.
+
+    A row of scored symbols keeps this bound for every n that divides their number, since it is made
+    of blocks of n. A row whose first token has no past, as with `unscored=1`, keeps it for every n:
+    cut it into a remainder of r < n symbols, whose context is a constant, and blocks of n. The
+    remainder loses at least h_1 + ... + h_r, and since h_k decreases, that is at least r times the
+    bound. With more unscored symbols, the context of the remainder may hold b bits as well: for an
+    n that does not divide the number T of scored symbols, the bound is proven only for rows without
+    end, and for others up to b (n - r) / (n T).
 
     The floor meets h where b reaches the sum of all h_k - h. This is I(past; X_2 X_3 ... | X_1),
     the information that the past holds about the future beyond the token that is read: the excess

@@ -59,7 +59,7 @@ def finish(top: Path, jobs: Sequence[Sequence[str]]) -> None:
     """
     own = _runs_of(top, jobs)
     ran = examined(own)
-    known = [*ran, *examined(_not_among(committed(NAME), ran))]
+    known = examined([*own, *_not_among(committed(NAME), own)])
     for one in [one for one in ran if not one.baseline] or ran:
         baselines = {other.baseline: other for other in known if one.is_like(other)}
         compared = {key: baselines[key] for key in BASELINES if key in baselines}
@@ -79,18 +79,18 @@ def _runs_of(top: Path, jobs: Sequence[Sequence[str]]) -> list[Run]:
     return [read_run(folder) for folder in folders if (folder / "result.json").is_file()]
 
 
-def _not_among(runs: Sequence[Run], known: Sequence[Examined]) -> list[Run]:
-    """The runs of models that are not known yet."""
-    there = [(one.size, {**one.model, **one.others}) for one in known]
-    return [
-        run
-        for run in runs
-        if (
-            str(run.known_as).partition("_")[0],
-            {key: value for key, value in run.choices.items() if key != TRIAL},
-        )
-        not in there
-    ]
+def _not_among(runs: Sequence[Run], others: Sequence[Run]) -> list[Run]:
+    """The runs of each model on tasks that none of the others has it on.
+
+    The sweep runs a baseline again on those tasks alone whose configuration has changed.
+    """
+    there = [_place(run) for run in others]
+    return [run for run in runs if _place(run) not in there]
+
+
+def _place(run: Run) -> tuple[str | None, dict[str, str]]:
+    """The size and task of a run, and all that was chosen beside them and its trial."""
+    return run.known_as, {key: value for key, value in run.choices.items() if key != TRIAL}
 
 
 def write(card: Card, folder: Path) -> None:
