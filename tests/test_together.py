@@ -13,6 +13,7 @@ from conftest import TINY_CONTEXT, Compose
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from newllm.models.gating import Additive
 from newllm.runs.directory import read_result
@@ -180,14 +181,22 @@ def test_runs_that_end_at_different_times(
     assert read_result(found[1])["error"] == read_result(expected[1])["error"]
 
 
+AVERAGED = (
+    "+callbacks.average={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.5}"
+)
+
+
+@pytest.mark.parametrize("more", [(), (AVERAGED,)], ids=["plain", "averaged"])
 def test_asked_to_stop_and_resumed(
     compose_config: Compose,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     train_alone: Callable[..., list[Path]],
     passes: list[int],
+    more: tuple[str, ...],
 ) -> None:
-    configs = [compose_config(*RUN, *GATED, f"seed={seed}") for seed in SEEDS]
+    """Also with a callback that copies the module and adds weights to a checkpoint."""
+    configs = [compose_config(*RUN, *GATED, *more, f"seed={seed}") for seed in SEEDS]
     turns = Turns(Together().answer)
     with monkeypatch.context() as patch:
         go_on = Checkpoints.on_train_batch_start
@@ -203,18 +212,15 @@ def test_asked_to_stop_and_resumed(
     steps = [torch.load(path, weights_only=True)["global_step"] for path in last]
     assert sorted(set(steps)) in ([6, 7], [7])
     # A checkpoint has the weights of its own run alone.
-    sizes = [sum(w.untyped_storage().nbytes() for w in weights_of(path)) for path in last]
-    assert sizes[0] == sum(weight.nbytes for weight in weights_of(last[0]))
+    for weight in tree_leaves(torch.load(last[0], weights_only=True)):
+        if isinstance(weight, Tensor):
+            assert weight.untyped_storage().nbytes() == weight.nbytes
     passes.clear()
     train_together(configs, tmp_path / "together")
     assert max(passes) == 3
     expected = train_alone(configs)
     for folder, other in zip(found, expected, strict=True):
         assert_same(folder, other)
-
-
-def weights_of(checkpoint: Path) -> list[Tensor]:
-    return list(torch.load(checkpoint, weights_only=True)["state_dict"].values())
 
 
 def test_a_run_that_fails_leaves_the_others_as_they_are(

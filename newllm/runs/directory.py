@@ -105,7 +105,7 @@ class RunDirectory:
         """
         if path := self.last_checkpoint:
             try:
-                torch.load(path, weights_only=True, mmap=True)
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except Exception as error:  # torch raises a dozen kinds for a broken file
                 raise RunConflict(
                     f"{path}: is damaged; remove it to start the run from the beginning"

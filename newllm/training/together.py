@@ -209,6 +209,10 @@ class RunScorer:
     def __init__(self, model: LanguageModel, member: Member) -> None:
         self._model, self._member = model, member
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RunScorer:
+        """Itself: a callback that averages weights copies the module, and this is of the run."""
+        return self
+
     def score(
         self,
         tokens: Tensor,
