@@ -59,7 +59,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         data_card=source.card(),
         preflight=experiment.preflight.as_result(),
         seconds=run.seconds_before or None,
-        threads=torch.get_num_threads(),
+        threads=experiment.trainer.world_size * torch.get_num_threads(),  # of all processes
         git_revision=git_revision(),
         data_sha256=source.digest,
         config_hash=config_hash(config),
