@@ -18,7 +18,7 @@ from rich.table import Table
 from newllm.config.arguments import program
 from newllm.reporting.tensorboard import write_bands
 from newllm.reporting.terminal import console, print_contests, reasons
-from newllm.runs.directory import RunConflict, has_ended, move_aside
+from newllm.runs.directory import RunConflict
 from newllm.runs.gathering import Run, gather
 from newllm.statistics.comparisons import contests
 from newllm.statistics.labels import choices_of
@@ -32,6 +32,7 @@ from newllm.sweeps.jobs import (
     read_outcome,
     side_by_side_seconds,
 )
+from newllm.sweeps.policy import has_ended_here
 from newllm.sweeps.workers import Workers
 from newllm.training.run import attempt, quiet_lightning
 
@@ -109,13 +110,10 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     waiting = []
     for job in jobs if not faults else ():
         try:
-            if has_ended(job.folder, job.config):
+            if has_ended_here(job.config, job.folder, top):
                 continue
         except RunConflict as error:
-            if job.config.overwrite and not job.config.plan:
-                print(f"{job.label}: moved to {move_aside(job.folder, top)}", file=sys.stderr)
-            elif not job.config.plan:
-                faults.setdefault(str(error), job.label)
+            faults.setdefault(str(error), job.label)
         waiting.append(job)
     if faults:
         # Hydra would show the traceback of an exception.
