@@ -40,8 +40,9 @@ class Grammar:
         initial: the state of the automaton before the first word.
 
     Raises:
-        ValueError: a symbol without a rule, a rule without alternatives, a weight that is not
-            positive and finite, or a symbol that contains itself.
+        ValueError: a symbol without a rule, a rule that is no list or table of texts or has no
+            alternatives, a weight that is not positive and finite, or a symbol that contains
+            itself.
     """
 
     def __init__(self, rules: Rules, start: str) -> None:
@@ -267,7 +268,14 @@ class State:
 def _normalised(
     symbol: str, rule: Sequence[str] | Mapping[str, float]
 ) -> list[tuple[Fraction, Stack]]:
+    if isinstance(rule, str) or not isinstance(rule, Sequence | Mapping):
+        raise ValueError(
+            f"grammar: <{symbol}> is {rule!r}, but must be a list of alternatives or a table of "
+            "their weights"
+        )
     weighted = rule.items() if isinstance(rule, Mapping) else [(text, 1) for text in rule]
+    if wrong := [text for text, _ in weighted if not isinstance(text, str)]:
+        raise ValueError(f"grammar: <{symbol}>: alternative {wrong[0]!r} must be text")
     if not weighted:
         raise ValueError(f"grammar: <{symbol}> has no alternatives")
     for text, weight in weighted:

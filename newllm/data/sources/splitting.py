@@ -7,6 +7,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 from newllm.config.faults import no_such_option, too_small
@@ -47,7 +48,7 @@ class Sequences:
 
     Attributes:
         setting: that names the place, and its value, for messages.
-        line_numbers: of the lines of a file, counted from 1.
+        line_numbers: of the sequences in their file, if each is on a line; counted from 1.
     """
 
     setting: str
@@ -60,24 +61,26 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def add(self, text: str, unit: str, lowercase: bool, is_file: bool = False) -> None:
+    def add(
+        self, text: str, unit: str, lowercase: bool, line_numbers: Iterable[int] | None = None
+    ) -> None:
         """Add the sequences of a text, those without a word left out.
 
         Args:
             text: to be cut.
             unit: one of `CUTS`.
             lowercase: whether it is lower-cased.
-            is_file: whether lines are numbered.
+            line_numbers: in a file, of each line of the text. None leaves them out.
         """
         is_of_lines = unit == "line"
         text = text.removesuffix("\n") if is_of_lines else text
-        for number, piece in enumerate(CUTS[unit](text), start=1):
+        for piece, number in zip(CUTS[unit](text), line_numbers or repeat(0), strict=False):
             if not (words := piece.split()):
                 self.num_blank_lines += is_of_lines
                 continue
             piece = " ".join(words) if is_of_lines else piece
             self.texts.append(piece.lower() if lowercase else piece)
-            if is_of_lines and is_file:
+            if is_of_lines and line_numbers:
                 self.line_numbers.append(number)
 
     def add_pair(self, prompt: str, response: str, lowercase: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,11 @@ def _read(key: str, path: Path, unit: str, lowercase: bool) -> Sequences:
     found = Sequences(f"data.{key}={path}", path=path)
     for file in _files(key, path):
         if unit == PAIR:
-            for prompt, response in _records(key, file, ("prompt", "response")):
+            for _, (prompt, response) in _records(key, file, ("prompt", "response")):
                 found.add_pair(prompt, response, lowercase)
             continue
-        for text in _texts(key, file):
-            found.add(text, unit, lowercase, is_file=file == path)
+        for text, line_numbers in _texts(key, file):
+            found.add(text, unit, lowercase, line_numbers if file == path else None)
     return found
 
 
@@ -156,17 +157,21 @@ def _files(key: str, path: Path) -> list[Path]:
     return files
 
 
-def _texts(key: str, file: Path) -> Iterator[str]:
-    """The text of a file, or the texts of one with an object on each line."""
+def _texts(key: str, file: Path) -> Iterator[tuple[str, Iterable[int]]]:
+    """The text of a file, or the texts of one with an object on each line.
+
+    With each come the numbers of its lines in the file.
+    """
     with _faults_of(key, file):
         if file.suffix != ".jsonl":
-            yield _text(file)
+            yield _text(file), itertools.count(1)
             return
-    yield from (text for (text,) in _records(key, file, ("text",)))
+    for number, (text,) in _records(key, file, ("text",)):
+        yield text, itertools.repeat(number)
 
 
-def _records(key: str, file: Path, fields: tuple[str, ...]) -> Iterator[list[str]]:
-    """The fields of the objects of a file, one on each line."""
+def _records(key: str, file: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """The line and the fields of the objects of a file, one on each line."""
     with _faults_of(key, file):
         for number, line in enumerate(_text(file).split("\n"), start=1):
             if not line.strip():
@@ -179,7 +184,7 @@ def _records(key: str, file: Path, fields: tuple[str, ...]) -> Iterator[list[str
             found = [text for name in fields if isinstance(text := given.get(name), str)]
             if len(found) < len(fields):
                 raise ValueError(f"line {number} needs text as {' and '.join(fields)}")
-            yield found
+            yield number, found
 
 
 def _text(file: Path) -> str:
