@@ -30,12 +30,15 @@ def test_the_series_is_one_sweep_of_all_its_experiments() -> None:
 
 
 def test_a_part_of_a_study_is_planned_and_nothing_runs(command: Command, tmp_path: Path) -> None:
-    part = ("sweep=series", "only=phase1_w*,phase3_gating", "seed=1", *TINY_CONTEXT)
+    """Jobs that differ in their seed alone are timed once."""
+    part = ("sweep=series", "only=phase1_w*,phase3_gating", "seed=1,2,3", *TINY_CONTEXT)
     done = command("newllm.train", *part, "plan=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps planned") == 3
-    jobs = re.findall(r"^--- (\w+),.* seed=1$", done.stdout, re.MULTILINE)
+    heading = r"^--- (\w+),.* seed=1 and 2 more, with other seeds$"
+    jobs = re.findall(heading, done.stdout, re.MULTILINE)
     assert sorted(jobs) == ["phase1_wide", "phase1_wide_long", "phase3_gating"]
+    assert "--- 9 jobs to do: about " in done.stdout
     assert "GPU available" not in done.stdout + done.stderr
     assert not list(tmp_path.rglob("result.json"))
     assert not (tmp_path / "data").exists()

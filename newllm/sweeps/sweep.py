@@ -87,15 +87,16 @@ def _plan_only(jobs: Sequence[Job], waiting: Sequence[Job]) -> list[float | None
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // size))  # as each job will have
     losses: dict[Job, float | None] = {}
-    seconds = []
-    for job in waiting:
-        print(f"--- {job.label}")
+    seconds: dict[Job, float] = {}
+    for group in groups_of(waiting, max(1, len(waiting))):  # seeds take equally long
+        job, *others = group
+        print(f"--- {job.label}" + (f" and {len(others)} more, with other seeds" if others else ""))
         result, _ = attempt(job.config, job.folder, job.overrides, goes_on=True)
-        losses[job] = result.get("best_val_loss")
-        seconds.append(result.get("estimated_seconds", 0.0))
+        losses |= dict.fromkeys(group, result.get("best_val_loss"))
+        seconds |= dict.fromkeys(group, result.get("estimated_seconds", 0.0))
     torch.set_num_threads(threads)
     done = f", {len(jobs) - len(waiting)} done before" if len(waiting) < len(jobs) else ""
-    total = duration(side_by_side_seconds(seconds, size))
+    total = duration(side_by_side_seconds([seconds[job] for job in waiting], size))
     print(f"--- {len(waiting)} jobs to do{done}: about {total}, {size} at once")
     return [losses.get(job) for job in jobs]
 
