@@ -11,6 +11,7 @@ from newllm.models.language_model import score_logits
 from newllm.runs.directory import load_weights
 from newllm.training.experiment import Experiment, build_experiment
 from newllm.training.metrics import Scores, sum_rows
+from newllm.training.random_states import random_states, set_random_states
 from newllm.training.result import measured
 
 TINY_RUN = (*TINY_CONTEXT, "data=tiny30", "logger=none", "callbacks=none", "trainer.max_epochs=8")
@@ -106,3 +107,16 @@ def test_the_last_checkpoint_holds_all_that_goes_on(experiment: Experiment, tmp_
     assert last["global_step"] == 16
     assert last["optimizer_states"][0]["state"]
     assert len(last["callbacks"]["History"]["epochs"]) == 8
+
+
+def test_random_states_where_the_accelerator_of_torch_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Linux without a GPU, where torch is usually built for CUDA."""
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    states = random_states()
+    assert states["device"] is None
+    drawn = torch.rand(3)
+    set_random_states(states)
+    assert torch.equal(torch.rand(3), drawn)

@@ -104,6 +104,10 @@ FAULTY = {
     ],
     "+callbacks.mine=${nope}": ["callbacks.mine=${nope}: Interpolation key 'nope' not found"],
     "only=a*": ["only=a*: is used by sweeps only; add -m or remove it"],
+    "-m seed=1,2 jobs=2 seeds_at_once=2 overwrite=true hydra/launcher=basic": [
+        f"{line}: is used by hydra/launcher=local only; remove it"
+        for line in ("jobs=2", "seeds_at_once=2")
+    ],
     "hydra.run.dir=null": [
         "Error merging override hydra.run.dir=null: field 'hydra.run.dir' is not Optional"
     ],

@@ -23,10 +23,11 @@ from newllm.data.batch import IGNORE
 from newllm.data.tokenizer import PAD
 from newllm.models.ensemble import Ensemble, Given, obstacle
 from newllm.models.ensemble_dropout import OwnNumbers, Unstackable
-from newllm.models.gating import LSTMGating
+from newllm.models.gating import Additive, LSTMGating
 from newllm.models.language_model import LanguageModel
 from newllm.models.local_attention import LocalAttention
 from newllm.models.recurrence.graphs import Graphs
+from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import MASK_BLOCK, Reference
 
 VOCABULARY, NUM_MODELS = 20, 3
@@ -160,6 +161,7 @@ def test_the_weights_of_models_are_views() -> None:
         (rnn_model, r"layers.0.network \(LSTM\) holds weights of its own"),
         (linear_delta_model, "holds weights of its own"),
         (partial(context_model, recompute=True), "model.recompute=true"),
+        (partial(context_model, recurrence=Parallel()), "recurrence=parallel orders rows by their"),
     ],
 )
 def test_why_a_model_stays_alone(make: Callable[[int], LanguageModel], reason: str) -> None:
@@ -174,6 +176,43 @@ def test_shared_weights_and_hooks_are_obstacles() -> None:
     handle.remove()
     model.output.weight = model.embedding.weight
     assert obstacle(model) == "parts of it share weights"
+
+
+class Counting(Additive):
+    """Counts its steps in a buffer or in a plain attribute."""
+
+    count: torch.Tensor | int
+
+    def forward(
+        self, hidden_BH: torch.Tensor, context_BC: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.count += 1
+        return super().forward(hidden_BH, context_BC)
+
+
+@pytest.mark.parametrize("is_buffer", [True, False])
+def test_what_a_pass_changes_is_refused(is_buffer: bool) -> None:
+    models = [context_model(VOCABULARY, gating=Counting) for _ in range(NUM_MODELS)]
+    for model in models:
+        gating = model.get_submodule("layers.0.cell.gating")
+        if is_buffer:
+            gating.register_buffer("count", torch.zeros(()))
+        else:
+            gating.count = 0  # type: ignore[assignment]
+    own: list[OwnNumbers] = [Numbers(seed).own for seed in range(NUM_MODELS)]
+    with pytest.raises(Unstackable, match=r"^layers\.0\.cell\.gating\.count changes, which is no"):
+        Ensemble(models).score([given_to(number, 7) for number in range(NUM_MODELS)], own)
+
+
+def test_what_is_scheduled_is_noticed() -> None:
+    models = models_of("context")
+    ensemble = Ensemble(models)
+    given = [given_to(number, 7) for number in range(NUM_MODELS)]
+    own: list[OwnNumbers] = [Numbers(seed).own for seed in range(NUM_MODELS)]
+    ensemble.score(given, own)
+    models[1].embedding_dropout.p = 0.1
+    with pytest.raises(Unstackable, match=r"^embedding_dropout\.p changes, which is no weight"):
+        ensemble.score(given, own)
 
 
 def test_models_of_other_shapes_are_refused() -> None:

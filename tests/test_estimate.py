@@ -100,12 +100,18 @@ def test_the_steps_before_change_nothing_of_the_run(
 def test_an_estimate_counts_steps_and_validation(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every batch taking a second, 2 steps and 1 batch of validation an epoch."""
+    """With every batch taking a second, 2 batches and 1 batch of validation an epoch."""
     monkeypatch.setattr(module, "_mean_seconds", lambda *_: 1.0)
     for name in ("SECONDS_A_STEP", "SECONDS_AN_EPOCH", "SECONDS_A_RUN"):
         monkeypatch.setattr(module, name, 0.0)
     found = estimate(build(compose_config, tmp_path, "trainer.max_epochs=5"))
     assert found == (10.0, 5.0)
+    ended = ("trainer.max_epochs=5", "trainer.max_steps=7")  # within the fourth epoch
+    assert estimate(build(compose_config, tmp_path, *ended)) == (7.0, 3.0)
+    across = (*ended, "+trainer.val_check_interval=3", "+trainer.check_val_every_n_epoch=null")
+    assert estimate(build(compose_config, tmp_path, *across)) == (7.0, 2.0)
+    accumulated = ("trainer.max_epochs=5", "+trainer.accumulate_grad_batches=2")
+    assert estimate(build(compose_config, tmp_path, *accumulated)) == (10.0, 5.0)
     looking = build(compose_config, tmp_path, "trainer.max_epochs=5", "callbacks=default")
     assert estimate(looking) == (10.0, 5.0 + 11)  # and one before and after each step
 

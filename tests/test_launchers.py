@@ -12,6 +12,7 @@ from conftest import TINY_CONTEXT, Compose
 from hydra.core.utils import JobReturn, JobStatus
 from lightning.pytorch.utilities import rank_zero_only
 
+from newllm.runs.directory import RunDirectory
 from newllm.sweeps.each import Each
 from newllm.train import main
 from newllm.training.experiment import build_experiment
@@ -79,6 +80,25 @@ def test_a_launcher_of_hydras_own(
     assert "Traceback" not in capsys.readouterr().err
     assert run(*sweep) == 0, "what is done is done"
     assert run(*sweep, "seed=1,2", "optimizer.lr=1e30") == 1, "what diverged would do so again"
+
+
+def test_a_launcher_of_hydras_own_makes_room(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ("-m", "hydra/launcher=basic", *TINY, "name=some")
+    assert run(*sweep) == 0
+    other = (*sweep, "test=false")  # in the same folder
+    assert run(*other) == 1
+    assert "contains a run with another configuration" in capsys.readouterr().err
+    (folder,) = (file.parent for file in tmp_path.rglob("result.json"))
+    owner = RunDirectory(folder, goes_on=True)
+    assert run(*other, "overwrite=true") == 1
+    assert f"{folder}: another process is writing here; wait for it" in capsys.readouterr().err
+    owner.release()
+    assert run(*other, "overwrite=true") == 0
+    assert (folder / "result.json").exists()
+    (moved,) = (tmp_path / "outputs" / "runs" / "_replaced").rglob("result.json")
+    assert moved.parent.parts[-2:] == folder.parts[-2:]
 
 
 def test_a_single_run_that_fails(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command, Compose
+from conftest import Command, Compose, SetThreads
 
 from newllm.data.batch import IGNORE, Batch
 from newllm.data.module import TrainingLoader
 from newllm.data.source import Split
+from newllm.runs.directory import RunDirectory
 from newllm.training.experiment import build_experiment
 from newllm.training.processes import OwnNoise, Processes
+from newllm.training.result import record_start
 
 RUN = (
     *("recipe=modern", "data=tiny30", "countermeasure=none", "logger=none"),
@@ -229,6 +231,20 @@ def test_a_divergence_is_told_once(command: Command) -> None:
     chosen = (*RUN, "trainer.devices=2", "trainer.max_epochs=2", "optimizer.lr=1e30")
     done = command("newllm.train", *chosen, "hydra.run.dir=run")
     assert (done.returncode, done.stderr.count("try a lower optimizer.lr")) == (1, 1), done.stderr
+
+
+def test_the_recorded_threads_are_those_of_all_processes(
+    compose_config: Compose, threads: SetThreads, tmp_path: Path
+) -> None:
+    """A run that goes on sets as many, which are then divided."""
+    threads(4)
+    config = compose_config(*RUN, "trainer.devices=2")
+    with Processes(config):
+        assert torch.get_num_threads() == 2
+        run = RunDirectory(tmp_path / "run")
+        record_start(run, build_experiment(config, tmp_path / "run"), [])
+    assert run.result["threads"] == 4
+    run.release()
 
 
 def test_threads_and_environment_are_given_back(compose_config: Compose) -> None:

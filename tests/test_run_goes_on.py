@@ -120,6 +120,19 @@ def test_a_damaged_checkpoint_is_told_and_can_be_removed(
     assert resume(interrupted, [], attempt) == 0
 
 
+def test_a_checkpoint_of_a_gpu_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.checkpoints.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        torch.save({"weight": torch.ones(2)}, run.checkpoints / "last.ckpt")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run.check_last_checkpoint()
+    run.release()
+
+
 def test_a_changed_run_does_not_go_on(
     interrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,9 +13,11 @@ from conftest import Compose
 from preloaded import CONTEXT
 from small_models import context_model
 
+from newllm.config.build import ConfigFault
 from newllm.data.tokenizer import Tokenizer
 from newllm.runs.directory import RunConflict, RunDirectory, load_run, read_result
 from newllm.runs.identity import config_hash
+from newllm.training.experiment import Experiment, build_experiment
 
 MODEL = """model:
   _target_: newllm.models.language_model.LanguageModel
@@ -138,6 +140,26 @@ def test_the_hash_covers_what_decides_the_weights(compose_config: Compose, tmp_p
     assert first == second
     texts[1].write_text("one two three\n")
     assert of("data=text", f"data.path={texts[1]}") != first
+
+
+def test_the_vocabulary_is_not_chosen_where_the_data_decides_it(
+    compose_config: Compose, tmp_path: Path
+) -> None:
+    """It is left out of the hash there, so runs that differ in it would be taken for the same."""
+
+    def build(*more: str) -> Experiment:
+        chosen = "recipe=modern", "data=tiny30", "countermeasure=none", "logger=none"
+        return build_experiment(compose_config(*chosen, *more), tmp_path)
+
+    tokens = build().source.vocabulary_size
+    assert build(f"model.vocabulary_size={tokens}").model.vocabulary_size == tokens
+    with pytest.raises(ConfigFault) as fault:
+        build("model.vocabulary_size=600")
+    assert str(fault.value) == (
+        f"model.vocabulary_size=600: follows from the data, where it is {tokens}; set "
+        "recipe.output_classes=600"
+    )
+    assert build("recipe.output_classes=600").model.vocabulary_size == 600
 
 
 def test_a_full_disk_leaves_a_result_that_says_so(

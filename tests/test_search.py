@@ -215,3 +215,26 @@ def test_faults_of_the_second_stage_are_told_before_the_first(
     assert fault in done.stderr
     assert "Traceback" not in done.stderr
     assert not results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seed", "fault"),
+    [
+        (
+            "1,4",
+            "seed=1,4: trials have one seed; set several for the second stage (hydra.sweeper.then)",
+        ),
+        (
+            "3",
+            "seed=3: is a seed of the second stage; choose another one for the trials, or for "
+            "hydra.sweeper.then",
+        ),
+    ],
+)
+def test_trials_have_a_seed_of_their_own(
+    search: Search, tmp_path: Path, seed: str, fault: str
+) -> None:
+    """Studies compare trials of one seed, and a later run would have the folder of a trial."""
+    done = search(ONE, f"seed={seed}")
+    assert (done.returncode, done.stderr.splitlines()) == (1, [fault])
+    assert not results(tmp_path)

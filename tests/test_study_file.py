@@ -1,7 +1,7 @@
 """The file of a study: its variants, the jobs that they make, and a part of them by name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,12 +30,15 @@ def test_the_series_is_one_sweep_of_all_its_experiments() -> None:
 
 
 def test_a_part_of_a_study_is_planned_and_nothing_runs(command: Command, tmp_path: Path) -> None:
-    part = ("sweep=series", "only=phase1_w*,phase3_gating", "seed=1", *TINY_CONTEXT)
+    """Jobs that differ in their seed alone are timed once."""
+    part = ("sweep=series", "only=phase1_w*,phase3_gating", "seed=1,2,3", *TINY_CONTEXT)
     done = command("newllm.train", *part, "plan=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps planned") == 3
-    jobs = re.findall(r"^--- (\w+),.* seed=1$", done.stdout, re.MULTILINE)
+    heading = r"^--- (\w+),.* seed=1 and 2 more, with other seeds$"
+    jobs = re.findall(heading, done.stdout, re.MULTILINE)
     assert sorted(jobs) == ["phase1_wide", "phase1_wide_long", "phase3_gating"]
+    assert "--- 9 jobs to do: about " in done.stdout
     assert "GPU available" not in done.stdout + done.stderr
     assert not list(tmp_path.rglob("result.json"))
     assert not (tmp_path / "data").exists()
@@ -184,11 +187,11 @@ hydra:
 
 
 def compared(
-    tmp_path: Path, losses: Mapping[str, float], *arguments: str
+    tmp_path: Path, losses: Mapping[str, float], *arguments: str, study: str = COMPARED
 ) -> tuple[list[str], list[str]]:
-    """The jobs of both stages of `COMPARED`, given the loss of each model and rate."""
+    """The jobs of both stages of a study, given the loss of each model and rate."""
     (tmp_path / "sweep").mkdir(exist_ok=True)
-    (tmp_path / "sweep" / "compared.yaml").write_text(COMPARED.strip())
+    (tmp_path / "sweep" / "compared.yaml").write_text(study.strip())
     register_plugins()
     stages: list[list[str]] = []
 
@@ -215,7 +218,7 @@ def compared(
         sweeper.setup(hydra_context=context, task_function=lambda _: None, config=config)
         sweeper.launcher = SimpleNamespace(launch=launch)  # type: ignore[assignment]
         sweeper.run_all(list(arguments))
-    trials, again = stages
+    trials, again = [*stages, []][:2]
     return trials, again
 
 
@@ -239,13 +242,34 @@ def test_a_baseline_is_not_run_twice(tmp_path: Path) -> None:
     assert [re.findall(r"model=(\w+)", job) for job in trials] == [["lstm"]] * 2 + [["gru"]] * 2
 
 
-def test_a_baseline_whose_result_is_committed_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_done", [2, 1])
+@pytest.mark.parametrize(
+    ("study", "differing"),
+    [
+        (COMPARED, ("optimizer.lr=0.1", "optimizer.lr=0.2")),
+        (COMPARED.partition("    trials:")[0].replace('"1"', '"1,2"'), ("seed=1", "seed=2")),
+    ],
+    ids=["trials", "seeds"],
+)
+def test_a_baseline_is_not_run_if_all_of_its_results_are_committed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study: str,
+    differing: Sequence[str],
+    num_done: int,
 ) -> None:
-    overrides = ["data=tiny30", "model=gru", "model.embedding_dim=6", "seed=1"]
+    made_of = ["data=tiny30", "model=gru", "model.embedding_dim=6", "optimizer.lr=0.1", "seed=1"]
     with initialize_config_dir(str(conf_directory()), version_base="1.3"):
-        configs = [compose("config", [*overrides, f"optimizer.lr={lr}"]) for lr in (0.1, 0.2)]
+        configs = [compose("config", [*made_of, line]) for line in differing[:num_done]]
     runs = [Run("there", {"status": "done", "config_hash": config_hash(c)}) for c in configs]
     monkeypatch.setattr("newllm.runs.gathering.committed", lambda study: runs)
-    trials, _ = compared(tmp_path, LOSSES, "model=gated")
-    assert {re.findall(r"model=(\w+)", job)[0] for job in trials} == {"gated", "lstm"}
+    lr = () if study == COMPARED else ("optimizer.lr=0.1",)
+    jobs, _ = compared(tmp_path, LOSSES, "model=gated", *lr, study=study)
+    models = {re.findall(r"model=(\w+)", job)[0] for job in jobs}
+    assert models == {"gated", "lstm"} | ({"gru"} if num_done < 2 else set())
+
+
+def test_a_baseline_with_a_fault_is_told_by_the_launcher(tmp_path: Path) -> None:
+    """With the name of its job, and with the faults of the others."""
+    trials, _ = compared(tmp_path, LOSSES, "model=gated", "recipe.fnn=plain")
+    assert {re.findall(r"model=(\w+)", job)[0] for job in trials} == {"gated", "lstm", "gru"}

@@ -10,11 +10,12 @@ from small_models import context_model
 
 from newllm.data.batch import Batch
 from newllm.data.tokenizer import PAD
-from newllm.training import throughput
+from newllm.training import turns
 from newllm.training.clipping import GradientClip
 from newllm.training.module import LanguageModule
 from newllm.training.optimizer import OptimizerFactory
 from newllm.training.throughput import WINDOW, Throughput, peak_tflops
+from newllm.training.turns import Turns, current_member, own_seconds
 
 
 class Clock:
@@ -30,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(turns, "time", clock)
     return clock
 
 
@@ -97,3 +98,28 @@ def test_the_peak_of_a_device(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_tflops(torch.device("cuda"), is_precise) == peak
     assert peak_tflops(torch.device("cpu"), is_precise) is None
+
+
+def test_runs_of_one_process_count_their_own_time(clock: Clock) -> None:
+    """A turn counts for its own run, and an answer in equal shares for those that get it."""
+    found: dict[int, float] = {}
+
+    def work(number: int) -> None:
+        started, member = own_seconds(), current_member()
+        assert member is not None
+        for _ in range(2):
+            clock.now += number
+            member.ask(SimpleNamespace(kind=number == 3))
+        found[number] = own_seconds() - started
+
+    def answer(members: Any) -> None:
+        clock.now += 60
+        for member in members:
+            member.give(None)
+
+    together = Turns(answer)
+    for number in (1, 2, 3):
+        together.add(partial(work, number))
+    together.run()
+    assert found == {1: 2 * (1 + 30), 2: 2 * (2 + 30), 3: 2 * (3 + 60)}
+    assert clock.now == sum(found.values())

@@ -13,6 +13,7 @@ from conftest import TINY_CONTEXT, Compose
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from newllm.models.gating import Additive
 from newllm.runs.directory import read_result
@@ -180,14 +181,22 @@ def test_runs_that_end_at_different_times(
     assert read_result(found[1])["error"] == read_result(expected[1])["error"]
 
 
+AVERAGED = (
+    "+callbacks.average={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.5}"
+)
+
+
+@pytest.mark.parametrize("more", [(), (AVERAGED,)], ids=["plain", "averaged"])
 def test_asked_to_stop_and_resumed(
     compose_config: Compose,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     train_alone: Callable[..., list[Path]],
     passes: list[int],
+    more: tuple[str, ...],
 ) -> None:
-    configs = [compose_config(*RUN, *GATED, f"seed={seed}") for seed in SEEDS]
+    """Also with a callback that copies the module and adds weights to a checkpoint."""
+    configs = [compose_config(*RUN, *GATED, *more, f"seed={seed}") for seed in SEEDS]
     turns = Turns(Together().answer)
     with monkeypatch.context() as patch:
         go_on = Checkpoints.on_train_batch_start
@@ -203,18 +212,15 @@ def test_asked_to_stop_and_resumed(
     steps = [torch.load(path, weights_only=True)["global_step"] for path in last]
     assert sorted(set(steps)) in ([6, 7], [7])
     # A checkpoint has the weights of its own run alone.
-    sizes = [sum(w.untyped_storage().nbytes() for w in weights_of(path)) for path in last]
-    assert sizes[0] == sum(weight.nbytes for weight in weights_of(last[0]))
+    for weight in tree_leaves(torch.load(last[0], weights_only=True)):
+        if isinstance(weight, Tensor):
+            assert weight.untyped_storage().nbytes() == weight.nbytes
     passes.clear()
     train_together(configs, tmp_path / "together")
     assert max(passes) == 3
     expected = train_alone(configs)
     for folder, other in zip(found, expected, strict=True):
         assert_same(folder, other)
-
-
-def weights_of(checkpoint: Path) -> list[Tensor]:
-    return list(torch.load(checkpoint, weights_only=True)["state_dict"].values())
 
 
 def test_a_run_that_fails_leaves_the_others_as_they_are(
@@ -247,7 +253,19 @@ class OverRows(Additive):
         return super().forward(hidden_BH - hidden_BH.mean(0), context_BC)
 
 
-@pytest.mark.parametrize("fault", ["rows", "memory"])
+class Counting(Additive):
+    """Counts its steps."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, hidden_BH: Tensor, context_BC: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.count += 1
+        return super().forward(hidden_BH, context_BC)
+
+
+@pytest.mark.parametrize("fault", ["rows", "buffer", "memory"])
 def test_what_cannot_be_computed_together_is_computed_alone(
     compose_config: Compose,
     tmp_path: Path,
@@ -260,6 +278,9 @@ def test_what_cannot_be_computed_together_is_computed_alone(
     reason = "the models give other values together than alone"
     if fault == "rows":
         chosen += ["gating._target_=test_together.OverRows", "trusted_packages=[test_together]"]
+    elif fault == "buffer":
+        chosen += ["gating._target_=test_together.Counting", "trusted_packages=[test_together]"]
+        reason = "layers.0.cell.gating.count changes, which is no weight"
     else:
         reason = "out of memory"
         monkeypatch.setattr("newllm.training.together.Ensemble", _raising(reason))
@@ -272,6 +293,60 @@ def test_what_cannot_be_computed_together_is_computed_alone(
         assert read_result(folder)["status"] == "done"
         assert_same(folder, other)
         assert numbers(folder / "steps.csv") == numbers(other / "steps.csv")  # to the last digit
+
+
+class Anneal(Callback):
+    """Drops fewer of the embeddings after the first epoch."""
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        module.model.embedding_dropout.p = 0.4 if trainer.current_epoch == 0 else 0.1
+
+
+def test_what_a_callback_schedules_is_followed(
+    compose_config: Compose,
+    tmp_path: Path,
+    train_alone: Callable[..., list[Path]],
+    passes: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    anneal = (
+        "+callbacks.anneal={_target_: test_together.Anneal}",
+        "trusted_packages=[test_together]",
+    )
+    configs = [compose_config(*RUN, *GATED, *anneal, f"seed={seed}") for seed in SEEDS]
+    found = train_together(configs, tmp_path / "together")
+    assert passes
+    assert "from here; embedding_dropout.p changes, which is no weight" in capsys.readouterr().err
+    for folder, other in zip(found, train_alone(configs), strict=True):
+        assert_same(folder, other)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        (("recurrence=fused",), "on a CPU, machine code reads the weights of one model"),
+        (("recurrence=persistent",), "on a CPU, machine code reads the weights of one model"),
+        (("recurrence=parallel",), "recurrence=parallel orders rows by their tokens"),
+        (("recurrence=fused", "trainer.precision=bf16-mixed"), ""),  # no machine code in autocast
+        (("recurrence=reference",), ""),
+    ],
+)
+def test_which_recurrences_are_computed_together(
+    compose_config: Compose,
+    tmp_path: Path,
+    passes: list[int],
+    capsys: pytest.CaptureFixture[str],
+    chosen: tuple[str, ...],
+    reason: str,
+) -> None:
+    small = *RUN, *GATED, "recipe.max_epochs=1", *chosen
+    train_together([compose_config(*small, f"seed={seed}") for seed in SEEDS[:2]], tmp_path)
+    assert bool(passes) == (not reason)
+    told = [line for line in capsys.readouterr().err.splitlines() if "seeds_at_once" in line]
+    assert len(told) == (2 if reason else 0)
+    assert all(
+        line.startswith(f"seeds_at_once: trained one after another; {reason}") for line in told
+    )
 
 
 def _raising(reason: str) -> Callable[..., Any]:

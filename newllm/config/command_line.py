@@ -33,6 +33,7 @@ HYDRA_QUESTIONS = (
     *("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"),
     *("-sc", "--shell-completion"),
 )
+LOCAL = "local"  # the launcher of this package
 LONGEST_NAME = 255  # bytes that file systems give a file or folder
 
 
@@ -101,7 +102,8 @@ def composed(arguments: Sequence[str]) -> Iterator[DictConfig]:
             in_sweep = _selected(found.config, "hydra.mode") == RunMode.MULTIRUN
             place = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
             faults += _folder_faults(place, _selected(found.config, place))
-            faults += [] if in_sweep else _only_in_sweeps(overrides)
+            launcher = found.config.hydra.runtime.choices["hydra/launcher"]
+            faults += _misplaced(overrides, launcher if in_sweep else None)
             faults += sweeper_faults(found.config, composer)
             faults += found.faults(is_faulty=bool(faults))
         except ConfigFault as error:
@@ -188,12 +190,16 @@ def _selected(config: DictConfig, key: str) -> Any:
         raise ConfigFault([f"{key}: {hydras_reason(error)}"]) from error
 
 
-def _only_in_sweeps(overrides: Sequence[Override]) -> Iterator[str]:
+def _misplaced(overrides: Sequence[Override], launcher: str | None) -> Iterator[str]:
+    """What a single run or the launcher of a sweep does not read; `launcher` is None for a run."""
     for item in overrides:
-        if item.is_sweep_override() and item.key_or_group != "sweep":
-            yield f"{item.input_line}: several values need a sweep; add -m"
-        elif item.key_or_group in ("jobs", "seeds_at_once", "only", "overwrite"):
-            yield f"{item.input_line}: is used by sweeps only; add -m or remove it"
+        key, line = item.key_or_group, item.input_line
+        if launcher is None and item.is_sweep_override() and key != "sweep":
+            yield f"{line}: several values need a sweep; add -m"
+        elif launcher is None and key in ("jobs", "seeds_at_once", "only", "overwrite"):
+            yield f"{line}: is used by sweeps only; add -m or remove it"
+        elif launcher not in (None, LOCAL) and key in ("jobs", "seeds_at_once"):
+            yield f"{line}: is used by hydra/launcher={LOCAL} only; remove it"
 
 
 def _folder_faults(key: str, folder: Any) -> Iterator[str]:

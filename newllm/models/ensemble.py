@@ -25,8 +25,9 @@ from newllm.data.tokenizer import PAD
 from newllm.models.ensemble_dropout import OwnDropout, OwnMasks, OwnNumbers, Unstackable
 from newllm.models.language_model import LanguageModel
 from newllm.models.layer import State
-from newllm.models.recurrence.compiled import Compiled
+from newllm.models.recurrence.compiled import OF_TORCH, Compiled
 from newllm.models.recurrence.fused import Fused
+from newllm.models.recurrence.parallel import Parallel
 from newllm.models.recurrence.reference import Reference
 from newllm.models.recurrent import Recurrent
 
@@ -155,6 +156,8 @@ def obstacle(model: LanguageModel) -> str | None:
             return f"{name} ({kind}) has a padding_idx or max_norm"
         if isinstance(part, nn.LayerNorm | nn.RMSNorm) and len(part.normalized_shape) > 1:
             return f"{name} ({kind}) normalizes several dimensions"
+        if isinstance(part, Recurrent) and isinstance(part.recurrence, Parallel):
+            return "recurrence=parallel orders rows by their tokens, not by their models"
         owners += len(own)
     if owners > sum(1 for _ in model.parameters()):
         return "parts of it share weights"
@@ -164,7 +167,8 @@ def obstacle(model: LanguageModel) -> str | None:
 class Ensemble:
     """Models of one architecture, whose weights become views into those of the ensemble.
 
-    So an optimizer that changes a model in place changes the ensemble.
+    So an optimizer that changes a model in place changes the ensemble. All else is that of the
+    first model, and must stay as it is.
 
     Args:
         models: each of them without an `obstacle`.
@@ -182,6 +186,11 @@ class Ensemble:
                 raise Unstackable(f"their weights differ in shape ({error})") from error
         self.stacks = list(self._model.parameters())
         self._weights = [list(model.parameters()) for model in self.models]
+        self._places = [
+            [stack.data[number].data_ptr() for stack in self.stacks]
+            for number in range(len(self.models))
+        ]
+        self._settings = [*map(_Settings, (*self.models, self._model))]
         self.take_weights()
 
     def take_weights(self) -> None:
@@ -198,10 +207,9 @@ class Ensemble:
     @property
     def _has_weights(self) -> bool:
         return all(
-            weight.data_ptr() == row.data_ptr() and weight.requires_grad == stack.requires_grad
-            for number, weights in enumerate(self._weights)
-            for weight, stack in zip(weights, self.stacks, strict=True)
-            for row in (stack.data[number],)
+            weight.data_ptr() == place and weight.requires_grad == stack.requires_grad
+            for weights, places in zip(self._weights, self._places, strict=True)
+            for weight, place, stack in zip(weights, places, self.stacks, strict=True)
         )
 
     def score(self, given: Sequence[Given], own_numbers: Sequence[OwnNumbers]) -> list[Scores]:
@@ -210,8 +218,10 @@ class Ensemble:
         Shorter and fewer rows are padded.
 
         Raises:
-            Unstackable: dropout is applied to something else than [B, T, ...].
+            Unstackable: dropout is applied to something else than [B, T, ...]; or something else
+                than weights changes.
         """
+        _check_unchanged(self._settings[:-1])
         sizes = [tuple(each.tokens_BT.shape) for each in given]
         num_rows, num_tokens = (max(size) for size in zip(*sizes, strict=True))
         model = self._model
@@ -238,6 +248,7 @@ class Ensemble:
                 reset_BT,
                 any(each.padding_matters for each in given),
             )
+        _check_unchanged(self._settings[-1:])
         firsts = range(0, num_rows * len(given), num_rows)
         return [
             Scores(
@@ -262,6 +273,43 @@ def _joined(models: Sequence[LanguageModel]) -> LanguageModel:
             if isinstance(part.recurrence, kinds):
                 part.recurrence = Reference()  # the code of these takes the weights of one model
     return joined
+
+
+class _Settings:
+    """What a model computes with beside its weights: plain attributes and buffers.
+
+    Asked at every pass, so that it compares values by identity, and numbers and texts by value.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        parts = [*model.named_modules()]
+        self._values = [
+            (f"{name}.{key}".lstrip("."), own, key, value)
+            for name, part in parts
+            for own in (vars(part), part._buffers)
+            for key, value in own.items()
+            if own is part._buffers or (key not in OF_TORCH and key != "training")
+        ]
+        self._versions = [(name, each, _version(each)) for name, each in model.named_buffers()]
+
+    def changed(self) -> str | None:
+        """The name of one that has changed; None if none has."""
+        for name, own, key, value in self._values:
+            now = own.get(key)
+            if now is not value and not (isinstance(now, int | float | str) and now == value):
+                return name
+        return next((name for name, each, then in self._versions if _version(each) != then), None)
+
+
+def _version(buffer: Tensor) -> int:
+    """How often it was changed in place; unknown for one of inference mode."""
+    return 0 if buffer.is_inference() else buffer._version
+
+
+def _check_unchanged(all_settings: Sequence[_Settings]) -> None:
+    for settings in all_settings:
+        if name := settings.changed():
+            raise Unstackable(f"{name} changes, which is no weight")
 
 
 def _padded(tensor_BT: Tensor, num_rows: int, num_tokens: int, value: int) -> Tensor:

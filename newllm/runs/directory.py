@@ -105,7 +105,7 @@ class RunDirectory:
         """
         if path := self.last_checkpoint:
             try:
-                torch.load(path, weights_only=True, mmap=True)
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except Exception as error:  # torch raises a dozen kinds for a broken file
                 raise RunConflict(
                     f"{path}: is damaged; remove it to start the run from the beginning"
@@ -199,7 +199,7 @@ def move_aside(path: Path, top: Path) -> Path:
     if _is_owned(path):
         raise RunConflict(f"{path}: another process is writing here; wait for it or stop it")
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    aside = top / "_replaced" / stamp / path.relative_to(top)
+    aside = top / "_replaced" / stamp / path.absolute().relative_to(top.absolute())
     aside.parent.mkdir(parents=True)
     path.rename(aside)
     return aside

@@ -124,9 +124,11 @@ def _read_table(path: Path, needed: Sequence[str]) -> Rows:
     if not os.path.lexists(path):
         return []
     with telling(path, "cannot be read"):
+        text = read_text(path, LARGEST_TABLE)
+        whole = text[: text.rfind("\n") + 1]  # without a row that is being written
         rows = [
             {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(read_text(path, LARGEST_TABLE).splitlines())
+            for row in csv.DictReader(whole.splitlines())
         ]
         for number, row in enumerate(rows, start=1):
             for name in needed:

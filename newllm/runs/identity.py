@@ -59,7 +59,7 @@ def hashed(config: DictConfig) -> dict[str, Any]:
     left_out = {"data": ["directory"], "trainer": ["profiler"]}
     if isinstance(recurrence := (kept["model"] or {}).get("recurrence"), dict):
         recurrence.pop("compile", None)  # how it computes, not what
-    if (kept["recipe"] or {}).get("output_classes") is None:
+    if decides_vocabulary(kept["recipe"] or {}):
         left_out["model"] = ["vocabulary_size"]  # follows from the data
     if (kept["data"] or {}).get("feed") == "rows":
         left_out["data"] += ["feed", "tbptt_steps", "start_state"]  # older runs have none
@@ -86,6 +86,11 @@ def hashed(config: DictConfig) -> dict[str, Any]:
             stamps = ((file, found.st_size, found.st_mtime_ns) for file, found in statuses)
             kept["data"][key] = _digest_of_files(path, tuple(stamps))
     return kept
+
+
+def decides_vocabulary(recipe: Mapping[str, Any]) -> bool:
+    """Whether the vocabulary of the data decides how many classes a model has."""
+    return recipe.get("output_classes") is None
 
 
 def decides_length(data: Mapping[str, Any]) -> bool:

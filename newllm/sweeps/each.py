@@ -32,11 +32,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.build import ConfigFault
 from newllm.config.loading import loading
-from newllm.config.naming import STUDY, TRIAL, VARIANT, is_of_a_model
+from newllm.config.naming import STUDY, TRIAL, VARIANT, is_of_a_model, run_name, split
 from newllm.config.overrides import Composer
 from newllm.config.study_file import ONLY, joined, matching, parted, value_lines
 from newllm.config.trials import draw_trials
 
+MORE_SEEDS = "set several for the second stage (hydra.sweeper.then)"
+OTHER_SEED = "choose another one for the trials, or for hydra.sweeper.then"
 Settings = Mapping[str, Sequence[str]]  # by key an override for each of its values
 
 
@@ -207,9 +209,16 @@ class Each(Sweeper):
             entries = [*self._entries(name, {**others, **self._settings(joined(lines))})]
             if entries[0].contest in known:
                 continue
-            jobs = [[*self.config.hydra.overrides.hydra, *entry.jobs[0]] for entry in entries]
-            if not all(config_hash(composer.job(job)) in done for job in jobs):
+            jobs = [job for entry in entries for job in entry.jobs]
+            try:
+                are_done = all(config_hash(self._composed(composer, job)) in done for job in jobs)
+            except ConfigFault:  # the launcher tells it, with those of all jobs
+                are_done = False
+            if not are_done:
                 yield from entries
+
+    def _composed(self, composer: Composer, job: Sequence[str]) -> DictConfig:
+        return composer.job([*self.config.hydra.overrides.hydra, *job])
 
     def _again(self, entries: Iterable[_Entry]) -> Iterator[_Entry]:
         """Each as the second stage has it."""
@@ -244,15 +253,34 @@ class Each(Sweeper):
         """
         composer = Composer(self.hydra_context.config_loader, self.config.hydra.job.config_name)
         some_trial = {entry.contest: entry for entry in first}
-        faults: dict[str, None] = {}
-        for entry in self._again(some_trial.values()):
-            try:
-                composer.job([*self.config.hydra.overrides.hydra, *entry.jobs[0]])
-            except ConfigFault as error:
-                faults |= dict.fromkeys(str(error).splitlines())
-        if faults:
-            print("\n".join(f"hydra.sweeper.then: {fault}" for fault in faults), file=sys.stderr)
+        found = (self._later_faults(entry, composer) for entry in some_trial.values())
+        if faults := dict.fromkeys(itertools.chain.from_iterable(found)):
+            print("\n".join(faults), file=sys.stderr)
             sys.exit(1)
+
+    def _later_faults(self, entry: _Entry, composer: Composer) -> Iterator[str]:
+        """What would keep the best trial from being run again."""
+        seeds = [line.partition("=")[2] for line in entry.settings.get("seed", ())]
+        if len(seeds) > 1:
+            yield f"seed={','.join(seeds)}: trials have one seed; {MORE_SEEDS}"
+            return
+        (trial,) = entry.jobs
+        try:
+            self._composed(composer, trial)
+        except ConfigFault:
+            return  # the launcher tells it
+        for again in self._again([entry]):
+            try:
+                self._composed(composer, again.jobs[0])
+            except ConfigFault as error:
+                yield from (f"hydra.sweeper.then: {line}" for line in str(error).splitlines())
+            if any(_folder(job) == _folder(trial) and {*job} != {*trial} for job in again.jobs):
+                yield f"seed={','.join(seeds)}: is a seed of the second stage; {OTHER_SEED}"
+
+
+def _folder(job: Sequence[str]) -> str:
+    """The folder of a job, below that of all sweeps."""
+    return f"{run_name(job)}/{dict(map(split, job)).get('seed')}"
 
 
 def _best(entries: Sequence[_Entry], trials: Sequence[JobReturn]) -> list[_Entry]:

@@ -29,13 +29,10 @@ def run_job_of_sweep(
     if config.plan:
         return attempt(config, folder, overrides, goes_on=True)[0].get("best_val_loss")
     try:
-        ended = has_ended(folder, config)
+        ended = has_ended_here(config, folder, top)
     except RunConflict as error:
-        if not config.overwrite:
-            print(error, file=sys.stderr)
-            return math.nan
-        print(f"{folder}: moved to {move_aside(folder, top)}", file=sys.stderr)
-        ended = False
+        print(error, file=sys.stderr)
+        return math.nan
     if ended:
         result = read_result(folder)
         return float(result["best_val_loss"]) if result["status"] == "done" else math.inf
@@ -44,6 +41,23 @@ def run_job_of_sweep(
     if reason:
         record_failure(folder, reason, config.seed, overrides)
     return result.get("best_val_loss")
+
+
+def has_ended_here(config: DictConfig, folder: Path, top: Path) -> bool:
+    """Whether a job has ended; with overwrite=true, another run in its folder makes room.
+
+    Raises:
+        RunConflict: another run is there and stays.
+    """
+    try:
+        return has_ended(folder, config)
+    except RunConflict:
+        if config.plan:
+            return False
+        if not config.overwrite:
+            raise
+    print(f"{folder}: moved to {move_aside(folder, top)}", file=sys.stderr)
+    return False
 
 
 def _forget_failure(folder: Path) -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from newllm.config.arguments import program
 from newllm.reporting.tensorboard import write_bands
 from newllm.reporting.terminal import console, print_contests, reasons
-from newllm.runs.directory import RunConflict, has_ended, move_aside
+from newllm.runs.directory import RunConflict
 from newllm.runs.gathering import Run, gather
 from newllm.statistics.comparisons import contests
 from newllm.statistics.labels import choices_of
@@ -32,6 +32,7 @@ from newllm.sweeps.jobs import (
     read_outcome,
     side_by_side_seconds,
 )
+from newllm.sweeps.policy import has_ended_here
 from newllm.sweeps.workers import Workers
 from newllm.training.run import attempt, quiet_lightning
 
@@ -86,15 +87,16 @@ def _plan_only(jobs: Sequence[Job], waiting: Sequence[Job]) -> list[float | None
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // size))  # as each job will have
     losses: dict[Job, float | None] = {}
-    seconds = []
-    for job in waiting:
-        print(f"--- {job.label}")
+    seconds: dict[Job, float] = {}
+    for group in groups_of(waiting, max(1, len(waiting))):  # seeds take equally long
+        job, *others = group
+        print(f"--- {job.label}" + (f" and {len(others)} more, with other seeds" if others else ""))
         result, _ = attempt(job.config, job.folder, job.overrides, goes_on=True)
-        losses[job] = result.get("best_val_loss")
-        seconds.append(result.get("estimated_seconds", 0.0))
+        losses |= dict.fromkeys(group, result.get("best_val_loss"))
+        seconds |= dict.fromkeys(group, result.get("estimated_seconds", 0.0))
     torch.set_num_threads(threads)
     done = f", {len(jobs) - len(waiting)} done before" if len(waiting) < len(jobs) else ""
-    total = duration(side_by_side_seconds(seconds, size))
+    total = duration(side_by_side_seconds([seconds[job] for job in waiting], size))
     print(f"--- {len(waiting)} jobs to do{done}: about {total}, {size} at once")
     return [losses.get(job) for job in jobs]
 
@@ -109,13 +111,10 @@ def _waiting(jobs: Sequence[Job], top: Path) -> list[Job]:
     waiting = []
     for job in jobs if not faults else ():
         try:
-            if has_ended(job.folder, job.config):
+            if has_ended_here(job.config, job.folder, top):
                 continue
         except RunConflict as error:
-            if job.config.overwrite and not job.config.plan:
-                print(f"{job.label}: moved to {move_aside(job.folder, top)}", file=sys.stderr)
-            elif not job.config.plan:
-                faults.setdefault(str(error), job.label)
+            faults.setdefault(str(error), job.label)
         waiting.append(job)
     if faults:
         # Hydra would show the traceback of an exception.

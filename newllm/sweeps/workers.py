@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from rich.live import Live
 from newllm.runs.directory import read_result
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome
 from newllm.sweeps.policy import record_failure, run_job_of_sweep
+from newllm.training.processes import when_parent_ends
 from newllm.training.run import quiet_lightning
 from newllm.training.together import Together
 from newllm.training.turns import Turns
@@ -145,7 +145,8 @@ class Task(NamedTuple):
 
 def work(tasks: Sequence[Task], threads: int) -> None:
     """Run jobs in this process, each with its output in its log."""
-    _end_with_parent()
+    # When the process of the sweep is gone, save a checkpoint and end.
+    when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
     # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = tasks[0].log()
@@ -184,18 +185,6 @@ def run_together(tasks: Sequence[Task]) -> int:
     signal.signal(signal.SIGTERM, stop)
     turns.run()
     return max(codes)
-
-
-def _end_with_parent() -> None:
-    """Save a checkpoint and end when the process of the sweep is gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _record_end(job: Job, exit_code: int) -> None:

@@ -6,6 +6,7 @@ Nothing of the run itself changes: no file, no weight, no random number. What is
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 
@@ -50,11 +51,14 @@ def estimate(experiment: Experiment) -> tuple[float, float]:
     seconds_of_look = _mean_seconds(rehearsal.validate, source.evaluation[VALIDATION])
 
     trainer, num_steps = experiment.trainer, experiment.module.num_steps
-    num_epochs = trainer.max_epochs or 1
+    num_batches = batches_of_epoch(data.steps_per_epoch, trainer.limit_train_batches)
+    # Not `max_epochs`, since `max_steps` may end the run earlier.
+    num_epochs = num_steps / math.ceil(num_batches / trainer.accumulate_grad_batches)
     interval: float = trainer.val_check_interval  # a share of an epoch, or a number of batches
     if isinstance(interval, int):
-        interval /= batches_of_epoch(data.steps_per_epoch, trainer.limit_train_batches)
-    num_validations = num_epochs / (trainer.check_val_every_n_epoch or 1) / interval
+        interval /= num_batches
+    validations = num_epochs / (trainer.check_val_every_n_epoch or 1) / interval
+    num_validations = math.floor(validations + 1e-6)  # despite rounding
     num_looks = num_validations * sum(len(split) for split in data.val_dataloader())
     for callback in experiment.callbacks(StepValidation):
         callback.prepare(source, num_steps)

@@ -20,7 +20,7 @@ from newllm.data.source import VALIDATION, Source, reference_faults, source_faul
 from newllm.models.language_model import LanguageModel
 from newllm.models.sizes import Budget
 from newllm.reporting.figures import run_title
-from newllm.runs.identity import decides_length
+from newllm.runs.identity import decides_length, decides_vocabulary
 from newllm.statistics.references import References, references_on
 from newllm.training.checkpoints import Checkpoints
 from newllm.training.clipping import GradientClip
@@ -152,20 +152,26 @@ def _fill_from_data(config: DictConfig, source: Source | None) -> None:
     """Fill in the sizes of the model that follow from its data; any size where that has faults.
 
     Raises:
-        ConfigFault: a length was chosen for the model that the data would decide.
+        ConfigFault: a size was chosen for the model that the data would decide.
     """
     with open_dict(config):
+        tokens, longest = (source.vocabulary_size, source.max_length) if source else (1, 1)
         if config.model.vocabulary_size is None:
-            config.model.vocabulary_size = source.vocabulary_size if source else 1
-        longest = source.max_length if source else 1
+            config.model.vocabulary_size = tokens
         if config.model.get("max_length", 0) is None:
             config.model.max_length = longest
-        elif source and decides_length(config.data):
-            chosen = config.model.get("max_length", longest)
-            if chosen != longest:
-                raise ConfigFault(
-                    [f"model.max_length={chosen}: follows from the data, where it is {longest}"]
-                )
+    faults = []
+    chosen = config.model.vocabulary_size
+    if source and decides_vocabulary(config.recipe) and chosen > tokens:  # `_misfits` finds fewer
+        faults.append(
+            f"model.vocabulary_size={chosen}: follows from the data, where it is {tokens}; "
+            f"set recipe.output_classes={chosen}"
+        )
+    chosen = config.model.get("max_length", longest)
+    if source and decides_length(config.data) and chosen != longest:
+        faults.append(f"model.max_length={chosen}: follows from the data, where it is {longest}")
+    if faults:
+        raise ConfigFault(faults)
 
 
 class _Faults:

@@ -16,7 +16,7 @@ from torch import Tensor
 from newllm.data.source import VALIDATION
 from newllm.training.metrics import RowSums, Scores, perplexity
 from newllm.training.module import LanguageModule, data_of
-from newllm.training.steps import Steps, write_table
+from newllm.training.steps import Steps, Table
 
 COLLECT_EVERY = 50  # steps between two updates of `steps.csv` and checks for a divergence
 # Metrics of the training batches beside the loss, which the steps give.
@@ -49,6 +49,7 @@ class History(Callback):
         self.epochs: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.is_best = False
+        self._table = Table(folder / "metrics.csv")
         self._steps = Steps(folder / "steps.csv")
         self._first_step, self._first_token = 0, 0  # of this epoch
         self._batches: list[Tensor] = []  # of the current step: sum of losses, tokens
@@ -163,7 +164,7 @@ class History(Callback):
         tokens = self._steps.num_tokens
         row = {"epoch": _epoch(trainer), "step": trainer.global_step, "tokens": tokens}
         row |= {**metrics, **self._validated}
-        if self.epochs and self.epochs[-1]["step"] == row["step"]:
+        if completes := bool(self.epochs) and self.epochs[-1]["step"] == row["step"]:
             row |= self.epochs.pop()
         self.epochs.append(row)
         self._validated = {}
@@ -172,7 +173,7 @@ class History(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(by_tokens, step=tokens)
-        write_table(self.folder / "metrics.csv", self.epochs)
+        self._table.append([row], lambda: self.epochs, changes_others=completes)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from newllm.data.batch import Batch
 from newllm.data.module import DataModule
@@ -245,9 +246,9 @@ class LanguageModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: _alone(weight) for name, weight in weights.items()}
-        checkpoint["carried_state"] = self._state and tuple(map(_alone, self._state))
+        checkpoint["carried_state"] = self._state
+        # Callbacks have put weights in, too.
+        checkpoint |= {key: tree_map_only(Tensor, _alone, part) for key, part in checkpoint.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._state = checkpoint["carried_state"]

@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -181,7 +183,7 @@ def _follow(
     from newllm.training.experiment import build_experiment
     from newllm.training.run import fit_and_test, in_a_line, quiet_lightning
 
-    _end_with_parent()
+    when_parent_ends(partial(os._exit, 1))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first process decides
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     quiet_lightning()
@@ -232,12 +234,13 @@ class OwnNoise(Callback):
         torch.manual_seed(int(seed))
 
 
-def _end_with_parent() -> None:
+def when_parent_ends(act: Callable[[], object]) -> None:
+    """Call something in a thread of this process when the process that started it is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         connection.wait([parent.sentinel])
-        os._exit(1)
+        act()
 
     threading.Thread(target=watch, daemon=True).start()

@@ -52,5 +52,6 @@ def swap_numpy_generator(generator: np.random.BitGenerator) -> np.random.BitGene
 
 def _device_module() -> Any:
     """The module of the accelerator, such as `torch.cuda`; None without one."""
-    accelerator = torch.accelerator.current_accelerator()
-    return accelerator and torch.get_device_module(accelerator)
+    if not torch.accelerator.is_available():  # torch may have been built for one that is missing
+        return None
+    return torch.get_device_module(torch.accelerator.current_accelerator())

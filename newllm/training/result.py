@@ -59,7 +59,7 @@ def record_start(run: RunDirectory, experiment: Experiment, overrides: Sequence[
         data_card=source.card(),
         preflight=experiment.preflight.as_result(),
         seconds=run.seconds_before or None,
-        threads=torch.get_num_threads(),
+        threads=experiment.trainer.world_size * torch.get_num_threads(),  # of all processes
         git_revision=git_revision(),
         data_sha256=source.digest,
         config_hash=config_hash(config),
@@ -107,7 +107,8 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
     source, positions = experiment.source, experiment.references.positions
     if (split := source.encoded(VALIDATION)) is None or positions is None:
         return {}
-    model = experiment.model.eval()
+    # Lightning moves it away from its device when it has trained or tested.
+    model = experiment.model.eval().to(experiment.trainer.strategy.root_device)
     losses = target_losses(model, split)
     found: dict[str, Any] = {
         "val_loss_by_position": mean_by_position(losses, positions),
@@ -115,6 +116,7 @@ def predicted(experiment: Experiment) -> dict[str, Any]:
         "test_bits_per_byte": bits[TEST]["value"] if TEST in bits else None,
     }
     kl = divergences(model, source)
+    model.cpu()
     if kl is not None:
         found |= {"val_kl": float(kl.mean()), "val_kl_by_position": mean_by_position(kl, positions)}
     return _rounded(found)

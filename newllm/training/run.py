@@ -8,7 +8,6 @@ import math
 import os
 import shlex
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from newllm.training.processes import Processes
 from newllm.training.result import draw_positions, log_best, measured, predicted, record_start
 from newllm.training.summary import print_banner, print_result
 from newllm.training.together import RunScorer, reason_to_be_alone
-from newllm.training.turns import Member, Stopped, current_member
+from newllm.training.turns import Member, Stopped, current_member, own_seconds
 
 # Messages of Lightning at every start that no user of this program can act on.
 LIGHTNING_CHATTER = (
@@ -112,7 +111,7 @@ def _run(
 ) -> dict[str, Any]:
     """Fit and test, and record how it ended."""
     config = experiment.config
-    before, started = run.seconds_before, time.monotonic()
+    before, started = run.seconds_before, own_seconds()
     result: dict[str, Any] = {}
     try:
         run.record(status="running")
@@ -120,7 +119,7 @@ def _run(
         warm_up(experiment)
         last, best = run.last_checkpoint, run.checkpoints / "best.ckpt"
         processes.start(config, last, best)
-        started = time.monotonic()
+        started = own_seconds()
         result = fit_and_test(experiment, last, best)
         processes.join()
         result |= predicted(experiment) | {"status": "done"}
@@ -141,7 +140,7 @@ def _run(
             raise RuntimeError(failure) from error
         raise
     finally:
-        seconds = round(before + time.monotonic() - started, 1)
+        seconds = round(before + own_seconds() - started, 1)
         result = run.record(**result, seconds=seconds, **measured(experiment))
         if result["status"] in ENDS and not config.keep_last:
             run.remove_last_checkpoint()
@@ -166,7 +165,9 @@ def fit_and_test(experiment: Experiment, last: Path | None, best: Path) -> dict[
 def _join(experiment: Experiment, member: Member) -> None:
     """Let a run be computed together with the others of its process, if that is of use."""
     device = experiment.trainer.strategy.root_device
-    if reason := reason_to_be_alone(experiment.model, device):
+    with experiment.trainer.precision_plugin.forward_context():
+        reason = reason_to_be_alone(experiment.model, device)
+    if reason:
         print(f"seeds_at_once: trained one after another; {reason}", file=sys.stderr)
     else:
         experiment.module.together = RunScorer(experiment.model, member)

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from newllm.runs.directory import write_text
 
+Rows = Sequence[Mapping[str, float]]
 COLUMNS = ("step", "tokens", "train/loss", "grad/norm")
 
 
@@ -31,9 +32,8 @@ class Steps:
 
     def __init__(self, path: Path) -> None:
         self.pending: list[Tensor] = []
-        self._path = path
+        self._table = Table(path)
         self._values = array("d")  # row by row
-        self._num_written = 0
 
     def __len__(self) -> int:
         """Steps, including those not yet collected."""
@@ -75,13 +75,9 @@ class Steps:
         first = len(self)
         for step, (loss, tokens, norm) in enumerate(measured, start=first + 1):
             self._values.extend((step, self.num_tokens + tokens, loss / max(tokens, 1), norm))
-        if self._num_written:
-            with self._path.open("a") as file:
-                file.write(_csv(COLUMNS, self.rows(self._num_written), heading=False))
-        else:  # the table of an earlier process is replaced
-            write_text(self._path, _csv(COLUMNS, self.rows()))
-        self._num_written = len(self)
-        return self.rows(first)
+        rows = self.rows(first)
+        self._table.append(rows, self.rows)
+        return rows
 
     def state_dict(self) -> dict[str, object]:
         """All steps, as tensors."""
@@ -96,12 +92,47 @@ class Steps:
         self._values, self.pending = array("d", values.tolist()), pending
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write rows as CSV, with a column for each name that occurs."""
-    write_text(path, _csv(list(dict.fromkeys(name for row in rows for name in row)), rows))
+class Table:
+    """A CSV file that grows, with a column for each name that occurs.
+
+    A row that is cut off at its end is the only trace that an interruption can leave.
+
+    Args:
+        path: of the file. One of an earlier process is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._names: list[str] = []
+
+    def append(
+        self, rows: Rows, everything: Callable[[], Rows], changes_others: bool = False
+    ) -> None:
+        """Append rows.
+
+        Args:
+            rows: to be appended.
+            everything: returns all rows, to write the file anew where these have other columns.
+            changes_others: whether the rows before them have changed, too.
+        """
+        names = {name for row in rows for name in row}
+        if changes_others or not names <= {*self._names}:
+            self._names = write_table(self._path, everything())
+            return
+        known, self._names = self._names, []  # a failure has the file written anew
+        with self._path.open("a") as file:
+            file.write(_csv(known, rows, heading=False))
+        self._names = known
 
 
-def _csv(names: Sequence[str], rows: Sequence[Mapping[str, float]], heading: bool = True) -> str:
+def write_table(path: Path, rows: Rows) -> list[str]:
+    """Write rows as CSV, with a column for each name that occurs, and return these names."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_text(path, _csv(names, rows))
+    return names
+
+
+def _csv(names: Sequence[str], rows: Rows, heading: bool = True) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     if heading:

@@ -5,7 +5,6 @@ Shapes: B batch, T time (tokens).
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from newllm.data.tokenizer import PAD
 from newllm.training.module import LanguageModule
+from newllm.training.turns import own_seconds
 
 WINDOW = 50  # steps between two values
 # Dense TFLOP/s by name of the device: in half precision, tf32 and float32 (data sheets of NVIDIA).
@@ -30,7 +30,8 @@ class Throughput(Callback):
     """Logs `speed/tokens_per_second` and `speed/mfu`, every 50 steps and at the end of an epoch.
 
     Tokens are those read in training, without padding; every process is taken to read as many as
-    the first. Validations do not count, except for those of `StepValidation`.
+    the first. Validations do not count, except for those of `StepValidation`. Runs that are trained
+    together (`seeds_at_once`) count their own time and a share of what is computed for all.
 
     The model FLOPs utilization is the share of the peak rate that the products with weight matrices
     and those of attention take, with a backward pass that costs twice the forward pass (Chowdhery
@@ -73,10 +74,10 @@ class Throughput(Callback):
             self._log(trainer, module)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._seconds += time.perf_counter() - self._started
+        self._seconds += own_seconds() - self._started
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._started = time.perf_counter()
+        self._started = own_seconds()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._num_steps:
@@ -84,7 +85,7 @@ class Throughput(Callback):
 
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
         num_tokens, flops = self._sums.tolist()  # waits for the device, so the time comes after it
-        seconds = self._seconds + time.perf_counter() - self._started
+        seconds = self._seconds + own_seconds() - self._started
         self.tokens_per_second = trainer.world_size * num_tokens / seconds
         found = {"speed/tokens_per_second": self.tokens_per_second}
         if self.peak_tflops is not None:
@@ -96,7 +97,7 @@ class Throughput(Callback):
     def _restart(self, module: LightningModule) -> None:
         self._sums = torch.zeros(2, dtype=torch.double, device=module.device)
         self._seconds, self._num_steps = 0.0, 0
-        self._started = time.perf_counter()
+        self._started = own_seconds()
 
     @property
     def line(self) -> str:

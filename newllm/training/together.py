@@ -104,11 +104,11 @@ def _check(ensemble: Ensemble, members: Sequence[Member]) -> None:
         ValueError: they differ.
     """
     numbers = [member.numbers for member in members]
-    expected = [_alone(member) for member in members]
+    found = _pass(ensemble, members)  # first, since it leaves the models as they are
     after = [member.numbers["torch"] for member in members]
     for member, states in zip(members, numbers, strict=True):
         member.numbers = states
-    found = _pass(ensemble, members)
+    expected = [_alone(member) for member in members]
     is_alike = all(map(_is_alike, found, expected)) and all(
         torch.equal(member.numbers["torch"], state)
         for member, state in zip(members, after, strict=True)
@@ -209,6 +209,10 @@ class RunScorer:
     def __init__(self, model: LanguageModel, member: Member) -> None:
         self._model, self._member = model, member
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RunScorer:
+        """Itself: a callback that averages weights copies the module, and this is of the run."""
+        return self
+
     def score(
         self,
         tokens: Tensor,
@@ -240,8 +244,12 @@ class RunScorer:
 
 
 def reason_to_be_alone(model: LanguageModel, device: torch.device) -> str | None:
-    """Why a model is computed alone; None if it is faster, and possible, with others."""
-    if device.type == "cpu" and any(
+    """Why a model is computed alone; None if it is faster, and possible, with others.
+
+    To be asked where autocast is as it will be.
+    """
+    on_cpu = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if on_cpu and any(
         isinstance(layer.recurrence, Fused) and has_native_code(layer.cell)
         for layer in model.recurrent_layers
     ):

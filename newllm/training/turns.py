@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,12 +37,14 @@ class Member:
     Attributes:
         request: what it waits for; None while it goes on.
         numbers: the states of torch's random number generators while it waits.
+        seconds_of_others: how long others had their turn since it started.
     """
 
     def __init__(self, turns: Turns, work: Callable[[], None], log: int | None) -> None:
         self.turns = turns
         self.request: Any = None
         self.has_ended = False
+        self.seconds_of_others = 0.0
         self._answer: list[Any] = []  # at most one
         self._work, self._log = work, log
         self._save()
@@ -98,8 +101,10 @@ class Member:
     def _hand_on(self, following: Member) -> None:
         self._save()
         _flush()
+        started = time.perf_counter()
         following.go_on()
         self._take_turn()
+        self.seconds_of_others += time.perf_counter() - started
 
     def _save(self) -> None:
         self.numbers, self._python = torch_states(), random.getstate()
@@ -175,12 +180,27 @@ class Turns:
         """Answer this thread and all that wait for the same kind of answer."""
         kind = member.request.kind
         waiting = [each for each in self.unfinished if not each.can_go_on]
-        self._answer([each for each in waiting if each.request.kind == kind])
+        alike = [each for each in waiting if each.request.kind == kind]
+        started = time.perf_counter()
+        self._answer(alike)
+        seconds = time.perf_counter() - started
+        member.seconds_of_others += seconds
+        for each in alike:  # so all of them share the time equally
+            each.seconds_of_others -= seconds / len(alike)
 
 
 def current_member() -> Member | None:
     """The member that this thread is; None if it is of no `Turns`."""
     return getattr(_here, "member", None)
+
+
+def own_seconds() -> float:
+    """`time.perf_counter`, which stands still while other threads of `Turns` have their turn.
+
+    The time of an answer is shared equally by those that get it.
+    """
+    member = current_member()
+    return time.perf_counter() - (0.0 if member is None else member.seconds_of_others)
 
 
 def _flush() -> None:

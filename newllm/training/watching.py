@@ -89,9 +89,9 @@ class SampleSentences(Callback):
 class ContextInspector(Callback):
     """The context of the first recurrent layer: its size, its gates, and a figure over time.
 
-    Logs `context/norm` (Euclidean, mean over tokens) and `context/std` (over elements) on the
-    first validation rows at every validation, and draws the longest of these rows. Models without
-    a recurrent layer have no context.
+    Logs `context/norm` (Euclidean, mean over tokens) and `context/std` (over elements, if there are
+    several) on the first validation rows at every validation, and draws the longest of these rows.
+    Models without a recurrent layer have no context.
 
     Args:
         every_n_epochs: interval of the figure in epochs.
@@ -112,7 +112,8 @@ class ContextInspector(Callback):
             trace = model.trace(tokens_BT)
         contexts_NC = trace.contexts_BTC[tokens_BT != PAD]
         module.log("context/norm", contexts_NC.norm(dim=-1).mean())
-        module.log("context/std", contexts_NC.std(dim=-1).mean())
+        if contexts_NC.shape[-1] > 1:
+            module.log("context/std", contexts_NC.std(dim=-1).mean())
         self._seen = tokens_BT, trace
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:

@@ -21,7 +21,7 @@ from newllm.models.recurrence.reference import Chunk
 INTERPRETED_BYTES = 227 * 1024  # that a processor of an H100 has for a program
 
 
-class Persistent:
+class Persistent(Fused):
     """Carries a built-in cell over time by one Triton kernel in each direction.
 
     The kernels loop over time themselves and keep all weights of the cell in the shared memory of
@@ -36,7 +36,7 @@ class Persistent:
     """
 
     def __init__(self, compile: bool = True, strict: bool = False) -> None:
-        self._other = Fused(compile)
+        super().__init__(compile)
         self._settings = compile, strict
         self._reasons: dict[Any, str | None] = {}
 
@@ -51,7 +51,7 @@ class Persistent:
         """Read a chunk."""
         is_short = chunk.inputs_BTE.shape[1] < FEW_STEPS or torch.compiler.is_exporting()
         if is_short or self._reason(cell, chunk):
-            return self._other(cell, chunk)
+            return super().__call__(cell, chunk)
         return _read(cell, chunk)
 
     def _reason(self, cell: Cell, chunk: Chunk) -> str | None:
