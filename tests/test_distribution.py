@@ -35,7 +35,7 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     assert {"newllm/data/sources/quality.toml", "newllm/conf/config.yaml"} <= package | conf
     assert package | conf <= set(names)
     assert not any(name.startswith(("tests/", "outputs/", "data/")) for name in names)
-    # The machine code of the checkout serves a wheel with the same sources. Numba looks for it
+    # The native code of the checkout serves a wheel with the same sources. Numba looks for it
     # beside them, and compares their digest and the time of `launch.py`.
     native = Path("newllm/models/recurrence/native")
     launch.prepare(("forward", "backward"), torch.float32)

@@ -1,4 +1,4 @@
-"""The machine code against the plain loop: at any size, in any memory, and for which cells.
+"""The native code against the plain loop: at any size, in any memory, and for which cells.
 
 That a recurrence gives the plain loop's values and gradients is a part of the contract of a cell,
 which `test_contract` asks.
@@ -221,7 +221,7 @@ def test_which_cells_have_native_code() -> None:
 
 
 class Doubled(LSTMGating):
-    """A gating that the machine code does not know."""
+    """A gating that the native code does not know."""
 
     def forward(self, hidden_BH: Tensor, context_BC: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         context_BC, gates = super().forward(hidden_BH, context_BC)

@@ -324,10 +324,10 @@ def test_what_a_callback_schedules_is_followed(
 @pytest.mark.parametrize(
     ("chosen", "reason"),
     [
-        (("recurrence=fused",), "on a CPU, machine code reads the weights of one model"),
-        (("recurrence=persistent",), "on a CPU, machine code reads the weights of one model"),
+        (("recurrence=fused",), "on a CPU, native code reads the weights of one model"),
+        (("recurrence=persistent",), "on a CPU, native code reads the weights of one model"),
         (("recurrence=parallel",), "recurrence=parallel orders rows by their tokens"),
-        (("recurrence=fused", "trainer.precision=bf16-mixed"), ""),  # no machine code in autocast
+        (("recurrence=fused", "trainer.precision=bf16-mixed"), ""),  # no native code in autocast
         (("recurrence=reference",), ""),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tokens drawn in machine code: those that the model draws by itself, and nothing else to see."""
+"""Tokens drawn in native code: those that the model draws by itself, and nothing else to see."""
 
 from collections.abc import Callable
 from functools import partial
@@ -47,7 +47,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Machine code from the second token on."""
+    """Native code from the second token on."""
     monkeypatch.setattr(sampling_module, "WORTH_LOADING", 0)
     monkeypatch.setattr(sampling_module, "WORTH_COMPILING", 0)
 
@@ -68,7 +68,7 @@ def model_of(tokenizer: Tokenizer, seed: int = 0, **settings: Any) -> LanguageMo
 
 
 def by_itself(model: LanguageModel, *arguments: Any, **settings: Any) -> Continuation:
-    """A continuation without machine code."""
+    """A continuation without native code."""
     continuation = Continuation(model, *arguments, **settings)
     continuation._has_blocks = lambda: False  # type: ignore[method-assign]
     return continuation

@@ -144,7 +144,7 @@ def test_padding_that_does_not_matter_may_be_read(
     """As an accelerator does it: the losses and gradients of the other tokens stay."""
     model = MODELS[name]().double().eval()
     for layer in model.recurrent_layers:
-        layer.recurrence = Reference()  # machine code for float64 would be compiled for this alone
+        layer.recurrence = Reference()  # native code for float64 would be compiled for this alone
     batch = batches(reset=False)
     results = []
     for reads_padding in (False, True):

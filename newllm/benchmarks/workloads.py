@@ -47,7 +47,7 @@ Rows = Iterator[tuple[str, dict[str, Timing]]]
 
 
 class OwnCell(ContextCell):
-    """The same equations, in a class that the machine code does not know."""
+    """The same equations, in a class that the native code does not know."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Trainee:
 
 
 def measure_recurrences(extent: Extent) -> Rows:
-    """A training step with the plain loop, machine code, and the compiled step of an own cell."""
+    """A training step with the plain loop, native code, and the compiled step of an own cell."""
     for size in extent.sizes:
         trainees = {
             "reference": Trainee(size.build(Reference())),
@@ -176,7 +176,7 @@ def measure_epochs(extent: Extent) -> Rows:
             Trainee(build(Reference()), False).train, shuffled
         ),
         "+ fused optimizer": partial(Trainee(build(Reference())).train, shuffled),
-        "+ machine code (shuffled)": partial(native.train, shuffled),
+        "+ native code (shuffled)": partial(native.train, shuffled),
         "+ bucketed batches": partial(native.train, bucketed),
     }
     num_rounds = max(2, extent.num_rounds // 3)  # a spread takes two
@@ -279,7 +279,7 @@ def measure_parallel(extent: Extent) -> Rows:
 
 
 def measure_generation(extent: Extent) -> Rows:
-    """Tokens drawn by a loop that calls the model for each, and in machine code.
+    """Tokens drawn by a loop that calls the model for each, and in native code.
 
     For one row, reading its weights as often as the tokens need them is the least time.
     """
@@ -292,7 +292,7 @@ def measure_generation(extent: Extent) -> Rows:
             continuation = Continuation(model, tokenizer, num_rows=batch_size, is_endless=True)
             actions: dict[str, Callable[[], object]] = {
                 "token by token": partial(_generate, model, batch_size),
-                "machine code": partial(_take, continuation, GENERATED),
+                "native code": partial(_take, continuation, GENERATED),
             }
             if batch_size == 1:
                 read = num_parameters(model) - model.embedding.weight.numel()

@@ -23,7 +23,7 @@ from newllm.models.layer import MANY_TOKENS
 
 # What `Continuation.state_dict` holds.
 OF_A_CONTINUATION = ("state", "_num_read", "_logits_BV", "_drawn_B", "_seen_BV", "_is_done_B")
-# A text that is this long by the model alone is likely to last until machine code has paid for the
+# A text that is this long by the model alone is likely to last until native code has paid for the
 # time that it takes to be loaded (0.4 s), or compiled where no earlier process has done so (10 s).
 WORTH_LOADING, WORTH_COMPILING = 1_000, 30_000
 
@@ -215,7 +215,7 @@ class Continuation(Iterator[Tensor]):
             self._is_done_B = self._is_done_B | (tokens_KB == EOS).any(0)
 
     def _draw_ahead(self) -> bool:
-        """Draw a block of tokens in machine code, if there is any for this model."""
+        """Draw a block of tokens in native code, if there is any for this model."""
         if self._drawn_B is None or not self._has_blocks():
             return False
         assert self._blocks is not None
@@ -239,7 +239,7 @@ class Continuation(Iterator[Tensor]):
 
     @torch.inference_mode()
     def _block_of(self, num_tokens: int) -> Block | None:
-        """The next tokens, drawn in machine code; the attributes stay as they are."""
+        """The next tokens, drawn in native code; the attributes stay as they are."""
         assert self._blocks is not None
         assert self._drawn_B is not None
         assert self._state is not None

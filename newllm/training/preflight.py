@@ -144,7 +144,7 @@ def find_leak(model: LanguageModel, tokens_BT: Tensor) -> str | None:
     """
     model = copy.deepcopy(model).double().eval()
     for layer in model.recurrent_layers:
-        layer.recurrence = Reference()  # machine code for float64 would be compiled for this alone
+        layer.recurrence = Reference()  # native code for float64 would be compiled for this alone
     tokens_BT = tokens_BT.to(device_of(model))
     logits_BTV = model(tokens_BT)[0]
     length = tokens_BT.shape[1]

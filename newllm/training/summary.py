@@ -47,7 +47,7 @@ def print_banner(experiment: Experiment) -> None:
     if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu":
         warnings.append(
             "trainer.precision=bf16-mixed is up to ten times slower than 32-true on a CPU, where "
-            "the recurrence's machine code is for float32 and float64"
+            "the recurrence's native code is for float32 and float64"
         )
     for warning in warnings:
         console.print("[bold red]warning:[/]", Text(warning))

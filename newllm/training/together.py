@@ -253,5 +253,5 @@ def reason_to_be_alone(model: LanguageModel, device: torch.device) -> str | None
         isinstance(layer.recurrence, Fused) and has_native_code(layer.cell)
         for layer in model.recurrent_layers
     ):
-        return "on a CPU, machine code reads the weights of one model, and is faster"
+        return "on a CPU, native code reads the weights of one model, and is faster"
     return obstacle(model)

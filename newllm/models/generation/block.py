@@ -1,4 +1,4 @@
-"""Blocks of tokens that a model draws in machine code.
+"""Blocks of tokens that a model draws in native code.
 
 Shapes: B rows, K tokens of a block, V vocabulary, N choices.
 """
@@ -30,7 +30,7 @@ WEIGHTS_OF_A_BLOCK = 1 << 25  # that a block reads, roughly: it takes millisecon
 
 
 def has_machine_code(model: LanguageModel) -> bool:
-    """Whether the machine code does just what the model would do, token by token.
+    """Whether the native code does just what the model would do, token by token.
 
     So every part must be of a kind it knows, without hooks or parametrizations, and of float32.
     """

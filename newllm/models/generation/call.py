@@ -1,4 +1,4 @@
-"""What a call of the machine code is told: numbers, and where arrays lie."""
+"""What a call of the native code is told: numbers, and where arrays lie."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Compiling the machine code that draws tokens, and calling it."""
+"""Compiling the native code that draws tokens, and calling it."""
 
 from collections.abc import Callable
 from functools import cache

@@ -18,7 +18,7 @@ FEW_STEPS = 4  # for fewer, packing the weights costs more than it saves
 class Fused:
     """What is fastest on a device.
 
-    On a CPU, that is machine code for a `ContextCell` of built-in parts, and its compiled step for
+    On a CPU, that is native code for a `ContextCell` of built-in parts, and its compiled step for
     any other cell. On a GPU, it is `Graphs` for every cell.
 
     Args:

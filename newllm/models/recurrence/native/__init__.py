@@ -1,4 +1,4 @@
-"""The context cell over a segment of steps, forward and backward, as machine code.
+"""The context cell over a segment of steps, forward and backward, as native code.
 
 Numba compiles it for the processor at hand, once, and keeps the result. What makes it fast:
 

@@ -1,4 +1,4 @@
-"""A chunk of steps of the context cell, read by machine code: what the rest of the package calls.
+"""A chunk of steps of the context cell, read by native code: what the rest of the package calls.
 
 Shapes: B batch, T time (tokens), K steps of a segment, E input, C context, H hidden.
 """
@@ -17,7 +17,7 @@ from newllm.models.recurrence.native.weights import Weights
 from newllm.models.recurrence.reference import DropoutMasks
 
 
-@torch.compiler.disable  # a compiler can neither look into machine code nor needs to
+@torch.compiler.disable  # a compiler can neither look into native code nor needs to
 def read_chunk(
     cell: ContextCell,
     memory: Memory,

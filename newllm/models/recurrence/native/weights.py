@@ -17,7 +17,7 @@ from newllm.models.recurrence.native.call import padded
 def has_native_code(cell: Cell) -> bool:
     """Whether `native` does just what the cell would do.
 
-    So every part must be built in, and all weights of one type and where machine code can reach
+    So every part must be built in, and all weights of one type and where native code can reach
     them.
     """
     weights = list(cell.parameters())
