@@ -17,7 +17,7 @@ from newllm.models.cell import ContextCell
 from newllm.models.distribution import Sampling, Uniforms, draw
 from newllm.models.gating import Additive, LSTMGating
 from newllm.models.generation import launch
-from newllm.models.generation.block import has_machine_code
+from newllm.models.generation.block import draws_in_native_code
 from newllm.models.language_model import LanguageModel
 from newllm.models.quantization import Quantized
 from newllm.models.recurrence.parallel import Parallel
@@ -166,7 +166,7 @@ def test_layers_of_any_width_on_each_other(tokenizer: Tokenizer) -> None:
         tokenizer.size, 5, [context_layer, wide, context_layer], hidden_dim=9, context_dim=3,
         num_layers=2, normalization=nn.LayerNorm,
     ).eval()  # fmt: skip
-    assert has_machine_code(model)
+    assert draws_in_native_code(model)
     for num_rows in (1, 3, 4, 9):
         continuation = Continuation(model, tokenizer, num_rows=num_rows, is_endless=True)
         continuation.read([5])
@@ -259,9 +259,9 @@ def test_tokens_of_equal_weight_are_equally_likely(tokenizer: Tokenizer) -> None
 
 def test_only_models_that_it_knows_have_machine_code(tokenizer: Tokenizer) -> None:
     size, make = tokenizer.size, partial(model_of, tokenizer)
-    assert has_machine_code(make())
+    assert draws_in_native_code(make())
     for recurrence in (Reference(), Parallel()):
-        assert has_machine_code(make(recurrence=recurrence))
+        assert draws_in_native_code(make(recurrence=recurrence))
 
     class OwnCell(ContextCell):
         pass
@@ -288,9 +288,9 @@ def test_only_models_that_it_knows_have_machine_code(tokenizer: Tokenizer) -> No
         transformer(size).eval(),
     ]
     for model in others:
-        assert not has_machine_code(model)
+        assert not draws_in_native_code(model)
     with torch.autocast("cpu"):
-        assert not has_machine_code(make())
+        assert not draws_in_native_code(make())
     continuation = Continuation(others[3], tokenizer, is_endless=True)
     assert len(taken(continuation, 5)) == 5
     assert continuation._blocks is None

@@ -17,7 +17,7 @@ from newllm.data.batch import device_of
 from newllm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from newllm.models.distribution import Sampling, Uniforms, draw
 from newllm.models.generation import launch
-from newllm.models.generation.block import Block, Place, TokenBlocks, has_machine_code
+from newllm.models.generation.block import Block, Place, TokenBlocks, draws_in_native_code
 from newllm.models.language_model import LanguageModel, State
 from newllm.models.layer import MANY_TOKENS
 
@@ -39,9 +39,9 @@ class Continuation(Iterator[Tensor]):
     have; an endless one begins a new text after `<EOS>`, with its state as it is. No token of
     `never_drawn` is drawn. `read` may be called at any time.
 
-    A model with `has_machine_code` draws blocks of tokens ahead. Nothing shows this but the speed:
-    what was drawn and not yet handed out is forgotten and drawn again where it matters. The tokens
-    are the same as without, except where rounding decides between two of them.
+    A model that `draws_in_native_code` draws blocks of tokens ahead. Nothing shows this but the
+    speed: what was drawn and not yet handed out is forgotten and drawn again where it matters. The
+    tokens are the same as without, except where rounding decides between two of them.
 
     Args:
         model: in evaluation mode.
@@ -230,7 +230,7 @@ class Continuation(Iterator[Tensor]):
             self._num_drawn >= WORTH_LOADING
             and (self._num_drawn >= WORTH_COMPILING or launch.is_in_cache())
         )
-        if not is_worth_it or not has_machine_code(self._model):
+        if not is_worth_it or not draws_in_native_code(self._model):
             return False
         self._blocks = TokenBlocks(
             self._model, self._never_V, self._sampling, self._num_rows, self._is_endless

@@ -29,7 +29,7 @@ MOST_TOKENS = 256  # of a block
 WEIGHTS_OF_A_BLOCK = 1 << 25  # that a block reads, roughly: it takes milliseconds at any size
 
 
-def has_machine_code(model: LanguageModel) -> bool:
+def draws_in_native_code(model: LanguageModel) -> bool:
     """Whether the native code does just what the model would do, token by token.
 
     So every part must be of a kind it knows, without hooks or parametrizations, and of float32.
@@ -77,7 +77,7 @@ class TokenBlocks:
     """Draws tokens of a model with its weights as they are now, block by block.
 
     Args:
-        model: with `has_machine_code`.
+        model: with `draws_in_native_code`.
         never_V: true for tokens that are never drawn.
         sampling: how tokens are drawn.
         num_rows: B.
