@@ -435,12 +435,6 @@ def test_a_shallow_recurrence_has_the_parameters_of_a_deep_one_and_one_norm_more
     assert num_parameters(shallow) == num_parameters(deep) + 2 * H
 
 
-CONSTANT = (
-    "LayerNorm leaves nothing of a context, or part of one, that has one number; raise it or set "
-    "normalization=none"
-)
-
-
 @pytest.mark.parametrize(
     ("make_faulty", "message"),
     [
@@ -465,14 +459,6 @@ CONSTANT = (
         (
             partial(HierarchyCell, E, periods=8, **plain),
             "model.periods=8: must be a list of whole numbers, at least 1 each",
-        ),
-        (
-            partial(CELLS["multihead"], **{**plain, "context_dim": 2}, normalization=nn.LayerNorm),
-            f"model.context_dim=2: {CONSTANT}",
-        ),
-        (
-            partial(ContextCell, E, **{**plain, "context_dim": 1}, normalization=nn.LayerNorm),
-            f"model.context_dim=1: {CONSTANT}",
         ),
         (
             partial(CELLS["learned"], **plain, normalization=Quantized),

@@ -13,7 +13,7 @@ from newllm.config.faults import no_such_option, raise_faults, too_small
 from newllm.models.fnn import FNNS
 from newllm.models.gating import Additive, Gating
 from newllm.models.layer import State, zeros
-from newllm.models.parts import PerPart, check_not_constant
+from newllm.models.parts import PerPart
 from newllm.models.quantization import Quantized
 from newllm.models.settings import dropout_faults
 
@@ -126,7 +126,6 @@ class ContextCell(Cell):
         self.num_masks = self.fnn.num_masks
         self.gating = gating(hidden_dim, context_dim)
         self.normalization = normalization(context_dim)
-        check_not_constant(context_dim, context_dim, self.normalization)
         if isinstance(self.normalization, Quantized | PerPart):
             self.state_bits = self.normalization.bits
 
