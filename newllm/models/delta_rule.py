@@ -66,8 +66,7 @@ def delta_rule(
     products_RR = (scaled_BNGRK @ key_BNGRK.mT * same_RR).tril(-1)
     sees_start_R1 = (segment_B1GR == start_B1G[..., None])[..., None]
     right = torch.cat((beta_BNGR1 * value_BNGRK, scaled_BNGRK * sees_start_R1), dim=-1)
-    solved = torch.linalg.solve_triangular(products_RR, right, upper=False, unitriangular=True)
-    from_values_BNGRK, from_memory_BNGRK = solved.chunk(2, dim=-1)
+    from_values_BNGRK, from_memory_BNGRK = _solved(products_RR, right).chunk(2, dim=-1)
     weights_QR = query_BNGQK @ key_BNGRK.mT * (same_QR & (of_token_R <= time_Q[:, None]))
     query_BNGQK = query_BNGQK * (segment_B1GQ == start_B1G[..., None])[..., None]
     key_BNGRK = key_BNGRK * (segment_B1GR == end_B1G[..., None])[..., None]
@@ -82,3 +81,14 @@ def delta_rule(
         memory_BNKK = memory_BNKK * stays_B1G11[:, :, group]
         memory_BNKK = memory_BNKK + change_BNRK.mT @ key_BNGRK[:, :, group]
     return torch.cat(reads, dim=2)[:, :, :num_tokens], memory_BNKK
+
+
+def _solved(below_RR: Tensor, right: Tensor) -> Tensor:
+    """The solution of (I + below) x = right, where `below` is zero on and above its diagonal."""
+    if not torch.compiler.is_exporting():
+        return torch.linalg.solve_triangular(below_RR, right, upper=False, unitriangular=True)
+    rows = [right[..., :1, :]]  # ONNX has no solver, and one token has few writes
+    for number in range(1, right.shape[-2]):
+        known = below_RR[..., number : number + 1, :number] @ torch.cat(rows, dim=-2)
+        rows.append(right[..., number : number + 1, :] - known)
+    return torch.cat(rows, dim=-2)

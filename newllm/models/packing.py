@@ -39,7 +39,7 @@ class Packing:
             segment_BT = reset_BT.cumsum(1)
         last_segment_B, order_BT = segment_BT[:, -1], None
         if pad_BT is not None and not padding_only_trails(real_BT):
-            order_BT = pad_BT.long().argsort(dim=1, stable=True)
+            order_BT = first_true(real_BT, real_BT.shape[1])
             segment_BT = segment_BT.gather(1, order_BT)
         time_T = torch.arange(real_BT.shape[1], device=x_BTD.device)
         num_real_B = real_BT.sum(1)
@@ -66,7 +66,9 @@ class Packing:
         )
         is_first_BT = self.segment_BT.diff(dim=1, prepend=torch.zeros_like(start_B)[:, None]) != 0
         origin_BT = torch.where(is_first_BT, time_BT, -start_B[:, None])
-        return time_BT - origin_BT.cummax(1).values
+        if origin_BT.shape[1] > 1:  # a single token is its own maximum; ONNX has no running one
+            origin_BT = origin_BT.cummax(1).values
+        return time_BT - origin_BT
 
     def origin_B(self, start_B: Tensor) -> Tensor:
         """The packed index at which position 0 of the last segment stands, or would stand."""
