@@ -71,10 +71,10 @@ def _measure_memory(is_quick: bool, output: Path) -> None:
     # Here, because torch takes seconds to import.
     from newllm.benchmarks.memory import QUICK, Lengths, measure_memory
     from newllm.benchmarks.memory_report import Findings
+    from newllm.benchmarks.peak import can_measure
     from newllm.benchmarks.results import machine
-    from newllm.benchmarks.workloads import PROCESS
 
-    if not (PROCESS / "clear_refs").exists():
+    if not can_measure():
         sys.exit("--memory: needs Linux, which tells the peak memory of a process")
     measured_on = machine()
     print(measured_on)

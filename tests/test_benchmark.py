@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
+from newllm.benchmarks.peak import peak_bytes
 from newllm.benchmarks.timing import Timing, changes, read_timings, side_by_side, write_timings
-from newllm.benchmarks.workloads import peak_bytes
 
 
 def test_contestants_take_turns() -> None:

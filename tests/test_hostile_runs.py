@@ -109,7 +109,7 @@ TARGETS: dict[Any, dict[str, Any]] = {
     "lightning.pytorch.loggers.CSVLogger": {"save_dir": "."},
     "lightning.pytorch.loggers.WandbLogger": {},
     "lightning.pytorch.LightningModule.load_from_checkpoint": {"checkpoint_path": "x"},
-    "newllm.runs.directory.write_text": {"path": "pwned", "text": ""},
+    "newllm.runs.writing.write_text": {"path": "pwned", "text": ""},
     "newllm.runs.directory.subprocess.Popen": {"args": ["touch", "pwned"]},
     "newllm.runs.directory.move_aside": {"path": ".", "top": "."},
     "newllm.train.main": {},

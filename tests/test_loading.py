@@ -19,9 +19,9 @@ from newllm.runs.directory import (
     has_ended,
     load_run,
     read_result,
-    write_text,
 )
 from newllm.runs.identity import config_hash
+from newllm.runs.writing import write_text
 from newllm.training.evaluation import evaluate, evaluation_folder
 
 MODELS = {

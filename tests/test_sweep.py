@@ -23,8 +23,9 @@ from newllm.config.composing import conf_directory
 from newllm.config.naming import run_folder, run_name
 from newllm.reporting.page import Study
 from newllm.reporting.tensorboard import FOLDER, write_bands
-from newllm.runs.directory import RunConflict, has_ended, move_aside, write_text
+from newllm.runs.directory import RunConflict, has_ended, move_aside
 from newllm.runs.gathering import gather
+from newllm.runs.writing import write_text
 from newllm.statistics.comparisons import contests
 from newllm.sweeps.jobs import Job, Outcome
 from newllm.sweeps.sweep import _tell

@@ -29,8 +29,9 @@ from newllm.benchmarks.decoders import (
     build,
     decoder,
 )
-from newllm.benchmarks.workloads import VOCABULARY, Trainee, peak_bytes
-from newllm.runs.directory import written_whole
+from newllm.benchmarks.peak import peak_bytes
+from newllm.benchmarks.workloads import VOCABULARY, Trainee
+from newllm.runs.writing import written_whole
 
 TIMED_TOKENS = 100
 WINDOW = 256  # of training on streams

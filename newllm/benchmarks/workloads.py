@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from newllm.benchmarks.peak import can_measure, peak_bytes
 from newllm.benchmarks.timing import Timing, side_by_side, write_timings
 from newllm.data.batch import IGNORE, Batch, device_of
 from newllm.data.sources.sentences import SentenceSource
@@ -41,7 +42,6 @@ from newllm.training.clipping import clip_gradients
 VOCABULARY = 1000
 LONG_BATCH = 4
 GENERATED = 200  # tokens of each row
-PROCESS = Path("/proc/self")
 
 Rows = Iterator[tuple[str, dict[str, Timing]]]
 
@@ -255,7 +255,7 @@ def measure_recompute(extent: Extent) -> Rows:
         num_rounds = 2 if length > 5000 else 3 if length > 1000 else extent.num_rounds
         prefix = f"{size} B{LONG_BATCH} T{length}"
         yield f"long {prefix}", side_by_side(steps, num_rounds, num_warmup=1)
-        if (PROCESS / "clear_refs").exists():  # Linux
+        if can_measure():
             yield f"memory {prefix}", _memory(size, length)
 
 
@@ -338,19 +338,6 @@ def _peak(size: Size, recompute: bool, length: int, threads: int) -> tuple[float
     started = time.perf_counter()
     megabytes = peak_bytes(step) / 1e6
     return time.perf_counter() - started, megabytes
-
-
-def peak_bytes(action: Callable[[], object]) -> int:
-    """By how much an action raises the resident memory of this process at its peak, on Linux."""
-    (PROCESS / "clear_refs").write_text("5")  # resets the recorded peak
-    before = _peak_resident_bytes()
-    action()
-    return _peak_resident_bytes() - before
-
-
-def _peak_resident_bytes() -> int:
-    _, _, after = (PROCESS / "status").read_text().partition("VmHWM:")
-    return 1024 * int(after.split()[0])  # given in kB
 
 
 MEASUREMENTS = (

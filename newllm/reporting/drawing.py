@@ -25,7 +25,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
 
-from newllm.runs.directory import write_bytes
+from newllm.runs.writing import write_bytes
 
 # Of Okabe & Ito (2008), which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"

@@ -30,6 +30,7 @@ from newllm.models.language_model import LanguageModel
 from newllm.runs import files as run_files
 from newllm.runs.identity import config_hash, differences, hashed
 from newllm.runs.loading import load_model
+from newllm.runs.writing import write_text
 
 BEST = "checkpoints/best.ckpt"
 PATIENCE = 30.0  # seconds to wait for a run that was asked to end
@@ -304,45 +305,6 @@ def _is_owned(path: Path) -> bool:
 def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
     """Load the weights of a checkpoint into a model of the same shape."""
     model.load_state_dict(run_files.read_weights(checkpoint))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically. A link in its place is replaced, never followed."""
-    # "x" refuses a link that somebody puts in the place of the partial file.
-    with written_whole(path) as partial, partial.open("xb") as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A partial file to write, which replaces `path` at the end and is removed on failure."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_saved(path: Path, content: object) -> None:
-    """Write what `newllm.runs.files.read_saved` reads, whole or not at all.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    try:
-        # Opened here, since torch raises its own errors for a folder that is missing.
-        with written_whole(path) as partial, partial.open("xb") as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise ValueError(f"{path}: cannot be written; {reason}") from error
 
 
 def _finite(content: Any) -> Any:

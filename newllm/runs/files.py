@@ -1,6 +1,7 @@
 """The files of a run directory, checked as if a stranger had written them.
 
-Every fault is a ValueError that gives the reason alone; the caller adds the name of the file.
+Every fault in reading is a ValueError that gives the reason alone; the caller adds the name of the
+file.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from newllm.data.reading import cleaned, parse_json, read_text
+from newllm.data.reading import cleaned, one_line, parse_json, read_text
 from newllm.data.source import NAME
 from newllm.runs.identity import HASHED
+from newllm.runs.writing import written_whole
 
 LARGEST_RESULT = 1 << 24  # bytes; with losses at each position of long sequences some 100,000
 LARGEST_CONFIG = 1 << 18  # bytes; usually some 3,000
@@ -194,3 +196,18 @@ def _is_plain(weight: Any) -> bool:
         and not (weight.is_quantized or weight.is_nested or weight.is_complex())
         and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
     )
+
+
+def write_saved(path: Path, content: object) -> None:
+    """Write what `read_saved` reads, whole or not at all.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        # Opened here, since torch raises its own errors for a folder that is missing.
+        with written_whole(path) as partial, partial.open("xb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"{path}: cannot be written; {reason}") from error

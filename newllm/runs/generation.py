@@ -10,8 +10,7 @@ from newllm.data.reading import printable
 from newllm.data.text_stream import TextStream
 from newllm.data.tokenizer import EOS, Tokenizer
 from newllm.models.sampling import Continuation, prompt_tokens
-from newllm.runs.directory import write_saved
-from newllm.runs.files import read_saved
+from newllm.runs.files import read_saved, write_saved
 
 COMMANDS = "/reset forgets everything, /save FILE and /load FILE keep the state, /quit ends"
 

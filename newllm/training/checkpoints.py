@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from newllm.runs.directory import written_whole
+from newllm.runs.writing import written_whole
 from newllm.training.history import history_of
 from newllm.training.module import LanguageModule
 from newllm.training.random_states import random_states, set_random_states

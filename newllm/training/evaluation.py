@@ -18,8 +18,9 @@ from newllm.models.language_model import LanguageModel
 from newllm.models.sampling import is_state_of
 from newllm.reporting import figures
 from newllm.reporting.terminal import console, print_evaluation, print_score
-from newllm.runs.directory import LoadedRun, load_run, telling, write_saved, write_text
-from newllm.runs.files import is_of_type, read_saved
+from newllm.runs.directory import LoadedRun, load_run, telling
+from newllm.runs.files import is_of_type, read_saved, write_saved
+from newllm.runs.writing import write_text
 from newllm.statistics.ablations import ablate, dynamics
 from newllm.statistics.drift import by_tenths
 from newllm.statistics.predictions import bits_per_byte, divergences, target_losses

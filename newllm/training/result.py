@@ -15,8 +15,9 @@ from newllm.data.source import TEST, VALIDATION, Source
 from newllm.models.sizes import num_parameters
 from newllm.reporting import figures
 from newllm.reporting.drawing import never_fatal
-from newllm.runs.directory import RunDirectory, write_text
+from newllm.runs.directory import RunDirectory
 from newllm.runs.identity import config_hash, git_revision, variant_hash
+from newllm.runs.writing import write_text
 from newllm.statistics.predictions import bits_per_byte, divergences, target_losses
 from newllm.statistics.references import gap_closed, mean_by_position, references_on
 from newllm.statistics.spikes import spikes_of_run

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from newllm.runs.directory import write_text
+from newllm.runs.writing import write_text
 
 Rows = Sequence[Mapping[str, float]]
 COLUMNS = ("step", "tokens", "train/loss", "grad/norm")

@@ -11,8 +11,8 @@ from newllm.config.naming import TRIAL, folder_name, run_folder, split
 from newllm.reporting.document import Document, quoted
 from newllm.reporting.page import Study
 from newllm.reporting.translation import Translate
-from newllm.runs.directory import write_text
 from newllm.runs.gathering import Run, committed, read_run
+from newllm.runs.writing import write_text
 from newllm.studies.examination.card import Card, shown, signed
 from newllm.studies.examination.figures import picture
 from newllm.studies.examination.measured import Measured, measure
