@@ -10,7 +10,7 @@ from records import record
 
 from newllm.config.build import instantiate
 from newllm.config.study_file import variants_of
-from newllm.reporting.models import NAMES
+from newllm.reporting.models import MODELS, NAMES
 from newllm.reporting.page import Page
 from newllm.reporting.translation import LANGUAGES
 from newllm.runs.gathering import Run, gather, pack
@@ -54,6 +54,12 @@ def test_variants_are_parts_and_models_of_the_report() -> None:
     names = [name.partition("_") for name in VARIANTS]
     assert {part for part, _, _ in names} == PARTS.keys()
     assert {model for _, _, model in names} <= NAMES.keys()
+
+
+def test_models_have_colours_of_their_own() -> None:
+    # No study has both a Transformer without further name and one with learned positions.
+    colours = [model.colour for name, model in MODELS.items() if name != "transformer"]
+    assert len(set(colours)) == len(colours)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

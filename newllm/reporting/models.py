@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from newllm.reporting.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW
 
 # Of Paul Tol's muted scheme, for what is left when those of Okabe and Ito are used up.
-WINE, INDIGO, TEAL, OLIVE, PURPLE = "#882255", "#332288", "#44AA99", "#999933", "#AA4499"
+WINE, INDIGO, TEAL = "#882255", "#332288", "#44AA99"
+OLIVE, PURPLE, SAND = "#999933", "#AA4499", "#DDCC77"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ MODELS = {
     "linear_delta": Model("delta memory, linear", TEAL),
     "local_hybrid": Model("context and local attention", OLIVE),
     "sparse_hybrid": Model("context and sparse attention", PURPLE, grows=True),
-    "context_attention": Model("attention to contexts", WINE, grows=True),
+    "context_attention": Model("attention to contexts", SAND, grows=True),
     "transformer": Model("Transformer", BLUE, grows=True),
     "transformer_learned": Model("Transformer, learned positions", BLUE, grows=True),
     "transformer_rotary": Model("Transformer, rotary positions", SKY, grows=True),
