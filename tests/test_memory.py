@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,21 @@ def test_where_a_curve_crosses_another(rising: Sequence[float], expected: float 
     lengths = np.array([2.0, 4.0, 8.0, 16.0])
     found = crossing(lengths, np.array(rising), np.full(4, 3.0))
     assert found == (expected if expected is None else pytest.approx(expected))
+
+
+def test_what_is_equal_within_the_noise_of_a_measurement_does_not_cross() -> None:
+    lengths = (256, 512, 1024, 2048)
+    memory_of = {CONTEXT: (10, 10, 10, 10), TRANSFORMER: (10.1, 10.2, 10.3, 20)}
+    found = [
+        Point(INFERENCE, model, length, megabytes, 0, 1.0)
+        for model, rising in memory_of.items()
+        for length, megabytes in zip(lengths, rising, strict=True)
+    ]
+    content = {"points": [asdict(point) for point in found], "parameters": 0}
+    crossings = Findings(content | {"tokens_per_second": {}}).crossings
+    assert crossings["memory"] is not None
+    assert 1024 < crossings["memory"] < 2048
+    assert crossings["time"] is None
 
 
 def test_all_is_measured_and_told(

@@ -18,6 +18,7 @@ COLOURS = dict(zip(MODELS, (ORANGE, GREEN, PINK, BLUE), strict=True))
 DASHES = dict(zip((INFERENCE, *TRAINING), ("-", "-", "--", ":"), strict=True))
 NUM_FITTED = 5  # the longest lengths, where a cache is more than the weights
 CONSTANT = 0.05  # the largest slope of a line that counts as constant
+MARGIN = 1.05  # a model takes more than another from this ratio on; below, they are equal
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Findings:
         """The lengths from which on the Transformer takes more than the context model."""
         fixed, cached = self.inference[CONTEXT], self.inference[TRANSFORMER]
         return {
-            "memory": crossing(cached.lengths, cached.megabytes, fixed.megabytes),
-            "time": crossing(cached.lengths, cached.milliseconds, fixed.milliseconds),
+            "memory": crossing(cached.lengths, cached.megabytes, MARGIN * fixed.megabytes),
+            "time": crossing(cached.lengths, cached.milliseconds, MARGIN * fixed.milliseconds),
         }
 
     def markdown(self, machine: str) -> str:
@@ -131,7 +132,8 @@ class Findings:
                 f"| {what} | {_lengths(curve)} | {_ends(curve.megabytes, 1)} | {slope} | "
                 f"{slope.verdict} |"
             )
-        lines += ["", "The Transformer takes more than the context model"]
+        margin = f"{100 * (MARGIN - 1):.0f} %"
+        lines += ["", f"The Transformer takes at least {margin} more than the context model"]
         for what, length in self.crossings.items():
             told = "at none of these lengths" if length is None else f"from {length:,.0f} tokens on"
             lines.append(f"- in {what} {told}.")
