@@ -21,7 +21,7 @@ from torch import nn
 
 from newllm.data.batch import IGNORE
 from newllm.data.tokenizer import PAD
-from newllm.models.ensemble import Ensemble, Given, obstacle
+from newllm.models.ensemble import Ensemble, ScoreInputs, obstacle
 from newllm.models.ensemble_dropout import OwnNumbers, Unstackable
 from newllm.models.gating import Additive, LSTMGating
 from newllm.models.language_model import LanguageModel
@@ -56,14 +56,14 @@ def models_of(name: str) -> list[LanguageModel]:
     return models
 
 
-def given_to(number: int, num_tokens: int) -> Given:
+def given_to(number: int, num_tokens: int) -> ScoreInputs:
     """Rows that are fewer, and longer, for later models; padding trails."""
     generator = torch.Generator().manual_seed(number)
     shape = 4 - number, num_tokens + 2 * number
     tokens, targets = (torch.randint(5, VOCABULARY, shape, generator=generator) for _ in range(2))
     length_B = torch.randint(2, shape[1] + 1, shape[:1], generator=generator)
     pad_BT = torch.arange(shape[1]) >= length_B[:, None]
-    return Given(tokens.masked_fill(pad_BT, PAD), targets.masked_fill(pad_BT, IGNORE))
+    return ScoreInputs(tokens.masked_fill(pad_BT, PAD), targets.masked_fill(pad_BT, IGNORE))
 
 
 class Numbers:
@@ -80,7 +80,7 @@ class Numbers:
             self.state = torch.get_rng_state()
 
 
-def check(models: list[LanguageModel], given: list[Given]) -> None:
+def check(models: list[LanguageModel], given: list[ScoreInputs]) -> None:
     """Compare a pass of all with one of each, with gradients."""
     alone, together = ([Numbers(seed) for seed in range(NUM_MODELS)] for _ in range(2))
     expected = []

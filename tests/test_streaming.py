@@ -141,7 +141,7 @@ def test_long_documents_are_scored_whole(make, monkeypatch: pytest.MonkeyPatch) 
             loss_BT = model.score(batch.tokens_BT, batch.targets_BT)[0]
             whole[split.target_indices(batch)] = loss_BT[batch.scored_BT]
     for window in (1, 16, 32):
-        monkeypatch.setattr(streaming, "WINDOW", window)
+        monkeypatch.setattr(streaming, "EVALUATION_WINDOW", window)
         monkeypatch.setattr(streaming, "MAX_POSITIONS", 2 * window)  # documents follow others
         np.testing.assert_allclose(target_losses(model, split), whole, atol=1e-5)
     for name in ("continues_B", "reset_BT"):
@@ -159,7 +159,7 @@ def test_rows_of_one_document_do_not_continue_each_other(monkeypatch: pytest.Mon
     split = EncodedSplit(document, np.array([92]), max_positions=40)
     model = drawn_wide(transformer(12, max_length=40)).eval()
     expected = target_losses(model, split)
-    monkeypatch.setattr(streaming, "WINDOW", 16)
+    monkeypatch.setattr(streaming, "EVALUATION_WINDOW", 16)
     np.testing.assert_allclose(target_losses(model, split), expected, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from newllm.training import turns
 from newllm.training.clipping import GradientClip
 from newllm.training.module import LanguageModule
 from newllm.training.optimizer import OptimizerFactory
-from newllm.training.throughput import WINDOW, Throughput, peak_tflops
+from newllm.training.throughput import INTERVAL, Throughput, peak_tflops
 from newllm.training.turns import Turns, current_member, own_seconds
 
 
@@ -55,11 +55,11 @@ def test_tokens_per_second_and_their_share_of_the_peak(clock: Clock) -> None:
     module, logged = make_module(), []  # type: ignore[var-annotated]
     trainer, found = make_trainer(logged), Throughput(peak_tflops=1e-6)
     found.on_train_start(trainer, module)
-    for step in range(WINDOW):
+    for step in range(INTERVAL):
         clock.now += 0.01
         found.on_train_batch_end(trainer, module, None, BATCH, step)
-        assert bool(logged) == (step == WINDOW - 1)
-    num_tokens, seconds = 4 * WINDOW, 0.01 * WINDOW
+        assert bool(logged) == (step == INTERVAL - 1)
+    num_tokens, seconds = 4 * INTERVAL, 0.01 * INTERVAL
     flops = 3 * module.model.flops_per_token(1) * num_tokens
     assert logged[0]["speed/tokens_per_second"] == pytest.approx(num_tokens / seconds)
     assert logged[0]["speed/mfu"] == pytest.approx(flops / seconds / 1e6)

@@ -34,7 +34,7 @@ from newllm.benchmarks.workloads import VOCABULARY, Trainee
 from newllm.runs.writing import written_whole
 
 TIMED_TOKENS = 100
-WINDOW = 256  # of training on streams
+TBPTT_STEPS = 256  # of training on streams
 INFERENCE = "inference"
 TRAINING = "training through all tokens", "training with recompute", "training on streams"
 
@@ -202,7 +202,7 @@ def _training(what: str, length: int, parameters: int) -> Point:
     model = build(CONTEXT, parameters)
     model.recompute = what == TRAINING[1]
     trainee = Trainee(model)
-    trainee.step(1, WINDOW)()  # creates the gradients and the optimizer's state
+    trainee.step(1, TBPTT_STEPS)()  # creates the gradients and the optimizer's state
     step = (
         partial(_train_on_stream, trainee, length)
         if what == TRAINING[2]
@@ -214,8 +214,8 @@ def _training(what: str, length: int, parameters: int) -> Point:
 def _train_on_stream(trainee: Trainee, length: int) -> None:
     """Carry the state from window to window, without its gradient."""
     state = None
-    for _ in range(0, length, WINDOW):
-        tokens_BT = torch.randint(4, VOCABULARY, (1, WINDOW + 1))
+    for _ in range(0, length, TBPTT_STEPS):
+        tokens_BT = torch.randint(4, VOCABULARY, (1, TBPTT_STEPS + 1))
         loss_BT, _, state = trainee.model.score(tokens_BT[:, :-1], tokens_BT[:, 1:], state)
         trainee.take(loss_BT.mean())
         state = tuple(part.detach() for part in state)

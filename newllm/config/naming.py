@@ -17,7 +17,7 @@ STUDY, VARIANT, TRIAL = MARKS = "study", "variant", "trial"
 # Choices that do not change what a run learns, and the seed, which is a folder of its own.
 OF_A_SWEEP = ("sweep", "only", "jobs", "seeds_at_once", "overwrite", "examination")
 # Groups that make a model; other choices are how it is trained.
-OF_A_MODEL = (
+MODEL_GROUPS = (
     *("model", "gating", "normalization", "recurrence"),
     *("budget.widths", "budget.state_widths"),
 )
@@ -66,7 +66,7 @@ def choices(overrides: Sequence[str]) -> dict[str, str]:
 def is_of_a_model(key: str) -> bool:
     """Whether a choice is a part of the model."""
     key = key.lstrip("+~")
-    return any(key == name or key.startswith(f"{name}.") for name in OF_A_MODEL)
+    return any(key == name or key.startswith(f"{name}.") for name in MODEL_GROUPS)
 
 
 def _marks(overrides: Sequence[str]) -> dict[str, str]:

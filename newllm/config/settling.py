@@ -15,7 +15,7 @@ from newllm.config.origins import leaves, raw
 from newllm.config.study_file import joined, parted
 
 # Sizes of a model, and the names of sizes that follow from a budget.
-OF_A_MODEL = ("model.", "budget.widths.", "budget.state_widths.")
+SIZE_PREFIXES = ("model.", "budget.widths.", "budget.state_widths.")
 
 
 def settled(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -78,7 +78,7 @@ def _settled(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for key in dict.fromkeys(keys_of(f"experiment/{chosen['experiment']}")):
         parent, _, leaf = key.rpartition(".")
         holder = OmegaConf.select(config, parent)
-        of_a_model = f"{parent}." in OF_A_MODEL and isinstance(holder, DictConfig)
+        of_a_model = f"{parent}." in SIZE_PREFIXES and isinstance(holder, DictConfig)
         if of_a_model and leaf not in known and leaf in holder and key not in chosen:
             with open_dict(config):
                 config.left_out.append(f"{key}={holder[leaf]}")

@@ -16,7 +16,7 @@ from newllm.data.source import Split
 from newllm.data.tokenizer import PAD
 
 START_STATES = ("kept", "zero", "drawn")
-WINDOW = 1024  # tokens of a longer sequence that are evaluated at once
+EVALUATION_WINDOW = 1024  # tokens of a longer sequence that are evaluated at once
 
 
 class Stream(Split):
@@ -176,5 +176,5 @@ def evaluation_batches(
     The memory that a batch takes beside the state then does not depend on the longest row.
     """
     longest = max(split.num_positions_N.tolist(), default=0)
-    is_stream = in_windows and longest > WINDOW
-    return EvaluationStream(split, WINDOW) if is_stream else EvaluationBatches(split)
+    is_stream = in_windows and longest > EVALUATION_WINDOW
+    return EvaluationStream(split, EVALUATION_WINDOW) if is_stream else EvaluationBatches(split)

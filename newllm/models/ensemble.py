@@ -34,7 +34,7 @@ from newllm.models.recurrent import Recurrent
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Given(NamedTuple):
+class ScoreInputs(NamedTuple):
     """What one of the models reads: the arguments of `LanguageModel.score`."""
 
     tokens_BT: Tensor
@@ -132,7 +132,9 @@ class Ensemble:
             for weight, place, stack in zip(weights, places, self.stacks, strict=True)
         )
 
-    def score(self, given: Sequence[Given], own_numbers: Sequence[OwnNumbers]) -> list[Scores]:
+    def score(
+        self, given: Sequence[ScoreInputs], own_numbers: Sequence[OwnNumbers]
+    ) -> list[Scores]:
         """Let every model read its rows; the gradients of the losses reach `stacks`.
 
         Shorter and fewer rows are padded.

@@ -79,9 +79,11 @@ class Workers:
     def _start(self, group: tuple[Job, ...]) -> None:
         if not self._running:
             self._start_server()
-        tasks = [Task(OmegaConf.to_yaml(job.config), job.folder, job.overrides) for job in group]
+        assignments = [
+            Assignment(OmegaConf.to_yaml(job.config), job.folder, job.overrides) for job in group
+        ]
         process = self._context.Process(
-            target=work, args=(tasks, self._threads), name=group[0].label
+            target=work, args=(assignments, self._threads), name=group[0].label
         )
         process.start()
         self._running[process] = group
@@ -119,7 +121,7 @@ class Workers:
         return line
 
 
-class Task(NamedTuple):
+class Assignment(NamedTuple):
     """A job as a process gets it."""
 
     content: str  # its configuration
@@ -143,21 +145,21 @@ class Task(NamedTuple):
         return 0
 
 
-def work(tasks: Sequence[Task], threads: int) -> None:
+def work(assignments: Sequence[Assignment], threads: int) -> None:
     """Run jobs in this process, each with its output in its log."""
     # When the process of the sweep is gone, save a checkpoint and end.
     when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
     # Ctrl-C reaches all processes; this one waits to be asked by the sweep's own.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = tasks[0].log()
+    log = assignments[0].log()
     for stream in (1, 2):
         os.dup2(log, stream)
     torch.set_num_threads(threads)
     quiet_lightning()
-    sys.exit(tasks[0].run() if len(tasks) == 1 else run_together(tasks))
+    sys.exit(assignments[0].run() if len(assignments) == 1 else run_together(assignments))
 
 
-def run_together(tasks: Sequence[Task]) -> int:
+def run_together(assignments: Sequence[Assignment]) -> int:
     """Run jobs that differ in their seed alone, in threads that take turns; returns the exit code.
 
     After SIGTERM, each takes its current step and writes a checkpoint; a second one does not wait.
@@ -165,11 +167,11 @@ def run_together(tasks: Sequence[Task]) -> int:
     turns = Turns(Together().answer)
     codes: list[int] = []
 
-    def run(task: Task) -> None:
+    def run(assignment: Assignment) -> None:
         code = 1
         try:
             if not turns.is_asked_to_stop:
-                code = task.run()
+                code = assignment.run()
         except Exception:
             traceback.print_exc()
         finally:
@@ -180,8 +182,8 @@ def run_together(tasks: Sequence[Task]) -> int:
             os._exit(1)
         turns.is_asked_to_stop = True
 
-    for task in tasks:
-        turns.add(partial(run, task), task.log())
+    for assignment in assignments:
+        turns.add(partial(run, assignment), assignment.log())
     signal.signal(signal.SIGTERM, stop)
     turns.run()
     return max(codes)

@@ -12,7 +12,7 @@ from newllm.config.build import checked
 from newllm.config.trust import Trust
 from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
-from newllm.data.streaming import WINDOW
+from newllm.data.streaming import EVALUATION_WINDOW
 from newllm.data.tasks.task import Task
 from newllm.models.language_model import LanguageModel
 from newllm.models.sampling import is_state_of
@@ -146,7 +146,7 @@ def _evaluate_sequences(run: LoadedRun, source: Source) -> dict[str, Any]:
             }
     split = source.encoded(VALIDATION)
     if run.model.recurrent_layers and split is not None:
-        rows = split.cut(WINDOW)
+        rows = split.cut(EVALUATION_WINDOW)
         found["ablations"] = asdict(ablate(run.model, rows))
         found["dynamics"] = asdict(dynamics(run.model, rows))
     return found

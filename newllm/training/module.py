@@ -248,7 +248,9 @@ class LanguageModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["carried_state"] = self._state
         # Callbacks have put weights in, too.
-        checkpoint |= {key: tree_map_only(Tensor, _alone, part) for key, part in checkpoint.items()}
+        checkpoint |= {
+            key: tree_map_only(Tensor, _unshared, part) for key, part in checkpoint.items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._state = checkpoint["carried_state"]
@@ -283,7 +285,7 @@ def _detached(state: State | None, device: torch.device | None = None) -> State 
     return None if state is None else state.detach().to(device)
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _unshared(tensor: Tensor) -> Tensor:
     """A tensor without those that share its memory, which a checkpoint would contain as well."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from newllm.data.batch import Batch, on_device_of
 from newllm.data.batching import EvaluationBatches
 from newllm.data.source import VALIDATION, Source
-from newllm.data.streaming import WINDOW
+from newllm.data.streaming import EVALUATION_WINDOW
 from newllm.data.tokenizer import EOS, UNK
 from newllm.training.clock import steps_that_pay
 from newllm.training.module import LanguageModule, data_of
@@ -55,7 +55,7 @@ class StepValidation(Callback):
         split, train = source.encoded(VALIDATION), source.encoded("train")
         if split is None or train is None:
             return
-        split = split.cut(WINDOW)
+        split = split.cut(EVALUATION_WINDOW)
         if split.num_targets <= self.small:
             self._batches = list(EvaluationBatches(split))
             return

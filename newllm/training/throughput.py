@@ -14,7 +14,7 @@ from newllm.data.tokenizer import PAD
 from newllm.training.module import LanguageModule
 from newllm.training.turns import own_seconds
 
-WINDOW = 50  # steps between two values
+INTERVAL = 50  # steps between two values
 # Dense TFLOP/s by name of the device: in half precision, tf32 and float32 (data sheets of NVIDIA).
 PEAKS = {
     "H200 NVL": (835.0, 418.0, 60.0),
@@ -70,7 +70,7 @@ class Throughput(Callback):
         flops = 3 * module.model.flops_per_token(max(1, batch.tokens_BT.shape[1] // 2))
         self._sums = self._sums + torch.stack([num_tokens, num_tokens * flops])
         self._num_steps += 1
-        if self._num_steps == WINDOW:
+        if self._num_steps == INTERVAL:
             self._log(trainer, module)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm.models.ensemble import Ensemble, Given, Scores, obstacle
+from newllm.models.ensemble import Ensemble, ScoreInputs, Scores, obstacle
 from newllm.models.ensemble_dropout import OwnDropout, OwnMasks
 from newllm.models.language_model import LanguageModel
 from newllm.models.layer import State
@@ -32,7 +32,7 @@ class Request:
     """A batch that a run waits to have scored."""
 
     model: LanguageModel
-    given: Given
+    given: ScoreInputs
     kind: Any  # of what can be computed together
 
 
@@ -108,7 +108,7 @@ def _check(ensemble: Ensemble, members: Sequence[Member]) -> None:
     after = [member.numbers["torch"] for member in members]
     for member, states in zip(members, numbers, strict=True):
         member.numbers = states
-    expected = [_alone(member) for member in members]
+    expected = [_answer_alone(member) for member in members]
     is_alike = all(map(_is_alike, found, expected)) and all(
         torch.equal(member.numbers["torch"], state)
         for member, state in zip(members, after, strict=True)
@@ -136,7 +136,7 @@ def _pass(ensemble: Ensemble, members: Sequence[Member]) -> list[Answer]:
     ]
 
 
-def _alone(member: Member) -> Answer:
+def _answer_alone(member: Member) -> Answer:
     """What a model gives by itself."""
     model, given = member.request.model, member.request.given
     on_cpu = given.tokens_BT.is_cpu
@@ -222,7 +222,7 @@ class RunScorer:
         padding_matters: bool = True,
     ) -> tuple[Tensor, Tensor, State]:
         """As `LanguageModel.score`; gradients are those of a multiple of the sum of all losses."""
-        given = Given(tokens, targets, state, reset, padding_matters)
+        given = ScoreInputs(tokens, targets, state, reset, padding_matters)
         has_others = len(self._member.turns.unfinished) > 1
         answer = self._member.ask(self._request(given)) if has_others else None
         if answer is None:
@@ -232,7 +232,7 @@ class RunScorer:
             loss_BT = KnownGradients.apply(loss_BT, answer.gradients, *self._model.parameters())
         return loss_BT, scores.correct_BT, scores.state
 
-    def _request(self, given: Given) -> Request:
+    def _request(self, given: ScoreInputs) -> Request:
         device = given.tokens_BT.device.type
         mode = (
             torch.is_grad_enabled(),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
-from newllm.data.streaming import WINDOW
+from newllm.data.streaming import EVALUATION_WINDOW
 from newllm.data.tokenizer import PAD
 from newllm.models.language_model import Trace
 from newllm.models.sampling import sample_sentences
@@ -132,7 +132,7 @@ class ContextInspector(Callback):
 def _first_rows(source: Source) -> Tensor:
     """Tokens of the first validation rows [B, T]."""
     if (split := source.encoded(VALIDATION)) is not None:
-        rows = split.cut(WINDOW)
+        rows = split.cut(EVALUATION_WINDOW)
         batch = rows.batch(torch.arange(min(len(rows), NUM_TRACED_ROWS)))
     else:
         batch = source.evaluation[VALIDATION].batch(0, 0)

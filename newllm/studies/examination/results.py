@@ -27,7 +27,7 @@ BETTER, WORSE, EQUAL, UNDECIDED = "better", "worse", "as good", "undecided"
 
 
 @dataclass(frozen=True)
-class Task:
+class ExaminationTask:
     """A task of the examination.
 
     Attributes:
@@ -62,13 +62,13 @@ class Task:
 
 # In the order of a card.
 TASKS = {
-    "language": Task("language, 500 sentences", "test_loss", True, 0.05),
-    "sentences": Task("language, 10,000 sentences", "test_loss", True, 0.05),
-    "text": Task("source code", "test_bits_per_byte", True, 0.02),
-    "parity": Task("parity", "accuracy"),
-    "s3": Task("S3", "accuracy"),
-    "s5": Task("S5", "accuracy"),
-    "recall": Task("recall", "bits_recalled", smallest_effect=1.0),
+    "language": ExaminationTask("language, 500 sentences", "test_loss", True, 0.05),
+    "sentences": ExaminationTask("language, 10,000 sentences", "test_loss", True, 0.05),
+    "text": ExaminationTask("source code", "test_bits_per_byte", True, 0.02),
+    "parity": ExaminationTask("parity", "accuracy"),
+    "s3": ExaminationTask("S3", "accuracy"),
+    "s5": ExaminationTask("S5", "accuracy"),
+    "recall": ExaminationTask("recall", "bits_recalled", smallest_effect=1.0),
 }
 
 
