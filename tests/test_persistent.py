@@ -23,10 +23,12 @@ from newllm.models.cell import Cell, ContextCell
 from newllm.models.gating import Additive, LSTMGating
 from newllm.models.layer import State
 from newllm.models.multihead import MultiHeadCell
+from newllm.models.quantization import Quantized
 from newllm.models.recurrence import reference
 from newllm.models.recurrence.kernel.chunk import read_chunk
 from newllm.models.recurrence.persistent import Persistent, why_not
 from newllm.models.recurrence.reference import Chunk, DropoutMasks, roll
+from newllm.models.skip import SkipCell
 
 E, C, H, T = 5, 7, 18, 5
 
@@ -35,7 +37,9 @@ def make_cell(*sizes: int, **settings: Any) -> ContextCell:
     """A cell with biases, scales and shifts of its own."""
     torch.manual_seed(0)
     settings = {"gating": LSTMGating, "normalization": nn.LayerNorm} | settings
-    cell = ContextCell(E, *(sizes or (C, H, 3)), **settings)
+    settings |= zip(("context_dim", "hidden_dim", "num_layers"), sizes or (C, H, 3), strict=True)
+    kind = MultiHeadCell if "num_heads" in settings else ContextCell
+    cell: ContextCell = kind(E, **settings)
     for parameter in cell.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return cell
@@ -83,6 +87,24 @@ def test_values_and_gradients(
     cell = make_cell(
         *(C, H, num_layers), fnn=fnn, gating=gating, normalization=normalization,
         dropout=dropout, context_clip=clip,
+    )  # fmt: skip
+    carry = Persistent()
+    both = [results(read, cell, 3, T, flags=flags(3, T)) for read in (carry, roll)]
+    assert used(carry)
+    assert_near(*both)
+
+
+@pytest.mark.parametrize(("fnn", "gating", "normalization"), KINDS)
+@pytest.mark.parametrize(
+    ("context_dim", "num_heads", "clip"), [(6, 1, None), (12, 3, 0.3), (40, 2, None)]
+)
+def test_heads(
+    fnn: str, gating: Any, normalization: Any, context_dim: int, num_heads: int, clip: float | None
+) -> None:
+    """One, no power of two, and wider than the least width of a kernel."""
+    cell = make_cell(
+        *(context_dim, H, 2), num_heads=num_heads, fnn=fnn, gating=gating,
+        normalization=normalization, dropout=0.4, context_clip=clip,
     )  # fmt: skip
     carry = Persistent()
     both = [results(read, cell, 3, T, flags=flags(3, T)) for read in (carry, roll)]
@@ -203,10 +225,14 @@ def hooked() -> ContextCell:
     return cell
 
 
-KNOWN_ONLY = "the kernel knows only a ContextCell of built-in parts"
+KNOWN_ONLY = "the kernel knows only a ContextCell or MultiHeadCell of built-in parts"
 TYPES_ONLY = "the kernel takes weights of one type, float32 or bfloat16"
 REFUSED: dict[str, tuple[Callable[[], ContextCell], str]] = {
-    "heads": (partial(MultiHeadCell, E, 8, num_heads=2, hidden_dim=4, num_layers=1), KNOWN_ONLY),
+    "skips": (partial(SkipCell, E, 8, hidden_dim=4, num_layers=1), KNOWN_ONLY),
+    "quantized heads": (
+        partial(make_cell, 8, H, 1, num_heads=2, normalization=partial(Quantized, levels=4)),
+        KNOWN_ONLY,
+    ),
     "a hook": (hooked, KNOWN_ONLY),
     "float64": (lambda: make_cell().double(), TYPES_ONLY),
     "float16": (lambda: make_cell().half(), TYPES_ONLY),
@@ -285,21 +311,25 @@ from torch import bfloat16, nn
 from triton.backends.compiler import GPUTarget
 from newllm.models.cell import Cell, ContextCell
 from newllm.models.gating import LSTMGating
+from newllm.models.multihead import MultiHeadCell
 from newllm.models.recurrence.kernel.backward import backward
 from newllm.models.recurrence.kernel.forward import forward
 from newllm.models.recurrence.kernel.weights import Weights, bytes_needed
 
-width, num_layers, architecture = map(int, sys.argv[1:4])
-cell = ContextCell(
-    8, width, width, num_layers, fnn=sys.argv[4], gating=LSTMGating,
-    normalization=nn.LayerNorm, context_clip=1.0,
-)
+width, num_layers, architecture, num_heads = map(int, sys.argv[1:5])
+settings = {"context_dim": width, "hidden_dim": width, "num_layers": num_layers}
+settings |= {"fnn": sys.argv[5], "gating": LSTMGating, "normalization": nn.LayerNorm}
+settings |= {"context_clip": 1.0}
+if num_heads == 0:
+    cell = ContextCell(8, **settings)
+else:
+    cell = MultiHeadCell(8, num_heads=num_heads, **settings)
 settings = Weights(cell, bfloat16).settings | {"DROPS": True, "KEEPS": True}
 options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
-types = dict.fromkeys("TBCH", "i32") | dict.fromkeys(("fnn_epsilon", "epsilon", "clip"), "fp32")
+types = dict.fromkeys("TBCKH", "i32") | dict.fromkeys(("fnn_epsilon", "epsilon", "clip"), "fp32")
 types |= {"flags_TB": "*i8", "masks_NTBH": "*fp32", "context_BC": "*fp32", "contexts_TBC": "*fp32"}
 types |= {"outputs_TBH": "*fp32", "outputs_grad_TBH": "*fp32", "after_grad_BC": "*fp32"}
-norms = "scales_LH", "shifts_LH", "scale_1C", "shift_1C"
+norms = "scales_LH", "shifts_LH", "scales_NK", "shifts_NK"
 types |= dict.fromkeys((*norms, "grads_TBC"), "*fp32") | dict.fromkeys(settings, "constexpr")
 for kernel in (forward, backward):
     signature = {name: types.get(name, "*bf16") for name in kernel.arg_names}
@@ -312,21 +342,30 @@ for kernel in (forward, backward):
 
 
 @pytest.mark.parametrize(
-    ("width", "num_layers", "architecture", "fnn"),
+    ("width", "num_layers", "architecture", "num_heads", "fnn"),
     [
-        (32, 2, 90, "residual"),
+        (32, 2, 90, 0, "residual"),
         *(
-            pytest.param(128, 3, architecture, fnn, marks=pytest.mark.long)
-            for architecture, fnn in product((80, 90), ("plain", "residual"))
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                *product((128,), (3,), (80, 90), (0,), ("plain", "residual")),
+                *product((96,), (2,), (80, 90), (1, 3), ("plain", "residual")),
+            )
         ),
     ],
 )
 def test_the_kernels_compile_for_a_gpu(
-    width: int, num_layers: int, architecture: int, fnn: str
+    width: int, num_layers: int, architecture: int, num_heads: int, fnn: str
 ) -> None:
     """What the interpreter allows the compiler may refuse; the memory is what was planned."""
     subprocess.run(
-        [sys.executable, "-c", COMPILE, *map(str, (width, num_layers, architecture)), fnn],
+        [
+            sys.executable,
+            "-c",
+            COMPILE,
+            *map(str, (width, num_layers, architecture, num_heads)),
+            fnn,
+        ],
         env=os.environ | {"TRITON_INTERPRET": "0"},
         check=True,
     )

@@ -89,7 +89,7 @@ def test_models_train_in_every_precision(
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", RECURRENCES)
-@pytest.mark.parametrize("cell", ["gated LayerNorm residual 0.5", "delta memory"])
+@pytest.mark.parametrize("cell", ["gated LayerNorm residual 0.5", "multihead", "delta memory"])
 def test_recurrences_agree(
     capfd: pytest.CaptureFixture[str], device: str, cell: str, name: str, autocast: bool
 ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from newllm.models.cell import Cell, ContextCell
 from newllm.models.layer import State
-from newllm.models.recurrence.built_in import is_built_in
+from newllm.models.recurrence.built_in import is_built_in, is_built_in_multihead
 from newllm.models.recurrence.checking import autocast_dtype, check_against_loop
 from newllm.models.recurrence.compiled import kind_of
 from newllm.models.recurrence.fused import FEW_STEPS, Fused
@@ -83,8 +83,8 @@ def _dtype(cell: Cell, chunk: Chunk) -> torch.dtype:
 def why_not(cell: Cell, chunk: Chunk) -> str | None:
     """What the kernels lack to read a chunk, as far as it is known before they are compiled."""
     device = chunk.inputs_BTE.device
-    if not is_built_in(cell):
-        return "the kernel knows only a ContextCell of built-in parts"
+    if not (is_built_in(cell) or is_built_in_multihead(cell)):
+        return "the kernel knows only a ContextCell or MultiHeadCell of built-in parts"
     assert isinstance(cell, ContextCell)
     if find_spec("triton") is None:
         return "triton is not installed"

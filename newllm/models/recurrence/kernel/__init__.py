@@ -11,8 +11,11 @@ a processor must hold all matrices of the cell that a step multiplies by.
 - Activations and sums are float32; products take the type of the weights that are handed in.
 - Columns beyond a width are zero in every activation: weights, biases and scales are loaded as
   zeros there. Rows beyond the batch read zeros and are not written.
+- The heads of a context have columns of their own (`parts.columns_of`), so that what each carries
+  on by itself is one product for all heads.
 - Where the environment variable TRITON_INTERPRET is 1, Triton runs the kernels on a CPU.
 
 Shapes: B batch, T time (tokens), E input, C context, H hidden, L layers of the FNN, D = L - 1 of
-them behind the input projection, G heads of the gating (delta; forget and input gates).
+them behind the input projection, G Linears of the gating (delta; forget and input gates), N heads
+of the context, K = C / N context of a head.
 """

@@ -101,19 +101,20 @@ class Run:
         self._flags_TB = self._flags()
         B, T, _ = inputs_BTE.shape
         H, C = weights.hidden_dim, weights.context_dim
-        self._sizes = (T, B, C, H, *weights.numbers)
+        self._sizes = (T, B, C, weights.head_dim, H, *weights.numbers)
         projected_TBH = weights.projected(inputs_BTE)
         self.outputs_TBH = inputs_BTE.new_empty(T, B, H, dtype=self._context_BC.dtype)
         self.contexts_TBC = inputs_BTE.new_empty(T, B, C, dtype=torch.float32)
-        num_layers, num_heads = (len(weights.layers_DHH) + 1, len(weights.heads_GCH))
+        num_layers, num_gates = len(weights.layers_DHH) + 1, len(weights.gates_GCH)
         self._hiddens_LTBH = projected_TBH.new_empty(num_layers if keeps else 0, T, B, H)
-        self._parts_GTBC = projected_TBH.new_empty(num_heads if keeps else 0, T, B, C)
+        self._parts_GTBC = projected_TBH.new_empty(num_gates if keeps else 0, T, B, C)
         with torch.cuda.device_of(inputs_BTE):
             forward[self._grid](
                 projected_TBH, self._context_BC, self._flags_TB, self._masks(),
                 weights.input_HC, weights.layers_DHH, weights.biases_DH,
                 weights.scales_LH, weights.shifts_LH,
-                weights.heads_GCH, weights.head_biases_GC, weights.scale_1C, weights.shift_1C,
+                weights.gates_GCH, weights.carries_GNKK, weights.gate_biases_GC,
+                weights.scales_NK, weights.shifts_NK,
                 self.outputs_TBH, self.contexts_TBC, self._hiddens_LTBH, self._parts_GTBC,
                 *self._sizes, **weights.settings, DROPS=self._drops, KEEPS=keeps,
             )  # fmt: skip
@@ -126,7 +127,7 @@ class Run:
                 outputs_grad_TBH, after_grad_BC, self._context_BC, self.contexts_TBC,
                 self._hiddens_LTBH, self._parts_GTBC, self._flags_TB, self._masks(),
                 weights.input_HC, weights.layers_DHH, weights.scales_LH, weights.shifts_LH,
-                weights.heads_GCH, weights.scale_1C, weights.shift_1C,
+                weights.gates_GCH, weights.carries_GNKK, weights.scales_NK, weights.shifts_NK,
                 grads_TBC,
                 *self._sizes, **weights.settings, DROPS=self._drops,
             )  # fmt: skip

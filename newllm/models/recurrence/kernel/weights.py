@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from newllm.models.cell import ContextCell
 from newllm.models.fnn import ResidualFNN
 from newllm.models.gating import LSTMGating
+from newllm.models.multihead import MultiHeadCell, PerHead
+from newllm.models.parts import PerPart
 
 TYPES = (torch.float32, torch.bfloat16)  # of weights and of products
 ROWS = 16  # of a program; products of fewer take as long
@@ -20,16 +22,27 @@ SCRATCH = 12 * 1024  # bytes, besides the weights, that compiling for an H100 ha
 NARROW, FEW_WARPS, MANY_WARPS = 64, 4, 8  # up to this width, a step has little work to share
 
 
-def padded(width: int) -> int:
-    """The columns that a kernel has for a width."""
-    return max(16, 1 << (width - 1).bit_length())
+def padded(width: int, least: int = 16) -> int:
+    """The columns that a kernel has for a width: a power of two."""
+    return max(least, 1 << (width - 1).bit_length())
+
+
+def gates_of(gating: nn.Module) -> list[list[nn.Linear]]:
+    """The Linears of a gating, one for each head: delta; forget and input gates if it has any."""
+    heads = [*gating.heads] if isinstance(gating, PerHead) else [gating]
+    is_gated = isinstance(heads[0], LSTMGating)
+    names = ("delta", "forget_gate", "input_gate") if is_gated else ("delta",)
+    return [[cast(nn.Linear, getattr(head, name)) for head in heads] for name in names]
 
 
 def bytes_needed(cell: ContextCell, dtype: torch.dtype) -> int:
     """Bytes of shared memory that a program takes, about: all matrices and some activations."""
-    c, h = padded(cell.context_dim), padded(cell.hidden_dim)
-    num_heads = 3 if isinstance(cell.gating, LSTMGating) else 1
-    num_weights = (1 + num_heads) * c * h + (cell.num_layers - 1) * h * h
+    num_heads = cell.num_heads if isinstance(cell, MultiHeadCell) else 1
+    k, h = padded(cell.context_dim // num_heads), padded(cell.hidden_dim)
+    c, num_gates = padded(num_heads, 1) * k, len(gates_of(cell.gating))
+    num_weights = (1 + num_gates) * c * h + (cell.num_layers - 1) * h * h
+    if isinstance(cell, MultiHeadCell):
+        num_weights += num_gates * c * k
     num_copies = 2 if dtype == torch.float32 and precision() == EXACT else 1
     return num_weights * dtype.itemsize * num_copies + SCRATCH
 
@@ -55,20 +68,25 @@ class Weights:
         layers = [cast(nn.Linear, layer) for layer in cell.fnn.layers]
         self.layers_DHH = _stacked((layer.weight for layer in layers), self.input_HC)
         self.biases_DH = _stacked((layer.bias for layer in layers), self.input_HC)
-        gating = cell.gating
-        heads = [cast(nn.Linear, gating.delta)]
-        if isinstance(gating, LSTMGating):
-            heads += [gating.forget_gate, gating.input_gate]
-        self.heads_GCH = _stacked((head.weight for head in heads), self.input_HC)
-        self.head_biases_GC = _stacked((head.bias for head in heads), self.input_HC)
+        gates, h = gates_of(cell.gating), cell.hidden_dim
+        self.num_heads, self.head_dim = len(gates[0]), cell.context_dim // len(gates[0])
+        weights = [torch.stack([linear.weight for linear in heads]) for heads in gates]
+        self.gates_GCH = _stacked(
+            (w_NKI[..., :h].flatten(0, 1) for w_NKI in weights), self.input_HC
+        )
+        self.carries_GNKK = _stacked((w_NKI[..., h:] for w_NKI in weights), self.input_HC)
+        biases = (torch.cat([linear.bias for linear in heads]) for heads in gates)
+        self.gate_biases_GC = _stacked(biases, self.input_HC)
         self.is_residual = isinstance(cell.fnn, ResidualFNN)
         norms: Sequence[nn.LayerNorm] = ()
         if isinstance(cell.fnn, ResidualFNN):
             norms = [*cast(list[nn.LayerNorm], cell.fnn.norms), cell.fnn.final_norm]
         self.scales_LH, self.shifts_LH, self.fnn_epsilon = self._norms(norms, self.hidden_dim)
-        self.is_normalized = isinstance(cell.normalization, nn.LayerNorm)
-        norms = [cast(nn.LayerNorm, cell.normalization)] if self.is_normalized else []
-        self.scale_1C, self.shift_1C, self.epsilon = self._norms(norms, self.context_dim)
+        kind = cell.normalization
+        parts = kind.parts if isinstance(kind, PerPart) else [kind]
+        norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
+        self.is_normalized = len(norms) > 0
+        self.scales_NK, self.shifts_NK, self.epsilon = self._norms(norms, self.head_dim)
         self.clip = cell.context_clip
 
     def _norms(self, norms: Sequence[nn.LayerNorm], width: int) -> tuple[Tensor, Tensor, float]:
@@ -90,13 +108,15 @@ class Weights:
         width = max(self.context_dim, self.hidden_dim)
         return {
             "D": len(self.layers_DHH),
-            "G": len(self.heads_GCH),
+            "G": len(self.gates_GCH),
             "RESIDUAL": self.is_residual,
             "NORMALIZED": self.is_normalized,
             "CLIPPED": self.clip is not None,
             "PRECISION": precision(),
+            "HEADS": padded(self.num_heads, 1),
+            "CARRIES": self.carries_GNKK.numel() > 0,
             "ROWS": ROWS,
-            "WIDTH_C": padded(self.context_dim),
+            "WIDTH_K": padded(self.head_dim),
             "WIDTH_H": padded(self.hidden_dim),
             "num_warps": FEW_WARPS if width <= NARROW else MANY_WARPS,
             "num_stages": 1,  # more would load steps ahead into memory that the weights need
