@@ -35,6 +35,10 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="an older benchmark.json to compare with")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder")
     options = parser.parse_args()
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"--output {options.output}: cannot be made; {error.strerror}")
     if options.device is not None:
         if options.threads is not None or options.compare is not None:
             sys.exit("--device: takes neither --threads nor --compare")
@@ -58,7 +62,6 @@ def main() -> None:
 
     measured_on = machine()
     print(measured_on)
-    options.output.mkdir(parents=True, exist_ok=True)
     rows = measure(QUICK if options.quick else FULL, threads, options.output / "benchmark.json")
     picture(rows).savefig(options.output / "benchmark.png", dpi=120)
     (options.output / "benchmark.md").write_text(markdown(rows, measured_on))
@@ -78,7 +81,6 @@ def _measure_memory(is_quick: bool, output: Path) -> None:
         sys.exit("--memory: needs Linux, which tells the peak memory of a process")
     measured_on = machine()
     print(measured_on)
-    output.mkdir(parents=True, exist_ok=True)
     found = measure_memory(QUICK if is_quick else Lengths(), output / "memory.json")
     findings = Findings(found)
     findings.picture().savefig(output / "memory.png", dpi=120)
@@ -100,7 +102,6 @@ def _measure_device(name: str, is_quick: bool, folder: Path) -> None:
     device = torch.device(name)
     measured_on = machine(device)
     print(measured_on)
-    folder.mkdir(parents=True, exist_ok=True)
     extent = QUICK_DEVICE if is_quick else FULL_DEVICE
     rows = Measurements(device, extent, folder / "device.json").take()
     (folder / "device.md").write_text(device_markdown(rows, measured_on))

@@ -40,8 +40,9 @@ def main() -> None:
     add("--prompt", default="", help="text to start with; - reads standard input")
     add("-n", "--num", type=int, help=f"number of sentences ({SENTENCES})")
     add("--max-tokens", type=int, help=(
-        "longest text, including the prompt, or longest answer with --interactive; 0: without "
-        "bound (the longest row of training, or 0 with --endless and --interactive)"
+        "longest text in tokens, including <BOS> and the prompt, or longest answer with "
+        "--interactive; 0: without bound (the longest row of training, or 0 with --endless and "
+        "--interactive)"
     ))  # fmt: skip
     add("--temperature", type=float, default=1.0, help="below 1: likelier tokens; 0: as --greedy")
     add("--greedy", action="store_true", help="always the likeliest token")
@@ -55,10 +56,15 @@ def main() -> None:
         help="a package that the model may load classes from")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (0)")
     options = parser.parse_args()
+    if options.temperature == 0:
+        options.greedy, options.temperature = True, parser.get_default("temperature")
     for name, others in NOT_USED_WITH.items():
         for other in others if getattr(options, name) else ():
             if getattr(options, other) != parser.get_default(other):
-                parser.error(f"--{other.replace('_', '-')}: is not used with --{name}")
+                parser.error(f"{_option(other)}: is not used with --{name}")
+    for name, least in {"num": 1, "max_tokens": 0}.items():
+        if (value := getattr(options, name)) is not None and value < least:
+            parser.error(f"{_option(name)} {value}: must be at least {least}")
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # which a prompt may not hold
     if options.prompt == "-":
@@ -68,8 +74,20 @@ def main() -> None:
     try:
         for piece in _pieces(options):
             print(piece, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.exit(f"the output cannot be written; {error.strerror}")
     except ValueError as error:
         sys.exit(str(error))
+    except (MemoryError, RuntimeError) as error:
+        from newllm.data.reading import one_line
+
+        sys.exit(one_line(error) or "not enough memory")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _pieces(options: Namespace) -> Iterator[str]:
@@ -90,9 +108,18 @@ def _pieces(options: Namespace) -> Iterator[str]:
         raise ValueError(f"{options.run}: was not trained on text and has no tokenizer")
     temperature = 0.0 if options.greedy else options.temperature
     limits = {name: getattr(options, name) for name in LIMITS}
-    sampling = Sampling(temperature=temperature, **limits)
+    try:
+        sampling = Sampling(temperature=temperature, **limits)
+    except ValueError as error:
+        faults = (line.partition("=") for line in str(error).splitlines())
+        raise ValueError("\n".join(f"{_option(name)} {rest}" for name, _, rest in faults)) from None
     max_tokens = _longest(options, run) or math.inf
     num = SENTENCES if options.num is None else options.num
+    tokens = prompt_tokens(tokenizer, options.prompt)
+    if len(tokens) > max_tokens and not options.interactive:
+        raise ValueError(
+            f"the prompt has {len(tokens)} tokens; the maximum is {max_tokens}; raise --max-tokens"
+        )
     if num != 1 and not (options.endless or options.interactive):
         if max_tokens == math.inf:
             raise ValueError("--max-tokens 0: needs -n 1, --endless or --interactive")
@@ -101,29 +128,33 @@ def _pieces(options: Namespace) -> Iterator[str]:
         is_of_lines = not any("\n" in sentence for sentence in sentences)
         yield ("\n" if is_of_lines else "\n\n").join(map(printable, sentences)) + "\n"
         return
-    if max_tokens < 0:
-        raise ValueError(f"max_tokens={max_tokens}: must be at least 0")
     continuation = Continuation(
         model, tokenizer, sampling, seed=options.seed, is_endless=options.endless
     )
     if options.interactive:
         print(f"write the beginning of a text; {COMMANDS}", file=sys.stderr)
-        dialogue = Dialogue(continuation, tokenizer, max_tokens)
+        dialogue = Dialogue(run, continuation, max_tokens)
         yield from dialogue.answers(line.rstrip("\n") for line in sys.stdin)
         return
-    tokens = prompt_tokens(tokenizer, options.prompt)
-    if len(tokens) > max_tokens:
-        raise ValueError(
-            f"the prompt has {len(tokens)} tokens; the maximum is {max_tokens}; raise --max-tokens"
-        )
     continuation.read(tokens)
     start = () if tokenizer.is_of_pairs else tokens
     yield from text_of(continuation, tokenizer, max_tokens - len(tokens), start)
 
 
 def _longest(options: Namespace, run: LoadedRun) -> int:
-    """The most tokens of a text, including the prompt; 0 for any number."""
+    """The most tokens of a text, including `<BOS>` and the prompt; 0 for any number.
+
+    Raises:
+        ValueError: more were asked for than the model has positions for.
+    """
     if options.max_tokens is not None:
+        positions = run.model.positions
+        # The last token is drawn, and not read.
+        most = positions.max_length + 1 if positions else math.inf
+        if options.max_tokens > most and not options.interactive:
+            raise ValueError(
+                f"--max-tokens {options.max_tokens}: the model has positions for {most} at most"
+            )
         return int(options.max_tokens)
     if options.endless or options.interactive:
         return 0

@@ -321,7 +321,10 @@ def test_the_client_without_torch_draws_what_the_model_draws(
     (expected,) = sample_sentences(loaded.model, tokenizer, 1, word, 9, greedy)
     assert done.stdout == f"{expected}\n"
     unknown = without_torch([str(exported), "--prompt=zebra"])
-    assert (unknown.returncode, unknown.stderr) == (1, "the prompt contains unknown words\n")
+    assert (unknown.returncode, unknown.stderr) == (
+        1,
+        "the prompt contains unknown words: ['zebra']\n",
+    )
     longer = without_torch([str(exported), f"--prompt={word}", "--max-tokens=1"])
     assert longer.stderr == "the prompt has 2 tokens; the maximum is 1\n"
     bare = shutil.copytree(exported, tmp_path / "bare")
@@ -329,6 +332,18 @@ def test_the_client_without_torch_draws_what_the_model_draws(
     assert without_torch([str(bare)]).stderr == (
         f"{bare}: has no tokenizer; the run was not trained on text\n"
     )
+    for wrong in (run, tmp_path / "nowhere"):
+        told = f"{wrong}: is not what newllm.export --format onnx wrote\n"
+        assert without_torch([str(wrong)]).stderr == told
+    hot = without_torch([str(exported), "--temperature=nan"])
+    assert (hot.returncode, hot.stderr) == (
+        1,
+        "--temperature nan: must be finite, and at least 0\n",
+    )
+    one, again, other = (
+        without_torch([str(exported), f"--seed={seed}"]).stdout for seed in (1, 1, 2)
+    )
+    assert one == again != other
 
 
 def test_safetensors_load_as_the_model_of_the_run(

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from newllm.models.distribution import Sampling
 from newllm.models.language_model import LanguageModel
 from newllm.models.local_attention import LocalAttention, SparseAttention
 from newllm.models.sampling import Continuation, NoMorePositions, sample_sentences
-from newllm.runs.generation import Dialogue, text_of
+from newllm.runs.generation import text_of
 
 SENTENCES = ["the cat sleeps", "the dog barks", "a dog sleeps"]
 
@@ -207,7 +206,7 @@ def test_a_saved_state_goes_on(model: LanguageModel, tokenizer: Tokenizer) -> No
     other.load_state_dict(saved)
     assert next_ten(other) == next_ten(first)
     for wrong in (7, {}, saved | {"state": (torch.zeros(2, 4),)}, saved | {"state": ()}):
-        with pytest.raises(ValueError, match="it is not a state of this model"):
+        with pytest.raises(ValueError, match="this is not a state of this model"):
             other.load_state_dict(wrong)
     other.reset()
     assert other.state is None
@@ -248,7 +247,7 @@ def test_a_state_of_other_widths_is_refused(
         continuation.read([*range(4, 9)])
     again = Continuation(models[0], tokenizer, is_endless=True)
     again.load_state_dict(own.state_dict())
-    with pytest.raises(ValueError, match="it is not a state of this model"):
+    with pytest.raises(ValueError, match="this is not a state of this model"):
         again.load_state_dict(other.state_dict())
     assert [int(next(again)) for _ in range(4)] == [int(next(own)) for _ in range(4)]
 
@@ -268,7 +267,7 @@ def test_a_damaged_state_is_refused(
 ) -> None:
     continuation = Continuation(model, tokenizer)
     continuation.read(tokenizer.encode_prompt("the"))
-    with pytest.raises(ValueError, match="it is not a state of this model"):
+    with pytest.raises(ValueError, match="this is not a state of this model"):
         continuation.load_state_dict(continuation.state_dict() | wrong)
 
 
@@ -316,28 +315,3 @@ def test_a_text_may_end_within_a_character(kind: str) -> None:
     stream = TextStream(tokenizer)
     stream.add(ids[0])
     assert stream.end() == ""
-
-
-def test_a_dialogue_keeps_its_state(
-    model: LanguageModel, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    def answers(*lines: str) -> list[str]:
-        continuation = Continuation(model, tokenizer, Sampling(temperature=0))
-        return "".join(Dialogue(continuation, tokenizer, 5).answers(lines)).splitlines()
-
-    file = tmp_path / "state.pt"
-    first, saved, second = answers("the dog", f"/save {file}", "a dog")
-    assert saved == f"the state is in {file}"
-    assert answers("the cat", f"/load {file}", "a dog")[-1] == second
-    assert answers("the dog", "/reset", "the dog") == [
-        first, "the state is that of the beginning", first,
-    ]  # fmt: skip
-    (told,) = answers(f"/save {tmp_path / 'missing' / 'state.pt'}")
-    assert (
-        told == f"{tmp_path / 'missing' / 'state.pt'}: cannot be written; No such file or directory"
-    )
-    faults = answers("zebra", "/sav", "/load nowhere.pt", f"/load {__file__}", "/quit", "the dog")
-    words = ["unknown words: ['zebra']", "no such command; /reset", "nowhere.pt: No such file"]
-    assert len(faults) == 4
-    assert all(word in line for word, line in zip(words, faults, strict=False))
-    assert faults[3].endswith("it is damaged")

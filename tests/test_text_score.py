@@ -112,6 +112,17 @@ def test_unknown_words_are_counted_and_stand_for_no_bytes() -> None:
     assert (score.num_unknown, score.num_tokens, score.bits_per_byte) == (2, 4, None)
 
 
+def test_a_text_longer_than_the_positions_is_refused() -> None:
+    tokenizer = tokenizer_of("words")
+    model = transformer(tokenizer.size, max_length=6).eval()
+    score = TextScore()
+    score_text(model, tokenizer, [7] * 4, score)
+    score_text(model, tokenizer, [7] * 2, score)
+    told = "the text is longer than the 6 tokens for which the model has positions"
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        score_text(model, tokenizer, [7], score)
+
+
 def test_states_that_cannot_be_loaded_or_saved(tmp_path: Path) -> None:
     run, text, saved = good_run(tmp_path / "run"), tmp_path / "text.txt", tmp_path / "state.pt"
     text.write_text("the girl sings")
@@ -122,8 +133,8 @@ def test_states_that_cannot_be_loaded_or_saved(tmp_path: Path) -> None:
         {"state": (torch.zeros(1, 5),)}, {"last": 10_000}, {"last": "3"}, {"num_unknown": None},
         {"losses": [[1.0]]}, {"numbers": (1, 2)},
     ):  # fmt: skip
-        torch.save(content | wrong, saved)
-        with pytest.raises(ValueError, match=r"is not a saved state; it is not a state of this"):
+        torch.save(content | {"content": content["content"] | wrong}, saved)
+        with pytest.raises(ValueError, match=r"is damaged; it holds no state of a text$"):
             evaluate_text(run, text, start=saved)
     with pytest.raises(ValueError, match=r"^nowhere: no such folder; make it first$"):
         evaluate_text(run, tmp_path / "not looked at", end=Path("nowhere/state.pt"))

@@ -14,8 +14,13 @@ parser.add_argument("folder", type=Path, help="what newllm.export wrote")
 parser.add_argument("--prompt", default="")
 parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token")
 parser.add_argument("--max-tokens", type=int, default=200, help="longest text, with the prompt")
+parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
+if not 0 <= options.temperature < np.inf:
+    sys.exit(f"--temperature {options.temperature}: must be finite, and at least 0")
+if not (options.folder / "model.onnx").is_file():
+    sys.exit(f"{options.folder}: is not what newllm.export --format onnx wrote")
 if not (options.folder / "tokenizer.json").is_file():
     sys.exit(f"{options.folder}: has no tokenizer; the run was not trained on text")
 model = json.loads((options.folder / "model.json").read_text(encoding="utf-8"))
@@ -31,8 +36,9 @@ if model["is_of_pairs"]:
 longest = min(options.max_tokens, model["max_tokens"] or options.max_tokens)
 if len(read) > longest:
     sys.exit(f"the prompt has {len(read)} tokens; the maximum is {longest}")
+unknown = [word for word in prompt.split() if special["unk"] in tokenizer.encode(word).ids]
 if special["unk"] in read:
-    sys.exit("the prompt contains unknown words")
+    sys.exit(f"the prompt contains unknown words: {unknown}")
 sizes = {"batch": 1, "tokens": 0}  # one row, before the first token
 state = {
     part["name"]: np.full(
@@ -40,6 +46,7 @@ state = {
     )
     for part in model["state"]
 }
+random = np.random.default_rng(options.seed)
 tokens = list(read)
 for position in range(longest - 1):
     fed = {model["token"]: np.array([tokens[position]]), **state}
@@ -49,7 +56,7 @@ for position in range(longest - 1):
         continue  # within the prompt
     logits[0, model["never_drawn"]] = -np.inf
     scaled = (logits[0] - logits.max()).astype(float) / max(options.temperature, 1e-9)
-    drawn = int(np.random.choice(len(scaled), p=np.exp(scaled) / np.exp(scaled).sum()))
+    drawn = int(random.choice(len(scaled), p=np.exp(scaled) / np.exp(scaled).sum()))
     if drawn == special["eos"]:
         break
     tokens.append(drawn)

@@ -88,8 +88,10 @@ def read_timings(path: Path) -> dict[str, Timing]:
     """
     try:
         return {name: Timing(**row) for name, row in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a benchmark.json ({type(error).__name__})") from error
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: is not a benchmark.json") from error
 
 
 def changes(old: Mapping[str, Timing], new: Mapping[str, Timing]) -> dict[str, float]:

@@ -40,11 +40,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         wanted = {
-            "temperature": (0 <= self.temperature < math.inf, "must be at least 0"),
+            "temperature": (0 <= self.temperature < math.inf, "must be finite, and at least 0"),
             "top_k": (self.top_k is None or self.top_k >= 1, "must be at least 1"),
             "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "must be from 0 to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "must be above 0"),
+            "repetition_penalty": (
+                0 < self.repetition_penalty < math.inf,
+                "must be finite, and above 0",
+            ),
         }
         wrong = {name: told for name, (is_right, told) in wanted.items() if not is_right}
         raise_faults([f"{name}={getattr(self, name)}: {told}" for name, told in wrong.items()])

@@ -123,7 +123,7 @@ class Continuation(Iterator[Tensor]):
             and content.keys() == set(OF_A_CONTINUATION)
             and self._may_be_own(content)
         ):
-            raise ValueError("it is not a state of this model")
+            raise ValueError("this is not a state of this model")
         self.reset()
         for name, value in content.items():
             setattr(self, "_state" if name == "state" else name, value)

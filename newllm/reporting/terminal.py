@@ -36,9 +36,16 @@ TENTHS = {  # of the rows of a task
 }
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to the command line."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """The terminal; lines are not broken in a file or a pipe."""
-    own = Console(highlight=False, markup=False)
+    own = _Console(highlight=False, markup=False)
     if not own.is_terminal:
         own.width = 250
     return own

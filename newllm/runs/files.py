@@ -181,7 +181,7 @@ def _check_archive(file: Path) -> None:
     except OSError as error:
         raise ValueError(error.strerror or "cannot be read") from error
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-        raise ValueError("it is damaged") from error
+        raise ValueError("it is damaged, or was not written by torch") from error
     is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if is_packed or sum(entry.file_size for entry in entries) > found.st_size:
         raise ValueError("it is damaged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from newllm.data.reading import printable
 from newllm.data.text_stream import TextStream
 from newllm.data.tokenizer import EOS, Tokenizer
 from newllm.models.sampling import Continuation, prompt_tokens
-from newllm.runs.files import read_saved, write_saved
+from newllm.runs.directory import LoadedRun
+from newllm.runs.saved_state import read_state, write_state
 
 COMMANDS = "/reset forgets everything, /save FILE and /load FILE keep the state, /quit ends"
 
@@ -51,43 +53,54 @@ class Dialogue:
     """Answers lines with a model's continuation of them.
 
     Args:
+        run: whose model it is.
         continuation: of one row; the state is its own.
-        tokenizer: of the model.
         max_tokens: of an answer.
+
+    Raises:
+        ValueError: the run was not trained on text.
     """
 
     def __init__(
-        self, continuation: Continuation, tokenizer: Tokenizer, max_tokens: float = math.inf
+        self, run: LoadedRun, continuation: Continuation, max_tokens: float = math.inf
     ) -> None:
-        self._continuation, self._tokenizer = continuation, tokenizer
+        if run.tokenizer is None:
+            raise ValueError(f"{run.path}: was not trained on text and has no tokenizer")
+        self._run, self._tokenizer, self._continuation = run, run.tokenizer, continuation
         self._max_tokens = max_tokens
 
     def answers(self, lines: Iterable[str]) -> Iterator[str]:
-        """Pieces of the answers to all lines, each ended by a line break."""
+        """Pieces of the answers to all lines, each ended by a line break.
+
+        What commands and faults have to say is no answer, and goes to standard error.
+        """
         for line in lines:
             try:
                 if line.strip() == "/quit":
                     return
                 if line.startswith("/"):
-                    yield printable(self._obey(*line.split(maxsplit=1))) + "\n"
+                    self._tell(self._obey(*line.split(maxsplit=1)))
                     continue
                 self._continuation.read(prompt_tokens(self._tokenizer, line))
                 yield from text_of(self._continuation, self._tokenizer, self._max_tokens)
             except (ValueError, OSError) as error:
-                yield printable(str(error)) + "\n"
+                self._tell(str(error))
+
+    @staticmethod
+    def _tell(text: str) -> None:
+        print(printable(text), file=sys.stderr)
 
     def _obey(self, command: str, argument: str = "") -> str:
         path = Path(argument.strip())
         if command == "/reset" and not argument:
             self._continuation.reset()
             return "the state is that of the beginning"
-        if command == "/save" and argument:
-            write_saved(path, self._continuation.state_dict())
+        if command in ("/save", "/load") and not argument:
+            return f"{command}: needs a file; {COMMANDS}"
+        if command == "/save":
+            write_state(path, "dialogue", self._run, self._continuation.state_dict())
             return f"the state is in {path}"
-        if command == "/load" and argument:
-            try:
-                self._continuation.load_state_dict(read_saved(path))
-            except ValueError as error:
-                return f"{path}: {error}"
+        if command == "/load":
+            self._continuation.load_state_dict(read_state(path, "dialogue", self._run))
             return f"the state is that of {path}"
         return f"no such command; {COMMANDS}"

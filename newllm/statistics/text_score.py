@@ -75,7 +75,12 @@ def score_text(
     bytes_V = tokenizer.bytes_V
     if bytes_V is not None and score.num_bytes is None:
         score.num_bytes = 0
+    longest = model.positions.max_length if model.positions else math.inf
     for chunk in _chunks(tokens):
+        if score.num_tokens + len(chunk) > longest:
+            raise ValueError(
+                f"the text is longer than the {longest} tokens for which the model has positions"
+            )
         targets_T = torch.tensor(chunk)
         inputs_T = torch.tensor([score.last, *chunk[:-1]])
         tokens_BT, targets_BT = (part[None].to(device_of(model)) for part in (inputs_T, targets_T))

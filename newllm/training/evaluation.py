@@ -14,12 +14,12 @@ from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
 from newllm.data.streaming import EVALUATION_WINDOW
 from newllm.data.tasks.task import Task
-from newllm.models.language_model import LanguageModel
 from newllm.models.sampling import is_state_of
 from newllm.reporting import figures
 from newllm.reporting.terminal import console, print_evaluation, print_score
 from newllm.runs.directory import LoadedRun, load_run, telling
-from newllm.runs.files import is_of_type, read_saved, write_saved
+from newllm.runs.files import is_of_type
+from newllm.runs.saved_state import check_place, read_state, write_state
 from newllm.runs.writing import write_text
 from newllm.statistics.ablations import ablate, dynamics
 from newllm.statistics.drift import by_tenths
@@ -87,34 +87,34 @@ def evaluate_text(
         ValueError: the run, the text or the saved state cannot be loaded, the state cannot be
             saved, or the text is longer than a model with a table of positions can read.
     """
-    if end is not None and not end.parent.is_dir():
-        raise ValueError(f"{end.parent}: no such folder; make it first")
-    if end is not None and end.is_dir():
-        raise ValueError(f"{end}: is a folder, not a file")
+    if end is not None:
+        check_place(end)
     run = load_run(path, trusted_packages)
     if run.tokenizer is None or run.model.sees_the_future:
         reason = "has no tokenizer" if run.tokenizer is None else "sees the future"
         raise ValueError(f"{path}: {reason} and cannot score a text")
-    score = TextScore() if start is None else _load_score(start, run.model)
+    score = TextScore() if start is None else _load_score(start, run)
+    before = score.num_tokens
     tokens = tokens_of_file(text, run.tokenizer, is_whole=end is None)
     score_text(run.model, run.tokenizer, tokens, score)
+    if score.num_tokens - before == (end is None):  # nothing, or `<EOS>` alone
+        raise ValueError(f"{text}: is empty")
     print_score(score, console())
     if end is not None:
-        write_saved(end, vars(score))
+        write_state(end, "text", run, vars(score))
 
 
-def _load_score(path: Path, model: LanguageModel) -> TextScore:
-    types = get_type_hints(TextScore)
-    with telling(path, "is not a saved state"):
-        content = read_saved(path)
-        is_score = isinstance(content, dict) and content.keys() == types.keys()
-        if not (
-            is_score
-            and is_state_of(model, content["state"], 1)
-            and all(is_of_type(content[name], types[name]) for name in types if name != "state")
-            and 0 <= content["last"] < model.vocabulary_size
-        ):
-            raise ValueError("it is not a state of this model")
+def _load_score(path: Path, run: LoadedRun) -> TextScore:
+    types, model = get_type_hints(TextScore), run.model
+    content = read_state(path, "text", run)
+    if not (
+        isinstance(content, dict)
+        and content.keys() == types.keys()
+        and is_state_of(model, content["state"], 1)
+        and all(is_of_type(content[name], types[name]) for name in types if name != "state")
+        and 0 <= content["last"] < model.vocabulary_size
+    ):
+        raise ValueError(f"{path}: is damaged; it holds no state of a text")
     score = TextScore(**content)
     if score.state is not None:
         score.state = tuple(part.to(device_of(model)) for part in score.state)

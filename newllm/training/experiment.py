@@ -238,7 +238,10 @@ def _fill_sizes(config: DictConfig) -> None:
     except ValueError as error:
         if str(error).startswith("budget."):
             raise
-        hint = f"the sizes chosen by a budget are multiples of budget.step={budget.step}"
+        hint = (
+            f"the sizes chosen by a budget are multiples of budget.step={budget.step}; set it to a "
+            "multiple of what must divide them"
+        )
         lines = [f"{line}; {hint}" for line in str(error).splitlines()]
         raise ValueError("\n".join(lines)) from error
     config.model.update(sizes)

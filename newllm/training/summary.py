@@ -89,10 +89,9 @@ def print_result(result: Mapping[str, Any], experiment: Experiment, folder: Path
         beside = "" if oracle is None else f" (oracle {oracle:.4f})"
         console.print(f"test, at the best epoch: {result['test_loss']:.4f}{beside}")
     for name, found in (result.get("bits_per_byte") or {}).items():
-        console.print(
-            f"{name}, at the best epoch: {in_bits_per_byte(found)} bits per byte "
-            f"(95 % interval over {found['num_sequences']:,} {experiment.source.unit})"
-        )
+        num, unit = found["num_sequences"], experiment.source.unit
+        over = f" (95 % interval over {num:,} {unit})" if num > 1 else ""
+        console.print(f"{name}, at the best epoch: {in_bits_per_byte(found)} bits per byte{over}")
     if result["val_kl"] is not None:
         console.print(
             "expected excess over the grammar, whatever words were drawn (KL): "
