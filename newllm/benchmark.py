@@ -35,10 +35,6 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="an older benchmark.json to compare with")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"), help="folder")
     options = parser.parse_args()
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        sys.exit(f"--output {options.output}: cannot be made; {error.strerror}")
     if options.device is not None:
         if options.threads is not None or options.compare is not None:
             sys.exit("--device: takes neither --threads nor --compare")
@@ -56,6 +52,7 @@ def main() -> None:
         old = read_timings(options.compare) if options.compare else {}
     except ValueError as error:
         sys.exit(str(error))
+    _make(options.output)
     # Here, because torch takes seconds to import.
     from newllm.benchmarks.results import machine, markdown, picture
     from newllm.benchmarks.workloads import FULL, QUICK, measure
@@ -79,6 +76,7 @@ def _measure_memory(is_quick: bool, output: Path) -> None:
 
     if not can_measure():
         sys.exit("--memory: needs Linux, which tells the peak memory of a process")
+    _make(output)
     measured_on = machine()
     print(measured_on)
     found = measure_memory(QUICK if is_quick else Lengths(), output / "memory.json")
@@ -99,6 +97,7 @@ def _measure_device(name: str, is_quick: bool, folder: Path) -> None:
         sys.exit(f"--device {name}: must be cuda or cpu")
     if name == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here")
+    _make(folder)
     device = torch.device(name)
     measured_on = machine(device)
     print(measured_on)
@@ -106,6 +105,13 @@ def _measure_device(name: str, is_quick: bool, folder: Path) -> None:
     rows = Measurements(device, extent, folder / "device.json").take()
     (folder / "device.md").write_text(device_markdown(rows, measured_on))
     print(f"written to {folder}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"--output {folder}: cannot be made; {error.strerror}")
 
 
 def _thread_counts(text: str) -> list[int]:

@@ -56,34 +56,46 @@ def main() -> None:
         help="a package that the model may load classes from")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (0)")
     options = parser.parse_args()
+    cause = "--greedy"
     if options.temperature == 0:
         options.greedy, options.temperature = True, parser.get_default("temperature")
+        cause = "--temperature 0"
     for name, others in NOT_USED_WITH.items():
         for other in others if getattr(options, name) else ():
             if getattr(options, other) != parser.get_default(other):
-                parser.error(f"{_option(other)}: is not used with --{name}")
-    for name, least in {"num": 1, "max_tokens": 0}.items():
+                chosen = cause if name == "greedy" else _option(name)
+                parser.error(f"{_option(other)}: is not used with {chosen}")
+    for name, least in {"num": 1, "max_tokens": 0, "seed": 0}.items():
         if (value := getattr(options, name)) is not None and value < least:
             parser.error(f"{_option(name)} {value}: must be at least {least}")
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # which a prompt may not hold
-    if options.prompt == "-":
-        options.prompt = sys.stdin.read()
     with loading():
         import torch  # noqa: F401  (what takes seconds)
+
+        from newllm.data.reading import one_line
     try:
+        if options.prompt == "-":
+            options.prompt = sys.stdin.read()
         for piece in _pieces(options):
-            print(piece, end="", flush=True)
+            _show(piece)
+    except BrokenPipeError:
+        raise
+    except ValueError as error:
+        sys.exit(str(error))
+    except MemoryError:
+        sys.exit("not enough memory")
+    except (OSError, RuntimeError, IndexError) as error:  # of parts that do not fit each other
+        sys.exit(one_line(error) or type(error).__name__)
+
+
+def _show(piece: str) -> None:
+    try:
+        print(piece, end="", flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         sys.exit(f"the output cannot be written; {error.strerror}")
-    except ValueError as error:
-        sys.exit(str(error))
-    except (MemoryError, RuntimeError) as error:
-        from newllm.data.reading import one_line
-
-        sys.exit(one_line(error) or "not enough memory")
 
 
 def _option(name: str) -> str:

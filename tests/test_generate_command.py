@@ -36,7 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--greedy --top-k 3", "--top-k: is not used with --greedy"),
         ("--greedy --top-p 0.5", "--top-p: is not used with --greedy"),
         ("--greedy --min-p 0.1", "--min-p: is not used with --greedy"),
-        ("--temperature 0 --min-p 0.1", "--min-p: is not used with --greedy"),
+        ("--temperature 0 --min-p 0.1", "--min-p: is not used with --temperature 0"),
+        ("--seed -1", "--seed -1: must be at least 0"),
         ("-n 0", "--num 0: must be at least 1"),
         ("--max-tokens -1", "--max-tokens -1: must be at least 0"),
     ],
@@ -117,7 +118,8 @@ def test_no_more_tokens_than_positions(run: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(28, "No space left on device"), "the output cannot be written; No space left"),
+        (OSError(21, "Is a directory"), "[Errno 21] Is a directory"),
+        (IndexError(), "IndexError"),
         (RuntimeError("can't allocate memory: you tried\nto"), "can't allocate memory: you tried"),
         (MemoryError(), "not enough memory"),
     ],
@@ -131,6 +133,15 @@ def test_what_fails_while_it_draws_is_told_in_a_line(
 
     monkeypatch.setattr(generate, "_pieces", pieces)
     assert str(ended_with([str(run)], monkeypatch)).startswith(told)
+
+
+def test_a_full_disk_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.print", full)
+    told = "the output cannot be written; No space left on device"
+    assert ended_with([str(run)], monkeypatch) == told
 
 
 def test_interruption_ends_the_line(

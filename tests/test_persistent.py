@@ -307,10 +307,11 @@ def test_copies_start_anew() -> None:
 COMPILE = """
 import sys
 import triton
-from torch import bfloat16, nn
+import torch
+from torch import nn
 from triton.backends.compiler import GPUTarget
 from newllm.models.cell import Cell, ContextCell
-from newllm.models.gating import LSTMGating
+from newllm.models.gating import Additive, LSTMGating
 from newllm.models.multihead import MultiHeadCell
 from newllm.models.recurrence.kernel.backward import backward
 from newllm.models.recurrence.kernel.forward import forward
@@ -318,13 +319,15 @@ from newllm.models.recurrence.kernel.weights import Weights, bytes_needed
 
 width, num_layers, architecture, num_heads = map(int, sys.argv[1:5])
 settings = {"context_dim": width, "hidden_dim": width, "num_layers": num_layers}
-settings |= {"fnn": sys.argv[5], "gating": LSTMGating, "normalization": nn.LayerNorm}
+gating = {"gated": LSTMGating, "additive": Additive}[sys.argv[6]]
+settings |= {"fnn": sys.argv[5], "gating": gating, "normalization": nn.LayerNorm}
 settings |= {"context_clip": 1.0}
+dtype, pointer = {"bf16": (torch.bfloat16, "*bf16"), "fp32": (torch.float32, "*fp32")}[sys.argv[7]]
 if num_heads == 0:
     cell = ContextCell(8, **settings)
 else:
     cell = MultiHeadCell(8, num_heads=num_heads, **settings)
-settings = Weights(cell, bfloat16).settings | {"DROPS": True, "KEEPS": True}
+settings = Weights(cell, dtype).settings | {"DROPS": True, "KEEPS": True}
 options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
 types = dict.fromkeys("TBCKH", "i32") | dict.fromkeys(("fnn_epsilon", "epsilon", "clip"), "fp32")
 types |= {"flags_TB": "*i8", "masks_NTBH": "*fp32", "context_BC": "*fp32", "contexts_TBC": "*fp32"}
@@ -332,30 +335,42 @@ types |= {"outputs_TBH": "*fp32", "outputs_grad_TBH": "*fp32", "after_grad_BC": 
 norms = "scales_LH", "shifts_LH", "scales_NK", "shifts_NK"
 types |= dict.fromkeys((*norms, "grads_TBC"), "*fp32") | dict.fromkeys(settings, "constexpr")
 for kernel in (forward, backward):
-    signature = {name: types.get(name, "*bf16") for name in kernel.arg_names}
+    signature = {name: types.get(name, pointer) for name in kernel.arg_names}
     constants = {name: settings[name] for name in kernel.arg_names if name in settings}
     source = triton.compiler.ASTSource(kernel, signature, constexprs=constants)
     target = GPUTarget("cuda", architecture, 32)
     memory = triton.compile(source, target=target, options=options).metadata.shared
-    assert memory <= bytes_needed(cell, bfloat16), (memory, bytes_needed(cell, bfloat16))
+    assert memory <= bytes_needed(cell, dtype), (memory, bytes_needed(cell, dtype))
 """
 
 
 @pytest.mark.parametrize(
-    ("width", "num_layers", "architecture", "num_heads", "fnn"),
+    ("width", "num_layers", "architecture", "num_heads", "fnn", "gating", "dtype"),
     [
-        (32, 2, 90, 0, "residual"),
+        (32, 2, 90, 0, "residual", "gated", "bf16"),
+        (32, 1, 90, 2, "plain", "additive", "fp32"),
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
-                *product((128,), (3,), (80, 90), (0,), ("plain", "residual")),
-                *product((96,), (2,), (80, 90), (1, 3), ("plain", "residual")),
+                *product(
+                    (128,), (3,), (80, 90), (0,), ("plain", "residual"), ("gated",), ("bf16",)
+                ),
+                *product(
+                    (96,), (2,), (80, 90), (1, 3), ("plain", "residual"), ("gated",), ("bf16",)
+                ),
+                *product((64,), (1,), (80, 90), (4,), ("plain",), ("additive", "gated"), ("fp32",)),
             )
         ),
     ],
 )
 def test_the_kernels_compile_for_a_gpu(
-    width: int, num_layers: int, architecture: int, num_heads: int, fnn: str
+    width: int,
+    num_layers: int,
+    architecture: int,
+    num_heads: int,
+    fnn: str,
+    gating: str,
+    dtype: str,
 ) -> None:
     """What the interpreter allows the compiler may refuse; the memory is what was planned."""
     subprocess.run(
@@ -364,7 +379,7 @@ def test_the_kernels_compile_for_a_gpu(
             "-c",
             COMPILE,
             *map(str, (width, num_layers, architecture, num_heads)),
-            fnn,
+            *(fnn, gating, dtype),
         ],
         env=os.environ | {"TRITON_INTERPRET": "0"},
         check=True,

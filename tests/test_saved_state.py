@@ -1,6 +1,7 @@
 """States of a model in files: a dialogue that keeps its own, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hostile import good_run
 
+from newllm.data.tokenizer import Tokenizer
 from newllm.models.distribution import Sampling
 from newllm.models.sampling import Continuation
 from newllm.runs.directory import LoadedRun, load_run
@@ -62,7 +64,6 @@ def test_a_dialogue_keeps_its_state(answers: Any, file: Path) -> None:
         ("/save", "/save: needs a file; /reset forgets everything"),
         ("/load nowhere.pt", "nowhere.pt: is not a saved state; No such file or directory"),
         (f"/load {__file__}", "is not a saved state; it is damaged, or was not written by torch"),
-        (f"/save {__file__}", "exists and is not a saved state; choose another name"),
         ("/save nowhere/state.pt", "nowhere: no such folder; make it first"),
     ],
 )
@@ -70,6 +71,14 @@ def test_a_dialogue_says_what_is_wrong(answers: Any, line: str, told: str) -> No
     found, (fault,) = answers(line)
     assert found == []
     assert told in fault
+
+
+def test_a_dialogue_replaces_no_other_file(answers: Any, file: Path) -> None:
+    file.write_text("a text")
+    ((), (fault,)) = answers(f"/save {file}")
+    assert fault.startswith(f"{file}: exists and is not a saved state; it is damaged, or was not")
+    assert fault.endswith("; choose another name")
+    assert file.read_text() == "a text"
 
 
 def test_a_state_belongs_to_its_weights_and_tokenizer(run: LoadedRun, file: Path) -> None:
@@ -82,8 +91,7 @@ def test_a_state_belongs_to_its_weights_and_tokenizer(run: LoadedRun, file: Path
     with pytest.raises(ValueError, match=f"^{told}$"):
         read_state(file, "text", run)
     write_state(file, "text", run, CONTENT)
-    words = run.path / "tokenizer.json"
-    words.write_text(words.read_text().replace("birds", "words"))
+    run = replace(run, tokenizer=Tokenizer.train(["the dog"]))
     with pytest.raises(ValueError, match=f"^{told}$"):
         read_state(file, "text", run)
 
@@ -119,10 +127,35 @@ def test_nothing_is_lost_where_a_text_is_scored(run: LoadedRun, file: Path) -> N
     assert text.read_text() == "the dog"
 
 
-@pytest.mark.parametrize("end", [None, "state.pt"])
-def test_an_empty_text_has_no_score(run: LoadedRun, tmp_path: Path, end: str | None) -> None:
-    text = tmp_path / "text.txt"
+@pytest.mark.parametrize("content", ["", " \n"])
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_text_without_tokens_has_no_score(
+    run: LoadedRun, file: Path, content: str, saves: bool
+) -> None:
+    text = file.with_name("text.txt")
+    text.write_text(content)
+    with pytest.raises(ValueError, match=r"text.txt: has no tokens$"):
+        evaluate_text(run.path, text, end=file if saves else None)
+    assert not file.exists()
+
+
+def test_an_empty_text_may_end_another(run: LoadedRun, file: Path) -> None:
+    text = file.with_name("text.txt")
+    text.write_text("the dog")
+    evaluate_text(run.path, text, end=file)
     text.write_text("")
-    with pytest.raises(ValueError, match=r"text.txt: is empty$"):
-        evaluate_text(run.path, text, end=end and tmp_path / end)
-    assert not (tmp_path / "state.pt").exists()
+    evaluate_text(run.path, text, start=file)
+
+
+def test_a_state_is_saved_before_the_score_is_shown(
+    run: LoadedRun, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("newllm.training.evaluation.print_score", closed)
+    text = file.with_name("text.txt")
+    text.write_text("the dog")
+    with pytest.raises(BrokenPipeError):
+        evaluate_text(run.path, text, end=file)
+    assert read_state(file, "text", run)["numbers"] == [1, 1]

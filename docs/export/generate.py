@@ -19,6 +19,8 @@ options = parser.parse_args()
 
 if not 0 <= options.temperature < np.inf:
     sys.exit(f"--temperature {options.temperature}: must be finite, and at least 0")
+if options.seed < 0:
+    sys.exit(f"--seed {options.seed}: must be at least 0")
 if not (options.folder / "model.onnx").is_file():
     sys.exit(f"{options.folder}: is not what newllm.export --format onnx wrote")
 if not (options.folder / "tokenizer.json").is_file():
@@ -36,8 +38,9 @@ if model["is_of_pairs"]:
 longest = min(options.max_tokens, model["max_tokens"] or options.max_tokens)
 if len(read) > longest:
     sys.exit(f"the prompt has {len(read)} tokens; the maximum is {longest}")
-unknown = [word for word in prompt.split() if special["unk"] in tokenizer.encode(word).ids]
 if special["unk"] in read:
+    ids = {word: tokenizer.encode(word, add_special_tokens=False).ids for word in prompt.split()}
+    unknown = [word for word in ids if special["unk"] in ids[word]]
     sys.exit(f"the prompt contains unknown words: {unknown}")
 sizes = {"batch": 1, "tokens": 0}  # one row, before the first token
 state = {

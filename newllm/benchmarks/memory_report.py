@@ -32,7 +32,7 @@ class Slope:
     half_width: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ± {self.half_width:.2f}"
+        return f"{self.value:z.2f} ± {self.half_width:.2f}"
 
     @property
     def verdict(self) -> str:
@@ -100,7 +100,7 @@ class Findings:
 
     @property
     def crossings(self) -> dict[str, float | None]:
-        """The lengths from which on the Transformer takes more than the context model."""
+        """The lengths from which on the Transformer takes `MARGIN` times as much or more."""
         fixed, cached = self.inference[CONTEXT], self.inference[TRANSFORMER]
         return {
             "memory": crossing(cached.lengths, cached.megabytes, MARGIN * fixed.megabytes),

@@ -14,7 +14,9 @@ from newllm.models.sampling import Continuation, prompt_tokens
 from newllm.runs.directory import LoadedRun
 from newllm.runs.saved_state import read_state, write_state
 
-COMMANDS = "/reset forgets everything, /save FILE and /load FILE keep the state, /quit ends"
+COMMANDS = (
+    "/reset forgets everything, /save FILE saves the state, /load FILE restores it, /quit ends"
+)
 
 
 def text_of(

@@ -35,8 +35,8 @@ def resume(folder: Path, trusted_packages: Sequence[str], attempt: Attempt) -> i
                     f"{folder}: diverged and would diverge again: {result.get('error')}"
                 )
             best, epoch = result.get("best_val_loss"), result.get("best_epoch")
-            loss = "-" if best is None else f"{best:.4f}"
-            print(f"{folder}: is done; best validation loss {loss} in epoch {epoch}")
+            found = "" if best is None else f"; best validation loss {best:.4f} in epoch {epoch}"
+            print(f"{folder}: is done{found}")
             return 0
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -11,7 +11,7 @@ import torch
 from newllm.runs.directory import LoadedRun
 from newllm.runs.files import read_saved, write_saved
 
-# What a state is of, and what writes such files.
+# Kinds of states, and what writes each.
 WRITERS = {
     "dialogue": "/save of newllm.generate",
     "text": "--save-state of newllm.evaluate",
@@ -55,21 +55,27 @@ def read_state(path: Path, kind: str, run: LoadedRun) -> Any:
 
 
 def check_place(path: Path) -> None:
-    """Check that a state can be written to a file without a loss of anything else.
+    """Check that a state can be written to a file without losing anything else.
 
     Raises:
-        ValueError: it is a folder, is in none, or holds something else than a state.
+        ValueError: it is a folder, is in none, or holds something other than a state.
     """
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent}: no such folder; make it first")
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder, not a file")
     try:
-        is_free = not path.exists() or _is_state(read_saved(path, mmap=True))
-    except ValueError:
-        is_free = False
-    if not is_free:
-        raise ValueError(f"{path}: exists and is not a saved state; choose another name")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path.parent}: no such folder; make it first")
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder, not a file")
+        if not path.exists():
+            return
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    reason = ""
+    try:
+        if _is_state(read_saved(path, mmap=True)):
+            return
+    except ValueError as error:
+        reason = f"{error}; "
+    raise ValueError(f"{path}: exists and is not a saved state; {reason}choose another name")
 
 
 def _is_state(saved: object) -> bool:
@@ -81,10 +87,10 @@ def _is_state(saved: object) -> bool:
 
 
 def fingerprint(run: LoadedRun) -> str:
-    """A digest of the weights and the tokenizer of a run, without which a state means nothing."""
+    """A digest of a run's weights and tokenizer; a state is meaningful only with these."""
     digest = hashlib.sha256()
     if run.tokenizer is not None:
-        digest.update((run.path / "tokenizer.json").read_bytes())
+        digest.update(run.tokenizer.to_json().encode())
     for name, weight in run.model.state_dict().items():
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
         digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())

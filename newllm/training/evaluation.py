@@ -14,6 +14,7 @@ from newllm.data.batch import device_of
 from newllm.data.source import VALIDATION, Source
 from newllm.data.streaming import EVALUATION_WINDOW
 from newllm.data.tasks.task import Task
+from newllm.data.tokenizer import EOS
 from newllm.models.sampling import is_state_of
 from newllm.reporting import figures
 from newllm.reporting.terminal import console, print_evaluation, print_score
@@ -85,7 +86,8 @@ def evaluate_text(
 
     Raises:
         ValueError: the run, the text or the saved state cannot be loaded, the state cannot be
-            saved, or the text is longer than a model with a table of positions can read.
+            saved, or the text has no tokens, or more than a model with a table of positions can
+            read.
     """
     if end is not None:
         check_place(end)
@@ -97,11 +99,12 @@ def evaluate_text(
     before = score.num_tokens
     tokens = tokens_of_file(text, run.tokenizer, is_whole=end is None)
     score_text(run.model, run.tokenizer, tokens, score)
-    if score.num_tokens - before == (end is None):  # nothing, or `<EOS>` alone
-        raise ValueError(f"{text}: is empty")
-    print_score(score, console())
+    num_tokens = score.num_tokens - before
+    if num_tokens == 0 or (num_tokens == 1 and score.last == EOS and start is None):
+        raise ValueError(f"{text}: has no tokens")
     if end is not None:
         write_state(end, "text", run, vars(score))
+    print_score(score, console())
 
 
 def _load_score(path: Path, run: LoadedRun) -> TextScore:

@@ -20,7 +20,14 @@ from newllm.models.cell import Cell
 from newllm.models.layer import State
 from newllm.models.recurrence.notice import tell_of_compiling
 from newllm.models.recurrence.reference import Chunk, roll
-from newllm.models.recurrence.step import Step, StepInputs, Use, compile_step, linears_of, others_of
+from newllm.models.recurrence.step import (
+    Step,
+    StepArguments,
+    Use,
+    compile_step,
+    linears_of,
+    others_of,
+)
 
 SECONDS = 10  # that compiling takes, roughly
 MOST_ROWS = 64  # of a compiled step; more rows are read in groups, so that few need few
@@ -77,7 +84,7 @@ def kind_of(cell: Cell, chunk: Chunk) -> Any:
 
 def _compiled_or_none(cell: Cell, chunk: Chunk) -> Step | None:
     name = type(cell).__name__
-    first = StepInputs(
+    first = StepArguments(
         chunk.inputs_BTE[:MOST_ROWS, 0],
         [part[:MOST_ROWS] for part in chunk.state],
         [mask[:MOST_ROWS] for mask in next(chunk.masks.steps(1))] if chunk.masks else (),
@@ -177,7 +184,7 @@ class _Read(torch.autograd.Function):
         num_results = max([len(state), *(use.source for use in step.uses)]) + 1
         results, kept = [], []
         for inputs_BE, own_masks, own_flags in zip(inputs_TBE.unbind(), masks, flags, strict=True):
-            given = StepInputs(
+            given = StepArguments(
                 inputs_BE, state, own_masks, own_flags, initial, addends, weights, others
             )
             found = step.forward(given.flat())
@@ -192,7 +199,7 @@ class _Read(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outputs_grad_TBH: Tensor, *state_grads: Tensor) -> tuple[Any, ...]:
-        example: StepInputs = ctx.step.example
+        example: StepArguments = ctx.step.example
         state = [*map(_dense, state_grads, example.state)]
         inputs: list[Any] = []
         addends: list[Sequence[Tensor]] = []

@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # of a compiled step, relative to the largest value
 Kernel = Callable[[list[Tensor]], Sequence[Any]]
 
 
-class StepInputs(NamedTuple):
+class StepArguments(NamedTuple):
     """Arguments of a step; the first four are new at each token."""
 
     inputs: Tensor
@@ -44,10 +44,10 @@ class StepInputs(NamedTuple):
         """All tensors in order."""
         return [self.inputs, *(tensor for group in self[1:] for tensor in group)]
 
-    def grouped(self, flat: Iterable[Any]) -> StepInputs:
+    def grouped(self, flat: Iterable[Any]) -> StepArguments:
         """Items in the order of `flat`, in groups of the same sizes."""
         items = iter(flat)
-        return StepInputs(next(items), *(list(islice(items, len(group))) for group in self[1:]))
+        return StepArguments(next(items), *(list(islice(items, len(group))) for group in self[1:]))
 
 
 class Use(NamedTuple):
@@ -62,16 +62,17 @@ class Step:
     """A compiled step.
 
     Attributes:
-        forward: maps `StepInputs.flat()` to the output, the state, other inputs of Linears, and
+        forward: maps `StepArguments.flat()` to the output, the state, other inputs of Linears, and
             what `backward` needs.
-        backward: maps what it needs and the gradients of output and state to those of `StepInputs`.
+        backward: maps what it needs and the gradients of output and state to those of the
+            arguments.
         example: arguments that it was compiled for.
         uses: calls of Linears, in order.
     """
 
     forward: Kernel
     backward: Kernel
-    example: StepInputs
+    example: StepArguments
     uses: tuple[Use, ...]
 
     @property
@@ -91,7 +92,7 @@ def others_of(cell: Cell) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if id(tensor) not in of_linears}
 
 
-def compile_step(cell: Cell, first: StepInputs) -> Step:
+def compile_step(cell: Cell, first: StepArguments) -> Step:
     """Compile the step of a cell.
 
     Args:
@@ -143,7 +144,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _pure_step(
-    cell: Cell, given: StepInputs, linear: Callable[[int, int, Tensor], Tensor]
+    cell: Cell, given: StepArguments, linear: Callable[[int, int, Tensor], Tensor]
 ) -> tuple[list[Tensor], tuple[Use, ...]]:
     """A step of a cell as a function of tensors.
 

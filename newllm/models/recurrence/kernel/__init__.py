@@ -17,5 +17,5 @@ a processor must hold all matrices of the cell that a step multiplies by.
 
 Shapes: B batch, T time (tokens), E input, C context, H hidden, L layers of the FNN, D = L - 1 of
 them behind the input projection, G Linears of the gating (delta; forget and input gates), N heads
-of the context, K = C / N context of a head.
+of the context, K = C / N context of a head, I = H or H + K inputs of a Linear of the gating.
 """

@@ -37,7 +37,7 @@ def matrices(pointer, number: tl.constexpr, num_outputs, num_inputs, outputs, in
 def carries(
     pointer, number: tl.constexpr, heads: tl.constexpr, num_heads, head_dim, outputs, inputs
 ):
-    """A tuple of weights of all heads [number, heads, outputs, inputs]; indices are [1, ...]."""
+    """A tuple of weights of all heads; indices are [1, K, 1] and [1, 1, K], in either order."""
     head = tl.arange(0, heads)[:, None, None]
     inside = (head < num_heads) & (outputs < head_dim) & (inputs < head_dim)
     loaded = ()
@@ -102,7 +102,7 @@ def rectified(values):
 
 @triton.jit
 def mean(values, heads: tl.constexpr, head_dim):
-    """That of each head of a row, in all of its columns or, of a single head, in one."""
+    """The mean of each head of a row, in each of its columns; a single column for one head."""
     if heads == 1:
         means = tl.sum(values, 1, keep_dims=True) / head_dim
     else:

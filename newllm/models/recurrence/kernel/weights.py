@@ -105,7 +105,8 @@ class Weights:
     @property
     def settings(self) -> dict[str, object]:
         """The arguments that both kernels are compiled for."""
-        width = max(self.context_dim, self.hidden_dim)
+        heads, width_k = padded(self.num_heads, 1), padded(self.head_dim)
+        width = max(heads * width_k, padded(self.hidden_dim))
         return {
             "D": len(self.layers_DHH),
             "G": len(self.gates_GCH),
@@ -113,10 +114,10 @@ class Weights:
             "NORMALIZED": self.is_normalized,
             "CLIPPED": self.clip is not None,
             "PRECISION": precision(),
-            "HEADS": padded(self.num_heads, 1),
+            "HEADS": heads,
             "CARRIES": self.carries_GNKK.numel() > 0,
             "ROWS": ROWS,
-            "WIDTH_K": padded(self.head_dim),
+            "WIDTH_K": width_k,
             "WIDTH_H": padded(self.hidden_dim),
             "num_warps": FEW_WARPS if width <= NARROW else MANY_WARPS,
             "num_stages": 1,  # more would load steps ahead into memory that the weights need
