@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from newllm.runs.directory import LoadedRun
 
 SENTENCES = 5
+AT_ONCE = 256  # sentences; more are drawn in groups, each shown as soon as it is drawn
+SPREAD = 2_654_435_761  # between seeds of groups, of which torch takes the lower 32 bits
 LINE = 32  # tokens; for a model that does not know its longest row
 NOT_USED_WITH = {  # options beside which others would change nothing
     "interactive": ("prompt", "num"),
@@ -135,10 +137,16 @@ def _pieces(options: Namespace) -> Iterator[str]:
     if num != 1 and not (options.endless or options.interactive):
         if max_tokens == math.inf:
             raise ValueError("--max-tokens 0: needs -n 1, --endless or --interactive")
-        given = num, options.prompt, max_tokens, sampling, options.seed
-        sentences = sample_sentences(model, tokenizer, *given)
-        is_of_lines = not any("\n" in sentence for sentence in sentences)
-        yield ("\n" if is_of_lines else "\n\n").join(map(printable, sentences)) + "\n"
+        between = ""
+        for first in range(0, num, AT_ONCE):
+            seed = (options.seed + SPREAD * first) % 2**63
+            given = min(AT_ONCE, num - first), options.prompt, max_tokens, sampling, seed
+            sentences = sample_sentences(model, tokenizer, *given)
+            if any("\n" in sentence for sentence in sentences):
+                between = "\n"  # a blank line after each text of several lines
+            if first:
+                yield between
+            yield f"\n{between}".join(map(printable, sentences)) + "\n"
         return
     continuation = Continuation(
         model, tokenizer, sampling, seed=options.seed, is_endless=options.endless

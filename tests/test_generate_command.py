@@ -135,6 +135,21 @@ def test_what_fails_while_it_draws_is_told_in_a_line(
     assert str(ended_with([str(run)], monkeypatch)).startswith(told)
 
 
+def test_many_sentences_are_shown_group_by_group(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drawn(num: int) -> list[str]:
+        monkeypatch.setattr("sys.argv", ["newllm.generate", str(run), "-n", str(num)])
+        generate.main()
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr(generate, "AT_ONCE", 3)
+    first, whole = drawn(3), drawn(8)
+    assert len(whole) == 8
+    assert whole[:3] == first
+    assert len({tuple(whole[start : start + 2]) for start in (0, 3, 6)}) == 3  # of seeds their own
+
+
 def test_a_full_disk_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
