@@ -92,7 +92,7 @@ def test_the_best_model_is_loaded_again(command: Command, tmp_path: Path) -> Non
     told = subprocess.run(
         talk, input="the old\n/reset\n", cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert told.stdout.splitlines()[-1] == "the state is that of the beginning"
+    assert told.stderr.splitlines()[-1] == "the state is that of the beginning"
     done = command("newllm.generate", "nowhere", fresh=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     done = command("newllm.report", "run", "run", "--figure", "both.png")
