@@ -24,7 +24,7 @@ from rich.live import Live
 from newllm.runs.directory import read_result
 from newllm.sweeps.jobs import Job, Outcome, duration, read_outcome
 from newllm.sweeps.policy import record_failure, run_job_of_sweep
-from newllm.training.processes import when_parent_ends
+from newllm.training.processes import when_parent_ends, without_interrupts
 from newllm.training.run import quiet_lightning
 from newllm.training.together import Together
 from newllm.training.turns import Turns
@@ -90,10 +90,9 @@ class Workers:
 
     @staticmethod
     def _start_server() -> None:
-        """Start the fork server, which must ignore Ctrl-C."""
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        forkserver.ensure_running()
-        signal.signal(signal.SIGINT, handler)
+        """Start the fork server, which Ctrl-C must not end."""
+        with without_interrupts():
+            forkserver.ensure_running()
 
     def _gather(self, interrupted: bool = False) -> list[Job]:
         """Record the outcomes of the jobs that have ended; returns these jobs."""

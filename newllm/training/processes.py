@@ -8,6 +8,7 @@ all of them come to the same decisions.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,9 +16,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -95,19 +96,17 @@ class Processes:
             return
         context = multiprocessing.get_context("spawn")
         content, threads = OmegaConf.to_yaml(config), self._share_of_threads
-        handler = _ignore_interrupts()  # from their first moment on
-        for rank in range(1, self.number):
-            here, there = context.Pipe(duplex=False)
-            folder = Path(self._folder.name, str(rank))
-            arguments = (there, content, rank, self._port, threads, folder, last, best)
-            process: BaseProcess = context.Process(
-                target=_follow, args=arguments, name=f"process {rank}"
-            )
-            process.start()
-            there.close()
-            self._others[process] = here
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+        with without_interrupts():
+            for rank in range(1, self.number):
+                here, there = context.Pipe(duplex=False)
+                folder = Path(self._folder.name, str(rank))
+                arguments = (there, content, rank, self._port, threads, folder, last, best)
+                process: BaseProcess = context.Process(
+                    target=_follow, args=arguments, name=f"process {rank}"
+                )
+                process.start()
+                there.close()
+                self._others[process] = here
         for process, pipe in self._others.items():
             connection.wait([pipe, process.sentinel])
             if not self._is_ready(pipe):
@@ -157,11 +156,18 @@ class Processes:
         self._others = {}
 
 
-def _ignore_interrupts() -> Any:
-    """Ignore Ctrl-C, which reaches all processes; the handler so far, if this thread has one."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C, which reaches all of them, never interrupts.
+
+    It is blocked, which they inherit, and not ignored: one that comes meanwhile would be lost.
+    """
+    resource_tracker.ensure_running()  # which would unblock it when the first process starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _join_group(rank: int, port: str) -> None:
