@@ -58,18 +58,7 @@ def main() -> None:
         help="a package that the model may load classes from")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed (0)")
     options = parser.parse_args()
-    cause = "--greedy"
-    if options.temperature == 0:
-        options.greedy, options.temperature = True, parser.get_default("temperature")
-        cause = "--temperature 0"
-    for name, others in NOT_USED_WITH.items():
-        for other in others if getattr(options, name) else ():
-            if getattr(options, other) != parser.get_default(other):
-                chosen = cause if name == "greedy" else _option(name)
-                parser.error(f"{_option(other)}: is not used with {chosen}")
-    for name, least in {"num": 1, "max_tokens": 0, "seed": 0}.items():
-        if (value := getattr(options, name)) is not None and value < least:
-            parser.error(f"{_option(name)} {value}: must be at least {least}")
+    _check(parser, options)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # which a prompt may not hold
     with loading():
@@ -89,6 +78,22 @@ def main() -> None:
         sys.exit("not enough memory")
     except (OSError, RuntimeError, IndexError) as error:  # of parts that do not fit each other
         sys.exit(one_line(error) or type(error).__name__)
+
+
+def _check(parser: Arguments, options: Namespace) -> None:
+    """End the program if options do not fit each other; a temperature of 0 becomes --greedy."""
+    cause = "--greedy"
+    if options.temperature == 0:
+        options.greedy, options.temperature = True, parser.get_default("temperature")
+        cause = "--temperature 0"
+    for name, others in NOT_USED_WITH.items():
+        for other in others if getattr(options, name) else ():
+            if getattr(options, other) != parser.get_default(other):
+                chosen = cause if name == "greedy" else _option(name)
+                parser.error(f"{_option(other)}: is not used with {chosen}")
+    for name, least in {"num": 1, "max_tokens": 0, "seed": 0}.items():
+        if (value := getattr(options, name)) is not None and value < least:
+            parser.error(f"{_option(name)} {value}: must be at least {least}")
 
 
 def _show(piece: str) -> None:
